@@ -1,0 +1,303 @@
+"""Experiment configs: YAML files and command-line overrides, checked strictly.
+
+`parse_structured` turns a mapping into a checked config of a dataclass. Its errors name the full
+dotted key, what was expected, what came, and the nearest valid key.
+"""
+
+import os
+import typing
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from datetime import datetime
+from types import UnionType
+from typing import Any, Optional, Union
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from threestudio.utils.errors import UserError, with_suggestion
+
+
+def _tuple2(value: Any) -> list:
+    return [float(value), float(value)]
+
+
+def _largest(value: Any) -> float:
+    """The largest value a schedule reaches: itself, or the largest of its values."""
+    if isinstance(value, (int, float)):
+        return value
+    schedule = list(value)
+    if len(schedule) == 3:
+        schedule = [0, *schedule]
+    return max([schedule[1], *schedule[2::2]])
+
+
+_RESOLVERS = {
+    "calc_exp_lr_decay_rate": lambda factor, n: factor ** (1.0 / n),
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "idiv": lambda a, b: a // b,
+    "basename": lambda path: os.path.basename(path),
+    "rmspace": lambda text, replacement: str(text).replace(" ", replacement),
+    "tuple2": _tuple2,
+    "gt0": lambda value: value > 0,
+    "cmaxgt0": lambda value: _largest(value) > 0,
+    "not": lambda value: not value,
+    "cmaxgt0orcmaxgt0": lambda a, b: _largest(a) > 0 or _largest(b) > 0,
+}
+
+for _name, _resolver in _RESOLVERS.items():
+    OmegaConf.register_resolver(_name, _resolver, replace=True)
+
+
+# --------------------------------------------------------------------- checking of single values
+
+
+def _shown(value: Any) -> str:
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return f"{plain!r} ({type(plain).__name__})"
+
+
+def _type_name(hint: Any) -> str:
+    name = getattr(hint, "__name__", None) if not typing.get_args(hint) else None
+    return (name or str(hint)).replace("typing.", "").replace("NoneType", "None")
+
+
+def _alternatives(hint: Any) -> tuple:
+    """The member types of a Union or Optional, else the type itself."""
+    if typing.get_origin(hint) in (Union, UnionType):
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_schedule(value: Any) -> bool:
+    return isinstance(value, (list, tuple, ListConfig)) and all(_is_number(v) for v in value)
+
+
+def _container_kind(hint: Any) -> Optional[type]:
+    origin = typing.get_origin(hint) or hint
+    if origin in (list, tuple, dict):
+        return origin
+    if isinstance(origin, type) and issubclass(origin, (DictConfig, typing.Mapping)):
+        return dict
+    return None
+
+
+def _check_list(value: Any, hint: Any, key: str) -> None:
+    """Checks the elements of a list against List[T] or Tuple[T, ...]; any length passes."""
+    elements = [e for e in typing.get_args(hint) if e is not Ellipsis]
+    if not elements:
+        return
+    for index, item in enumerate(value):
+        element = elements[min(index, len(elements) - 1)]
+        wrong_number = element in (int, float) and not _is_number(item) and item is not None
+        if wrong_number and not isinstance(item, (list, ListConfig)):
+            raise UserError(
+                f"{key}[{index}]: expected {_type_name(element)}, got {_shown(item)}"
+            )
+
+
+def _checked_value(value: Any, hint: Any, key: str) -> Any:
+    """`value` made ready for a field of type `hint`; scalars are left to omegaconf.
+
+    Lists of numbers pass for number fields: they are schedules (`threestudio.utils.misc.C`).
+    """
+    kinds = _alternatives(hint)
+    if hint is Any or Any in kinds:
+        return value
+    if isinstance(value, (dict, DictConfig)):
+        if all(_container_kind(k) is not dict and not is_dataclass(k) for k in kinds):
+            raise UserError(f"{key}: expected {_type_name(hint)}, got {_shown(value)}")
+        return value
+    if isinstance(value, (list, tuple, ListConfig)):
+        lists = [k for k in kinds if _container_kind(k) in (list, tuple)]
+        takes_numbers = any(k in (int, float) for k in kinds)
+        if lists:
+            _check_list(value, lists[0], key)
+        elif not (takes_numbers and _is_schedule(value)):
+            raise UserError(f"{key}: expected {_type_name(hint)}, got {_shown(value)}")
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        if float in kinds and int not in kinds:
+            return float(value)
+    return value
+
+
+# ----------------------------------------------------------------------------- structured configs
+
+
+def config_path(cfg: Any, key: str = "") -> str:
+    """The dotted path of a config node (and of `key` in it) from the root of its experiment."""
+    parts = [key] if key else []
+    node = cfg if OmegaConf.is_config(cfg) else None
+    while node is not None:
+        if node._key() is not None:
+            parts.insert(0, str(node._key()))
+        node = node._get_parent()
+    return ".".join(parts)
+
+
+def _as_items(config_class: type, cfg: Any) -> dict[str, Any]:
+    """The entries of `cfg` with containers as config nodes, which keep their own types."""
+    if cfg is None:
+        return {}
+    if isinstance(cfg, config_class):
+        return {f.name: getattr(cfg, f.name) for f in fields(cfg) if f.init}
+    if not isinstance(cfg, (dict, DictConfig)):
+        where = config_path(cfg) or config_class.__qualname__
+        raise UserError(f"{where}: expected a mapping of keys to values, got {_shown(cfg)}")
+    node = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
+    try:
+        return {str(key): node[key] for key in node}
+    except OmegaConfBaseException as error:
+        raise UserError(_omegaconf_reason(error, config_path(cfg))) from error
+
+
+def _omegaconf_reason(error: OmegaConfBaseException, prefix: str = "") -> str:
+    key = getattr(error, "full_key", None) or ""
+    if prefix and not key.startswith(prefix):
+        key = f"{prefix}.{key}" if key else prefix
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key}: a value is required (it is ??? in the config)"
+    reason = str(error).splitlines()[0]
+    return f"{key}: {reason}" if key else reason
+
+
+def parse_structured(config_class: type, cfg: Any = None) -> Any:
+    """A checked config: the dataclass `config_class` filled from the mapping `cfg`.
+
+    Unknown keys, missing required keys and values of the wrong type raise UserError.
+    """
+    items = _as_items(config_class, cfg)
+    path = config_path(cfg)
+    known = {f.name: f for f in fields(config_class) if f.init}
+    owner = config_class.__qualname__.removesuffix(".Config")
+    for key in items:
+        if key not in known:
+            full = f"{path}.{key}" if path else key
+            raise UserError(with_suggestion(f"unknown key '{full}' (of {owner})", key, known))
+    hints = typing.get_type_hints(config_class)
+    for key, value in items.items():
+        items[key] = _checked_value(value, hints[key], f"{path}.{key}" if path else key)
+    for key, spec in known.items():
+        if key not in items and spec.default is MISSING and spec.default_factory is MISSING:
+            raise UserError(f"{path}.{key}".lstrip(".") + f": a value is required by {owner}")
+    try:
+        structured = OmegaConf.structured(config_class(**items))
+    except OmegaConfBaseException as error:
+        key = (getattr(error, "full_key", None) or getattr(error, "key", None) or "").split(".")[-1]
+        if key in items:
+            full = f"{path}.{key}" if path else key
+            expected = _type_name(hints[key])
+            raise UserError(f"{full}: expected {expected}, got {_shown(items[key])}") from error
+        raise UserError(_omegaconf_reason(error, path)) from error
+    if path:
+        structured._metadata.key = path  # so that a config nested in this one knows its full path
+    return structured
+
+
+def config_to_primitive(config: Any, resolve: bool = True) -> Any:
+    return OmegaConf.to_container(config, resolve=resolve)
+
+
+def dump_config(path: str, config: Any) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        OmegaConf.save(config=config, f=file)
+
+
+# ----------------------------------------------------------------------------------- experiments
+
+
+@dataclass
+class ExperimentConfig:
+    name: str = "default"  # of the experiment: the folder that holds its trials
+    description: str = ""
+    tag: str = ""  # of the trial
+    seed: int = 0  # every random draw of the run is keyed by it
+    use_timestamp: bool = True  # whether the trial's folder name ends in the time of its start
+    timestamp: Optional[str] = None  # "@YYYYmmdd-HHMMSS", set at the start
+    exp_root_dir: str = "outputs"
+    exp_dir: str = ""  # set: {exp_root_dir}/{name}
+    trial_name: str = ""  # set: {tag}{timestamp}
+    trial_dir: str = ""  # set: {exp_dir}/{trial_name}
+    n_gpus: int = 1  # set: number of devices
+    resume: Optional[str] = None  # path of a checkpoint
+
+    data_type: str = ""  # registered name of the data module
+    data: dict = field(default_factory=dict)
+    system_type: str = ""  # registered name of the system
+    system: dict = field(default_factory=dict)
+    trainer: dict = field(default_factory=dict)  # arguments of pytorch_lightning.Trainer
+    checkpoint: dict = field(default_factory=dict)  # arguments of ModelCheckpoint
+
+    def __post_init__(self) -> None:
+        if not self.tag and not self.use_timestamp:
+            raise UserError("tag: a trial needs a tag or use_timestamp=true; both are unset")
+        if self.timestamp is None:
+            # Several processes would read several clocks and part into several folders.
+            stamped = self.use_timestamp and self.n_gpus <= 1
+            self.timestamp = datetime.now().strftime("@%Y%m%d-%H%M%S") if stamped else ""
+        self.trial_name = f"{self.tag}{self.timestamp}"
+        self.exp_dir = os.path.join(self.exp_root_dir, self.name)
+        self.trial_dir = os.path.join(self.exp_dir, self.trial_name)
+        _check_folder_name("name", self.name, may_nest=True)
+        _check_folder_name("tag", self.trial_name, may_nest=False)
+
+
+def _check_folder_name(key: str, name: str, may_nest: bool) -> None:
+    """A trial never lies outside of its experiment's folder, whatever its prompt contains."""
+    parts = name.replace("\\", "/").split("/")
+    if ".." in parts or name.startswith("/") or (len(parts) > 1 and not may_nest):
+        raise UserError(f"{key}: '{name}' is not a folder name; set {key}=... without slashes")
+    if max(len(part.encode()) for part in parts) > 255:
+        raise UserError(f"{key}: longer than the 255 bytes of a folder name; set {key}=...")
+
+
+def _read_yaml(source: str, from_string: bool) -> Any:
+    import yaml
+
+    where = "config string" if from_string else source
+    try:
+        return OmegaConf.create(source) if from_string else OmegaConf.load(source)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"config not found: {source}") from None
+    except (IsADirectoryError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: not a YAML file ({type(error).__name__})") from error
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{where}: not valid YAML: {reason}") from error
+
+
+def _read_overrides(cli_args: list[str]) -> DictConfig:
+    for argument in cli_args:
+        if argument.startswith("-") or "=" not in argument:
+            raise UserError(f"bad override '{argument}': expected key=value, as trainer.max_steps=10")
+    import yaml
+
+    try:
+        return OmegaConf.from_cli(cli_args)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"bad override: {' '.join(str(error).split())}") from error
+
+
+def load_config(
+    *yamls: str, cli_args: Optional[list[str]] = None, from_string: bool = False, **kwargs: Any
+) -> DictConfig:
+    """The checked ExperimentConfig of YAML files (or strings), then overrides, then `kwargs`.
+
+    Nothing is written: the trial's folder is made by the run, not by reading its config.
+    """
+    parts = [_read_yaml(source, from_string) for source in yamls]
+    if not all(isinstance(part, DictConfig) for part in parts):
+        raise UserError("a config file holds a mapping of keys to values")
+    try:
+        merged = OmegaConf.merge(*parts, _read_overrides(list(cli_args or [])), dict(kwargs))
+        OmegaConf.resolve(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(_omegaconf_reason(error)) from error
+    return parse_structured(ExperimentConfig, merged)

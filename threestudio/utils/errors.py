@@ -1,0 +1,27 @@
+"""The error that means: the user's input is wrong, and this line says how."""
+
+import difflib
+from typing import Iterable
+
+
+class UserError(ValueError):
+    """Bad input. Its message is one clear line; the command line prints it without a traceback."""
+
+
+def nearest_names(name: str, valid: Iterable[str], count: int = 3) -> list[str]:
+    """Up to `count` names of `valid` that look like `name`, best first."""
+    names = {v.lower(): v for v in valid}
+    matches = difflib.get_close_matches(name.lower(), names, n=count, cutoff=0.5)
+    contained = [n for n in names if name and name.lower() in n and n not in matches]
+    return [names[m] for m in (matches + sorted(contained))[:count]]
+
+
+def with_suggestion(message: str, name: str, valid: Iterable[str]) -> str:
+    """`message`, followed by the names of `valid` nearest to `name`, or by all if none is near."""
+    valid = sorted(str(v) for v in valid)
+    near = nearest_names(name, valid)
+    if near:
+        return f"{message}; nearest: {', '.join(near)}"
+    if 0 < len(valid) <= 40:
+        return f"{message}; known: {', '.join(valid)}"
+    return message

@@ -1,0 +1,152 @@
+"""Devices, ranks, schedules and checkpoints: the small things that every part needs."""
+
+import gc
+import math
+import os
+import re
+from typing import Any, Optional
+
+import torch
+from packaging import version
+
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+_LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "SLURM_LOCALID", *_RANK_VARIABLES)
+
+
+def parse_version(text: str) -> version.Version:
+    return version.parse(text)
+
+
+def _first_integer(variables: tuple[str, ...]) -> int:
+    for variable in variables:
+        value = os.environ.get(variable)
+        if value is not None:
+            return int(value)
+    return 0
+
+
+def get_rank() -> int:
+    """This process's number among all processes of the run."""
+    return _first_integer(_RANK_VARIABLES)
+
+
+def get_device() -> torch.device:
+    """The device of this process: its own CUDA device, or the CPU on a machine without one."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device(f"cuda:{_first_integer(_LOCAL_RANK_VARIABLES) % torch.cuda.device_count()}")
+
+
+def cleanup() -> None:
+    """Frees what the garbage collector and the CUDA allocator hold on to."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def barrier() -> None:
+    """Waits for all processes of a distributed run; does nothing in a single one."""
+    if _distributed():
+        torch.distributed.barrier()
+
+
+def broadcast(tensor: torch.Tensor, src: int = 0) -> torch.Tensor:
+    """`tensor` of rank `src`, on every rank."""
+    if _distributed():
+        torch.distributed.broadcast(tensor, src=src)
+    return tensor
+
+
+def enable_gradient(model: torch.nn.Module, enabled: bool = True) -> None:
+    for parameter in model.parameters():
+        parameter.requires_grad_(enabled)
+
+
+def _interpolate(start: float, end: float, fraction: float, interpolation: str) -> float:
+    if interpolation == "linear":
+        return start + (end - start) * fraction
+    if interpolation == "exp":
+        return math.exp(math.log(start) + (math.log(end) - math.log(start)) * fraction)
+    raise ValueError(f"unknown interpolation '{interpolation}'; expected 'linear' or 'exp'")
+
+
+def _schedule_knots(schedule: list) -> tuple[list, list]:
+    """The (positions, values) of a schedule list in any of its forms."""
+    if len(schedule) == 3:
+        schedule = [0, *schedule]
+    if len(schedule) == 4:
+        start, start_value, end_value, end = schedule
+        return [start, end], [start_value, end_value]
+    if len(schedule) >= 6 and len(schedule) % 2 == 0:
+        start, start_value, *rest = schedule
+        return [start, *rest[1::2]], [start_value, *rest[0::2]]
+    raise TypeError(
+        f"a schedule has 3 or 4 numbers, or an even number of at least 6 "
+        f"[s0, v0, v1, s1, v2, s2, ...]; got {schedule}"
+    )
+
+
+def C(value: Any, epoch: int, global_step: int, interpolation: str = "linear") -> float:
+    """The value of a schedule at a step.
+
+    A number is itself. `[start_step, start_value, end_value, end_step]` is interpolated and held
+    outside of its range (`start_step` 0 if left out); `[s0, v0, v1, s1, v2, s2, ...]` has several
+    pieces. Where a piece's end is an int it counts steps, where it is a float it counts epochs.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    if isinstance(value, (str, bytes, bool)) or not hasattr(value, "__iter__"):
+        raise TypeError(f"a schedule is a number or a list of numbers; got {value!r}")
+    positions, values = _schedule_knots(list(value))
+    piece = 0
+    for index in range(1, len(positions) - 1):
+        if (global_step if isinstance(positions[index], int) else epoch) >= positions[index]:
+            piece = index
+    start, end = positions[piece], positions[piece + 1]
+    now = global_step if isinstance(end, int) else epoch
+    fraction = 1.0 if end <= start else max(min((now - start) / (end - start), 1.0), 0.0)
+    return _interpolate(values[piece], values[piece + 1], fraction, interpolation)
+
+
+def load_checkpoint(path: str, map_location: Any = "cpu") -> dict:
+    """The content of a checkpoint file. Raises FileNotFoundError, or ValueError if it is broken."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"checkpoint not found: {path}")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # torch raises many types here; each means an unreadable file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"checkpoint {path} is corrupt or not a checkpoint: {reason}") from error
+
+
+def load_module_weights(
+    path: str,
+    module_name: Optional[str] = None,
+    ignore_modules: Optional[list[str]] = None,
+    map_location: Any = None,
+) -> tuple[dict[str, torch.Tensor], int, int]:
+    """(state_dict, epoch, global_step) of a checkpoint.
+
+    `module_name` keeps only that submodule, with its prefix taken off; `ignore_modules` leaves
+    those submodules out. Only one of the two may be given.
+    """
+    if module_name is not None and ignore_modules is not None:
+        raise ValueError("module_name and ignore_modules cannot both be given")
+    checkpoint = load_checkpoint(path, map_location or get_device())
+    if "state_dict" not in checkpoint:
+        raise ValueError(f"checkpoint {path} has no state_dict")
+    state = checkpoint["state_dict"]
+    if ignore_modules is not None:
+        prefixes = tuple(f"{name}." for name in ignore_modules)
+        state = {key: value for key, value in state.items() if not key.startswith(prefixes)}
+    if module_name is not None:
+        prefix = re.compile(rf"^{re.escape(module_name)}\.(.+)$")
+        matches = {key: prefix.match(key) for key in state}
+        state = {match.group(1): state[key] for key, match in matches.items() if match}
+        if not state:
+            raise ValueError(f"checkpoint {path} has no weights of a module '{module_name}'")
+    return state, checkpoint.get("epoch", 0), checkpoint.get("global_step", 0)
