@@ -1,0 +1,38 @@
+"""Base class of backgrounds: the colour seen along a direction that meets nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from threestudio.utils.base import BaseModule
+
+
+class BaseBackground(BaseModule):
+    @dataclass
+    class Config(BaseModule.Config):
+        pass
+
+    cfg: Config
+
+    def configure(self) -> None:
+        pass
+
+    def forward(self, dirs: Tensor) -> Tensor:
+        """dirs [B, H, W, 3], unit length -> colours [B, H, W, C]."""
+        raise TypeError(f"{type(self).__name__} does not define forward")
+
+
+def randomly_replaced(color: Tensor, probability: float) -> Tensor:
+    """With ``probability``, all colours of the batch give way to one random colour for each image.
+
+    color: [B, H, W, C]. The replaced colours stay in the graph with weight zero, so that data-parallel
+    training finds every parameter used.
+    """
+    if torch.rand(()).item() >= probability:
+        return color
+    shape = (color.shape[0],) + (1,) * (color.ndim - 2) + (color.shape[-1],)
+    random_color = torch.rand(shape).to(color)
+    return color * 0 + random_color

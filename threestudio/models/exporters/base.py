@@ -1,0 +1,61 @@
+"""Base class of exporters: from a trained scene to files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, List, NamedTuple
+
+import threestudio
+from threestudio.models.background.base import BaseBackground
+from threestudio.models.geometry.base import BaseGeometry
+from threestudio.models.materials.base import BaseMaterial
+from threestudio.utils.base import BaseObject
+
+
+@dataclass
+class ExporterOutput:
+    """One file: the system calls ``save_{save_type}(save_name, **params)``."""
+
+    save_name: str
+    save_type: str
+    params: Dict[str, Any]
+
+
+class _SceneParts(NamedTuple):
+    geometry: BaseGeometry
+    material: BaseMaterial
+    background: BaseBackground
+
+
+class Exporter(BaseObject):
+    @dataclass
+    class Config(BaseObject.Config):
+        save_video: bool = False  # also render the test views while exporting
+
+    cfg: Config
+
+    def configure(self, geometry: BaseGeometry, material: BaseMaterial, background: BaseBackground) -> None:
+        self._parts = _SceneParts(geometry, material, background)
+
+    @property
+    def geometry(self) -> BaseGeometry:
+        return self._parts.geometry
+
+    @property
+    def material(self) -> BaseMaterial:
+        return self._parts.material
+
+    @property
+    def background(self) -> BaseBackground:
+        return self._parts.background
+
+    def __call__(self, *args: Any, **kwargs: Any) -> List[ExporterOutput]:
+        raise TypeError(f"{type(self).__name__} does not define __call__")
+
+
+@threestudio.register("dummy-exporter")
+class DummyExporter(Exporter):
+    """Writes nothing."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> List[ExporterOutput]:
+        return []

@@ -1,0 +1,31 @@
+"""Base class of materials: from a geometry's features at points to their colours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict
+
+from torch import Tensor
+
+from threestudio.utils.base import BaseModule
+
+
+class BaseMaterial(BaseModule):
+    @dataclass
+    class Config(BaseModule.Config):
+        pass
+
+    cfg: Config
+    requires_normal: bool = False  # whether forward needs shading_normal
+    requires_tangent: bool = False  # whether forward needs tangent
+
+    def configure(self) -> None:
+        pass
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """features [..., F], viewdirs, positions, light_positions, shading_normal [..., 3], ... -> colours [..., C]."""
+        raise TypeError(f"{type(self).__name__} does not define forward")
+
+    def export(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:
+        """features [..., F] -> texture channels: albedo [..., 3] and, where there are any, metallic, roughness, bump."""
+        return {}

@@ -1,0 +1,199 @@
+"""Triangle mesh as differentiable tensors, with the attributes that renderers, losses and exporters ask for."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Optional, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Mesh:
+    """Triangles over shared vertices. Derived attributes are computed at first use and then kept.
+
+    Args:
+        v_pos: vertex positions [Nv, 3].
+        t_pos_idx: vertex indices of each triangle [Nf, 3], counter-clockwise seen from outside.
+        extras: anything else that belongs to the mesh (``mesh.extras[name]``).
+    """
+
+    def __init__(self, v_pos: Tensor, t_pos_idx: Tensor, **extras: Any) -> None:
+        if v_pos.ndim != 2 or v_pos.shape[1] != 3:
+            raise ValueError(f"v_pos: expected [Nv, 3], got {list(v_pos.shape)}")
+        if t_pos_idx.ndim != 2 or t_pos_idx.shape[1] != 3:
+            raise ValueError(f"t_pos_idx: expected [Nf, 3], got {list(t_pos_idx.shape)}")
+        self.v_pos = v_pos
+        self.t_pos_idx = t_pos_idx
+        self.extras: Dict[str, Any] = dict(extras)
+        self._v_nrm: Optional[Tensor] = None
+        self._v_tng: Optional[Tensor] = None
+        self._v_tex: Optional[Tensor] = None
+        self._t_tex_idx: Optional[Tensor] = None
+        self._v_rgb: Optional[Tensor] = None
+        self._edges: Optional[Tensor] = None
+
+    def add_extra(self, name: str, value: Any) -> None:
+        self.extras[name] = value
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.v_pos.requires_grad
+
+    @property
+    def v_nrm(self) -> Tensor:
+        """Unit vertex normals [Nv, 3], faces weighted by their area."""
+        if self._v_nrm is None:
+            self._v_nrm = vertex_normals(self.v_pos, self.t_pos_idx)
+        return self._v_nrm
+
+    @property
+    def v_tng(self) -> Tensor:
+        """Unit vertex tangents along the texture's u axis [Nv, 3], orthogonal to the normals."""
+        if self._v_tng is None:
+            self._v_tng = vertex_tangents(self.v_pos, self.t_pos_idx, self.v_tex, self.t_tex_idx, self.v_nrm)
+        return self._v_tng
+
+    @property
+    def v_tex(self) -> Tensor:
+        """Texture coordinates [Nt, 2] in [0, 1]; v grows downwards, as image rows do."""
+        if self._v_tex is None:
+            self.unwrap_uv()
+        return self._v_tex
+
+    @property
+    def t_tex_idx(self) -> Tensor:
+        """Indices into ``v_tex`` of each triangle [Nf, 3]."""
+        if self._t_tex_idx is None:
+            self.unwrap_uv()
+        return self._t_tex_idx
+
+    @property
+    def v_rgb(self) -> Optional[Tensor]:
+        """Vertex colours [Nv, 3] in [0, 1], or None where none were set."""
+        return self._v_rgb
+
+    def set_vertex_color(self, v_rgb: Tensor) -> None:
+        if v_rgb.shape[0] != self.v_pos.shape[0]:
+            raise ValueError(f"v_rgb: expected {self.v_pos.shape[0]} colours, got {v_rgb.shape[0]}")
+        self._v_rgb = v_rgb
+
+    def set_uv(self, v_tex: Tensor, t_tex_idx: Tensor) -> None:
+        self._v_tex, self._t_tex_idx = v_tex, t_tex_idx
+
+    @property
+    def edges(self) -> Tensor:
+        """Each undirected edge once [Ne, 2], the smaller index first."""
+        if self._edges is None:
+            t = self.t_pos_idx
+            pairs = torch.cat([t[:, [0, 1]], t[:, [1, 2]], t[:, [2, 0]]]).sort(dim=1).values
+            self._edges = pairs.unique(dim=0)
+        return self._edges
+
+    def remove_outlier(self, outlier_n_faces_threshold: Union[int, float]) -> "Mesh":
+        """Drops connected components with too few faces; gradients to ``v_pos`` are kept.
+
+        Args:
+            outlier_n_faces_threshold: int: the least number of faces that a component may have;
+                float: the same as a fraction of the largest component's faces.
+        """
+        if self.t_pos_idx.shape[0] == 0:
+            return self
+        component = face_components(self.t_pos_idx, self.v_pos.shape[0])  # [Nf]
+        n_faces = torch.bincount(component)
+        threshold = outlier_n_faces_threshold
+        least = threshold if isinstance(threshold, int) else int(n_faces.max().item() * threshold)
+        keep = (n_faces >= least)[component]
+        if keep.all():
+            return self
+        used, t_pos_idx = self.t_pos_idx[keep].unique(return_inverse=True)
+        mesh = Mesh(self.v_pos[used], t_pos_idx, **self.extras)
+        if self._v_rgb is not None:
+            mesh.set_vertex_color(self._v_rgb[used])
+        return mesh
+
+    def unwrap_uv(
+        self,
+        xatlas_chart_options: Optional[Dict[str, Any]] = None,
+        xatlas_pack_options: Optional[Dict[str, Any]] = None,
+    ) -> None:
+        """Makes a texture atlas with xatlas. Options are attributes of xatlas.ChartOptions and PackOptions."""
+        import numpy as np
+        import xatlas
+
+        atlas = xatlas.Atlas()
+        atlas.add_mesh(
+            self.v_pos.detach().float().cpu().numpy(),
+            self.t_pos_idx.cpu().numpy().astype(np.uint32),
+        )
+        chart, pack = xatlas.ChartOptions(), xatlas.PackOptions()
+        chart.max_iterations = 4  # xatlas' own default of 1 gives many small charts on organic shapes
+        _set_options(chart, xatlas_chart_options or {}, "xatlas_chart_options")
+        _set_options(pack, xatlas_pack_options or {}, "xatlas_pack_options")
+        atlas.generate(chart, pack)
+        _, indices, uvs = atlas.get_mesh(0)
+        device = self.v_pos.device
+        self._v_tex = torch.from_numpy(uvs.astype(np.float32)).to(device)
+        self._t_tex_idx = torch.from_numpy(indices.astype(np.int64)).to(device)
+
+    def normal_consistency(self) -> Tensor:
+        """Mean of 1 - cos between the normals at the two ends of each edge, a scalar."""
+        n = self.v_nrm[self.edges]  # [Ne, 2, 3]
+        return (1.0 - F.cosine_similarity(n[:, 0], n[:, 1], dim=-1)).mean()
+
+    def laplacian(self) -> Tensor:
+        """Mean distance of each vertex from the centre of its neighbours (uniform Laplacian), a scalar."""
+        i, j = self.edges.unbind(1)
+        ones = torch.ones_like(i, dtype=self.v_pos.dtype)
+        degree = torch.zeros_like(self.v_pos[:, 0]).index_add(0, i, ones).index_add(0, j, ones)
+        total = torch.zeros_like(self.v_pos).index_add(0, i, self.v_pos[j]).index_add(0, j, self.v_pos[i])
+        return (total / degree.clamp(min=1)[:, None] - self.v_pos).norm(dim=1).mean()
+
+
+def vertex_normals(v_pos: Tensor, t_pos_idx: Tensor) -> Tensor:
+    """Unit normals [Nv, 3] of v_pos [Nv, 3], t_pos_idx [Nf, 3]; (0, 0, 1) where a vertex has no face of any area."""
+    v0, v1, v2 = v_pos[t_pos_idx].unbind(1)
+    face = torch.linalg.cross(v1 - v0, v2 - v0, dim=-1)  # twice the area times the unit normal
+    normal = torch.zeros_like(v_pos)
+    for corner in range(3):
+        normal = normal.index_add(0, t_pos_idx[:, corner], face)
+    degenerate = (normal.square().sum(-1, keepdim=True) <= 1e-20).expand_as(normal)
+    return F.normalize(torch.where(degenerate, normal.new_tensor([0.0, 0.0, 1.0]), normal), dim=-1)
+
+
+def vertex_tangents(v_pos: Tensor, t_pos_idx: Tensor, v_tex: Tensor, t_tex_idx: Tensor, v_nrm: Tensor) -> Tensor:
+    """Unit tangents [Nv, 3] along u: solves position = origin + u tangent + v bitangent on each face."""
+    p0, p1, p2 = v_pos[t_pos_idx].unbind(1)
+    t0, t1, t2 = v_tex[t_tex_idx].unbind(1)
+    d1, d2 = t1 - t0, t2 - t0
+    determinant = d1[:, :1] * d2[:, 1:] - d1[:, 1:] * d2[:, :1]
+    sign = torch.where(determinant >= 0, 1.0, -1.0)
+    tangent = ((p1 - p0) * d2[:, 1:] - (p2 - p0) * d1[:, 1:]) / (determinant.abs().clamp(min=1e-6) * sign)
+    total = torch.zeros_like(v_pos)
+    for corner in range(3):
+        total = total.index_add(0, t_pos_idx[:, corner], tangent)
+    total = F.normalize(total, dim=-1)
+    return F.normalize(total - (total * v_nrm).sum(-1, keepdim=True) * v_nrm, dim=-1)
+
+
+def face_components(t_pos_idx: Tensor, n_vertices: int) -> Tensor:
+    """Index of the connected component of each face [Nf]; faces are connected that share a vertex."""
+    import numpy as np
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    t = t_pos_idx.cpu().numpy()
+    rows = np.concatenate([t[:, 0], t[:, 1]])
+    columns = np.concatenate([t[:, 1], t[:, 2]])
+    graph = coo_matrix((np.ones(len(rows), np.uint8), (rows, columns)), shape=(n_vertices, n_vertices))
+    _, label = connected_components(graph, directed=False)
+    _, label = np.unique(label[t[:, 0]], return_inverse=True)
+    return torch.from_numpy(label.astype(np.int64)).to(t_pos_idx.device)
+
+
+def _set_options(target: Any, options: Dict[str, Any], key: str) -> None:
+    known = [name for name in dir(target) if not name.startswith("_")]
+    for name, value in options.items():
+        if name not in known:
+            raise ValueError(f"{key}: unknown option {name!r}, expected one of {', '.join(known)}")
+        setattr(target, name, value)
