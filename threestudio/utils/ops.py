@@ -93,7 +93,8 @@ def _concatenate(chunks: list) -> Any:
     if isinstance(first, dict):
         return {key: _concatenate([chunk[key] for chunk in chunks]) for key in first}
     if isinstance(first, (tuple, list)):
-        return type(first)(_concatenate(list(parts)) for parts in zip(*chunks))
+        joined = [_concatenate(list(parts)) for parts in zip(*chunks)]
+        return joined if isinstance(first, list) else tuple(joined)
     raise TypeError(
         f"chunk_batch joins tensors, and dicts, tuples and lists of them; got {type(first)}"
     )
@@ -105,7 +106,7 @@ def _detached(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _detached(v) for key, v in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(_detached(v) for v in value)
+        return [_detached(v) for v in value] if isinstance(value, list) else tuple(map(_detached, value))
     return value
 
 

@@ -1,0 +1,261 @@
+"""SaverMixin: everything that a system writes goes through it, into the trial's `save` folder."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from PIL import Image
+
+from threestudio.utils import images, mesh_files, video
+from threestudio.utils.errors import UserError
+
+
+class SaverMixin:
+    _save_dir: Optional[str] = None
+    _wandb_logger: Any = None
+
+    # ------------------------------------------------------------------------------ where to
+
+    def set_save_dir(self, save_dir: str) -> None:
+        self._save_dir = save_dir
+
+    def get_save_dir(self) -> str:
+        if self._save_dir is None:
+            raise ValueError("no folder to save into: call set_save_dir first")
+        return self._save_dir
+
+    def get_save_path(self, filename: str) -> str:
+        """The path of `filename` in the save folder, with its folders made."""
+        root = Path(self.get_save_dir())
+        path = root / filename
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise UserError(f"'{filename}' lies outside of the save folder {root}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return str(path)
+
+    def convert_data(self, data: Any) -> Any:
+        return images.to_numpy(data)
+
+    # ------------------------------------------------------------------------------- loggers
+
+    def create_loggers(self, cfg_loggers: Any) -> None:
+        """Opens Weights & Biases if `loggers.wandb.enable` says so; it is imported only then."""
+        wandb_config = (cfg_loggers or {}).get("wandb") or {}
+        if wandb_config.get("enable"):
+            from pytorch_lightning.loggers import WandbLogger
+
+            self._wandb_logger = WandbLogger(
+                project=wandb_config.get("project"), name=wandb_config.get("name")
+            )
+
+    def get_loggers(self) -> list:
+        return [self._wandb_logger] if self._wandb_logger is not None else []
+
+    def _log_image(self, name: Optional[str], path: str, step: Optional[int]) -> None:
+        if name is not None and self._wandb_logger is not None:
+            self._wandb_logger.log_image(key=name, images=[path], step=step)
+
+    # -------------------------------------------------------------------------------- images
+
+    def _save_picture(
+        self, filename: str, picture: np.ndarray, name: Optional[str], step: Optional[int]
+    ) -> str:
+        path = self.get_save_path(filename)
+        Image.fromarray(picture).save(path)
+        self._log_image(name, path, step)
+        return path
+
+    def save_rgb_image(
+        self,
+        filename: str,
+        img: Any,  # [H, W, C], or [C, H, W]
+        data_format: str = "HWC",
+        data_range: tuple[float, float] = (0, 1),
+        name: Optional[str] = None,
+        step: Optional[int] = None,
+    ) -> str:
+        picture = images.rgb_image(img, data_format, data_range)
+        return self._save_picture(filename, picture, name, step)
+
+    def save_uv_image(
+        self,
+        filename: str,
+        img: Any,  # [H, W, 2], or [2, H, W]
+        data_format: str = "HWC",
+        data_range: tuple[float, float] = (0, 1),
+        cmap: str = "checkerboard",
+    ) -> str:
+        picture = images.uv_image(img, data_format, data_range, cmap)
+        return self._save_picture(filename, picture, None, None)
+
+    def save_grayscale_image(
+        self,
+        filename: str,
+        img: Any,  # [H, W]
+        data_range: Optional[tuple[float, float]] = None,
+        cmap: Optional[str] = "jet",
+        name: Optional[str] = None,
+        step: Optional[int] = None,
+    ) -> str:
+        picture = images.grayscale_image(img, data_range, cmap)
+        return self._save_picture(filename, picture, name, step)
+
+    def save_image_grid(
+        self,
+        filename: str,
+        imgs: list,
+        align: images.Align = "max",
+        name: Optional[str] = None,
+        step: Optional[int] = None,
+        texts: Optional[list[str]] = None,
+    ) -> str:
+        """`imgs` is a row of `{"type": "rgb|uv|grayscale", "img", "kwargs"}`, or a list of rows."""
+        return self._save_picture(filename, images.image_grid(imgs, align, texts), name, step)
+
+    def save_image(self, filename: str, img: Any) -> str:
+        """`img`: [H, W, C] or [H, W], uint8."""
+        picture = images.to_numpy(img)
+        if picture.dtype != np.uint8:
+            raise ValueError(f"save_image takes uint8; got {picture.dtype}")
+        return self._save_picture(filename, picture, None, None)
+
+    def save_cubemap(
+        self, filename: str, img: Any, data_range: tuple[float, float] = (0, 1), **kwargs: Any
+    ) -> str:
+        """`img`: [6, H, W, C]."""
+        return self._save_picture(filename, images.cubemap_image(img, data_range), None, None)
+
+    def save_img_sequence(
+        self,
+        filename: str,
+        img_dir: str,
+        matcher: str,
+        save_format: str = "mp4",
+        fps: int = 30,
+        name: Optional[str] = None,
+        step: Optional[int] = None,
+    ) -> str:
+        """A video of the pictures in the folder `img_dir` of the save folder.
+
+        `matcher` is a regular expression; its first group is the frame's number.
+        """
+        if not filename.endswith(f".{save_format}"):
+            filename = f"{filename}.{save_format}"
+        frames = video.frames_in(os.path.join(self.get_save_dir(), img_dir), matcher)
+        path = video.write_video(self.get_save_path(filename), frames, save_format, fps)
+        if name is not None and self._wandb_logger is not None:
+            self._wandb_logger.log_video(key=name, videos=[path], step=step)
+        return path
+
+    # -------------------------------------------------------------------------------- meshes
+
+    def save_mesh(
+        self,
+        filename: str,
+        v_pos: Any,  # [V, 3]
+        t_pos_idx: Any,  # [F, 3]
+        v_tex: Any = None,  # [V, 2]
+        t_tex_idx: Any = None,  # [F, 3]
+    ) -> str:
+        """Writes geometry alone, in the format that the file's ending names."""
+        import trimesh
+
+        mesh = trimesh.Trimesh(images.to_numpy(v_pos), images.to_numpy(t_pos_idx), process=False)
+        path = self.get_save_path(filename)
+        mesh.export(path)
+        return path
+
+    def save_obj(
+        self,
+        filename: str,
+        mesh: Any,  # threestudio.models.mesh.Mesh
+        save_mat: bool = False,
+        save_normal: bool = False,
+        save_uv: bool = False,
+        save_vertex_color: bool = False,
+        map_Kd: Any = None,  # [H, W, 3]
+        map_Ks: Any = None,  # [H, W, 3]
+        map_Bump: Any = None,  # [H, W, 3]
+        map_Pm: Any = None,  # [H, W, 1]
+        map_Pr: Any = None,  # [H, W, 1]
+        map_format: str = "jpg",
+    ) -> list[str]:
+        """Writes an OBJ, and with `save_mat` its MTL and textures; returns all paths."""
+        if not filename.endswith(".obj"):
+            filename += ".obj"
+        path = self.get_save_path(filename)
+        written, mtllib = [], None
+        if save_mat:
+            material_path = os.path.splitext(path)[0] + ".mtl"
+            maps = dict(map_Kd=map_Kd, map_Ks=map_Ks, map_Bump=map_Bump, map_Pm=map_Pm, map_Pr=map_Pr)
+            written = mesh_files.write_material(material_path, "default", maps, map_format)
+            mtllib = os.path.basename(material_path)
+        arrays = {
+            "v_pos": mesh.v_pos,
+            "t_pos_idx": mesh.t_pos_idx,
+            "v_nrm": mesh.v_nrm if save_normal else None,
+            "v_tex": mesh.v_tex if save_uv else None,
+            "t_tex_idx": mesh.t_tex_idx if save_uv else None,
+            "v_rgb": mesh.v_rgb if save_vertex_color else None,
+        }
+        text = mesh_files.obj_text(
+            **images.to_numpy(arrays), mtllib=mtllib, material="default" if save_mat else None
+        )
+        return [mesh_files.write_text(path, text), *written]
+
+    def save_glb(
+        self,
+        filename: str,
+        mesh: Any,  # threestudio.models.mesh.Mesh
+        save_normal: bool = False,
+        save_uv: bool = False,
+        save_vertex_color: bool = False,
+        map_Kd: Any = None,  # [H, W, 3]
+    ) -> list[str]:
+        """Writes a GLB with vertex colours, or with `save_uv` and `map_Kd` a texture."""
+        if not filename.endswith(".glb"):
+            filename += ".glb"
+        path = self.get_save_path(filename)
+        arrays = {
+            "v_pos": mesh.v_pos,
+            "t_pos_idx": mesh.t_pos_idx,
+            "v_nrm": mesh.v_nrm if save_normal else None,
+            "v_rgb": mesh.v_rgb if save_vertex_color else None,
+            "v_tex": mesh.v_tex if save_uv else None,
+            "t_tex_idx": mesh.t_tex_idx if save_uv else None,
+            "base_color": map_Kd,
+        }
+        return [mesh_files.write_glb(path, **images.to_numpy(arrays))]
+
+    # ---------------------------------------------------------------------------------- data
+
+    def save_data(self, filename: str, data: Any) -> str:
+        """Arrays: one as .npy, a dict of them as .npz."""
+        data = images.to_numpy(data)
+        ending = ".npz" if isinstance(data, dict) else ".npy"
+        if not filename.endswith(ending):
+            filename += ending
+        path = self.get_save_path(filename)
+        if isinstance(data, dict):
+            np.savez(path, **data)
+        else:
+            np.save(path, data)
+        return path
+
+    def save_state_dict(self, filename: str, data: Any) -> str:
+        path = self.get_save_path(filename)
+        torch.save(data, path)
+        return path
+
+    def save_file(self, filename: str, src_path: str) -> str:
+        path = self.get_save_path(filename)
+        shutil.copyfile(src_path, path)
+        return path
+
+    def save_json(self, filename: str, payload: Any) -> str:
+        text = json.dumps(payload, indent=2, ensure_ascii=False)
+        return mesh_files.write_text(self.get_save_path(filename), text + "\n")
