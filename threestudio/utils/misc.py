@@ -150,3 +150,20 @@ def load_module_weights(
         if not state:
             raise ValueError(f"checkpoint {path} has no weights of a module '{module_name}'")
     return state, checkpoint.get("epoch", 0), checkpoint.get("global_step", 0)
+
+
+def find_last_path(path: str) -> str:
+    """`path` with the word LAST filled in: the newest trial (by its name) that has this path.
+
+    `outputs/x/a_chair@LAST/ckpts/last.ckpt` finds the last trial of that prompt.
+    """
+    if "LAST" not in path:
+        return path
+    before, after = path.split("LAST", 1)
+    parent, prefix = os.path.split(before)
+    names = sorted(os.listdir(parent or "."), reverse=True) if os.path.isdir(parent or ".") else []
+    for name in names:
+        candidate = os.path.join(parent, name) + after
+        if name.startswith(prefix) and os.path.exists(candidate):
+            return candidate
+    raise FileNotFoundError(f"no path matches {path}")

@@ -1,0 +1,316 @@
+"""Base classes of systems: the Lightning modules that own a training step."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+import pytorch_lightning as pl
+import torch.nn.functional as F
+from torch import Tensor
+
+import threestudio
+from threestudio.systems.keyed_steps import KeyedLoader, KeyedSteps, SkipNonFiniteSteps
+from threestudio.systems.utils import parse_optimizer, parse_scheduler
+from threestudio.utils.base import (
+    Updateable,
+    already_updated,
+    update_end_if_possible,
+    update_if_possible,
+)
+from threestudio.utils.config import load_config, parse_structured
+from threestudio.utils.errors import UserError
+from threestudio.utils.misc import C, cleanup, find_last_path, load_module_weights
+from threestudio.utils.saving import SaverMixin
+
+
+class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
+    @dataclass
+    class Config:
+        loggers: dict = field(default_factory=dict)  # wandb: {enable, project, name}
+        loss: dict = field(default_factory=dict)  # lambda_X: weight of loss X, a number or schedule
+        optimizer: dict = field(default_factory=dict)  # name, args, params
+        scheduler: Optional[dict] = None  # name, args, interval
+        weights: Optional[str] = None  # checkpoint to start from (weights alone); default none
+        weights_ignore_modules: Optional[list[str]] = None  # modules not to take from it
+        cleanup_after_validation_step: bool = False  # free cached memory after each
+        cleanup_after_test_step: bool = False  # free cached memory after each
+
+    cfg: Config
+
+    def __init__(self, cfg: Any, resumed: bool = False) -> None:
+        super().__init__()
+        self.cfg = parse_structured(self.Config, cfg)
+        self._save_dir: Optional[str] = None
+        self._resumed = resumed
+        self._evaluated_at: Optional[tuple[int, int]] = None  # (epoch, step) of the checkpoint
+        self.run_seed = 0  # every random draw of a step is keyed by it; set by the launcher
+        self.dataset: Any = None  # of the stage that runs
+        self.create_loggers(self.cfg.loggers)
+        self.configure()
+        if self.cfg.weights is not None:
+            self.load_weights(self.cfg.weights, self.cfg.weights_ignore_modules)
+        self.post_configure()
+
+    # -------------------------------------------------------------------------- building
+
+    def configure(self) -> None:
+        """Builds the system from `self.cfg`."""
+
+    def post_configure(self) -> None:
+        """Called after `configure` and after weights were loaded."""
+
+    def load_weights(self, weights: str, ignore_modules: Optional[list[str]] = None) -> None:
+        state_dict, epoch, global_step = load_module_weights(
+            weights, ignore_modules=ignore_modules, map_location="cpu"
+        )
+        result = self.load_state_dict(state_dict, strict=False)
+        for kind, keys in (("missing", result.missing_keys), ("unknown", result.unexpected_keys)):
+            if keys:
+                threestudio.warn(f"{weights}: {len(keys)} {kind} weights, first {keys[0]}")
+        self.do_update_step(epoch, global_step, on_load_weights=True)
+
+    def configure_optimizers(self) -> dict:
+        optimizer = parse_optimizer(self.cfg.optimizer, self)
+        if self.cfg.scheduler is None:
+            return {"optimizer": optimizer}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": parse_scheduler(self.cfg.scheduler, optimizer),
+        }
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        return [KeyedSteps(), SkipNonFiniteSteps()]
+
+    # ----------------------------------------------------------------------------- state
+
+    def set_resume_status(self, current_epoch: int, global_step: int) -> None:
+        """For evaluation of a checkpoint: Lightning itself starts at step 0 there."""
+        self._evaluated_at = (current_epoch, global_step)
+
+    @property
+    def resumed(self) -> bool:
+        return self._resumed
+
+    @property
+    def true_global_step(self) -> int:
+        return self.global_step if self._evaluated_at is None else self._evaluated_at[1]
+
+    @property
+    def true_current_epoch(self) -> int:
+        return self.current_epoch if self._evaluated_at is None else self._evaluated_at[0]
+
+    def C(self, value: Any) -> float:
+        """The value of a schedule now."""
+        return C(value, self.true_current_epoch, self.true_global_step)
+
+    # ------------------------------------------------------------------------- lifecycle
+
+    def preprocess_data(self, batch: Any, stage: str) -> None:
+        """Changes the batch in place; `stage` is "train", "validation", "test" or "predict"."""
+
+    def _begin_step(self, loader: Any) -> None:
+        epoch, step = self.true_current_epoch, self.true_global_step
+        self.dataset = getattr(loader, "dataset", None)
+        if not isinstance(loader, KeyedLoader):  # which has updated it before drawing the batch
+            update_if_possible(self.dataset, epoch, step)
+        with already_updated(self.dataset):
+            self.do_update_step(epoch, step)
+
+    def _end_step(self) -> None:
+        epoch, step = self.true_current_epoch, self.true_global_step
+        update_end_if_possible(self.dataset, epoch, step)
+        with already_updated(self.dataset):
+            self.do_update_step_end(epoch, step)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int, unused: int = 0) -> None:
+        self.preprocess_data(batch, "train")
+        self._begin_step(self.trainer.train_dataloader)
+
+    def end_train_step(self) -> None:
+        """Called by KeyedSteps, so that a checkpoint holds what the end of the step changed."""
+        self._end_step()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """The step has been ended already; see `end_train_step`."""
+
+    def on_validation_batch_start(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.preprocess_data(batch, "validation")
+        self._begin_step(_one_loader(self.trainer.val_dataloaders, dataloader_idx))
+
+    def on_validation_batch_end(
+        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._end_step()
+        if self.cfg.cleanup_after_validation_step:
+            cleanup()
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.preprocess_data(batch, "test")
+        self._begin_step(_one_loader(self.trainer.test_dataloaders, dataloader_idx))
+
+    def on_test_batch_end(
+        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._end_step()
+        if self.cfg.cleanup_after_test_step:
+            cleanup()
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.preprocess_data(batch, "predict")
+        self._begin_step(_one_loader(self.trainer.predict_dataloaders, dataloader_idx))
+
+    def on_predict_batch_end(
+        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._end_step()
+
+
+def _one_loader(loaders: Any, index: int) -> Any:
+    return loaders[index] if isinstance(loaders, (list, tuple)) else loaders
+
+
+class BaseLift3DSystem(BaseSystem):
+    """A scene of geometry, material and background, rendered, and taught by a guidance."""
+
+    @dataclass
+    class Config(BaseSystem.Config):
+        geometry_type: str = ""  # registered name, as all *_type
+        geometry: dict = field(default_factory=dict)
+        geometry_convert_from: Optional[str] = None  # checkpoint of another stage; default none
+        geometry_convert_inherit_texture: bool = False  # take over its texture's network too
+        geometry_convert_override: dict = field(default_factory=dict)  # of its geometry's config
+        material_type: str = ""
+        material: dict = field(default_factory=dict)
+        background_type: str = ""
+        background: dict = field(default_factory=dict)
+        renderer_type: str = ""
+        renderer: dict = field(default_factory=dict)
+        guidance_type: str = ""
+        guidance: dict = field(default_factory=dict)
+        prompt_processor_type: str = ""
+        prompt_processor: dict = field(default_factory=dict)
+        exporter_type: str = "mesh-exporter"
+        exporter: dict = field(default_factory=dict)
+
+    cfg: Config
+
+    def configure(self) -> None:
+        converts = self.cfg.geometry_convert_from and not self.cfg.weights and not self.resumed
+        if converts:
+            self.geometry = self._converted_geometry(find_last_path(self.cfg.geometry_convert_from))
+        else:
+            self.geometry = self._build("geometry")
+        self.material = self._build("material")
+        self.background = self._build("background")
+        self.renderer = self._build(
+            "renderer",
+            geometry=self.geometry,
+            material=self.material,
+            background=self.background,
+        )
+
+    def _build(self, part: str, **kwargs: Any) -> Any:
+        """The registered thing that `{part}_type` names, from the config `{part}`."""
+        name = self.cfg[f"{part}_type"]
+        if not name:
+            raise UserError(f"system.{part}_type: a registered name is required")
+        return threestudio.find(name)(self.cfg[part], **kwargs)
+
+    def build_prompts_and_guidance(self) -> None:
+        """Builds `prompt_processor` and `guidance`; opens the model's folders."""
+        self.prompt_processor = self._build("prompt_processor")
+        self.guidance = self._build("guidance")
+
+    def _converted_geometry(self, checkpoint: str) -> Any:
+        parsed = Path(checkpoint).parent / "../configs/parsed.yaml"
+        if not parsed.is_file():
+            raise FileNotFoundError(
+                f"system.geometry_convert_from: {checkpoint} has no config at {parsed}"
+            )
+        system = load_config(str(parsed)).system
+        system.geometry.update(self.cfg.geometry_convert_override)
+        previous = threestudio.find(system.geometry_type)(system.geometry)
+        state_dict, epoch, global_step = load_module_weights(
+            checkpoint, module_name="geometry", map_location="cpu"
+        )
+        previous.load_state_dict(state_dict, strict=False)
+        previous.do_update_step(epoch, global_step, on_load_weights=True)
+        geometry_class = threestudio.find(self.cfg.geometry_type)
+        converted = geometry_class.create_from(
+            previous,
+            self.cfg.geometry,
+            copy_net=self.cfg.geometry_convert_inherit_texture,
+        )
+        del previous
+        cleanup()
+        return converted
+
+    def on_fit_start(self) -> None:
+        if self._save_dir is not None:
+            threestudio.info(f"Validation results will be saved to {self._save_dir}")
+        else:
+            threestudio.warn("no save folder is set: validation results are not saved")
+
+    def on_test_end(self) -> None:
+        if self._save_dir is not None:
+            threestudio.info(f"Test results saved to {self._save_dir}")
+
+    # ----------------------------------------------------------------------------- export
+
+    def on_predict_start(self) -> None:
+        self.exporter = self._build(
+            "exporter",
+            geometry=self.geometry,
+            material=self.material,
+            background=self.background,
+        )
+
+    def predict_step(self, batch: Any, batch_idx: int) -> None:
+        if self.exporter.cfg.save_video:
+            self.test_step(batch, batch_idx)
+
+    def on_predict_epoch_end(self) -> None:
+        if self.exporter.cfg.save_video:
+            self.on_test_epoch_end()
+        for output in self.exporter():
+            save = getattr(self, f"save_{output.save_type}", None)
+            if save is None:
+                raise ValueError(f"the exporter asks for save_{output.save_type}, which is unknown")
+            save(f"it{self.true_global_step}-export/{output.save_name}", **output.params)
+
+    def on_predict_end(self) -> None:
+        if self._save_dir is not None:
+            threestudio.info(f"Export results saved to {self._save_dir}")
+
+    # -------------------------------------------------------------------------- evaluation
+
+    def guidance_evaluation_save(
+        self,
+        comp_rgb: Tensor,  # [B, H, W, 3]
+        guidance_eval_out: dict,  # bs, texts, and pictures imgs_* [n, h, w, 3]
+    ) -> None:
+        """Writes what the guidance made of the renders, one row a render."""
+        size = comp_rgb.shape[1:3]
+        count = int(guidance_eval_out["bs"])
+
+        def resized(images: Tensor) -> Tensor:
+            channels_first = images.detach().float().permute(0, 3, 1, 2)
+            return F.interpolate(channels_first, size, mode="bilinear").permute(0, 2, 3, 1)
+
+        columns = [comp_rgb[:count].detach()] + [
+            resized(guidance_eval_out[key])
+            for key in ("imgs_noisy", "imgs_1step", "imgs_1orig", "imgs_final")
+            if key in guidance_eval_out
+        ]
+        rows = [
+            [{"type": "rgb", "img": column[i]} for column in columns] for i in range(count)
+        ]
+        self.save_image_grid(
+            f"it{self.true_global_step}-train.png",
+            rows,
+            name="train_step",
+            step=self.true_global_step,
+            texts=guidance_eval_out.get("texts"),
+        )

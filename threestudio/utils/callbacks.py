@@ -1,0 +1,252 @@
+"""Callbacks of a run: its snapshots of code and config, and its lines of progress."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, Optional
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks.progress.progress_bar import ProgressBar
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+import threestudio
+from threestudio.utils.config import dump_config
+
+
+class VersionedCallback(pl.Callback):
+    """Saves into `save_root`, or into its next free `version_N`."""
+
+    def __init__(
+        self, save_root: str, version: Optional[int] = None, use_version: bool = True
+    ) -> None:
+        self.save_root = save_root
+        self._version = version
+        self.use_version = use_version
+
+    @property
+    def version(self) -> int:
+        if self._version is None:
+            self._version = self._next_version()
+        return self._version
+
+    def _next_version(self) -> int:
+        taken = [-1]
+        for entry in Path(self.save_root).glob("version_*"):
+            number = entry.name.removeprefix("version_")
+            if entry.is_dir() and number.isdigit():
+                taken.append(int(number))
+        return max(taken) + 1
+
+    @property
+    def savedir(self) -> str:
+        if not self.use_version:
+            return self.save_root
+        return os.path.join(self.save_root, f"version_{self.version}")
+
+
+_CODE_SUFFIXES = (".py", ".yaml", ".yml", ".json", ".txt", ".ini", ".toml", ".sh", ".md")
+_CODE_ROOT = Path(__file__).resolve().parents[2]
+
+
+class CodeSnapshotCallback(VersionedCallback):
+    """Copies the code that runs: what git tracks, and what it would if told to."""
+
+    def _code_files(self) -> list[str]:
+        command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(
+            command, cwd=_CODE_ROOT, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        return [name for name in listed if name.endswith(_CODE_SUFFIXES)]
+
+    @rank_zero_only
+    def save_code_snapshot(self) -> None:
+        for name in self._code_files():
+            source = _CODE_ROOT / name
+            if source.is_file():
+                target = Path(self.savedir) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        try:
+            self.save_code_snapshot()
+        except (OSError, subprocess.CalledProcessError) as error:
+            threestudio.debug(f"no code snapshot: {error}")  # installed without git
+
+
+class ConfigSnapshotCallback(VersionedCallback):
+    """Writes `parsed.yaml`, the resolved config, and `raw.yaml`, the file as given."""
+
+    def __init__(
+        self,
+        config_path: str,
+        config: Any,
+        save_root: str,
+        version: Optional[int] = None,
+        use_version: bool = True,
+    ) -> None:
+        super().__init__(save_root, version, use_version)
+        self.config_path = config_path
+        self.config = config
+
+    @rank_zero_only
+    def save_config_snapshot(self) -> None:
+        os.makedirs(self.savedir, exist_ok=True)
+        dump_config(os.path.join(self.savedir, "parsed.yaml"), self.config)
+        raw = os.path.join(self.savedir, "raw.yaml")
+        if not (os.path.exists(raw) and os.path.samefile(raw, self.config_path)):
+            shutil.copyfile(self.config_path, raw)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.save_config_snapshot()
+
+
+def duration(seconds: float) -> str:
+    """65 -> "1:05"; 3700 -> "1:01:40"."""
+    minutes, seconds = divmod(int(round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class CustomProgressBar(ProgressBar):
+    """One line: steps done, rate, time left, losses by name, skipped steps.
+
+    On a terminal the line is rewritten; into a file it is a new line every `line_interval` seconds.
+    """
+
+    def __init__(self, terminal_interval: float = 0.2, line_interval: float = 15.0) -> None:
+        super().__init__()
+        self._enabled = True
+        self._terminal = sys.stderr.isatty()
+        self._interval = terminal_interval if self._terminal else line_interval
+        self._last_print = float("-inf")
+        self._times: deque[tuple[float, int]] = deque(maxlen=50)
+        self._open_line = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def _print(self, line: str, last: bool = False) -> None:
+        now = time.monotonic()
+        if not self._enabled or (now - self._last_print < self._interval and not last):
+            return
+        self._last_print = now
+        width = shutil.get_terminal_size().columns - 1
+        if self._terminal:
+            sys.stderr.write(f"\r{line[:width]:<{width}}" + ("\n" if last else ""))
+        else:
+            sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+        self._open_line = self._terminal and not last
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: Any) -> dict:
+        """Losses by their short names, what else was logged for the bar, and skipped steps."""
+        logged = trainer.callback_metrics
+        metrics = {
+            key.removeprefix("train/"): float(value)
+            for key, value in logged.items()
+            if key.startswith("train/loss")
+        }
+        bar = {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
+        skipped = float(logged.get("train/skipped_steps", 0.0))
+        if skipped > 0:
+            metrics["skipped"] = int(skipped)
+        return {**metrics, **{k: v for k, v in bar.items() if not k.startswith("train/loss")}}
+
+    def _rate(self) -> Optional[float]:
+        if len(self._times) < 2:
+            return None
+        (start, first), (end, last) = self._times[0], self._times[-1]
+        return (last - first) / (end - start) if end > start else None
+
+    def _train_line(self, trainer: pl.Trainer, pl_module: Any) -> str:
+        step, total = trainer.global_step, trainer.max_steps
+        parts = [f"step {step}/{total}" if total > 0 else f"step {step}"]
+        rate = self._rate()
+        if rate:
+            parts.append(f"{rate:.2f} it/s" if rate >= 1 else f"{1 / rate:.2f} s/it")
+            if total > 0:
+                parts.append(f"{duration((total - step) / rate)} left")
+        for name, value in self.get_metrics(trainer, pl_module).items():
+            parts.append(f"{name} {value:.4g}" if isinstance(value, (int, float)) else f"{name} {value}")
+        return "  ".join(parts)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._times.clear()
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._times.append((time.monotonic(), trainer.global_step))
+        last = trainer.global_step == trainer.max_steps
+        if last or time.monotonic() - self._last_print >= self._interval:
+            self._print(self._train_line(trainer, pl_module), last=last)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._times.clear()  # or the time of the validation would count as the steps'
+
+    def on_test_batch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        total = trainer.num_test_batches[dataloader_idx]
+        self._print(f"test {batch_idx + 1}/{total}", last=batch_idx + 1 == total)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        total = trainer.num_predict_batches[dataloader_idx]
+        self._print(f"export {batch_idx + 1}/{total}", last=batch_idx + 1 == total)
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        if self._open_line:
+            sys.stderr.write("\n")
+            self._open_line = False
+        print(*args, **kwargs)
+
+
+class ProgressCallback(pl.Callback):
+    """Keeps one line about the run's progress in a file, for a program that watches it."""
+
+    def __init__(self, save_path: str) -> None:
+        self.save_path = save_path
+
+    @rank_zero_only
+    def write(self, message: str) -> None:
+        partial = f"{self.save_path}.part"
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(message)
+        os.replace(partial, self.save_path)  # a reader never sees half a line
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        percent = pl_module.true_global_step / trainer.max_steps * 100
+        self.write(f"Generation progress: {percent:.2f}%")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.write("Rendering validation image ...")
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.write("Rendering video ...")
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.write("Exporting mesh assets ...")
