@@ -1,0 +1,215 @@
+"""Distillation methods: pure functions of a teacher that return a gradient at the latents.
+
+All have one signature, so that one can stand in another's place:
+(teacher, latents, conditions, timesteps, noise, shifted_timesteps, *, guidance_scale, weighting) -> Distillation.
+Each asks the teacher once, for all its branches together. They differ in one thing, what they subtract
+from the guided score, `first`:
+
+    SDS  the noise itself                         (DreamFusion, Poole et al. 2022, arXiv 2209.14988)
+    CSD  the unconditional score at t             (Classifier Score Distillation, Yu et al. 2023, arXiv 2310.19415)
+    ASD  the conditional score at t' > t          (ScaleDreamer, Ma et al. 2024, arXiv 2407.02040)
+    SJC  nothing, or the noise                    (Score Jacobian Chaining, Wang et al. 2022, arXiv 2212.00774)
+"""
+
+from dataclasses import dataclass
+from typing import Callable, Dict, Optional
+
+import torch
+from torch import Tensor
+
+from ..teachers.contract import Condition, Teacher
+from .weighting import weight
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What a method answers."""
+
+    gradient: Tensor  # [B, C, h, w], at the latents
+    guided_noise: Tensor  # [B, C, h, w], the teacher's guided estimate of the noise at t
+    scalars: Dict[str, Tensor]  # to log
+
+
+Method = Callable[..., Distillation]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the teacher is asked about each of B latents.
+
+    `negatives` and `negative_weights` are perp-neg's (K for each sample), both or neither.
+    """
+
+    positive: Condition  # of B samples
+    unconditional: Condition  # of B samples
+    negatives: Optional[Condition] = None  # of B * K samples, ordered (b0 k0), (b0 k1), (b1 k0), ...
+    negative_weights: Optional[Tensor] = None  # [B, K], <= 0: how far each negative pushes away
+
+    def take(self, count: int) -> "Conditions":
+        """The conditions of the first `count` samples."""
+        if self.negatives is None:
+            return Conditions(self.positive.take(count), self.unconditional.take(count))
+        weights = self.negative_weights[:count]
+        negatives = self.negatives.take(weights.numel())
+        return Conditions(self.positive.take(count), self.unconditional.take(count), negatives, weights)
+
+
+def classifier_free(
+    positive: Tensor,  # [B, C, h, w]
+    unconditional: Tensor,  # [B, C, h, w]
+    guidance_scale: float,
+) -> Tensor:
+    """eps_u + s (eps_c - eps_u) (Ho and Salimans 2022, arXiv 2207.12598, in the form where s = 1 is the conditional)."""
+    return unconditional + guidance_scale * (positive - unconditional)
+
+
+def perp_neg(
+    positive: Tensor,  # [B, C, h, w]
+    unconditional: Tensor,  # [B, C, h, w]
+    negatives: Tensor,  # [B, K, C, h, w]
+    negative_weights: Tensor,  # [B, K]
+    guidance_scale: float,
+) -> Tensor:
+    """Perp-Neg (Armandpour et al. 2023, arXiv 2304.04968, equation 8). Returns [B, C, h, w].
+
+    eps_u + s [d + sum_k w_k perp(d_k; d)], with d = eps_c - eps_u, d_k = eps_k - eps_u, and perp(d_k; d) the part of
+    d_k that is orthogonal to d within the sample.
+    """
+    main = (positive - unconditional)[:, None]  # [B, 1, C, h, w]
+    away = negatives - unconditional[:, None]
+    along = (away * main).sum((2, 3, 4), keepdim=True) / (main * main).sum((2, 3, 4), keepdim=True).clamp(min=1e-12)
+    weights = negative_weights.to(away).view(*negative_weights.shape, 1, 1, 1)
+    pushes = (weights * (away - along * main)).sum(dim=1)
+    return unconditional + guidance_scale * (main[:, 0] + pushes)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The teacher's answers to one batched question, each [B, C, h, w]."""
+
+    first: Tensor  # guided, at t
+    positive: Tensor  # conditional, at t
+    unconditional: Tensor  # at t
+    shifted: Optional[Tensor]  # conditional, at t'; None where it was not asked for
+
+
+def query(
+    teacher: Teacher,
+    noisy: Tensor,  # [B, C, h, w], at t
+    conditions: Conditions,
+    timesteps: Tensor,  # [B]
+    guidance_scale: float,
+    noisy_shifted: Optional[Tensor] = None,  # [B, C, h, w], at t'
+    shifted_timesteps: Optional[Tensor] = None,  # [B], t'
+) -> Scores:
+    """One call of the teacher: over 2B latents, B more for t', and B * K more for perp-neg."""
+    batch_size = noisy.shape[0]
+    inputs, times = [noisy, noisy], [timesteps, timesteps]
+    asked = [conditions.positive, conditions.unconditional]
+    if noisy_shifted is not None:
+        inputs.append(noisy_shifted)
+        times.append(shifted_timesteps)
+        asked.append(conditions.positive)
+    if conditions.negatives is not None:
+        count = conditions.negative_weights.shape[1]
+        inputs.append(noisy.repeat_interleave(count, dim=0))
+        times.append(timesteps.repeat_interleave(count, dim=0))
+        asked.append(conditions.negatives)
+    answers = teacher.predict_noise(torch.cat(inputs), torch.cat(times), asked[0].cat(asked[1:]))
+    branches = answers.split([part.shape[0] for part in inputs])
+    positive, unconditional = branches[0], branches[1]
+    if conditions.negatives is None:
+        first = classifier_free(positive, unconditional, guidance_scale)
+    else:
+        negatives = branches[-1].unflatten(0, (batch_size, -1))
+        first = perp_neg(positive, unconditional, negatives, conditions.negative_weights, guidance_scale)
+    return Scores(first, positive, unconditional, None if noisy_shifted is None else branches[2])
+
+
+def sds_gradient(
+    teacher: Teacher,
+    latents: Tensor,  # [B, C, h, w]
+    conditions: Conditions,
+    timesteps: Tensor,  # [B]
+    noise: Tensor,  # [B, C, h, w]
+    shifted_timesteps: Tensor,  # [B], has no part in it
+    *,
+    guidance_scale: float,
+    weighting: str,
+) -> Distillation:
+    """w(t) (first - eps): Score Distillation Sampling (DreamFusion, equation 3)."""
+    noisy = teacher.add_noise(latents, noise, timesteps)
+    scores = query(teacher, noisy, conditions, timesteps, guidance_scale)
+    return _weighted(teacher, timesteps, weighting, scores, scores.first - noise)
+
+
+def csd_gradient(
+    teacher: Teacher,
+    latents: Tensor,  # [B, C, h, w]
+    conditions: Conditions,
+    timesteps: Tensor,  # [B]
+    noise: Tensor,  # [B, C, h, w]
+    shifted_timesteps: Tensor,  # [B], has no part in it
+    *,
+    guidance_scale: float,
+    weighting: str,
+) -> Distillation:
+    """w(t) (first - eps_u) = w(t) s (eps_c - eps_u): the classifier score alone (CSD, equation 8)."""
+    noisy = teacher.add_noise(latents, noise, timesteps)
+    scores = query(teacher, noisy, conditions, timesteps, guidance_scale)
+    return _weighted(teacher, timesteps, weighting, scores, scores.first - scores.unconditional)
+
+
+def asd_gradient(
+    teacher: Teacher,
+    latents: Tensor,  # [B, C, h, w]
+    conditions: Conditions,
+    timesteps: Tensor,  # [B]
+    noise: Tensor,  # [B, C, h, w], shared by t and t'
+    shifted_timesteps: Tensor,  # [B], t' = t + dt
+    *,
+    guidance_scale: float,
+    weighting: str,
+) -> Distillation:
+    """w(t) (first - eps_c(x_t', t')): Asynchronous Score Distillation (ScaleDreamer, its gradient of L_ASD).
+
+    The second branch is conditional only, without guidance, and stands for the score of the renders themselves:
+    a later timestep's prediction error is nearer to theirs. With t' = t it is w(t) (s - 1) (eps_c - eps_u).
+    """
+    noisy = teacher.add_noise(latents, noise, timesteps)
+    noisy_shifted = teacher.add_noise(latents, noise, shifted_timesteps)
+    scores = query(teacher, noisy, conditions, timesteps, guidance_scale, noisy_shifted, shifted_timesteps)
+    return _weighted(teacher, timesteps, weighting, scores, scores.first - scores.shifted)
+
+
+def sjc_gradient(
+    teacher: Teacher,
+    latents: Tensor,  # [B, C, h, w]
+    conditions: Conditions,
+    timesteps: Tensor,  # [B]
+    noise: Tensor,  # [B, C, h, w]
+    shifted_timesteps: Tensor,  # [B], has no part in it
+    *,
+    guidance_scale: float,
+    weighting: str,
+) -> Distillation:
+    """w(t) first: Score Jacobian Chaining without variance reduction (its "perturb-and-average" score, equation 9).
+
+    With sigma = s_t / a_t and the noisy latent z = x + sigma eps, the estimate is (z - D(z)) / sigma with the denoiser
+    D(z) = z - sigma first. With variance reduction it is (x - D(z)) / sigma = first - eps, which is `sds_gradient`.
+    """
+    noisy = teacher.add_noise(latents, noise, timesteps)
+    scores = query(teacher, noisy, conditions, timesteps, guidance_scale)
+    return _weighted(teacher, timesteps, weighting, scores, scores.first)
+
+
+def _weighted(teacher: Teacher, timesteps: Tensor, weighting: str, scores: Scores, difference: Tensor) -> Distillation:
+    weights = weight(teacher.alphas_cumprod, timesteps, weighting).to(difference)
+    scalars = {
+        "classifier_norm": (scores.positive - scores.unconditional).norm(),
+        "difference_norm": difference.norm(),
+    }
+    return Distillation(weights * difference, scores.first, scalars)
+
+
+METHODS: Dict[str, Method] = {"sds": sds_gradient, "csd": csd_gradient, "asd": asd_gradient, "sjc": sjc_gradient}

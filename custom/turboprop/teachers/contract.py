@@ -1,0 +1,97 @@
+"""The one contract between diffusion priors and distillation methods.
+
+A teacher is a frozen diffusion prior. Whatever its network predicts, it answers in epsilon, so no distillation
+method knows which teacher it has. Images inside teachers are [B, 3, H, W] in [-1, 1].
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Optional, Protocol, Self, Sequence
+
+import torch
+from torch import Tensor
+
+from .noise_schedule import add_noise
+
+
+class Condition(Protocol):
+    """What a teacher is asked about, one entry for each sample of a batch."""
+
+    def cat(self, others: Sequence[Self]) -> Self:
+        """This condition followed by the others along the batch."""
+        ...
+
+    def take(self, count: int) -> Self:
+        """The condition of the first `count` samples."""
+        ...
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextCondition:
+    """Text embeddings, one sequence of tokens for each sample."""
+
+    embeddings: Tensor  # [B, N, D]
+
+    def cat(self, others: Sequence["TextCondition"]) -> "TextCondition":
+        return TextCondition(torch.cat([self.embeddings, *(other.embeddings for other in others)]))
+
+    def take(self, count: int) -> "TextCondition":
+        return TextCondition(self.embeddings[:count])
+
+    def __len__(self) -> int:
+        return self.embeddings.shape[0]
+
+
+class Teacher(ABC):
+    """A frozen diffusion prior over latents [B, latent_channels, latent_size, latent_size].
+
+    Its parameters never receive gradients. `encode` and `decode` are differentiable in their input;
+    `predict_noise` is evaluated without a graph.
+    """
+
+    image_size: int  # side of the images that `encode` takes, in pixels
+    latent_channels: int
+    latent_size: int  # side of the latents
+    alphas_cumprod: Tensor  # [T], decreasing in t, on the teacher's device
+
+    @property
+    def num_timesteps(self) -> int:
+        return self.alphas_cumprod.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.alphas_cumprod.device
+
+    @abstractmethod
+    def encode(
+        self,
+        images: Tensor,  # [B, 3, image_size, image_size] in [-1, 1]
+        noise: Optional[Tensor] = None,  # [B, C, h, w] of the posterior sample; None: drawn from torch's global generator
+    ) -> Tensor:
+        """Latents of images, in the unit that the diffusion runs in. Returns [B, C, h, w], differentiable in `images`."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:  # [B, C, h, w]
+        """Images of latents. Returns [B, 3, image_size, image_size], near [-1, 1], differentiable in `latents`."""
+
+    @abstractmethod
+    def predict_noise(
+        self,
+        noisy: Tensor,  # [B, C, h, w]
+        timesteps: Tensor,  # [B], integer in [0, T)
+        condition: Condition,  # of B samples
+    ) -> Tensor:
+        """The teacher's estimate of the noise in `noisy`. Returns [B, C, h, w] in the type of `noisy`, without a graph."""
+
+    def add_noise(
+        self,
+        latents: Tensor,  # [B, C, h, w]
+        noise: Tensor,  # [B, C, h, w]
+        timesteps: Tensor,  # [B]
+    ) -> Tensor:
+        """The forward process at `timesteps`. Returns [B, C, h, w]."""
+        return add_noise(latents, noise, timesteps, self.alphas_cumprod)

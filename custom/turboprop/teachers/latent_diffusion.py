@@ -1,0 +1,115 @@
+"""The Stable Diffusion family as a teacher, from a folder in diffusers' layout, at any size."""
+
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from .contract import Teacher, TextCondition
+from .noise_schedule import PREDICTION_TYPES, to_epsilon
+from .weights import DENOISER_PARTS, model_folder, weight_variant
+
+
+class LatentDiffusionTeacher(Teacher):
+    """A text-conditioned latent diffusion model: UNet2DConditionModel, AutoencoderKL and a scheduler's schedule.
+
+    Args:
+        unet: the denoiser; its `sample_size` gives the latents' side.
+        vae: the autoencoder; its depth gives the images' side.
+        alphas_cumprod: [T].
+        prediction_type: what the denoiser predicts: epsilon, v_prediction or sample.
+
+    Raises:
+        ValueError: a denoiser that is not one of this family, or that does not fit the autoencoder.
+    """
+
+    def __init__(self, unet: Any, vae: Any, alphas_cumprod: Tensor, prediction_type: str) -> None:
+        if prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
+        if unet.config.in_channels != vae.config.latent_channels:
+            raise ValueError(
+                f"the unet takes {unet.config.in_channels} channels, the vae's latents have "
+                f"{vae.config.latent_channels}: not a text-to-image model"
+            )
+        if unet.config.addition_embed_type is not None or unet.config.class_embed_type is not None:
+            raise ValueError("the unet needs conditions besides the prompt (as SDXL's does): not a model of this family")
+        self.unet = unet.eval().requires_grad_(False)
+        self.vae = vae.eval().requires_grad_(False)
+        self.alphas_cumprod = alphas_cumprod.to(device=next(vae.parameters()).device, dtype=torch.float32)
+        self.prediction_type = prediction_type
+        self.latent_channels = vae.config.latent_channels
+        self.latent_size = unet.config.sample_size
+        self.image_size = self.latent_size * 2 ** (len(vae.config.block_out_channels) - 1)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str,  # a folder in diffusers' layout or a hub id
+        device: torch.device | str = "cpu",
+        half_precision_weights: bool = False,  # float16 weights and compute; on a CPU always float32
+        enable_attention_slicing: bool = False,  # less memory, slower
+        enable_channels_last_format: bool = False,
+        enable_sequential_cpu_offload: bool = False,  # the unet's weights stay on the CPU between uses
+    ) -> "LatentDiffusionTeacher":
+        """Loads a teacher. The text encoder is not part of it.
+
+        Raises:
+            FileNotFoundError, ValueError: as `weights.model_folder`; or a part that does not load.
+        """
+        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
+        device = torch.device(device)
+        folder = model_folder(pretrained_model_name_or_path, DENOISER_PARTS)
+        dtype = torch.float16 if half_precision_weights and device.type != "cpu" else torch.float32
+        unet = _load_part(UNet2DConditionModel, folder, "unet", torch_dtype=dtype)
+        vae = _load_part(AutoencoderKL, folder, "vae", torch_dtype=dtype).to(device)
+        scheduler = _load_part(DDPMScheduler, folder, "scheduler")
+        if enable_sequential_cpu_offload and device.type != "cpu":
+            from accelerate import cpu_offload
+
+            cpu_offload(unet, device)
+        else:
+            unet = unet.to(device)
+        if enable_attention_slicing:
+            unet.set_attention_slice("auto")
+        if enable_channels_last_format:
+            unet = unet.to(memory_format=torch.channels_last)
+        return cls(unet, vae, scheduler.alphas_cumprod, scheduler.config.prediction_type)
+
+    def encode(self, images: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+        with torch.autocast(self.device.type, enabled=False):
+            posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
+            if noise is None:
+                noise = torch.randn_like(posterior.mean)
+            latents = posterior.mean + posterior.std * noise.to(posterior.mean)
+        return (latents * self.vae.config.scaling_factor).to(images.dtype)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, enabled=False):
+            images = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
+        return images.to(latents.dtype)
+
+    @torch.no_grad()
+    def predict_noise(self, noisy: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:
+        dtype = self.unet.dtype
+        with torch.autocast(self.device.type, enabled=False):
+            prediction = self.unet(
+                noisy.to(dtype),
+                timesteps,
+                encoder_hidden_states=condition.embeddings.to(device=noisy.device, dtype=dtype),
+            ).sample
+        return to_epsilon(prediction.to(noisy.dtype), noisy, timesteps, self.alphas_cumprod, self.prediction_type)
+
+
+def _load_part(part_class: Any, folder: Path, part: str, **options: Any) -> Any:
+    """`part_class.from_pretrained` of a part of a model folder, with a failure in one line that names the part."""
+    from safetensors import SafetensorError
+
+    if "torch_dtype" in options:
+        options["variant"] = weight_variant(folder, part)
+    try:
+        return part_class.from_pretrained(str(folder), subfolder=part, **options)
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"pretrained_model_name_or_path: cannot load {part} of {folder}: {reason}") from error

@@ -1,0 +1,3 @@
+"""Prompt libraries, views of prompts, and the registered prompt processors."""
+
+from . import multi, single  # noqa: F401

@@ -1,0 +1,101 @@
+"""A library of prompts: {"train": [...], "val": [...], "test": [...]} in a JSON file, as ScaleDreamer's."""
+
+import json
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, List, Sequence
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class PromptLibrary:
+    """The prompts of three splits. A prompt may stand in several, and more than once in one."""
+
+    train: List[str]
+    val: List[str]
+    test: List[str]
+
+    def split(self, name: str) -> List[str]:
+        """The prompts of a split. Raises ValueError for an unknown one."""
+        if name not in SPLITS:
+            raise ValueError(f"prompt library: expected a split of {', '.join(SPLITS)}, got {name!r}{nearest(name, SPLITS)}")
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+    def distinct(self) -> List[str]:
+        """Every prompt once, in the order of its first appearance."""
+        return list(dict.fromkeys([*self.train, *self.val, *self.test]))
+
+
+def load_prompt_library(name_or_path: str) -> PromptLibrary:
+    """Reads a prompt library.
+
+    Args:
+        name_or_path: a JSON file, or the name of one in the working directory's load/ ("name" or "name_prompt_library").
+            A split that the file lacks, but for "train", is the train split.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, not of the form above, an unknown split, no train prompts, or an empty prompt.
+    """
+    path = _library_path(name_or_path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"prompt_library: {path} is not valid JSON: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f'prompt_library: {path}: expected {{"train": [...], "val": [...], "test": [...]}}, '
+            f"got a {type(content).__name__}"
+        )
+    for key in content:
+        if key not in SPLITS:
+            raise ValueError(
+                f"prompt_library: {path}: unknown split {key!r}; expected {', '.join(SPLITS)}{nearest(key, SPLITS)}"
+            )
+    if not content.get("train"):
+        raise ValueError(f'prompt_library: {path} is empty: expected at least one prompt in "train"')
+    splits = [_checked(content.get(name) or content["train"], f"{path}: {name}") for name in SPLITS]
+    return PromptLibrary(*splits)
+
+
+def prompt_list(prompts: Sequence[str], where: str = "prompts") -> PromptLibrary:
+    """A library whose three splits are one list. Raises ValueError if it is empty or holds an empty prompt."""
+    if not prompts:
+        raise ValueError(f"{where} is empty: expected at least one prompt")
+    checked = _checked(list(prompts), where)
+    return PromptLibrary(checked, checked, checked)
+
+
+def nearest(name: str, valid: Sequence[str]) -> str:
+    """'; nearest: ...' with the names of `valid` that look like `name`, or nothing."""
+    matches = get_close_matches(name, valid, n=3, cutoff=0.5)
+    return f"; nearest: {', '.join(repr(match) for match in matches)}" if matches else ""
+
+
+def _checked(prompts: Any, where: str) -> List[str]:
+    if not isinstance(prompts, list):
+        raise ValueError(f"{where}: expected a list of prompts, got a {type(prompts).__name__}")
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise ValueError(f"{where}[{index}]: expected a text, got {prompt!r}")
+        if not prompt.strip():
+            raise ValueError(f"{where}[{index}]: expected a text, got an empty prompt")
+    return prompts
+
+
+def _library_path(name_or_path: str) -> Path:
+    if not name_or_path.strip():
+        raise ValueError("prompt_library: expected a JSON file or a name, got an empty text")
+    tried = [
+        Path(name_or_path).expanduser(),
+        Path("load") / f"{name_or_path}.json",
+        Path("load") / f"{name_or_path}_prompt_library.json",
+    ]
+    for path in tried:
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"prompt_library: no file {name_or_path!r}; looked at {', '.join(str(path) for path in tried)}"
+    )

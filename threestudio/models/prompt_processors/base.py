@@ -1,0 +1,299 @@
+"""Prompts: their views, their text embeddings, and which of them a camera sees.
+
+The views always stand in the order side, front, back, overhead. Angles are in degrees. Embeddings are answered in the
+order (conditional, unconditional).
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import threestudio
+from threestudio.utils.base import BaseObject
+from threestudio.utils.errors import UserError
+from threestudio.utils.typing import Callable, Dict, List, Optional, Tuple
+
+SIDE, FRONT, BACK, OVERHEAD = range(4)
+
+ViewCondition = Callable[[Tensor, Tensor, Tensor], Tensor]  # (elevation, azimuth, distance), each [B] -> bool [B]
+
+
+def hash_prompt(model: str, prompt: str) -> str:
+    """The name, without ending, of the cache file of a prompt's embedding under a text model."""
+    return hashlib.md5(f"{model}-{prompt}".encode()).hexdigest()
+
+
+def wrap_azimuth(azimuth: Tensor) -> Tensor:
+    """Degrees, brought into [-180, 180)."""
+    return torch.remainder(azimuth + 180.0, 360.0) - 180.0
+
+
+def shifted_exponential_decay(a: float, b: float, c: float, r: Tensor) -> Tensor:
+    """a exp(-b r) + c."""
+    return a * torch.exp(-b * r) + c
+
+
+@dataclass
+class DirectionConfig:
+    """One view of an object: how its prompt reads, and which cameras see it."""
+
+    name: str
+    prompt: Callable[[str], str]
+    negative_prompt: Callable[[str], str]
+    condition: ViewCondition
+
+
+@dataclass
+class PromptProcessorOutput:
+    """The embeddings of one prompt, and the rule by which a camera gets its own."""
+
+    text_embeddings: Tensor  # [1, N, D], of the plain prompt
+    uncond_text_embeddings: Tensor  # [1, N, D], of the negative prompt
+    text_embeddings_vd: Tensor  # [4, N, D], of the views
+    uncond_text_embeddings_vd: Tensor  # [4, N, D]
+    directions: List[DirectionConfig]
+    direction2idx: Dict[str, int]
+    use_perp_neg: bool
+    perp_neg_f_sb: Tuple[float, float, float]
+    perp_neg_f_fsb: Tuple[float, float, float]
+    perp_neg_f_fs: Tuple[float, float, float]
+    perp_neg_f_sf: Tuple[float, float, float]
+    prompt: str = ""
+    prompts_vd: List[str] = field(default_factory=list)
+
+    def get_direction_index(
+        self,
+        elevation: Tensor,  # [B]
+        azimuth: Tensor,  # [B]
+        camera_distances: Tensor,  # [B]
+    ) -> Tensor:
+        """The view that each camera sees: the last one whose condition holds. Returns [B], int64."""
+        index = torch.zeros_like(elevation, dtype=torch.long)
+        for direction in self.directions:
+            seen = direction.condition(elevation, azimuth, camera_distances)
+            index[seen] = self.direction2idx[direction.name]
+        return index
+
+    def get_text_embeddings(
+        self,
+        elevation: Tensor,  # [B]
+        azimuth: Tensor,  # [B]
+        camera_distances: Tensor,  # [B]
+        view_dependent_prompting: bool = True,
+    ) -> Tensor:
+        """Conditional, then unconditional embeddings of B cameras. Returns [2B, N, D]."""
+        if view_dependent_prompting:
+            index = self.get_direction_index(elevation, azimuth, camera_distances)
+            return torch.cat([self.text_embeddings_vd[index], self.uncond_text_embeddings_vd[index]])
+        batch_size = elevation.shape[0]
+        return torch.cat(
+            [
+                self.text_embeddings.expand(batch_size, -1, -1),
+                self.uncond_text_embeddings.expand(batch_size, -1, -1),
+            ]
+        )
+
+    def get_text_embeddings_perp_neg(
+        self,
+        elevation: Tensor,  # [B]
+        azimuth: Tensor,  # [B]
+        camera_distances: Tensor,  # [B]
+        view_dependent_prompting: bool = True,
+    ) -> Tuple[Tensor, Tensor]:
+        """Perp-Neg's embeddings (Armandpour et al. 2023, arXiv 2304.04968, section 4.2), with B cameras.
+
+        Returns:
+            [4B, N, D]: B positive ones, each a blend of the two views that it lies between; B unconditional ones; and
+            2B negative ones ordered by camera (b0 k0), (b0 k1), (b1 k0), ...;
+            [B, 2]: the weights of the negatives, at most 0 where they push away. An overhead view has no negatives:
+            its weights are 0.
+        """
+        if not view_dependent_prompting:
+            raise UserError("perp-neg needs view_dependent_prompting: expected true, got false")
+        index = self.get_direction_index(elevation, azimuth, camera_distances)
+        angle = wrap_azimuth(azimuth).abs()
+        facing = angle < 90.0
+        overhead = index == OVERHEAD
+        share = torch.where(facing, 1.0 - angle / 90.0, 2.0 - angle / 90.0)  # of the nearer view to the front
+        nearer = torch.where(facing, FRONT, SIDE)
+        farther = torch.where(facing, SIDE, BACK)
+        views, uncond = self.text_embeddings_vd, self.uncond_text_embeddings_vd
+
+        blend = share.view(-1, 1, 1).to(views)
+        positive = blend * views[nearer] + (1.0 - blend) * views[farther]
+        positive = torch.where(overhead.view(-1, 1, 1), views[OVERHEAD], positive)
+        negative = torch.stack([views[nearer], views[torch.where(facing, SIDE, FRONT)]], dim=1)
+        negative = torch.where(overhead.view(-1, 1, 1, 1), uncond[OVERHEAD], negative)
+        decay = shifted_exponential_decay
+        weights = torch.stack(
+            [
+                torch.where(facing, decay(*self.perp_neg_f_fs, share), decay(*self.perp_neg_f_sb, share)),
+                torch.where(facing, decay(*self.perp_neg_f_sf, 1.0 - share), decay(*self.perp_neg_f_fsb, share)),
+            ],
+            dim=1,
+        )
+        weights = torch.where(overhead.view(-1, 1), 0.0, -weights)
+        return torch.cat([positive, uncond[index], negative.flatten(0, 1)]), weights
+
+
+class PromptProcessor(BaseObject):
+    """One prompt and its views.
+
+    A subclass says how prompts become embeddings: by `encode_prompts`, or, as plugins written for threestudio do, by
+    the static `spawn_func`, which writes one cache file a prompt.
+    """
+
+    @dataclass
+    class Config(BaseObject.Config):
+        prompt: str = "a hamburger"  # or "lib:word_word": the one prompt of load/prompt_library.json with these words
+
+        # the prompt of a view, where it is not the prompt with a phrase for the view
+        prompt_front: Optional[str] = None
+        prompt_side: Optional[str] = None
+        prompt_back: Optional[str] = None
+        prompt_overhead: Optional[str] = None
+        negative_prompt: str = ""
+        pretrained_model_name_or_path: str = "runwayml/stable-diffusion-v1-5"  # a local folder or a hub id
+        overhead_threshold: float = 60.0  # degrees of elevation above which a camera looks from overhead
+        front_threshold: float = 45.0  # degrees of azimuth on both sides of the front
+        back_threshold: float = 45.0  # degrees of azimuth on both sides of the back
+        view_dependent_prompt_front: bool = False  # "front view of X" in place of "X, front view"
+        use_cache: bool = True  # keep embeddings on disk
+        spawn: bool = True  # accepted; prompts are always encoded in this process
+
+        use_perp_neg: bool = False
+        # a, b, c of a exp(-b r) + c: how strongly a view is pushed away between two views
+        perp_neg_f_sb: Tuple[float, float, float] = (1, 0.5, -0.606)  # side, between side and back
+        perp_neg_f_fsb: Tuple[float, float, float] = (1, 0.5, +0.967)  # front, between side and back
+        perp_neg_f_fs: Tuple[float, float, float] = (4, 0.5, -2.426)  # front, between front and side
+        perp_neg_f_sf: Tuple[float, float, float] = (4, 0.5, -2.426)  # side, between front and side
+
+        use_prompt_debiasing: bool = False  # only false is supported
+        pretrained_model_name_or_path_prompt_debiasing: str = "bert-base-uncased"
+        prompt_debiasing_mask_ids: Optional[List[int]] = None
+
+    cfg: Config
+
+    def configure(self) -> None:
+        if self.cfg.use_prompt_debiasing:
+            raise UserError("use_prompt_debiasing: prompt debiasing is not supported; expected false, got true")
+        self._cache_dir = ".threestudio_cache/text_embeddings"
+        self.directions = self.make_directions()
+        self.direction2idx = {direction.name: index for index, direction in enumerate(self.directions)}
+        self.prompt = self.preprocess_prompt(self.cfg.prompt)
+        threestudio.info(f"Using prompt [{self.prompt}] and negative prompt [{self.cfg.negative_prompt}]")
+        self.negative_prompt = self.cfg.negative_prompt
+        self.prompts_vd = [
+            self.cfg.get(f"prompt_{direction.name}") or direction.prompt(self.prompt) for direction in self.directions
+        ]
+        self.negative_prompts_vd = [direction.negative_prompt(self.negative_prompt) for direction in self.directions]
+        self.prepare_text_embeddings()
+
+    def make_directions(self) -> List[DirectionConfig]:
+        """The four views; where the conditions of several hold, the last one counts."""
+        cfg = self.cfg
+
+        def view(name: str, suffix: str, prefix: str, condition: ViewCondition) -> DirectionConfig:
+            def prompt(plain: str) -> str:
+                return f"{prefix} view of {plain}" if cfg.view_dependent_prompt_front else f"{plain}, {suffix} view"
+
+            return DirectionConfig(name, prompt, lambda plain: plain, condition)
+
+        return [
+            view("side", "side", "side", lambda ele, azi, dis: torch.ones_like(ele, dtype=torch.bool)),
+            view("front", "front", "front", lambda ele, azi, dis: wrap_azimuth(azi).abs() < cfg.front_threshold),
+            view("back", "back", "backside", lambda ele, azi, dis: wrap_azimuth(azi).abs() > 180 - cfg.back_threshold),
+            view("overhead", "overhead", "overhead", lambda ele, azi, dis: ele > cfg.overhead_threshold),
+        ]
+
+    def preprocess_prompt(self, prompt: str) -> str:
+        """The prompt itself, or the one of the library that `lib:word_word` names. Raises UserError."""
+        if not prompt.strip():
+            raise UserError("system.prompt_processor.prompt: expected a text, got an empty prompt")
+        if prompt.startswith("lib:"):
+            return _library_prompt(prompt[len("lib:") :])
+        return prompt
+
+    def prepare_text_embeddings(self) -> None:
+        """Encodes all prompts and keeps their embeddings on this object's device."""
+        prompts = [self.prompt, self.negative_prompt, *self.prompts_vd, *self.negative_prompts_vd]
+        embeddings = self.encode_prompts(list(dict.fromkeys(prompts)))
+
+        def stack(names: List[str]) -> Tensor:
+            return torch.stack([embeddings[name].to(self.device) for name in names])
+
+        self.text_embeddings = stack([self.prompt])  # [1, N, D]
+        self.uncond_text_embeddings = stack([self.negative_prompt])
+        self.text_embeddings_vd = stack(self.prompts_vd)  # [4, N, D]
+        self.uncond_text_embeddings_vd = stack(self.negative_prompts_vd)
+
+    def encode_prompts(self, prompts: List[str]) -> Dict[str, Tensor]:
+        """The embedding [N, D] of each of some distinct prompts. Here: by `spawn_func` and its cache files."""
+        os.makedirs(self._cache_dir, exist_ok=True)
+        missing = [
+            prompt for prompt in prompts if not (self.cfg.use_cache and os.path.isfile(self._cache_file(prompt)))
+        ]
+        if missing:
+            self.spawn_func(self.cfg.pretrained_model_name_or_path, missing, self._cache_dir)
+        return {prompt: self.load_from_cache(prompt) for prompt in prompts}
+
+    @staticmethod
+    def spawn_func(pretrained_model_name_or_path: str, prompts: List[str], cache_dir: str) -> None:
+        """Writes each prompt's embedding [N, D] to `{cache_dir}/{hash_prompt(model, prompt)}.pt`, by torch.save."""
+        raise UserError(
+            "this prompt processor encodes no prompts: its class defines neither encode_prompts nor spawn_func"
+        )
+
+    def load_from_cache(self, prompt: str) -> Tensor:
+        """The embedding [N, D] in a prompt's cache file. Raises FileNotFoundError."""
+        path = self._cache_file(prompt)
+        if not os.path.isfile(path):
+            raise FileNotFoundError(
+                f"text embedding of {prompt!r} by {self.cfg.pretrained_model_name_or_path} not found at {path}"
+            )
+        return torch.load(path, map_location=self.device, weights_only=True)
+
+    def _cache_file(self, prompt: str) -> str:
+        return os.path.join(self._cache_dir, f"{hash_prompt(self.cfg.pretrained_model_name_or_path, prompt)}.pt")
+
+    def __call__(self) -> PromptProcessorOutput:
+        cfg = self.cfg
+        return PromptProcessorOutput(
+            text_embeddings=self.text_embeddings,
+            uncond_text_embeddings=self.uncond_text_embeddings,
+            text_embeddings_vd=self.text_embeddings_vd,
+            uncond_text_embeddings_vd=self.uncond_text_embeddings_vd,
+            directions=self.directions,
+            direction2idx=self.direction2idx,
+            use_perp_neg=cfg.use_perp_neg,
+            perp_neg_f_sb=tuple(cfg.perp_neg_f_sb),
+            perp_neg_f_fsb=tuple(cfg.perp_neg_f_fsb),
+            perp_neg_f_fs=tuple(cfg.perp_neg_f_fs),
+            perp_neg_f_sf=tuple(cfg.perp_neg_f_sf),
+            prompt=self.prompt,
+            prompts_vd=self.prompts_vd,
+        )
+
+
+def _library_prompt(keywords: str) -> str:
+    """The one prompt of load/prompt_library.json that has all words of `word_word`, whatever their case."""
+    path = Path("load/prompt_library.json")
+    if not path.is_file():
+        raise UserError(f"system.prompt_processor.prompt=lib:{keywords}: there is no {path} in the working directory")
+    try:
+        prompts = json.loads(path.read_text(encoding="utf-8"))["dreamfusion"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path}: expected JSON of the form {{"dreamfusion": ["...", ...]}}, got {error!r}') from error
+    words = keywords.lower().split("_")
+    found = [prompt for prompt in prompts if all(word in prompt.lower() for word in words)]
+    if len(found) != 1:
+        raise UserError(
+            f"system.prompt_processor.prompt=lib:{keywords}: expected one prompt of {path} with these words, "
+            f"got {len(found)}" + (f", first: {found[0]!r}, {found[1]!r}" if found else "")
+        )
+    return found[0]
