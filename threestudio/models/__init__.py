@@ -1,1 +1,1 @@
-from . import background, exporters, geometry, guidance, materials, prompt_processors, renderers
+from . import background, estimators, exporters, geometry, guidance, materials, prompt_processors, renderers

@@ -67,7 +67,7 @@ class BaseImplicitGeometry(BaseGeometry):
         isosurface: bool = True  # whether a surface can be extracted
         isosurface_method: str = "mt"  # mt: marching tetrahedra, differentiable; mc-cpu: marching cubes
         isosurface_resolution: int = 128  # grid resolution along an axis
-        isosurface_threshold: Any = 0.0  # field value of the surface (float), or "auto": mean of the field where it is > 1e-5
+        isosurface_threshold: Union[float, str] = 0.0  # field value of the surface (float), or "auto": mean of the field where it is > 1e-5
         isosurface_chunk: int = 0  # grid points per field query; 0: all at once while gradients are kept, else 262144
         isosurface_coarse_to_fine: bool = True  # a first pass finds a tight box for the second
         isosurface_deformable_grid: bool = False  # whether forward_field also moves the grid (mt only)
@@ -85,7 +85,7 @@ class BaseImplicitGeometry(BaseGeometry):
         if self.cfg.isosurface_deformable_grid and self.cfg.isosurface_method != "mt":
             raise UserError("geometry.isosurface_deformable_grid: works with isosurface_method=mt only")
         threshold = self.cfg.isosurface_threshold
-        if isinstance(threshold, bool) or not (isinstance(threshold, (int, float)) or threshold == "auto"):
+        if isinstance(threshold, str) and threshold != "auto":
             raise UserError(f"geometry.isosurface_threshold: expected a number or 'auto', got {threshold!r}")
         self.register_buffer("bbox", torch.tensor([[-r] * 3, [r] * 3], dtype=torch.float32))
         self.isosurface_helper: Optional[IsosurfaceHelper] = None

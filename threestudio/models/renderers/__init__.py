@@ -1,1 +1,1 @@
-from . import base
+from . import base, nerf_volume_renderer

@@ -1,0 +1,176 @@
+"""A density field and features over a hash grid: the geometry of NeRF-style text-to-3D."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, Optional, Tuple, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import threestudio
+from threestudio.models.geometry.base import BaseGeometry, BaseImplicitGeometry, contract_to_unisphere
+from threestudio.models.networks import get_encoding, get_mlp
+from threestudio.utils.errors import UserError
+from threestudio.utils.ops import get_activation
+
+NORMAL_TYPES = ("finite_difference", "finite_difference_laplacian", "pred", "analytic", None)
+DENSITY_BIASES = ("blob_magic3d", "blob_dreamfusion")
+
+
+def hash_grid_defaults() -> dict:
+    return {
+        "otype": "HashGrid",
+        "n_levels": 16,
+        "n_features_per_level": 2,
+        "log2_hashmap_size": 19,
+        "base_resolution": 16,
+        "per_level_scale": 1.447269237440378,
+    }
+
+
+def mlp_defaults() -> dict:
+    return {"otype": "VanillaMLP", "activation": "ReLU", "output_activation": "none", "n_neurons": 64, "n_hidden_layers": 1}
+
+
+@threestudio.register("implicit-volume")
+class ImplicitVolume(BaseImplicitGeometry):
+    @dataclass
+    class Config(BaseImplicitGeometry.Config):
+        n_input_dims: int = 3  # of a point
+        n_feature_dims: int = 3  # features that the material sees; 0: none
+        density_activation: Optional[str] = "softplus"  # from network output plus bias to density
+        density_bias: Union[float, str] = "blob_magic3d"  # a number, or a blob: see density_bias_at
+        density_blob_scale: float = 10.0  # height of the blob
+        density_blob_std: float = 0.5  # its size, world units
+        pos_encoding_config: dict = field(default_factory=hash_grid_defaults)
+        mlp_network_config: dict = field(default_factory=mlp_defaults)
+        # finite_difference (forward), finite_difference_laplacian (central), pred (a network's), analytic, or null: none
+        normal_type: Optional[str] = "finite_difference"
+        finite_difference_normal_eps: float = 0.01  # distance of the differences, world units
+        isosurface_threshold: Union[float, str] = 25.0  # density of the surface, or "auto"
+        # min_anneal_step, max_anneal_step, density_blob_std_start, density_blob_std_end: the blob's size over steps
+        anneal_density_blob_std_config: Optional[dict] = None
+
+    cfg: Config
+
+    def configure(self) -> None:
+        super().configure()
+        self._check_config()
+        self.density_blob_std = float(self.cfg.density_blob_std)
+        self.encoding = get_encoding(self.cfg.n_input_dims, self.cfg.pos_encoding_config)
+        n, mlp = self.encoding.n_output_dims, self.cfg.mlp_network_config
+        self.density_network = get_mlp(n, 1, mlp)
+        if self.cfg.n_feature_dims > 0:
+            self.feature_network = get_mlp(n, self.cfg.n_feature_dims, mlp)
+        if self.cfg.normal_type == "pred":
+            self.normal_network = get_mlp(n, 3, mlp)
+
+    def _check_config(self) -> None:
+        if self.cfg.normal_type not in NORMAL_TYPES:
+            raise UserError(f"geometry.normal_type: expected one of {', '.join(map(str, NORMAL_TYPES))}, got {self.cfg.normal_type!r}")
+        bias = self.cfg.density_bias
+        if isinstance(bias, str) and bias not in DENSITY_BIASES:
+            raise UserError(f"geometry.density_bias: expected a number or one of {', '.join(DENSITY_BIASES)}, got {bias!r}")
+        anneal = self.cfg.anneal_density_blob_std_config
+        keys = ("min_anneal_step", "max_anneal_step", "density_blob_std_start", "density_blob_std_end")
+        if anneal is not None and set(anneal) != set(keys):
+            raise UserError(f"geometry.anneal_density_blob_std_config: expected the keys {', '.join(keys)}, got {', '.join(anneal)}")
+
+    def density_bias_at(self, points: Tensor) -> Union[float, Tensor]:
+        """points [..., 3] -> what is added to the network's output [..., 1].
+
+        blob_dreamfusion: scale exp(-|x|^2 / (2 std^2)) (DreamFusion, appendix A.2);
+        blob_magic3d: scale (1 - |x| / std) (Magic3D, section 4.1).
+        """
+        bias, scale, std = self.cfg.density_bias, self.cfg.density_blob_scale, self.density_blob_std
+        if bias == "blob_dreamfusion":
+            return scale * torch.exp(-0.5 * points.square().sum(-1, keepdim=True) / std**2)
+        if bias == "blob_magic3d":
+            return scale * (1 - (points.square().sum(-1, keepdim=True) + 1e-12).sqrt() / std)
+        return float(bias)
+
+    def get_activated_density(self, points: Tensor, density: Tensor) -> Tuple[Tensor, Tensor]:
+        """points [..., 3] in world units, network output [..., 1] -> density before and after activation."""
+        raw_density = density + self.density_bias_at(points)
+        return raw_density, get_activation(self.cfg.density_activation)(raw_density)
+
+    def forward(self, points: Tensor, output_normal: bool = False) -> Dict[str, Tensor]:
+        analytic = output_normal and self.cfg.normal_type == "analytic"
+        grad_enabled = torch.is_grad_enabled()
+        with torch.set_grad_enabled(grad_enabled or analytic):
+            if analytic and not points.requires_grad:
+                points = points.detach().requires_grad_()
+            encoded = self._encode(points)
+            density = self.density_network(encoded).view(*points.shape[:-1], 1)
+            _, density = self.get_activated_density(points, density)
+            output = {"density": density}
+            if self.cfg.n_feature_dims > 0:
+                output["features"] = self.feature_network(encoded).view(*points.shape[:-1], self.cfg.n_feature_dims)
+            if output_normal and self.cfg.normal_type is not None:
+                normal = F.normalize(self._normal(points, encoded, density), dim=-1)
+                output.update(normal=normal, shading_normal=normal)
+        # Where the caller keeps no gradient, the graph that analytic normals needed ends here.
+        return output if grad_enabled else {name: value.detach() for name, value in output.items()}
+
+    def _encode(self, points: Tensor) -> Tensor:
+        unit = contract_to_unisphere(points, self.bbox, self.unbounded)
+        return self.encoding(unit.reshape(-1, self.cfg.n_input_dims))
+
+    def _normal(self, points: Tensor, encoded: Tensor, density: Tensor) -> Tensor:
+        """Downhill direction of the density [..., 3], not normalized."""
+        kind = self.cfg.normal_type
+        if kind == "pred":
+            return self.normal_network(encoded).view(*points.shape[:-1], 3)
+        if kind == "analytic":
+            return -torch.autograd.grad(density.sum(), points, create_graph=True)[0]
+        eps = self.cfg.finite_difference_normal_eps
+        steps = eps * torch.eye(3, device=points.device, dtype=points.dtype)
+        ahead = self.forward_density((points[..., None, :] + steps).clamp(-self.cfg.radius, self.cfg.radius))[..., 0]
+        if kind == "finite_difference":
+            return -(ahead - density) / eps
+        behind = self.forward_density((points[..., None, :] - steps).clamp(-self.cfg.radius, self.cfg.radius))[..., 0]
+        return -(ahead - behind) / (2 * eps)
+
+    def forward_density(self, points: Tensor) -> Tensor:
+        density = self.density_network(self._encode(points)).view(*points.shape[:-1], 1)
+        return self.get_activated_density(points, density)[1]
+
+    def forward_field(self, points: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
+        if self.cfg.isosurface_deformable_grid:
+            threestudio.warn("implicit-volume does not move the grid: isosurface_deformable_grid is ignored")
+        return self.forward_density(points), None
+
+    def forward_level(self, field: Tensor, threshold: float) -> Tensor:
+        return -(field - threshold)
+
+    def export(self, points: Tensor, **kwargs: Any) -> Dict[str, Any]:
+        """points [N, 3] on the surface -> features [N, n_feature_dims]."""
+        if self.cfg.n_feature_dims == 0:
+            return {}
+        return {"features": self.feature_network(self._encode(points)).view(*points.shape[:-1], self.cfg.n_feature_dims)}
+
+    @staticmethod
+    def create_from(
+        other: BaseGeometry, cfg: Optional[Any] = None, copy_net: bool = True, **kwargs: Any
+    ) -> "ImplicitVolume":
+        """Copies another implicit-volume's field; its feature network too with copy_net and equal n_feature_dims."""
+        if not isinstance(other, ImplicitVolume):
+            raise TypeError(f"implicit-volume cannot be made from {other.__class__.__name__}")
+        volume = ImplicitVolume(cfg, **kwargs).to(other.bbox.device)
+        volume.encoding.load_state_dict(other.encoding.state_dict())
+        volume.density_network.load_state_dict(other.density_network.state_dict())
+        if copy_net and volume.cfg.n_feature_dims == other.cfg.n_feature_dims > 0:
+            volume.feature_network.load_state_dict(other.feature_network.state_dict())
+        return volume
+
+    def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
+        anneal = self.cfg.anneal_density_blob_std_config
+        if anneal is None:
+            return
+        first, last = anneal["min_anneal_step"], anneal["max_anneal_step"]
+        start, end = anneal["density_blob_std_start"], anneal["density_blob_std_end"]
+        if global_step >= first:
+            progress = min((global_step - first) / max(last - first, 1), 1.0)
+            self.density_blob_std = start + (end - start) * progress

@@ -1,0 +1,120 @@
+"""Where along a ray to look: box intersection, constant steps through occupied cells, importance resampling."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+# Candidate samples held at once while marching; bounds the memory of large images.
+CANDIDATES_AT_ONCE = 2**22
+
+
+class RaySamples(NamedTuple):
+    """Packed samples: sorted by ray, then by distance."""
+
+    ray_indices: Tensor  # [S] int64
+    t_starts: Tensor  # [S] distance along the ray, in units of its direction
+    t_ends: Tensor  # [S]
+
+
+def ray_aabb_intersect(
+    rays_o: Tensor, rays_d: Tensor, bbox: Tensor, near: float = 0.0, far: float = 1e10
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """Where rays enter and leave a box, cut to [near, far] (slab method, Kay and Kajiya 1986).
+
+    Args:
+        rays_o, rays_d: [N, 3]; bbox: [2, 3], lower and upper corner.
+    Returns:
+        t_min [N], t_max [N] with t_max = t_min where a ray misses, and whether it hits [N].
+    """
+    # A direction component of zero becomes a tiny one: the slab's two distances are then huge, not NaN.
+    tiny = torch.where(rays_d < 0, -1e-12, 1e-12)
+    inverse = 1.0 / torch.where(rays_d.abs() < 1e-12, tiny, rays_d)
+    t0, t1 = (bbox[0] - rays_o) * inverse, (bbox[1] - rays_o) * inverse
+    t_min = torch.minimum(t0, t1).amax(-1).clamp(min=near)
+    t_max = torch.maximum(t0, t1).amin(-1).clamp(max=far)
+    hit = t_max > t_min
+    return t_min, torch.where(hit, t_max, t_min), hit
+
+
+def cell_of(points: Tensor, bbox: Tensor, resolution: int) -> Tensor:
+    """Index of the grid cell [...] that holds each point [..., 3]; outside points count to the nearest cell."""
+    unit = (points - bbox[0]) / (bbox[1] - bbox[0])
+    x, y, z = (unit * resolution).long().clamp(0, resolution - 1).unbind(-1)
+    return (x * resolution + y) * resolution + z
+
+
+def march_occupied(
+    rays_o: Tensor,
+    rays_d: Tensor,
+    t_min: Tensor,
+    t_max: Tensor,
+    step: float,
+    binaries: Optional[Tensor],
+    bbox: Tensor,
+) -> RaySamples:
+    """Steps of constant length from t_min to t_max, of which those are kept whose middle lies in an occupied cell.
+
+    Args:
+        rays_o, rays_d: [N, 3]; t_min, t_max: [N] (none where t_max <= t_min); step: length, > 0.
+        binaries: occupied cells [R, R, R] bool over bbox [2, 3], or None: all are.
+    """
+    n_steps = torch.ceil((t_max - t_min) / step).long().clamp(min=0)
+    most = max(int(n_steps.max().item()) if n_steps.numel() else 0, 1)
+    rays_at_once = max(CANDIDATES_AT_ONCE // most, 1)
+    parts = [
+        _march(slice(first, first + rays_at_once), rays_o, rays_d, t_min, n_steps, step, binaries, bbox)
+        for first in range(0, max(rays_o.shape[0], 1), rays_at_once)
+    ]
+    return RaySamples(*(torch.cat(part) for part in zip(*parts)))
+
+
+def _march(
+    rays: slice, rays_o: Tensor, rays_d: Tensor, t_min: Tensor, n_steps: Tensor, step: float, binaries: Optional[Tensor], bbox: Tensor
+) -> RaySamples:
+    count = n_steps[rays]
+    ray = torch.repeat_interleave(torch.arange(count.shape[0], device=count.device) + rays.start, count)
+    first = torch.repeat_interleave(count.cumsum(0) - count, count)
+    t = t_min[ray] + (torch.arange(ray.shape[0], device=ray.device) - first) * step
+    if binaries is not None:
+        middle = rays_o[ray] + rays_d[ray] * (t + step / 2)[:, None]
+        keep = binaries.reshape(-1)[cell_of(middle, bbox, binaries.shape[0])].nonzero()[:, 0]
+        ray, t = ray[keep], t[keep]
+    return RaySamples(ray, t, t + step)
+
+
+def uniform_edges(near: Tensor, far: Tensor, n_samples: int, stratified: bool, lindisp: bool = False) -> Tensor:
+    """Edges [N, n_samples + 1] of equal intervals from near [N] to far [N]; lindisp: equal in 1 / distance.
+
+    stratified: inner edges move at random by up to half an interval, one offset for each ray.
+    """
+    u = torch.linspace(0, 1, n_samples + 1, device=near.device, dtype=near.dtype).expand(near.shape[0], -1)
+    if stratified:
+        shift = (torch.rand(near.shape[0], 1).to(near) - 0.5) / n_samples
+        u = torch.cat([u[:, :1], u[:, 1:-1] + shift, u[:, -1:]], -1)
+    near, far = near[:, None], far[:, None]
+    if lindisp:
+        return 1.0 / ((1 - u) / near.clamp(min=1e-6) + u / far.clamp(min=1e-6))
+    return near + (far - near) * u
+
+
+def importance_resample(edges: Tensor, weights: Tensor, n_samples: int, stratified: bool) -> Tensor:
+    """Edges of new intervals that hold equal shares of the weight (inverse transform sampling, NeRF section 5.2).
+
+    Args:
+        edges: [N, M + 1]; weights: [N, M] >= 0; n_samples: new intervals a ray.
+    Returns:
+        [N, n_samples + 1], rising, from the first edge to the last; no gradient.
+    """
+    # A small floor keeps every interval reachable, so that a wrong proposal can be corrected.
+    weights = weights.detach() + 1e-5
+    cdf = torch.cat([torch.zeros_like(weights[:, :1]), weights.cumsum(-1)], -1)
+    cdf = cdf / cdf[:, -1:]
+    u = uniform_edges(cdf[:, 0], cdf[:, -1], n_samples, stratified).contiguous()
+    above = torch.searchsorted(cdf, u, right=True).clamp(1, weights.shape[1])
+    low, high = cdf.gather(1, above - 1), cdf.gather(1, above)
+    t_low, t_high = edges.gather(1, above - 1), edges.gather(1, above)
+    fraction = ((u - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    return (t_low + fraction * (t_high - t_low)).detach()
