@@ -1,0 +1,138 @@
+"""Captioned renders of the world, made fast enough to train on.
+
+Shapes are traced once, into antialiased layers by role (render.shaded_coverage);
+colours and backgrounds are drawn anew for every sample, by a linear combination.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .cameras import orbit_c2w, view_direction
+from .captions import ObjectSpec, caption, held_out, short_captions
+from .objects import COLORS, KINDS
+from .render import composite, role_colors, shaded_coverage, surface_view
+
+IMAGE_SIZE = 64  # pixels
+FOVY_DEG = 40.0
+DISTANCE_RANGE = (2.5, 2.9)  # world units
+LOW_ELEVATION_RANGE, OVERHEAD_RANGE, OVERHEAD_SHARE = (-10.0, 60.0), (60.0, 85.0), 0.08
+
+
+@dataclass
+class ViewBank:
+    """Layers of many views of each kind."""
+
+    layers: Tensor  # [K kinds, V views, 4, S, S] uint8, see render.shaded_coverage
+    elevation: Tensor  # [K, V] degrees
+    azimuth: Tensor  # [K, V] degrees in [-180, 180)
+
+    @property
+    def views(self) -> int:
+        return self.layers.shape[1]
+
+
+@dataclass
+class CaptionedImages:
+    """A batch of the world."""
+
+    images: Tensor  # [B, 3, S, S] in [-1, 1]
+    captions: list[str]
+    specs: list[ObjectSpec]
+
+
+def sample_cameras(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Elevation, azimuth (degrees) and distance of `count` cameras, each [count]."""
+    uniform = torch.rand(4, count, generator=generator)
+    low, high = LOW_ELEVATION_RANGE
+    elevation = low + (high - low) * uniform[0]
+    over_low, over_high = OVERHEAD_RANGE
+    elevation = torch.where(uniform[1] < OVERHEAD_SHARE, over_low + (over_high - over_low) * uniform[0], elevation)
+    azimuth = -180.0 + 360.0 * uniform[2]
+    near, far = DISTANCE_RANGE
+    return elevation, azimuth, near + (far - near) * uniform[3]
+
+
+def build_view_bank(views: int, seed: int, progress=lambda name: None) -> ViewBank:
+    """Trace `views` views of every kind; about 40 ms a view on two cores."""
+    layers, elevations, azimuths = [], [], []
+    for index, (name, kind) in enumerate(KINDS.items()):
+        generator = torch.Generator().manual_seed(seed * 1000 + index)
+        elevation, azimuth, distance = sample_cameras(views, generator)
+        c2w = orbit_c2w(elevation, azimuth, distance)
+        fovy = torch.full((views,), math.radians(FOVY_DEG))
+        kind_layers = [
+            shaded_coverage(surface_view(kind, c, f, 2 * IMAGE_SIZE, 2 * IMAGE_SIZE), 2)
+            for c, f in zip(c2w.split(16), fovy.split(16))
+        ]
+        layers.append((torch.cat(kind_layers) * 255).round().to(torch.uint8))
+        elevations.append(elevation)
+        azimuths.append(azimuth)
+        progress(name)
+    return ViewBank(torch.stack(layers), torch.stack(elevations), torch.stack(azimuths))
+
+
+def save_view_bank(bank: ViewBank, path: Path) -> None:
+    np.savez_compressed(path, layers=bank.layers.numpy(), elevation=bank.elevation.numpy(), azimuth=bank.azimuth.numpy())
+
+
+def load_view_bank(path: Path) -> ViewBank:
+    with np.load(path) as data:
+        return ViewBank(*(torch.from_numpy(data[name]) for name in ("layers", "elevation", "azimuth")))
+
+
+def sample_backgrounds(count: int, generator: torch.Generator) -> Tensor:
+    """Plain backgrounds [count, 3] in [0, 1]: mostly greyish, one in six of any colour."""
+    grey = 0.3 + 0.5 * torch.rand(count, 1, generator=generator)
+    tinted = (grey + 0.08 * (torch.rand(count, 3, generator=generator) - 0.5)).clamp(0, 1)
+    vivid = torch.rand(count, 3, generator=generator)
+    return torch.where(torch.rand(count, 1, generator=generator) < 1 / 6, vivid, tinted)
+
+
+def sample_specs(count: int, generator: torch.Generator, include_held_out: bool) -> list[ObjectSpec]:
+    """Objects drawn uniformly by kind, then by colours that differ."""
+    kinds, colors = list(KINDS), list(COLORS)
+    specs: list[ObjectSpec] = []
+    while len(specs) < count:
+        k, main, other = (
+            int(torch.randint(n, (), generator=generator)) for n in (len(kinds), len(colors), len(colors) - 1)
+        )
+        if not include_held_out and held_out(kinds[k], colors[main]):
+            continue
+        accent = (main + 1 + other) % len(colors)
+        specs.append(ObjectSpec(kinds[k], colors[main], colors[accent]))
+    return specs
+
+
+def sample_captions(specs: list[ObjectSpec], directions: list[str], generator: torch.Generator) -> list[str]:
+    """Mostly full captions, some short; seven in ten name the view."""
+    texts = []
+    for spec, direction in zip(specs, directions):
+        length, view = torch.rand(2, generator=generator).tolist()
+        no_accent, no_color = short_captions(spec)
+        text = caption(spec) if length < 0.8 else no_accent if length < 0.92 else no_color
+        texts.append(f"{text}, {direction} view" if view < 0.7 else text)
+    return texts
+
+
+def sample_batch(
+    bank: ViewBank, count: int, generator: torch.Generator, include_held_out: bool = False
+) -> CaptionedImages:
+    """Draw `count` captioned pictures: objects, views, colours and backgrounds all random."""
+    specs = sample_specs(count, generator, include_held_out)
+    kind_index = torch.tensor([list(KINDS).index(spec.kind) for spec in specs])
+    view_index = torch.randint(bank.views, (count,), generator=generator)
+    layers = bank.layers[kind_index, view_index].float() / 255
+    colors = torch.stack([role_colors(spec.main, spec.accent) for spec in specs])
+    images = composite(layers, colors, sample_backgrounds(count, generator))
+    directions = [
+        view_direction(float(e), float(a))
+        for e, a in zip(bank.elevation[kind_index, view_index], bank.azimuth[kind_index, view_index])
+    ]
+    return CaptionedImages(images * 2 - 1, sample_captions(specs, directions, generator), specs)
