@@ -1,1 +1,1 @@
-from . import base
+from . import base, mesh_exporter
