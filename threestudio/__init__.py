@@ -7,11 +7,7 @@ Importing this package registers everything that the host itself brings. Extensi
 import logging
 from typing import Callable
 
-from pytorch_lightning.utilities.rank_zero import (
-    rank_zero_debug,
-    rank_zero_info,
-    rank_zero_only,
-)
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from threestudio.utils.errors import UserError, with_suggestion
 
@@ -19,8 +15,16 @@ __version__ = "0.2.3"  # the version of the extension API that plugins check for
 __modules__: dict[str, type] = {}
 
 logger = logging.getLogger("pytorch_lightning")
-info = rank_zero_info
-debug = rank_zero_debug
+
+
+@rank_zero_only
+def info(*args, **kwargs) -> None:
+    logger.info(*args, **kwargs)
+
+
+@rank_zero_only
+def debug(*args, **kwargs) -> None:
+    logger.debug(*args, **kwargs)
 
 
 @rank_zero_only

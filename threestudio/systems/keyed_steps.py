@@ -44,26 +44,27 @@ class KeyedLoader:
         return True
 
     def __iter__(self) -> Iterator[Any]:
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        index = progress.total.processed
-        epoch = self.trainer.current_epoch
-        skip = progress.current.processed % max(len(self.loader), 1) if self._has_length() else 0
-        # A loader with a length shuffles once an epoch; the rest of an epoch needs its beginning.
-        order_key = epoch if self._has_length() else index
-        seed_step(self.seed, order_key, get_rank(), "data order")
+        index = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        sized = self._has_length()
+        epoch, position = self.trainer.current_epoch, 0
+        if sized:  # from the index: a resumed run counts an epoch that has just ended differently
+            epoch, position = divmod(index, int(self.trainer.num_training_batches))
+        # A loader with a length draws its order with its first batch, by the epoch's own key; what
+        # a resumed epoch had already is drawn again for that.
+        seed_step(self.seed, epoch if sized else index, get_rank(), "data order")
         batches = iter(self.loader)
-        for _ in range(skip):
+        for _ in range(position):
             next(batches)
         while True:
-            step = index // self.trainer.accumulate_grad_batches
-            update_if_possible(self.dataset, epoch, step)
-            seed_step(self.seed, index, get_rank(), "data")
+            update_if_possible(self.dataset, epoch, index // self.trainer.accumulate_grad_batches)
+            if position > 0 or not sized:
+                seed_step(self.seed, index, get_rank(), "data")
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             yield batch
-            index += 1
+            index, position = index + 1, position + 1
 
 
 def key_train_loader(datamodule: pl.LightningDataModule, trainer: pl.Trainer, seed: int) -> None:

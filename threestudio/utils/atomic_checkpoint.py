@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 from typing import Any, Callable, Optional
 
+import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 
 def write_atomically(path: str, write: Callable[[Any], None]) -> None:
@@ -35,3 +37,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         for stale in Path(path).parent.glob(f".{Path(path).name}.*.part"):
             stale.unlink(missing_ok=True)  # of a run that was killed while it wrote
         write_atomically(path, lambda file: torch.save(checkpoint, file))
+
+
+class CheckpointsToTheEnd(ModelCheckpoint):
+    """ModelCheckpoint whose last.ckpt holds the run's last step, whatever its interval."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        is_last = trainer.global_step == trainer.max_steps
+        if is_last and self._last_global_step_saved != trainer.global_step:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

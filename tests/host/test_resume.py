@@ -1,0 +1,143 @@
+"""A run that is killed at any moment and resumed ends as one that was not, bit for bit."""
+
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from threestudio.utils.atomic_checkpoint import write_atomically
+
+LAST = "outputs/tiny/run/ckpts/last.ckpt"
+
+
+def final_state(folder: Path) -> dict:
+    checkpoint = torch.load(folder / LAST, weights_only=True)
+    keys = ("global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers")
+    return {key: checkpoint[key] for key in keys}
+
+
+def assert_same(a: Any, b: Any, where: str = "state") -> None:
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for index, (x, y) in enumerate(zip(a, b)):
+            assert_same(x, y, f"{where}[{index}]")
+    else:
+        assert a == b, where
+
+
+def test_stopped_and_resumed_runs_end_the_same(launch_here, tmp_path):
+    assert launch_here("--train", "exp_root_dir=whole/outputs") == 0
+    whole = final_state(tmp_path / "whole")
+    assert whole["global_step"] == 30
+    for stop in (5, 13, 29):
+        part = f"exp_root_dir=part{stop}/outputs"
+        assert launch_here("--train", part, f"trainer.max_steps={stop}") == 0
+        assert launch_here("--train", part, f"resume=part{stop}/{LAST}") == 0
+        assert_same(whole, final_state(tmp_path / f"part{stop}"))
+
+
+def test_the_seed_decides_the_run(launch_here, tmp_path):
+    for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
+        assert launch_here("--train", f"exp_root_dir={folder}/outputs", f"seed={seed}",
+                           "trainer.max_steps=4") == 0
+    assert_same(final_state(tmp_path / "a"), final_state(tmp_path / "b"))
+    with pytest.raises(AssertionError):
+        assert_same(final_state(tmp_path / "a"), final_state(tmp_path / "c"))
+
+
+@pytest.mark.parametrize("stop", [5, 8, 11])
+def test_a_shuffled_set_goes_on_where_it_stopped(launch_here, tmp_path, stop):
+    """Epochs of 8 batches: in the middle of one, at the end of one, and in the second."""
+    options = ["data.sized=true", "trainer.val_check_interval=null", "trainer.max_steps=20"]
+    assert launch_here("--train", *options, "exp_root_dir=whole/outputs") == 0
+    assert launch_here("--train", *options[:2], "exp_root_dir=part/outputs",
+                       f"trainer.max_steps={stop}") == 0
+    assert launch_here("--train", *options, "exp_root_dir=part/outputs", f"resume=part/{LAST}") == 0
+    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "part"))
+
+
+def test_accumulated_gradients_resume(launch_here, tmp_path):
+    options = ["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=100"]
+    assert launch_here("--train", *options, "exp_root_dir=whole/outputs") == 0
+    assert launch_here("--train", *options, "exp_root_dir=part/outputs",
+                       "trainer.max_steps=7") == 0
+    assert launch_here("--train", *options, "exp_root_dir=part/outputs", f"resume=part/{LAST}") == 0
+    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "part"))
+
+
+def test_validation_does_not_disturb_training(launch_here, tmp_path):
+    assert launch_here("--train", "exp_root_dir=a/outputs", "trainer.max_steps=12") == 0
+    assert launch_here("--train", "exp_root_dir=b/outputs", "trainer.max_steps=12",
+                       "trainer.val_check_interval=5") == 0
+    assert_same(final_state(tmp_path / "a"), final_state(tmp_path / "b"))
+
+
+def kill_and_resume(start_launch, folder: Path, kills: int, rng: random.Random) -> None:
+    """Kills a run `kills` times, each time a random while after it has written a checkpoint."""
+    slow = ["--train", "system.slow_s=0.03", "checkpoint.every_n_train_steps=1"]
+    last = folder / LAST
+    for _ in range(kills):
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        process = start_launch(*slow, *([f"resume={LAST}"] if last.exists() else []))
+        deadline = time.monotonic() + 120
+        while not last.exists() or last.stat().st_mtime_ns == before:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0.0, 0.25))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
+    process = start_launch("--train", f"resume={LAST}")
+    _, messages = process.communicate(timeout=120)
+    assert process.returncode == 0, messages
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.slow)])
+def test_killed_runs_end_the_same(launch_here, start_launch, tmp_path, kills):
+    assert launch_here("--train", "exp_root_dir=whole/outputs") == 0
+    kill_and_resume(start_launch, tmp_path / "elsewhere", kills, random.Random(kills))
+    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "elsewhere"))
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(b"old")
+
+    def fail(file):
+        file.write(b"half of the new")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(str(path), fail)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_skipped_steps_touch_nothing_and_survive_a_resume(launch_here, tmp_path, caplog):
+    """NaN at steps 6 and 20: both counted, and the run resumed between them is the same."""
+    nan = "system.nan_at=[6,20]"
+    assert launch_here("--train", nan, "exp_root_dir=whole/outputs") == 0
+    assert "field.layers.0.weight" in caplog.text
+    whole = final_state(tmp_path / "whole")
+    steps = {float(s["step"]) for s in whole["optimizer_states"][0]["state"].values()}
+    assert steps == {28.0}  # Adam has not counted the two
+    assert all(torch.isfinite(v).all() for v in whole["state_dict"].values())
+    assert launch_here("--train", nan, "exp_root_dir=part/outputs", "trainer.max_steps=13") == 0
+    assert launch_here("--train", nan, "exp_root_dir=part/outputs", f"resume=part/{LAST}") == 0
+    assert_same(whole, final_state(tmp_path / "part"))
+    metrics = (tmp_path / "part/outputs/tiny/run/csv_logs/version_1/metrics.csv").read_text()
+    column = metrics.splitlines()[0].split(",").index("train/skipped_steps")
+    logged = [float(r.split(",")[column]) for r in metrics.splitlines()[1:] if r.split(",")[column]]
+    assert logged[-1] == 2.0
