@@ -1,0 +1,104 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from threestudio.ops import ray_sampling
+from threestudio.ops.ray_sampling import cell_of, importance_resample, march_occupied, ray_aabb_intersect, uniform_edges
+
+BOX = torch.tensor([[-1.0, -1, -1], [1, 1, 1]])
+
+
+def rays(n=64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    o = F.normalize(torch.randn(n, 3, generator=generator), dim=-1) * 2.5
+    return o, F.normalize(torch.randn(n, 3, generator=generator) * 0.5 - o, dim=-1)
+
+
+def test_box_by_hand():
+    o = torch.tensor([[-3.0, 0, 0], [-3, 0, 0], [0, 0, 0], [-3, 2, 0], [0, 0, 3], [-3, 1.0, 0]])
+    d = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, -1], [1, 0, 0]])
+    t_min, t_max, hit = ray_aabb_intersect(o, d, BOX)
+    assert hit[:5].tolist() == [True, False, True, False, True]
+    assert t_min[[0, 2, 4]].tolist() == [2, 0, 2] and t_max[[0, 2, 4]].tolist() == [4, 1, 4]
+    assert (t_max[[1, 3]] == t_min[[1, 3]]).all()
+    assert torch.isfinite(torch.cat([t_min, t_max])).all()
+    t_min, t_max, _ = ray_aabb_intersect(o[:1], d[:1], BOX, near=2.5, far=3.0)
+    assert (t_min.item(), t_max.item()) == (2.5, 3.0)
+
+
+def test_ends_lie_on_the_box():
+    o, d = rays()
+    t_min, t_max, hit = ray_aabb_intersect(o, d, BOX)
+    for t in (t_min[hit], t_max[hit]):
+        on_box = (o[hit] + d[hit] * t[:, None]).abs().amax(-1)
+        torch.testing.assert_close(on_box, torch.ones_like(on_box), atol=1e-5, rtol=0)
+
+
+def test_march_keeps_exactly_the_samples_in_occupied_cells(monkeypatch):
+    o, d = rays()
+    t_min, t_max, _ = ray_aabb_intersect(o, d, BOX)
+    binaries = torch.rand(8, 8, 8, generator=torch.Generator().manual_seed(3)) < 0.3
+    step = 0.05
+    got = march_occupied(o, d, t_min, t_max, step, binaries, BOX)
+    expected = []
+    for n in range(o.shape[0]):
+        for k in range(math.ceil((t_max[n] - t_min[n]).item() / step)):
+            t = t_min[n] + k * step
+            p = o[n] + d[n] * (t + step / 2)
+            cell = ((p + 1) / 2 * 8).long().clamp(0, 7)
+            if binaries[tuple(cell.tolist())]:
+                expected.append((n, t.item()))
+    assert got.ray_indices.tolist() == [n for n, _ in expected]
+    torch.testing.assert_close(got.t_starts, torch.tensor([t for _, t in expected]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(got.t_ends - got.t_starts, torch.full_like(got.t_ends, step), atol=1e-5, rtol=0)
+    monkeypatch.setattr(ray_sampling, "CANDIDATES_AT_ONCE", 100)
+    again = march_occupied(o, d, t_min, t_max, step, binaries, BOX)
+    assert all(torch.equal(a, b) for a, b in zip(got, again))
+    everything = march_occupied(o, d, t_min, t_max, step, None, BOX)
+    assert everything.ray_indices.numel() == sum(math.ceil((t_max[n] - t_min[n]).item() / step) for n in range(64))
+
+
+def test_march_of_nothing():
+    none = torch.zeros(0, 3)
+    samples = march_occupied(none, none, none[:, 0], none[:, 0], 0.1, None, BOX)
+    assert samples.ray_indices.numel() == 0
+    o, d = rays(4)
+    t = torch.ones(4)
+    assert march_occupied(o, d, t, t, 0.1, None, BOX).t_starts.numel() == 0
+
+
+def test_cells():
+    points = torch.tensor([[-1.0, -1, -1], [0.99, 0.99, 0.99], [1, 1, 1], [-1, -1, 1], [5, -5, 0]])
+    assert cell_of(points, BOX, 4).tolist() == [0, 63, 63, 3, 3 * 16 + 0 + 2]
+
+
+def test_uniform_edges():
+    near, far = torch.tensor([0.5, 1.0]), torch.tensor([1.5, 1.0])
+    edges = uniform_edges(near, far, 4, stratified=False)
+    torch.testing.assert_close(edges[0], torch.tensor([0.5, 0.75, 1.0, 1.25, 1.5]))
+    assert (edges[1] == 1).all()
+    lindisp = uniform_edges(near, far, 4, stratified=False, lindisp=True)
+    torch.testing.assert_close((1 / lindisp[0]).diff(), torch.full((4,), -(2 - 1 / 1.5) / 4))
+    torch.manual_seed(0)
+    jittered = uniform_edges(near, far, 4, stratified=True)
+    assert (jittered.diff(dim=-1) >= 0).all() and jittered[0, 0] == 0.5 and jittered[0, -1] == 1.5
+    assert not torch.equal(jittered, edges)
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+def test_resampling_gives_equal_shares_of_the_weight(stratified):
+    edges = torch.linspace(0, 1, 6)[None]
+    weights = torch.tensor([[0.0, 1.0, 3.0, 0.0, 4.0]])
+    torch.manual_seed(0)
+    new = importance_resample(edges, weights, 8000, stratified)
+    assert new.shape == (1, 8001) and (new.diff(dim=-1) >= 0).all() and new[0, 0] == 0 and abs(new[0, -1].item() - 1) < 1e-6
+    shares = torch.histogram(new[0], edges[0]).hist / 8001
+    torch.testing.assert_close(shares, weights[0] / 8, atol=2e-3, rtol=0)
+
+
+def test_resampling_without_weight_is_uniform():
+    edges = torch.linspace(2, 4, 5).expand(3, -1)
+    new = importance_resample(edges, torch.zeros(3, 4), 10, stratified=False)
+    torch.testing.assert_close(new, torch.linspace(2, 4, 11).expand(3, -1), atol=1e-5, rtol=0)
