@@ -1,0 +1,112 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from threestudio.models.networks import create_network_with_input_encoding, get_encoding, get_mlp
+from threestudio.utils.errors import UserError
+
+GRID = {"n_levels": 4, "n_features_per_level": 2, "log2_hashmap_size": 8, "base_resolution": 4, "per_level_scale": 1.5}
+
+
+def points(n=32):
+    return torch.rand(n, 3, generator=torch.Generator().manual_seed(0))
+
+
+def test_frequency_by_hand():
+    encoding = get_encoding(3, {"otype": "Frequency", "n_frequencies": 2})
+    x = points()
+    out = encoding(x)
+    assert out.shape == (32, encoding.n_output_dims) == (32, 12)
+    torch.testing.assert_close(out[:, 4], torch.sin(math.pi * x[:, 1]))
+    torch.testing.assert_close(out[:, 5], torch.cos(math.pi * x[:, 1]))
+    torch.testing.assert_close(out[:, 10], torch.sin(2 * math.pi * x[:, 2]))
+
+
+def test_include_xyz_comes_first_scaled():
+    x = points()
+    out = get_encoding(3, {"otype": "SphericalHarmonics", "degree": 3, "include_xyz": True})(x)
+    assert out.shape == (32, 12)
+    torch.testing.assert_close(out[:, :3], 2 * x - 1)
+    torch.testing.assert_close(out[:, 3], torch.full((32,), 0.5 / math.sqrt(math.pi)))
+
+
+def test_progressive_frequency_fades_bands_in():
+    encoding = get_encoding(3, {"otype": "ProgressiveBandFrequency", "n_frequencies": 4, "n_masking_step": 100})
+    full = get_encoding(3, {"otype": "Frequency", "n_frequencies": 4})(points())
+    for step, weights in ((0, [0, 0, 0, 0]), (25, [1, 0, 0, 0]), (37.5, [1, 0.5, 0, 0]), (500, [1, 1, 1, 1])):
+        encoding.do_update_step(0, step)
+        expected = full.view(32, 3, 4, 2) * torch.tensor(weights).float()[:, None]
+        torch.testing.assert_close(encoding(points()), expected.reshape(32, -1))
+
+
+def test_progressive_hash_grid_opens_levels():
+    encoding = get_encoding(
+        3, {"otype": "ProgressiveBandHashGrid", **GRID, "start_level": 2, "start_step": 10, "update_steps": 5}
+    )
+    for step, level in ((0, 2), (14, 2), (15, 3), (20, 4), (1000, 4), (0, 2)):
+        encoding.do_update_step(0, step)
+        assert encoding.encoding.current_level == level
+        out = encoding(points())
+        assert (out[:, : 2 * level] != 0).all() and (out[:, 2 * level :] == 0).all()
+    assert encoding.encoding.grid_resolution == pytest.approx(4 * 1.5)
+
+
+def test_hash_grid_starts_small():
+    params = get_encoding(3, {"otype": "HashGrid", **GRID}).encoding.params
+    assert 0 < params.abs().max() <= 1e-4 and params.mean().abs() < 2e-5
+
+
+def test_vanilla_mlp_is_its_layers_without_bias():
+    mlp = get_mlp(5, 2, {"otype": "VanillaMLP", "activation": "ReLU", "output_activation": "sigmoid", "n_neurons": 7, "n_hidden_layers": 2})
+    x = torch.randn(9, 5)
+    w = [layer.weight for layer in mlp.layers]
+    assert [tuple(v.shape) for v in w] == [(7, 5), (7, 7), (2, 7)] and len(list(mlp.parameters())) == 3
+    torch.testing.assert_close(mlp(x), torch.sigmoid(torch.relu(torch.relu(x @ w[0].T) @ w[1].T) @ w[2].T))
+
+
+def test_mlp_stays_in_float32_under_autocast():
+    mlp = get_mlp(5, 2, {"otype": "VanillaMLP"})
+    x = torch.randn(9, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(mlp(x), mlp(x.float())) and mlp(x.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("inside_out", [False, True])
+def test_sphere_init_is_a_sphere(inside_out):
+    torch.manual_seed(0)
+    network = create_network_with_input_encoding(
+        3,
+        1,
+        {"otype": "HashGrid", **GRID, "include_xyz": True},
+        {"otype": "SphereInitVanillaMLP", "n_neurons": 256, "n_hidden_layers": 2, "sphere_init_radius": 0.6, "inside_out": inside_out},
+    )
+    x = torch.rand(500, 3)
+    expected = (2 * x - 1).norm(dim=-1) - 0.6
+    got = network(x)[:, 0] * (-1 if inside_out else 1)
+    # The theorem is about the mean over infinitely wide networks.
+    assert (got - expected).abs().mean() < 0.12
+    assert F.cosine_similarity(got - got.mean(), expected - expected.mean(), dim=0) > 0.93
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"otype": "HashGird"}, "HashGird.*did you mean 'HashGrid'"),
+        ({"otype": "HashGrid", "n_level": 4}, "n_level.*did you mean 'n_levels'"),
+        ({"otype": "SphericalHarmonics", "degree": 0}, "degree"),
+        ({"otype": "ProgressiveBandHashGrid", **GRID}, "start_level is missing"),
+        ({}, "unknown encoding otype None"),
+    ],
+)
+def test_wrong_encodings_are_refused(config, message):
+    with pytest.raises(UserError, match=message):
+        get_encoding(3, config)
+
+
+def test_wrong_networks_are_refused():
+    with pytest.raises(UserError, match="VanilaMLP.*VanillaMLP"):
+        get_mlp(3, 1, {"otype": "VanilaMLP"})
+    with pytest.raises(UserError, match="n_neuron.*n_neurons"):
+        get_mlp(3, 1, {"otype": "VanillaMLP", "n_neuron": 3})
