@@ -273,16 +273,37 @@ def _read_yaml(source: str, from_string: bool) -> Any:
         raise UserError(f"{where}: not valid YAML: {reason}") from error
 
 
-def _read_overrides(cli_args: list[str]) -> DictConfig:
-    for argument in cli_args:
-        if argument.startswith("-") or "=" not in argument:
-            raise UserError(f"bad override '{argument}': expected key=value, as trainer.max_steps=10")
+def _one_override(argument: str) -> DictConfig:
+    """The config of one key=value, where a value that is no YAML, or is "a: b", is plain text."""
     import yaml
 
+    key, text = argument.split("=", 1)
+    nested = text.lstrip().startswith(("[", "{"))
     try:
-        return OmegaConf.from_cli(cli_args)
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(f"bad override: {' '.join(str(error).split())}") from error
+        override = OmegaConf.from_dotlist([argument])
+        if nested or not isinstance(OmegaConf.select(override, key), DictConfig):
+            return override
+    except yaml.YAMLError as error:
+        if nested:
+            reason = " ".join(str(error).split())
+            raise UserError(f"bad override '{argument}': not valid YAML: {reason}") from error
+    override = OmegaConf.create()
+    OmegaConf.update(override, key, text)
+    return override
+
+
+def _read_overrides(cli_args: list[str]) -> DictConfig:
+    overrides = []
+    for argument in cli_args:
+        key = argument.split("=", 1)[0]
+        if argument.startswith("-") or "=" not in argument or not key:
+            raise UserError(f"bad override '{argument}': expected key=value, as trainer.max_steps=10")
+        try:
+            overrides.append(_one_override(argument))
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"bad override '{argument}': {reason}") from error
+    return OmegaConf.merge(*overrides) if overrides else OmegaConf.create()
 
 
 def load_config(

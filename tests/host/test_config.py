@@ -1,0 +1,230 @@
+"""Strict configs: what passes, what fails, and what the failure says."""
+
+from dataclasses import dataclass, field
+from typing import Any, Optional, Union
+
+import pytest
+from omegaconf import OmegaConf
+
+from threestudio.utils.base import BaseObject
+from threestudio.utils.config import ExperimentConfig, load_config, parse_structured
+from threestudio.utils.errors import UserError
+from threestudio.utils.typing import List, Tuple
+
+
+@dataclass
+class Inner:
+    depth: int = 1
+
+
+@dataclass
+class Part:
+    radius: float = 1.0
+    threshold: Union[float, str] = 0.5
+    maybe: Optional[float] = None
+    count: int = 3
+    size: Any = 64
+    flag: bool = True
+    text: str = ""
+    span: Tuple[float, float] = (0.0, 1.0)
+    milestones: List[int] = field(default_factory=list)
+    nested: dict = field(default_factory=dict)
+    optional_nested: Optional[dict] = None
+    inner: Inner = field(default_factory=Inner)
+
+
+@dataclass
+class Owner:
+    part: dict = field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    "given, key, expected",
+    [
+        ({"radius": 2}, "radius", 2.0),
+        ({"threshold": 10}, "threshold", 10.0),
+        ({"threshold": "auto"}, "threshold", "auto"),
+        ({"maybe": 2}, "maybe", 2.0),
+        ({"maybe": None}, "maybe", None),
+        ({"radius": [0, 0.4, 0.2, 200]}, "radius", [0, 0.4, 0.2, 200]),
+        ({"radius": "1.5"}, "radius", 1.5),
+        ({"count": [0, 1, 2, 3]}, "count", [0, 1, 2, 3]),
+        ({"span": [1, 2, 3]}, "span", [1, 2, 3]),
+        ({"milestones": [5000]}, "milestones", [5000]),
+        ({"size": [64, 128]}, "size", [64, 128]),
+        ({"nested": {"a": {"b": 1}}}, "nested", {"a": {"b": 1}}),
+        ({"optional_nested": {"a": 1}}, "optional_nested", {"a": 1}),
+        ({"inner": {"depth": 4}}, "inner", {"depth": 4}),
+    ],
+)
+def test_values_that_pass(given, key, expected):
+    config = parse_structured(Part, given)
+    assert config[key] == expected
+    assert type(config[key]) is type(expected) or OmegaConf.is_config(config[key])
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"radiuss": 1}, r"unknown key 'system.part.radiuss' \(of Part\); nearest: radius"),
+        ({"radius": "wide"}, r"system.part.radius: expected float, got 'wide' \(str\)"),
+        ({"radius": {"a": 1}}, r"system.part.radius: expected float, got .* \(dict\)"),
+        ({"radius": ["a"]}, r"system.part.radius: expected float, got .* \(list\)"),
+        ({"radius": None}, r"system.part.radius: expected float, got None"),
+        ({"count": 2.5}, r"system.part.count: expected int, got 2.5 \(float\)"),
+        ({"flag": "perhaps"}, r"system.part.flag: expected bool, got 'perhaps' \(str\)"),
+        ({"text": [1, 2]}, r"system.part.text: expected str, got \[1, 2\] \(list\)"),
+        ({"span": 3}, r"system.part.span: expected Tuple\[float, float\], got 3 \(int\)"),
+        ({"span": ["a", 1]}, r"system.part.span\[0\]: expected float, got 'a' \(str\)"),
+        ({"milestones": 5}, r"system.part.milestones: expected List\[int\], got 5 \(int\)"),
+        ({"nested": 5}, r"system.part.nested: expected dict, got 5 \(int\)"),
+        ({"text": "???"}, r"system.part.text: a value is required"),
+    ],
+)
+def test_values_that_fail_name_the_key_the_type_and_the_value(given, message):
+    @dataclass
+    class Root:
+        system: dict = field(default_factory=dict)
+
+    root = parse_structured(Root, {"system": {"part": given}})
+    owner = parse_structured(Owner, root.system)
+    with pytest.raises(UserError, match=message):
+        parse_structured(Part, owner.part)
+
+
+def test_a_config_is_a_mapping():
+    with pytest.raises(UserError, match="expected a mapping of keys to values, got 3"):
+        parse_structured(Part, 3)
+    assert parse_structured(Part, None) == parse_structured(Part, {})
+
+
+def test_a_config_takes_no_new_keys():
+    config = parse_structured(Part, {})
+    with pytest.raises(Exception, match="'Part' does not have|not in struct|radiuss"):
+        config.radiuss = 2
+    assert config.get("radius") == 1.0 and "radius" in config
+
+
+def test_objects_parse_their_own_config():
+    class Thing(BaseObject):
+        @dataclass
+        class Config(BaseObject.Config):
+            scale: float = 1.0
+
+        def configure(self, extra):
+            self.extra = extra
+
+    thing = Thing({"scale": 3}, extra=5)
+    assert thing.cfg.scale == 3.0 and thing.extra == 5
+    with pytest.raises(UserError, match=r"unknown key 'scal' \(of .*Thing\); nearest: scale"):
+        Thing({"scal": 3}, extra=5)
+
+
+RESOLVED = """
+tag: ${rmspace:"a red chair",_}
+data:
+  rate: ${calc_exp_lr_decay_rate:0.1,2}
+  add: ${add:1,2}
+  sub: ${sub:5,2}
+  mul: ${mul:2,3}
+  div: ${div:3,2}
+  idiv: ${idiv:7,2}
+  base: ${basename:a/b/c.png}
+  pair: ${tuple2:2}
+  positive: ${gt0:0.1}
+  rises: ${cmaxgt0:[0,0.0,1.0,200]}
+  zero: ${cmaxgt0:[0,0.0,0.0,200]}
+  three: ${cmaxgt0:[0.0,1.0,200]}
+  number: ${cmaxgt0:0}
+  negated: ${not:true}
+  either: ${cmaxgt0orcmaxgt0:0,[0,0.0,1.0,9]}
+  neither: ${cmaxgt0orcmaxgt0:0,0}
+"""
+
+
+def test_resolvers():
+    data = load_config(RESOLVED, from_string=True).data
+    assert data.rate == pytest.approx(0.1**0.5)
+    assert [data[k] for k in ("add", "sub", "mul", "div", "idiv")] == [3, 3, 6, 1.5, 3]
+    assert data.base == "c.png" and list(data.pair) == [2.0, 2.0]
+    assert [data[k] for k in ("positive", "rises", "zero", "three", "number")] == [
+        True, True, False, True, False
+    ]  # fmt: skip
+    assert [data[k] for k in ("negated", "either", "neither")] == [False, True, False]
+
+
+def test_overrides_win_and_folders_follow(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yaml = "name: exp\ntag: ${rmspace:${system.prompt},_}\nsystem: {prompt: '???'}\nseed: 1"
+    config = load_config(
+        yaml, from_string=True, cli_args=["system.prompt=a red chair", "seed=5", "timestamp=@T"]
+    )
+    assert config.seed == 5
+    assert config.trial_dir == "outputs/exp/a_red_chair@T"
+    assert list(tmp_path.iterdir()) == []  # reading a config makes no folder
+
+
+def test_later_files_win(tmp_path):
+    (tmp_path / "a.yaml").write_text("seed: 1\nname: a\ntag: t")
+    (tmp_path / "b.yaml").write_text("seed: 2")
+    config = load_config(str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml"), n_gpus=2)
+    assert (config.seed, config.name, config.n_gpus) == (2, "a", 2)
+    assert config.trial_name == "t"  # several processes could not agree on a time
+
+
+def test_a_parsed_config_reads_back_as_the_same_trial(tmp_path):
+    config = load_config("name: x\ntag: t", from_string=True)
+    OmegaConf.save(config, tmp_path / "parsed.yaml")
+    assert load_config(str(tmp_path / "parsed.yaml")).trial_dir == config.trial_dir
+
+
+@pytest.mark.parametrize(
+    "yaml, overrides, message",
+    [
+        ("systm: {}", [], "unknown key 'systm'.*nearest: system"),
+        ("a: [1", [], "not valid YAML"),
+        ("- 1\n- 2", [], "mapping"),
+        ("seed: x", [], "seed: expected int, got 'x'"),
+        ("tag: ${system.prompt}\nsystem: {prompt: '???'}", [], "prompt"),
+        ("tag: ${nothing}", [], "tag: .*nothing"),
+        ("tag: ${nothing:1}", [], "nothing"),
+        ("tag: ''\nuse_timestamp: false", [], "tag"),
+        ("tag: a/b", [], "tag: 'a/b.*without slashes"),
+        ("tag: ..\nuse_timestamp: false", [], "not a folder name"),
+        (f"tag: {'x' * 300}", [], "tag: longer than the 255 bytes"),
+        ("name: ../../etc\ntag: t", [], "name: .*not a folder name"),
+        ("tag: t", ["seed"], "bad override 'seed': expected key=value"),
+        ("tag: t", ["--seed=3"], "bad override '--seed=3'"),
+        ("tag: t", ["data.x=[1"], "bad override"),
+    ],
+)
+def test_bad_experiments(yaml, overrides, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(yaml, from_string=True, cli_args=overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_config_file():
+    with pytest.raises(FileNotFoundError, match="config not found: nowhere.yaml"):
+        load_config("nowhere.yaml")
+
+
+def test_experiment_defaults_need_nothing():
+    assert ExperimentConfig().trial_name.startswith("@")
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("a chair: red", "a chair: red"),
+        ("@home", "@home"),
+        ("it's \"so\"", "it's \"so\""),
+        ("1e-3", 1e-3),
+        ("[1,2]", [1, 2]),
+        ("{a: 1}", {"a": 1}),
+        ("a=b", "a=b"),
+        ("null", None),
+    ],
+)
+def test_override_values(text, value):
+    assert load_config("tag: t", from_string=True, cli_args=[f"data.x={text}"]).data.x == value
