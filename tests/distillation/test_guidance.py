@@ -70,6 +70,16 @@ def test_one_config_runs_every_guidance(guidance, prompt_utils, name, loss, perp
     assert (output["min_step"], output["max_step"], output["nan_gradients"].item()) == (20, 980, 0)
 
 
+def test_perp_neg_pushes_away_by_its_factor(guidance, prompt_utils):
+    utils, data = prompt_utils(use_perp_neg=True), batch()
+    cameras = (data["elevation"], data["azimuth"], data["camera_distances"])
+    _, strengths = utils.get_text_embeddings_perp_neg(*cameras)
+    conditions = guidance(guidance_perp_neg=-0.5).conditions(utils, *cameras)
+    torch.testing.assert_close(conditions.negative_weights, 0.5 * strengths)
+    assert (conditions.negative_weights < -0.1).any() and (conditions.negative_weights <= 1e-3).all()
+    assert len(conditions.positive) == len(conditions.unconditional) == BATCH and len(conditions.negatives) == 2 * BATCH
+
+
 def test_the_method_is_one_key(guidance, prompt_utils):
     for method in ("asd", "sds", "csd", "sjc"):
         by_key, _ = call(guidance("turboprop-guidance", method=method), prompt_utils())
@@ -165,6 +175,9 @@ def test_the_annealed_window_is_where_timesteps_and_shifts_fall(guidance):
         timesteps, shifted = module.draw_timesteps(4000)
         assert low <= timesteps.min() and timesteps.max() <= high
         assert (shifted - timesteps).min() >= 0 and (shifted - timesteps).max() <= 48
+    timesteps, shifted = guidance(plus_random=False).draw_timesteps(100)
+    expected = (0.1 * (timesteps - 20)).minimum((999 - timesteps).float())
+    assert torch.equal(shifted - timesteps, expected.long())
     constant = guidance(min_step_percent=0.5, max_step_percent=0.9, plus_min_step_percent=0.02)
     timesteps, shifted = constant.draw_timesteps(4000)
     assert (shifted - timesteps).max() > 60  # up to 0.1 * (900 - 20)
