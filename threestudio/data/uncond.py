@@ -13,6 +13,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from omegaconf import ListConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -55,7 +56,7 @@ class RandomCameraDataModuleConfig:
 
 
 def _stages(value: Any, key: str) -> List[int]:
-    stages = [value] if isinstance(value, int) else list(value)
+    stages = list(value) if isinstance(value, (list, tuple, ListConfig)) else [value]
     for stage in stages:
         if isinstance(stage, bool) or not isinstance(stage, int) or stage < 1:
             raise UserError(f"data.{key}: expected positive integers, got {value!r}")

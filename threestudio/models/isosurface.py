@@ -12,6 +12,7 @@ from typing import Optional, Tuple
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 from threestudio.models.mesh import Mesh
@@ -63,8 +64,9 @@ class MarchingCubeCPUHelper(IsosurfaceHelper):
             raise UserError("isosurface_deformable_grid: mc-cpu has a fixed grid, use isosurface_method=mt")
         check_surface(level)
         volume = level.detach().float().cpu().reshape(3 * (self.resolution,))
-        # A vertex exactly on the surface would give triangles without area and, merged, holes.
-        volume = torch.where(volume == 0, torch.full_like(volume, 1e-12), volume)
+        # The same as MARGIN does below: no level is tiny beside its neighbours'.
+        least = MARGIN * F.max_pool3d(volume.abs()[None], 3, stride=1, padding=1)[0]
+        volume = torch.where(volume < 0, -volume.abs().maximum(least), volume.maximum(least))
         vertices, faces, _, _ = marching_cubes(volume.numpy(), 0.0, gradient_direction="descent")
         v_pos = torch.from_numpy(vertices / (self.resolution - 1.0)).to(level.device, torch.float32)
         return Mesh(v_pos, torch.from_numpy(faces.astype("int64")).to(level.device))
@@ -135,6 +137,10 @@ def check_surface(level: Tensor) -> None:
         raise EmptyFieldError(f"isosurface: every grid vertex is inside (level in [{low:.4g}, {high:.4g}], outside is > 0)")
 
 
+# Surface vertices keep this share of an edge from its ends. Where the surface meets a grid vertex, those of all its
+# edges would otherwise be one point: triangles without area and, once a reader merges equal points, holes.
+MARGIN = 1e-3
+
 _TET_EDGES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
 
 
@@ -164,8 +170,8 @@ def marching_tetrahedra(vertices: Tensor, tets: Tensor, level: Tensor) -> Tuple[
     vertex_of_edge[on_surface] = inverse
 
     i, j = keys // n, keys % n
-    # Weights from the signed levels: l_i and l_j have opposite signs, so the denominator is never zero.
-    weight = (level[j] / (level[j] - level[i]))[:, None]
+    # l_i and l_j have opposite signs, so the denominator is never zero.
+    weight = (level[j] / (level[j] - level[i])).clamp(MARGIN, 1 - MARGIN)[:, None]
     v_pos = vertices[i] * weight + vertices[j] * (1 - weight)
 
     first = vertex_of_edge.gather(1, triangles[case, 0])
