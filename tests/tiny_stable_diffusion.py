@@ -31,12 +31,17 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "vocab.json").write_text(json.dumps(vocab))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
     tokenizer = CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=MAX_TOKENS, pad_token="<|endoftext|>"
+        str(folder / "vocab.json"),
+        str(folder / "merges.txt"),
+        model_max_length=MAX_TOKENS,
+        pad_token="<|endoftext|>",
     )
     tokenizer.save_pretrained(folder)
 
 
-def write_tiny_stable_diffusion(folder: Path, prediction_type: str = "epsilon", dtype: torch.dtype = torch.float32) -> Path:
+def write_tiny_stable_diffusion(
+    folder: Path, prediction_type: str = "epsilon", dtype: torch.dtype = torch.float32
+) -> Path:
     """Writes a whole model: images of 16 pixels, latents [4, 8, 8], text embeddings [12, 16]."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -109,7 +114,9 @@ def tiny_sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_sd_v_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights, said to predict v."""
-    return write_tiny_stable_diffusion(tmp_path_factory.mktemp("models") / "tiny-sd-v", prediction_type="v_prediction")
+    return write_tiny_stable_diffusion(
+        tmp_path_factory.mktemp("models") / "tiny-sd-v", prediction_type="v_prediction"
+    )
 
 
 @pytest.fixture()

@@ -3,11 +3,12 @@
 from functools import partial
 
 import pytest
-import threestudio
 import torch
-from threestudio.models.prompt_processors.base import PromptProcessorOutput
 from turboprop.distillation.guidance import distillation_loss, finite_gradient
 from turboprop.teachers import GaussianMixtureTeacher
+
+import threestudio
+from threestudio.models.prompt_processors.base import PromptProcessorOutput
 
 BATCH = 4
 
@@ -17,7 +18,11 @@ def prompt_utils(tiny_sd_folder, text_cache):
     """A processor's answer for two prompts, so for two cameras each."""
 
     def make(**cfg):
-        keys = {"pretrained_model_name_or_path": str(tiny_sd_folder), "prompts": ["a red chair", "a blue car"], **cfg}
+        keys = {
+            "pretrained_model_name_or_path": str(tiny_sd_folder),
+            "prompts": ["a red chair", "a blue car"],
+            **cfg,
+        }
         return threestudio.find("turboprop-multi-prompt-processor")(keys)(["a blue car", "a red chair"])
 
     return make
@@ -61,7 +66,13 @@ def call(guidance, prompt_utils, seed=1, **kwargs):
     ],
 )
 def test_one_config_runs_every_guidance(guidance, prompt_utils, name, loss, perp_neg):
-    keys = {"guidance_scale": 7.5, "plus_ratio": 0.2, "plus_random": True, "grad_clip": 0.5, "guidance_perp_neg": -0.3}
+    keys = {
+        "guidance_scale": 7.5,
+        "plus_ratio": 0.2,
+        "plus_random": True,
+        "grad_clip": 0.5,
+        "guidance_perp_neg": -0.3,
+    }
     output, rgb = call(guidance(name, **keys), prompt_utils(use_perp_neg=perp_neg), rays_o=None, height=12)
     assert {loss, "grad_norm", "nan_gradients", "min_step", "max_step"} <= set(output)
     assert all(torch.as_tensor(value).numel() == 1 for value in output.values())
@@ -77,7 +88,10 @@ def test_perp_neg_pushes_away_by_its_factor(guidance, prompt_utils):
     conditions = guidance(guidance_perp_neg=-0.5).conditions(utils, *cameras)
     torch.testing.assert_close(conditions.negative_weights, 0.5 * strengths)
     assert (conditions.negative_weights < -0.1).any() and (conditions.negative_weights <= 1e-3).all()
-    assert len(conditions.positive) == len(conditions.unconditional) == BATCH and len(conditions.negatives) == 2 * BATCH
+    assert (
+        len(conditions.positive) == len(conditions.unconditional) == BATCH
+        and len(conditions.negatives) == 2 * BATCH
+    )
 
 
 def test_the_method_is_one_key(guidance, prompt_utils):
@@ -113,7 +127,14 @@ def mixture_prompt(weights: list[float]) -> PromptProcessorOutput:
     """A prompt processor's answer whose embeddings are a mixture's weights."""
     positive, unconditional = torch.tensor([[weights]]), torch.tensor([[[0.5, 0.5]]])
     return PromptProcessorOutput(
-        positive, unconditional, positive.expand(4, -1, -1), unconditional.expand(4, -1, -1), [], {}, False, *[(1, 1, 1)] * 4
+        positive,
+        unconditional,
+        positive.expand(4, -1, -1),
+        unconditional.expand(4, -1, -1),
+        [],
+        {},
+        False,
+        *[(1, 1, 1)] * 4,
     )
 
 
@@ -217,13 +238,18 @@ def test_upstreams_score_jacobian_chaining(guidance, prompt_utils):
     uniform, _ = call(guidance("stable-diffusion-guidance", weighting_strategy="uniform"), utils)
     assert torch.equal(reduced["loss_sds"], uniform["loss_sds"])
     plain, _ = call(guidance("stable-diffusion-guidance", use_sjc=True, var_red=False), utils)
-    jacobian, _ = call(guidance("turboprop-guidance", method="sjc", guidance_scale=101.0, weighting_strategy="uniform"), utils)
+    jacobian, _ = call(
+        guidance("turboprop-guidance", method="sjc", guidance_scale=101.0, weighting_strategy="uniform"),
+        utils,
+    )
     assert torch.equal(plain["loss_sds"], jacobian["loss_sjc"])
 
 
 def test_hifas_image_loss_is_the_latent_loss_where_latents_are_images():
     prompt = mixture_prompt([1.0, 0.0])
-    guidance = mixture_guidance(method="sds", guidance_scale=1.0, use_img_loss=True, min_step_percent=0.3, max_step_percent=0.3)
+    guidance = mixture_guidance(
+        method="sds", guidance_scale=1.0, use_img_loss=True, min_step_percent=0.3, max_step_percent=0.3
+    )
     torch.manual_seed(0)
     rgb = (torch.full((2, 4, 4, 3), 0.8)).requires_grad_()
     angles = torch.zeros(2)
@@ -262,7 +288,9 @@ def test_the_final_picture_is_the_teachers_mode():
     guidance, prompt = mixture_guidance(guidance_scale=1.0), mixture_prompt([1.0, 0.0])
     torch.manual_seed(0)
     angles = torch.zeros(BATCH)
-    pictures = guidance(torch.rand(BATCH, 4, 4, 3), prompt, angles, angles, angles, guidance_eval=True)["eval"]
+    pictures = guidance(torch.rand(BATCH, 4, 4, 3), prompt, angles, angles, angles, guidance_eval=True)[
+        "eval"
+    ]
     assert (pictures["imgs_final"] - 0.9).abs().mean() < 0.12  # of standard deviation 0.1 in [0, 1]
     assert (pictures["imgs_noisy"] - 0.9).abs().mean() > 0.2
 
@@ -271,13 +299,30 @@ def test_the_final_picture_is_the_teachers_mode():
     ("name", "cfg", "message"),
     [
         ("turboprop-guidance", {"method": "dds"}, "method: expected one of sds, csd, asd, sjc, got 'dds'"),
-        ("turboprop-guidance", {"weighting_strategy": "x"}, "weighting_strategy: expected one of sds, uniform, fantasia3d"),
-        ("turboprop-guidance", {"guidance_perp_neg": 0.5}, "guidance_perp_neg: expected a number of at most 0, got 0.5"),
+        (
+            "turboprop-guidance",
+            {"weighting_strategy": "x"},
+            "weighting_strategy: expected one of sds, uniform, fantasia3d",
+        ),
+        (
+            "turboprop-guidance",
+            {"guidance_perp_neg": 0.5},
+            "guidance_perp_neg: expected a number of at most 0, got 0.5",
+        ),
+        ("turboprop-guidance", {"trainer_max_steps": 0}, "trainer_max_steps: expected a number of at least 1, got 0"),
         ("turboprop-guidance", {"plus_ratio": -1.0}, "plus_ratio: expected a number of at least 0, got -1"),
-        ("turboprop-guidance", {"min_step_percent": 0.9, "max_step_percent": 0.2}, "expected 0 <= min <= max <= 1"),
+        (
+            "turboprop-guidance",
+            {"min_step_percent": 0.9, "max_step_percent": 0.2},
+            "expected 0 <= min <= max <= 1",
+        ),
         ("turboprop-guidance", {"teacher_type": "turboprop-asd-guidanc"}, "turboprop-asd-guidance"),
         ("turboprop-asd-guidance", {"plus_rato": 0.1}, "plus_rato.*plus_ratio"),
-        ("stable-diffusion-guidance", {"token_merging": True}, "token_merging: merging tokens is not supported"),
+        (
+            "stable-diffusion-guidance",
+            {"token_merging": True},
+            "token_merging: merging tokens is not supported",
+        ),
         ("turboprop-guidance", {"pretrained_model_name_or_path": "/nowhere"}, "no folder /nowhere"),
     ],
 )

@@ -49,7 +49,14 @@ def test_sds_of_a_gaussian_in_closed_form_and_its_expectation():
     latents = torch.full((batch_size, 2, 1, 1), point, dtype=DOUBLE)
     noise, timesteps = torch.randn_like(latents), torch.full((batch_size,), timestep)
     result = sds_gradient(
-        teacher, latents, first_mode(batch_size), timesteps, noise, timesteps, guidance_scale=1.0, weighting="uniform"
+        teacher,
+        latents,
+        first_mode(batch_size),
+        timesteps,
+        noise,
+        timesteps,
+        guidance_scale=1.0,
+        weighting="uniform",
     )
     torch.testing.assert_close(
         result.gradient, gaussian_noise_estimate(teacher, latents, noise, timesteps, 2.0, 0.3) - noise
@@ -77,10 +84,24 @@ def test_asd_without_shift_is_a_rescaled_classifier_score():
     teacher = two_modes()
     latents, timesteps, noise, _ = draw(6)
     asd = asd_gradient(
-        teacher, latents, first_mode(6), timesteps, noise, timesteps, guidance_scale=7.5, weighting="fantasia3d"
+        teacher,
+        latents,
+        first_mode(6),
+        timesteps,
+        noise,
+        timesteps,
+        guidance_scale=7.5,
+        weighting="fantasia3d",
     )
     csd = csd_gradient(
-        teacher, latents, first_mode(6), timesteps, noise, timesteps, guidance_scale=6.5, weighting="fantasia3d"
+        teacher,
+        latents,
+        first_mode(6),
+        timesteps,
+        noise,
+        timesteps,
+        guidance_scale=6.5,
+        weighting="fantasia3d",
     )
     torch.testing.assert_close(asd.gradient, csd.gradient)
     assert csd.gradient.abs().max() > 1e-3
@@ -93,7 +114,14 @@ def test_asd_with_a_shift_in_closed_form():
     assert (shifted > timesteps).any()
     condition = about([1, 0], 6)
     result = asd_gradient(
-        teacher, latents, Conditions(condition, condition), timesteps, noise, shifted, guidance_scale=7.5, weighting="sds"
+        teacher,
+        latents,
+        Conditions(condition, condition),
+        timesteps,
+        noise,
+        shifted,
+        guidance_scale=7.5,
+        weighting="sds",
     )
     at_t = gaussian_noise_estimate(teacher, latents, noise, timesteps, 2.0, 0.3)
     at_shifted = gaussian_noise_estimate(teacher, latents, noise, shifted, 2.0, 0.3)
@@ -106,7 +134,14 @@ def test_asds_second_branch_is_conditional_and_without_guidance():
     latents, timesteps, noise, shifted = draw(6)
     small, large = (
         asd_gradient(
-            teacher, latents, first_mode(6), timesteps, noise, shifted, guidance_scale=scale, weighting="uniform"
+            teacher,
+            latents,
+            first_mode(6),
+            timesteps,
+            noise,
+            shifted,
+            guidance_scale=scale,
+            weighting="uniform",
         ).gradient
         for scale in (1.0, 8.5)
     )
@@ -148,16 +183,19 @@ def test_following_the_gradient_leads_to_the_mode_that_was_asked_for(name, guida
         timesteps = sample_timesteps(low, high, 64, particles.device)
         shifted = shift_timesteps(timesteps, low, 1000, 0.1, True)
         noise = torch.randn_like(particles)
-        particles -= 0.5 * METHODS[name](
-            teacher,
-            particles,
-            first_mode(64),
-            timesteps,
-            noise,
-            shifted,
-            guidance_scale=guidance_scale,
-            weighting="sds",
-        ).gradient
+        particles -= (
+            0.5
+            * METHODS[name](
+                teacher,
+                particles,
+                first_mode(64),
+                timesteps,
+                noise,
+                shifted,
+                guidance_scale=guidance_scale,
+                weighting="sds",
+            ).gradient
+        )
     assert (particles > 1.0).all()
     if name != "csd":  # the classifier alone does not stop at the mode
         assert (particles - 2.0).abs().median() < 0.75
@@ -167,7 +205,9 @@ def test_classifier_free_guidance():
     positive, unconditional = torch.randn(2, 3, 1, 2, 2)
     assert torch.equal(classifier_free(positive, unconditional, 0.0), unconditional)
     torch.testing.assert_close(classifier_free(positive, unconditional, 1.0), positive)
-    torch.testing.assert_close(classifier_free(positive, unconditional, 3.0), unconditional + 3 * (positive - unconditional))
+    torch.testing.assert_close(
+        classifier_free(positive, unconditional, 3.0), unconditional + 3 * (positive - unconditional)
+    )
 
 
 def test_perp_neg_takes_away_only_what_is_orthogonal():
@@ -227,7 +267,9 @@ def test_a_batch_is_its_samples(tiny_teacher, name, with_negatives):
 @pytest.mark.parametrize(("name", "branches"), [("sds", 2), ("csd", 2), ("asd", 3)])
 def test_the_teacher_is_asked_once(tiny_teacher, name, branches):
     asked = []
-    handle = tiny_teacher.unet.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0].shape[0]))
+    handle = tiny_teacher.unet.register_forward_pre_hook(
+        lambda module, inputs: asked.append(inputs[0].shape[0])
+    )
     try:
         text = TextCondition(torch.zeros(2, 12, 16))
         negatives = TextCondition(torch.zeros(4, 12, 16))
@@ -235,7 +277,14 @@ def test_the_teacher_is_asked_once(tiny_teacher, name, branches):
         latents = torch.zeros(2, 4, 8, 8)
         for conditions in (Conditions(text, text), Conditions(text, text, negatives, torch.zeros(2, 2))):
             METHODS[name](
-                tiny_teacher, latents, conditions, timesteps, latents, timesteps, guidance_scale=7.5, weighting="sds"
+                tiny_teacher,
+                latents,
+                conditions,
+                timesteps,
+                latents,
+                timesteps,
+                guidance_scale=7.5,
+                weighting="sds",
             )
     finally:
         handle.remove()

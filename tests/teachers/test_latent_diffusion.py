@@ -1,8 +1,9 @@
 import pytest
 import torch
-from tests.tiny_stable_diffusion import write_tiny_stable_diffusion
 from turboprop.teachers import LatentDiffusionTeacher, TextCondition
 from turboprop.teachers.noise_schedule import signal_and_noise_level
+
+from tests.tiny_stable_diffusion import write_tiny_stable_diffusion
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,12 @@ def test_stable_diffusion_pipeline_opens_the_same_folder_and_agrees(teacher, tin
 
 
 def test_sizes_come_from_the_folder(teacher):
-    assert (teacher.image_size, teacher.latent_size, teacher.latent_channels, teacher.num_timesteps) == (16, 8, 4, 1000)
+    assert (teacher.image_size, teacher.latent_size, teacher.latent_channels, teacher.num_timesteps) == (
+        16,
+        8,
+        4,
+        1000,
+    )
     assert teacher.encode(torch.zeros(2, 3, 16, 16)).shape == (2, 4, 8, 8)
 
 
@@ -48,7 +54,9 @@ def test_v_prediction_is_answered_as_epsilon(teacher, tiny_sd_v_folder):
     noisy, timesteps, condition = question()
     network_output = teacher.predict_noise(noisy, timesteps, condition)  # the same weights, read as epsilon
     signal, level = signal_and_noise_level(teacher.alphas_cumprod, timesteps)
-    torch.testing.assert_close(v_teacher.predict_noise(noisy, timesteps, condition), signal * network_output + level * noisy)
+    torch.testing.assert_close(
+        v_teacher.predict_noise(noisy, timesteps, condition), signal * network_output + level * noisy
+    )
 
 
 def test_a_batch_is_its_samples(teacher):
@@ -87,7 +95,9 @@ def test_gradient_through_encode_by_finite_differences(tiny_sd_folder):
     with torch.no_grad():
         ahead = (teacher.encode(images + step * direction, noise) * probe).sum()
         behind = (teacher.encode(images - step * direction, noise) * probe).sum()
-    torch.testing.assert_close((gradient * direction).sum(), (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        (gradient * direction).sum(), (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-7
+    )
 
 
 def test_half_precision_files_are_computed_in_float32_on_a_cpu(tmp_path, teacher):
@@ -96,7 +106,9 @@ def test_half_precision_files_are_computed_in_float32_on_a_cpu(tmp_path, teacher
     assert half.unet.dtype == half.vae.dtype == torch.float32
     noisy, timesteps, condition = question()
     expected = teacher.predict_noise(noisy, timesteps, condition)
-    torch.testing.assert_close(half.predict_noise(noisy, timesteps, condition), expected, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(
+        half.predict_noise(noisy, timesteps, condition), expected, rtol=1e-2, atol=1e-2
+    )
 
 
 def test_the_fp16_variant_is_taken_where_it_is_the_only_one(tmp_path, teacher, tiny_sd_folder):
@@ -109,7 +121,9 @@ def test_the_fp16_variant_is_taken_where_it_is_the_only_one(tmp_path, teacher, t
         path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors"))
     noisy, timesteps, condition = question()
     variant = LatentDiffusionTeacher.from_pretrained(str(folder))
-    assert torch.equal(variant.predict_noise(noisy, timesteps, condition), teacher.predict_noise(noisy, timesteps, condition))
+    assert torch.equal(
+        variant.predict_noise(noisy, timesteps, condition), teacher.predict_noise(noisy, timesteps, condition)
+    )
 
 
 def test_options_change_no_number(teacher, tiny_sd_folder):
@@ -118,7 +132,9 @@ def test_options_change_no_number(teacher, tiny_sd_folder):
     )
     noisy, timesteps, condition = question()
     expected = teacher.predict_noise(noisy, timesteps, condition)
-    torch.testing.assert_close(other.predict_noise(noisy, timesteps, condition), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        other.predict_noise(noisy, timesteps, condition), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_unet_that_does_not_fit_the_vae_is_refused(teacher):
@@ -126,7 +142,9 @@ def test_a_unet_that_does_not_fit_the_vae_is_refused(teacher):
 
     config = {**teacher.unet.config, "in_channels": 9}
     with pytest.raises(ValueError, match="the unet takes 9 channels, the vae's latents have 4"):
-        LatentDiffusionTeacher(UNet2DConditionModel.from_config(config), teacher.vae, teacher.alphas_cumprod, "epsilon")
+        LatentDiffusionTeacher(
+            UNet2DConditionModel.from_config(config), teacher.vae, teacher.alphas_cumprod, "epsilon"
+        )
 
 
 def test_weights_of_another_shape_are_refused(tmp_path, tiny_sd_folder):

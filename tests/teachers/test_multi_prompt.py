@@ -1,9 +1,10 @@
 import json
 
 import pytest
-import threestudio
 import torch
 from turboprop.teachers.prompts.library import load_prompt_library
+
+import threestudio
 
 PROMPTS = ["a red chair", "a blue car", "a red car"]
 
@@ -47,11 +48,15 @@ def test_mixed_prompts_are_the_single_processors(make, make_single, views, view_
     names = ["a blue car", "a red chair", "a blue car"]
     output = make(prompts=PROMPTS, negative_prompt="ugly", front_threshold=30.0)(names)
     elevation, azimuth, distances = cameras(3 * views)
-    conditional, unconditional = output.get_text_embeddings(elevation, azimuth, distances, view_dependent).chunk(2)
+    conditional, unconditional = output.get_text_embeddings(
+        elevation, azimuth, distances, view_dependent
+    ).chunk(2)
     for index, name in enumerate(names):
         rows = slice(index * views, (index + 1) * views)
         single = make_single(name, negative_prompt="ugly", front_threshold=30.0)()
-        expected = single.get_text_embeddings(elevation[rows], azimuth[rows], distances[rows], view_dependent).chunk(2)
+        expected = single.get_text_embeddings(
+            elevation[rows], azimuth[rows], distances[rows], view_dependent
+        ).chunk(2)
         torch.testing.assert_close(conditional[rows], expected[0])
         torch.testing.assert_close(unconditional[rows], expected[1])
 
@@ -70,19 +75,26 @@ def test_perp_neg_of_mixed_prompts_is_the_single_processors(make, make_single):
         torch.testing.assert_close(torch.cat([positive[rows], unconditional[rows]]), alone[: 2 * views])
         torch.testing.assert_close(weights[rows], weight)
         pushing = weight[:, 0] != 0  # an overhead camera's negatives have no part
-        torch.testing.assert_close(negative[rows][pushing], alone[2 * views :].unflatten(0, (views, 2))[pushing])
+        torch.testing.assert_close(
+            negative[rows][pushing], alone[2 * views :].unflatten(0, (views, 2))[pushing]
+        )
 
 
 def test_cameras_that_do_not_fit_the_prompts(make):
     output = make(prompts=PROMPTS)(PROMPTS[:2])
-    with pytest.raises(ValueError, match="as many cameras as prompts, or a multiple of it; got 3 cameras for 2 prompts"):
+    with pytest.raises(
+        ValueError, match="as many cameras as prompts, or a multiple of it; got 3 cameras for 2 prompts"
+    ):
         output.get_text_embeddings(*cameras(3))
     with pytest.raises(ValueError, match="perp-neg needs view_dependent_prompting"):
         output.get_text_embeddings_perp_neg(*cameras(2), view_dependent_prompting=False)
 
 
 def test_half_precision_storage_answers_float32(make):
-    full, half = make(prompts=PROMPTS)(PROMPTS), make(prompts=PROMPTS, half_precision_embeddings=True)(PROMPTS)
+    full, half = (
+        make(prompts=PROMPTS)(PROMPTS),
+        make(prompts=PROMPTS, half_precision_embeddings=True)(PROMPTS),
+    )
     assert half.local_embeddings.dtype == half.global_embeddings.dtype == torch.float32
     torch.testing.assert_close(half.local_embeddings, full.local_embeddings, rtol=1e-3, atol=1e-3)
 
@@ -108,7 +120,9 @@ def test_libraries_are_found_by_name(tmp_path, monkeypatch):
 
 
 def test_an_unknown_prompt_names_the_nearest(make):
-    with pytest.raises(ValueError, match="prompt 'a red chai' is not among the 3 encoded ones; nearest: 'a red chair'"):
+    with pytest.raises(
+        ValueError, match="prompt 'a red chai' is not among the 3 encoded ones; nearest: 'a red chair'"
+    ):
         make(prompts=PROMPTS)(["a red chai"])
 
 
@@ -118,7 +132,7 @@ def test_an_unknown_prompt_names_the_nearest(make):
         ("{", "is not valid JSON: .*line 1"),
         ("[]", r"expected \{\"train\": .* got a list"),
         ('{"trian": ["a"]}', "unknown split 'trian'; expected train, val, test; nearest: 'train'"),
-        ("{}", "is empty: expected at least one prompt in \"train\""),
+        ("{}", 'is empty: expected at least one prompt in "train"'),
         ('{"train": []}', "is empty"),
         ('{"train": "a"}', "train: expected a list of prompts, got a str"),
         ('{"train": ["a", " "]}', r"train\[1\]: expected a text, got an empty prompt"),
@@ -149,14 +163,21 @@ def test_bad_configs(make, cfg, message):
 
 
 def test_a_missing_library(make):
-    with pytest.raises(FileNotFoundError, match="prompt_library: no file 'nowhere'; looked at nowhere, load/nowhere.json"):
+    with pytest.raises(
+        FileNotFoundError, match="prompt_library: no file 'nowhere'; looked at nowhere, load/nowhere.json"
+    ):
         make(prompt_library="nowhere")
 
 
 def test_scaledreamers_name_takes_scaledreamers_keys(tiny_sd_folder, text_cache, tmp_path):
     path = tmp_path / "library.json"
     path.write_text(json.dumps({"train": PROMPTS, "val": PROMPTS, "test": PROMPTS}))
-    keys = {"prompt_library": str(path), "use_perp_neg": True, "front_threshold": 30.0, "back_threshold": 30.0}
+    keys = {
+        "prompt_library": str(path),
+        "use_perp_neg": True,
+        "front_threshold": 30.0,
+        "back_threshold": 30.0,
+    }
     name = "stable-diffusion-multi-prompt-processor"
     processor = threestudio.find(name)({"pretrained_model_name_or_path": str(tiny_sd_folder), **keys})
     assert processor(PROMPTS).use_perp_neg

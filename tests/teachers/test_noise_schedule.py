@@ -1,6 +1,11 @@
 import pytest
 import torch
-from turboprop.teachers.noise_schedule import add_noise, remove_noise, scaled_linear_alphas_cumprod, to_epsilon
+from turboprop.teachers.noise_schedule import (
+    add_noise,
+    remove_noise,
+    scaled_linear_alphas_cumprod,
+    to_epsilon,
+)
 
 ABAR = scaled_linear_alphas_cumprod()
 TIMESTEPS = torch.tensor([0, 1, 500, 999])
@@ -41,11 +46,15 @@ def test_every_prediction_type_gives_the_noise_that_was_added():
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     velocity = scheduler.get_velocity(clean, noise, TIMESTEPS)
     torch.testing.assert_close(to_epsilon(noise, noisy, TIMESTEPS, ABAR, "epsilon"), noise)
-    torch.testing.assert_close(to_epsilon(velocity, noisy, TIMESTEPS, ABAR, "v_prediction"), noise, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        to_epsilon(velocity, noisy, TIMESTEPS, ABAR, "v_prediction"), noise, rtol=1e-4, atol=1e-4
+    )
     torch.testing.assert_close(to_epsilon(clean, noisy, TIMESTEPS, ABAR, "sample"), noise)
 
 
 def test_unknown_prediction_type_names_the_known_ones():
     clean, noise = random_sample()
-    with pytest.raises(ValueError, match="prediction_type: expected one of epsilon, v_prediction, sample, got 'flow'"):
+    with pytest.raises(
+        ValueError, match="prediction_type: expected one of epsilon, v_prediction, sample, got 'flow'"
+    ):
         to_epsilon(noise, clean, TIMESTEPS, ABAR, "flow")

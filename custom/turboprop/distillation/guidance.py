@@ -4,14 +4,15 @@ One class does the work; the names below differ in defaults only, so a method is
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Optional
 
-import threestudio
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+import threestudio
 from threestudio.utils.base import BaseObject
 from threestudio.utils.misc import C
-from torch import Tensor
 
 from ..teachers.contract import Teacher, TextCondition
 from ..teachers.latent_diffusion import LatentDiffusionTeacher
@@ -22,7 +23,7 @@ from .timesteps import sample_timesteps, shift_timesteps, square_root_annealed_p
 from .weighting import WEIGHTING_STRATEGIES, weight
 
 
-def finite_gradient(gradient: Tensor) -> Tuple[Tensor, Tensor]:
+def finite_gradient(gradient: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient with 0 wherever it is NaN or infinite, and how many such entries there were."""
     finite = torch.isfinite(gradient)
     return torch.where(finite, gradient, 0.0), (~finite).sum().float()
@@ -48,33 +49,37 @@ class DistillationGuidance(BaseObject):
     class Config(BaseObject.Config):
         method: str = "asd"  # asd, sds, csd or sjc
 
-        # the teacher
-        teacher_type: str = ""  # a registered teacher; "" is the latent diffusion model that the next keys name
-        teacher: Dict[str, Any] = field(default_factory=dict)  # the config of a `teacher_type`
-        pretrained_model_name_or_path: str = "stabilityai/stable-diffusion-2-1-base"  # a local folder or a hub id
+        # a registered teacher; "" is the latent diffusion model that the next keys name
+        teacher_type: str = ""
+        teacher: dict[str, Any] = field(default_factory=dict)  # the config of a `teacher_type`
+        # a local folder or a hub id
+        pretrained_model_name_or_path: str = "stabilityai/stable-diffusion-2-1-base"
         half_precision_weights: bool = True  # float16; always float32 on a CPU
         enable_attention_slicing: bool = False  # less memory, slower
         enable_channels_last_format: bool = False
         enable_sequential_cpu_offload: bool = False  # the denoiser's weights stay on the CPU between uses
         enable_memory_efficient_attention: bool = False  # accepted; torch's fused attention is always used
 
-        # the guided score
         guidance_scale: float = 7.5  # s of eps_u + s (eps_c - eps_u); a number or a schedule
         view_dependent_prompting: bool = True  # ", front view" and the like, by the camera
-        guidance_perp_neg: float = -0.5  # factor on perp-neg's strengths, at most 0; the prompt processor turns it on
+        # factor on perp-neg's strengths, at most 0; the prompt processor turns it on
+        guidance_perp_neg: float = -0.5
         weighting_strategy: str = "sds"  # w(t): sds, uniform or fantasia3d
 
-        # timesteps; fractions of the schedule are numbers or schedules [start_step, start, end, end_step]
+        # fractions of the diffusion schedule: numbers or schedules [start_step, start, end, end_step]
         min_step_percent: float = 0.02
         max_step_percent: float = 0.98
-        sqrt_anneal: bool = False  # HiFA: one timestep, from max to min as the square root of the run's progress
+        # HiFA: one timestep, from max to min as the square root of the run's progress
+        sqrt_anneal: bool = False
         trainer_max_steps: int = 25000  # the length of the run, for sqrt_anneal
         shared_timesteps: bool = False  # one timestep and one shift for all samples of a step
         plus_ratio: float = 0.1  # ASD: the shift is at most this times (t - T_min)
         plus_random: bool = True  # ASD: the shift is random below that, not equal to it
-        plus_min_step_percent: Optional[float] = None  # ASD: T_min as a fraction; null is the annealed min_step
+        # ASD: T_min as a fraction; null is the annealed min_step
+        plus_min_step_percent: Optional[float] = None
 
-        grad_clip: Optional[float] = None  # largest entry of the gradient at the latents; a number, a schedule or null
+        # largest entry of the gradient at the latents; a number, a schedule or null
+        grad_clip: Optional[float] = None
         use_img_loss: bool = False  # HiFA: also the distance between the render and the guided clean image
         max_items_eval: int = 4  # how many samples of a batch guidance_eval pictures
 
@@ -84,9 +89,15 @@ class DistillationGuidance(BaseObject):
         _check_choice("method", self.cfg.method, METHODS)
         _check_choice("weighting_strategy", self.cfg.weighting_strategy, WEIGHTING_STRATEGIES)
         if self.cfg.guidance_perp_neg > 0:
-            raise ValueError(f"guidance_perp_neg: expected a number of at most 0, got {self.cfg.guidance_perp_neg:g}")
+            raise ValueError(
+                f"guidance_perp_neg: expected a number of at most 0, got {self.cfg.guidance_perp_neg:g}"
+            )
         if self.cfg.plus_ratio < 0:
             raise ValueError(f"plus_ratio: expected a number of at least 0, got {self.cfg.plus_ratio:g}")
+        if self.cfg.trainer_max_steps < 1:
+            raise ValueError(
+                f"trainer_max_steps: expected a number of at least 1, got {self.cfg.trainer_max_steps}"
+            )
         self.method = METHODS[self.cfg.method]
         self.weighting_strategy = self.cfg.weighting_strategy
         self.loss_name = f"loss_{self.cfg.method}"
@@ -140,7 +151,7 @@ class DistillationGuidance(BaseObject):
         positive, unconditional = prompt_utils.get_text_embeddings(*cameras).chunk(2)
         return Conditions(TextCondition(positive), TextCondition(unconditional))
 
-    def draw_timesteps(self, batch_size: int) -> Tuple[Tensor, Tensor]:
+    def draw_timesteps(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """t and ASD's later t', each [B], from torch's global generator."""
         cfg, total = self.cfg, self.teacher.num_timesteps
         shared = cfg.shared_timesteps
@@ -160,7 +171,7 @@ class DistillationGuidance(BaseObject):
         rgb_as_latents: bool = False,
         guidance_eval: bool = False,  # also return pictures of what the teacher sees
         **kwargs: Any,  # the rest of the batch
-    ) -> Dict[str, Any]:
+    ) -> dict[str, Any]:
         """One step's loss and figures.
 
         Returns:
@@ -170,7 +181,9 @@ class DistillationGuidance(BaseObject):
         """
         images = None if rgb_as_latents else self._resized(rgb, self.teacher.image_size)
         latents = (
-            self._resized(rgb, self.teacher.latent_size) if images is None else self.teacher.encode(images * 2.0 - 1.0)
+            self._resized(rgb, self.teacher.latent_size)
+            if images is None
+            else self.teacher.encode(images * 2.0 - 1.0)
         )
         conditions = self.conditions(prompt_utils, elevation, azimuth, camera_distances)
         with torch.no_grad():
@@ -189,7 +202,7 @@ class DistillationGuidance(BaseObject):
             gradient, nan_gradients = finite_gradient(result.gradient)
             if self.grad_clip is not None:
                 gradient = gradient.clamp(-self.grad_clip, self.grad_clip)
-        output: Dict[str, Any] = {
+        output: dict[str, Any] = {
             self.loss_name: distillation_loss(latents, gradient),
             "grad_norm": gradient.norm(),
             "nan_gradients": nan_gradients,
@@ -201,7 +214,9 @@ class DistillationGuidance(BaseObject):
         if self.cfg.use_img_loss:
             output[f"{self.loss_name}_img"] = self._image_loss(images, noisy, timesteps, result)
         if guidance_eval:
-            output["eval"] = self._pictures(noisy, timesteps, conditions, elevation, azimuth, camera_distances)
+            output["eval"] = self._pictures(
+                noisy, timesteps, conditions, elevation, azimuth, camera_distances
+            )
         return output
 
     def _resized(self, rgb: Tensor, size: int) -> Tensor:
@@ -232,8 +247,14 @@ class DistillationGuidance(BaseObject):
         return distillation_loss(images, gradient)
 
     def _pictures(
-        self, noisy: Tensor, timesteps: Tensor, conditions: Conditions, elevation: Tensor, azimuth: Tensor, distances: Tensor
-    ) -> Dict[str, Any]:
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        conditions: Conditions,
+        elevation: Tensor,
+        azimuth: Tensor,
+        distances: Tensor,
+    ) -> dict[str, Any]:
         count = min(self.cfg.max_items_eval, noisy.shape[0])
         shown = conditions.take(count)
 

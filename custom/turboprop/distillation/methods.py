@@ -11,8 +11,9 @@ from the guided score, `first`:
     SJC  nothing, or the noise                    (Score Jacobian Chaining, Wang et al. 2022, arXiv 2212.00774)
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, Dict, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class Distillation:
 
     gradient: Tensor  # [B, C, h, w], at the latents
     guided_noise: Tensor  # [B, C, h, w], the teacher's guided estimate of the noise at t
-    scalars: Dict[str, Tensor]  # to log
+    scalars: dict[str, Tensor]  # to log
 
 
 Method = Callable[..., Distillation]
@@ -77,7 +78,8 @@ def perp_neg(
     """
     main = (positive - unconditional)[:, None]  # [B, 1, C, h, w]
     away = negatives - unconditional[:, None]
-    along = (away * main).sum((2, 3, 4), keepdim=True) / (main * main).sum((2, 3, 4), keepdim=True).clamp(min=1e-12)
+    squared = (main * main).sum((2, 3, 4), keepdim=True).clamp(min=1e-12)
+    along = (away * main).sum((2, 3, 4), keepdim=True) / squared
     weights = negative_weights.to(away).view(*negative_weights.shape, 1, 1, 1)
     pushes = (weights * (away - along * main)).sum(dim=1)
     return unconditional + guidance_scale * (main[:, 0] + pushes)
@@ -203,7 +205,9 @@ def sjc_gradient(
     return _weighted(teacher, timesteps, weighting, scores, scores.first)
 
 
-def _weighted(teacher: Teacher, timesteps: Tensor, weighting: str, scores: Scores, difference: Tensor) -> Distillation:
+def _weighted(
+    teacher: Teacher, timesteps: Tensor, weighting: str, scores: Scores, difference: Tensor
+) -> Distillation:
     weights = weight(teacher.alphas_cumprod, timesteps, weighting).to(difference)
     scalars = {
         "classifier_norm": (scores.positive - scores.unconditional).norm(),
@@ -212,4 +216,9 @@ def _weighted(teacher: Teacher, timesteps: Tensor, weighting: str, scores: Score
     return Distillation(weights * difference, scores.first, scalars)
 
 
-METHODS: Dict[str, Method] = {"sds": sds_gradient, "csd": csd_gradient, "asd": asd_gradient, "sjc": sjc_gradient}
+METHODS: dict[str, Method] = {
+    "sds": sds_gradient,
+    "csd": csd_gradient,
+    "asd": asd_gradient,
+    "sjc": sjc_gradient,
+}

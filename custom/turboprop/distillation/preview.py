@@ -1,6 +1,7 @@
 """What the teacher makes of noisy latents, as pictures: for looking at a guidance while it trains."""
 
-from typing import Any, Callable, Dict, List
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,7 +9,9 @@ from torch import Tensor
 from ..teachers.contract import Teacher
 from ..teachers.noise_schedule import remove_noise, signal_and_noise_level
 
-GuidedNoise = Callable[[Tensor, Tensor], Tensor]  # (noisy [B, C, h, w], timesteps [B]) -> epsilon [B, C, h, w]
+GuidedNoise = Callable[
+    [Tensor, Tensor], Tensor
+]  # (noisy [B, C, h, w], timesteps [B]) -> epsilon [B, C, h, w]
 
 
 def ddim_step(
@@ -55,7 +58,7 @@ def guidance_pictures(
     azimuth: Tensor,  # [B], degrees
     camera_distances: Tensor,  # [B]
     num_steps: int = 50,
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """The pictures that threestudio's systems save, each [B, H, W, 3] in [0, 1], with their labels.
 
     imgs_noisy: the noisy latents decoded; imgs_1step: after one step of `num_steps`; imgs_1orig: the clean sample
@@ -72,9 +75,11 @@ def guidance_pictures(
     }
     pictures = {name: _as_pictures(teacher.decode(value)) for name, value in latents.items()}
     levels = (timesteps / teacher.num_timesteps).tolist()
-    texts: List[str] = [
+    texts: list[str] = [
         f"n{level:.02f}\ne{ele:.01f}\na{azi:.01f}\nc{dist:.02f}"
-        for level, ele, azi, dist in zip(levels, elevation.tolist(), azimuth.tolist(), camera_distances.tolist())
+        for level, ele, azi, dist in zip(
+            levels, elevation.tolist(), azimuth.tolist(), camera_distances.tolist()
+        )
     ]
     return {"bs": noisy.shape[0], "noise_levels": levels, "texts": texts, **pictures}
 

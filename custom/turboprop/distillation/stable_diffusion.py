@@ -1,7 +1,7 @@
 """`stable-diffusion-guidance` as upstream threestudio has it, with its keys, its defaults and its numbers."""
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional
+from typing import Any, Optional
 
 import threestudio
 
@@ -22,7 +22,7 @@ class StableDiffusionGuidance(DistillationGuidance):
         use_sjc: bool = False  # Score Jacobian Chaining in place of SDS; unweighted
         var_red: bool = True  # its variance reduction
         token_merging: bool = False  # only false is supported
-        token_merging_params: Dict[str, Any] = field(default_factory=dict)
+        token_merging_params: dict[str, Any] = field(default_factory=dict)
 
     cfg: Config
 

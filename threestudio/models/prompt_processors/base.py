@@ -20,7 +20,9 @@ from threestudio.utils.typing import Callable, Dict, List, Optional, Tuple
 
 SIDE, FRONT, BACK, OVERHEAD = range(4)
 
-ViewCondition = Callable[[Tensor, Tensor, Tensor], Tensor]  # (elevation, azimuth, distance), each [B] -> bool [B]
+ViewCondition = Callable[
+    [Tensor, Tensor, Tensor], Tensor
+]  # (elevation, azimuth, distance), each [B] -> bool [B]
 
 
 def hash_prompt(model: str, prompt: str) -> str:
@@ -133,7 +135,9 @@ class PromptProcessorOutput:
         weights = torch.stack(
             [
                 torch.where(facing, decay(*self.perp_neg_f_fs, share), decay(*self.perp_neg_f_sb, share)),
-                torch.where(facing, decay(*self.perp_neg_f_sf, 1.0 - share), decay(*self.perp_neg_f_fsb, share)),
+                torch.where(
+                    facing, decay(*self.perp_neg_f_sf, 1.0 - share), decay(*self.perp_neg_f_fsb, share)
+                ),
             ],
             dim=1,
         )
@@ -150,7 +154,8 @@ class PromptProcessor(BaseObject):
 
     @dataclass
     class Config(BaseObject.Config):
-        prompt: str = "a hamburger"  # or "lib:word_word": the one prompt of load/prompt_library.json with these words
+        # or "lib:word_word": the one prompt of load/prompt_library.json with these words
+        prompt: str = "a hamburger"
 
         # the prompt of a view, where it is not the prompt with a phrase for the view
         prompt_front: Optional[str] = None
@@ -181,7 +186,9 @@ class PromptProcessor(BaseObject):
 
     def configure(self) -> None:
         if self.cfg.use_prompt_debiasing:
-            raise UserError("use_prompt_debiasing: prompt debiasing is not supported; expected false, got true")
+            raise UserError(
+                "use_prompt_debiasing: prompt debiasing is not supported; expected false, got true"
+            )
         self._cache_dir = ".threestudio_cache/text_embeddings"
         self.directions = self.make_directions()
         self.direction2idx = {direction.name: index for index, direction in enumerate(self.directions)}
@@ -189,9 +196,12 @@ class PromptProcessor(BaseObject):
         threestudio.info(f"Using prompt [{self.prompt}] and negative prompt [{self.cfg.negative_prompt}]")
         self.negative_prompt = self.cfg.negative_prompt
         self.prompts_vd = [
-            self.cfg.get(f"prompt_{direction.name}") or direction.prompt(self.prompt) for direction in self.directions
+            self.cfg.get(f"prompt_{direction.name}") or direction.prompt(self.prompt)
+            for direction in self.directions
         ]
-        self.negative_prompts_vd = [direction.negative_prompt(self.negative_prompt) for direction in self.directions]
+        self.negative_prompts_vd = [
+            direction.negative_prompt(self.negative_prompt) for direction in self.directions
+        ]
         self.prepare_text_embeddings()
 
     def make_directions(self) -> List[DirectionConfig]:
@@ -200,14 +210,25 @@ class PromptProcessor(BaseObject):
 
         def view(name: str, suffix: str, prefix: str, condition: ViewCondition) -> DirectionConfig:
             def prompt(plain: str) -> str:
-                return f"{prefix} view of {plain}" if cfg.view_dependent_prompt_front else f"{plain}, {suffix} view"
+                return (
+                    f"{prefix} view of {plain}"
+                    if cfg.view_dependent_prompt_front
+                    else f"{plain}, {suffix} view"
+                )
 
             return DirectionConfig(name, prompt, lambda plain: plain, condition)
 
         return [
             view("side", "side", "side", lambda ele, azi, dis: torch.ones_like(ele, dtype=torch.bool)),
-            view("front", "front", "front", lambda ele, azi, dis: wrap_azimuth(azi).abs() < cfg.front_threshold),
-            view("back", "back", "backside", lambda ele, azi, dis: wrap_azimuth(azi).abs() > 180 - cfg.back_threshold),
+            view(
+                "front", "front", "front", lambda ele, azi, dis: wrap_azimuth(azi).abs() < cfg.front_threshold
+            ),
+            view(
+                "back",
+                "back",
+                "backside",
+                lambda ele, azi, dis: wrap_azimuth(azi).abs() > 180 - cfg.back_threshold,
+            ),
             view("overhead", "overhead", "overhead", lambda ele, azi, dis: ele > cfg.overhead_threshold),
         ]
 
@@ -236,7 +257,9 @@ class PromptProcessor(BaseObject):
         """The embedding [N, D] of each of some distinct prompts. Here: by `spawn_func` and its cache files."""
         os.makedirs(self._cache_dir, exist_ok=True)
         missing = [
-            prompt for prompt in prompts if not (self.cfg.use_cache and os.path.isfile(self._cache_file(prompt)))
+            prompt
+            for prompt in prompts
+            if not (self.cfg.use_cache and os.path.isfile(self._cache_file(prompt)))
         ]
         if missing:
             self.spawn_func(self.cfg.pretrained_model_name_or_path, missing, self._cache_dir)
@@ -259,7 +282,9 @@ class PromptProcessor(BaseObject):
         return torch.load(path, map_location=self.device, weights_only=True)
 
     def _cache_file(self, prompt: str) -> str:
-        return os.path.join(self._cache_dir, f"{hash_prompt(self.cfg.pretrained_model_name_or_path, prompt)}.pt")
+        return os.path.join(
+            self._cache_dir, f"{hash_prompt(self.cfg.pretrained_model_name_or_path, prompt)}.pt"
+        )
 
     def __call__(self) -> PromptProcessorOutput:
         cfg = self.cfg
@@ -284,11 +309,15 @@ def _library_prompt(keywords: str) -> str:
     """The one prompt of load/prompt_library.json that has all words of `word_word`, whatever their case."""
     path = Path("load/prompt_library.json")
     if not path.is_file():
-        raise UserError(f"system.prompt_processor.prompt=lib:{keywords}: there is no {path} in the working directory")
+        raise UserError(
+            f"system.prompt_processor.prompt=lib:{keywords}: there is no {path} in the working directory"
+        )
     try:
         prompts = json.loads(path.read_text(encoding="utf-8"))["dreamfusion"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path}: expected JSON of the form {{"dreamfusion": ["...", ...]}}, got {error!r}') from error
+        raise UserError(
+            f'{path}: expected JSON of the form {{"dreamfusion": ["...", ...]}}, got {error!r}'
+        ) from error
     words = keywords.lower().split("_")
     found = [prompt for prompt in prompts if all(word in prompt.lower() for word in words)]
     if len(found) != 1:

@@ -1,10 +1,11 @@
 """A library of prompts: {"train": [...], "val": [...], "test": [...]} in a JSON file, as ScaleDreamer's."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, List, Sequence
+from typing import Any
 
 SPLITS = ("train", "val", "test")
 
@@ -13,17 +14,19 @@ SPLITS = ("train", "val", "test")
 class PromptLibrary:
     """The prompts of three splits. A prompt may stand in several, and more than once in one."""
 
-    train: List[str]
-    val: List[str]
-    test: List[str]
+    train: list[str]
+    val: list[str]
+    test: list[str]
 
-    def split(self, name: str) -> List[str]:
+    def split(self, name: str) -> list[str]:
         """The prompts of a split. Raises ValueError for an unknown one."""
         if name not in SPLITS:
-            raise ValueError(f"prompt library: expected a split of {', '.join(SPLITS)}, got {name!r}{nearest(name, SPLITS)}")
+            raise ValueError(
+                f"prompt library: expected a split of {', '.join(SPLITS)}, got {name!r}{nearest(name, SPLITS)}"
+            )
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
-    def distinct(self) -> List[str]:
+    def distinct(self) -> list[str]:
         """Every prompt once, in the order of its first appearance."""
         return list(dict.fromkeys([*self.train, *self.val, *self.test]))
 
@@ -74,7 +77,7 @@ def nearest(name: str, valid: Sequence[str]) -> str:
     return f"; nearest: {', '.join(repr(match) for match in matches)}" if matches else ""
 
 
-def _checked(prompts: Any, where: str) -> List[str]:
+def _checked(prompts: Any, where: str) -> list[str]:
     if not isinstance(prompts, list):
         raise ValueError(f"{where}: expected a list of prompts, got a {type(prompts).__name__}")
     for index, prompt in enumerate(prompts):

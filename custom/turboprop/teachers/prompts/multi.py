@@ -1,12 +1,14 @@
 """`turboprop-multi-prompt-processor`: the embeddings of a whole library of prompts, and of their views."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple
+from typing import Optional
+
+import torch
+from torch import Tensor
 
 import threestudio
-import torch
 from threestudio.utils.base import BaseObject
-from torch import Tensor
 
 from ..text import encode_prompts
 from .library import PromptLibrary, load_prompt_library, nearest, prompt_list
@@ -22,7 +24,7 @@ class MultiPromptOutput:
     B is P times the number V of views of each prompt: cameras b * V to (b + 1) * V - 1 look at prompt b.
     """
 
-    prompts: List[str]  # P
+    prompts: list[str]  # P
     local_embeddings: Tensor  # [P, N, D], of the plain prompts
     global_embeddings: Tensor  # [P, D], of the plain prompts
     view_embeddings: Tensor  # [P, 4, N, D], of the views
@@ -57,7 +59,7 @@ class MultiPromptOutput:
         azimuth: Tensor,  # [B], degrees
         camera_distances: Tensor,  # [B]
         view_dependent_prompting: bool = True,
-    ) -> Tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Perp-neg's embeddings.
 
         Returns:
@@ -94,9 +96,10 @@ class MultiPromptProcessor(BaseObject):
 
     @dataclass
     class Config(BaseObject.Config):
-        pretrained_model_name_or_path: str = "stabilityai/stable-diffusion-2-1-base"  # a local folder or a hub id
+        # a local folder or a hub id
+        pretrained_model_name_or_path: str = "stabilityai/stable-diffusion-2-1-base"
         prompt_library: str = ""  # a JSON file, or the name of one in load/
-        prompts: Optional[List[str]] = None  # a list of prompts, in place of a library
+        prompts: Optional[list[str]] = None  # a list of prompts, in place of a library
         eval_prompt: Optional[str] = None  # one more prompt to encode, that need not be in the library
         target_prompt: Optional[str] = None  # and another, to interpolate to
         negative_prompt: str = ""
@@ -106,10 +109,10 @@ class MultiPromptProcessor(BaseObject):
         view_dependent_prompt_front: bool = False  # "front view of X" in place of "X, front view"
         use_perp_neg: bool = False
         # a, b, c of a exp(-b r) + c: how strongly a view is pushed away between two views
-        perp_neg_f_sb: Tuple[float, float, float] = (1, 0.5, -0.606)  # side, between side and back
-        perp_neg_f_fsb: Tuple[float, float, float] = (1, 0.5, +0.967)  # front, between side and back
-        perp_neg_f_fs: Tuple[float, float, float] = (4, 0.5, -2.426)  # front, between front and side
-        perp_neg_f_sf: Tuple[float, float, float] = (4, 0.5, -2.426)  # side, between front and side
+        perp_neg_f_sb: tuple[float, float, float] = (1, 0.5, -0.606)  # side, between side and back
+        perp_neg_f_fsb: tuple[float, float, float] = (1, 0.5, +0.967)  # front, between side and back
+        perp_neg_f_fs: tuple[float, float, float] = (4, 0.5, -2.426)  # front, between front and side
+        perp_neg_f_sf: tuple[float, float, float] = (4, 0.5, -2.426)  # side, between front and side
         use_cache: bool = True  # keep embeddings on disk
         half_precision_embeddings: bool = False  # store float16: half the memory of a large library
         spawn: bool = True  # accepted; prompts are always encoded in this process
@@ -131,7 +134,9 @@ class MultiPromptProcessor(BaseObject):
             front_side=tuple(cfg.perp_neg_f_fs),
             side_front=tuple(cfg.perp_neg_f_sf),
         )
-        texts = [text for name in names for text in (*view_prompts(name, cfg.view_dependent_prompt_front), name)]
+        texts = [
+            text for name in names for text in (*view_prompts(name, cfg.view_dependent_prompt_front), name)
+        ]
         embeddings = encode_prompts(
             cfg.pretrained_model_name_or_path,
             [cfg.negative_prompt, *texts],
@@ -140,10 +145,14 @@ class MultiPromptProcessor(BaseObject):
             half_precision=cfg.half_precision_embeddings,
         )
         self._uncond = embeddings.local_embeddings[0]  # [N, D]
-        self._local = embeddings.local_embeddings[1:].unflatten(0, (len(names), PLAIN + 1))  # [P, 5, N, D], on the CPU
-        self._global = embeddings.global_embeddings[1:].unflatten(0, (len(names), PLAIN + 1))[:, PLAIN]  # [P, D]
+        self._local = embeddings.local_embeddings[1:].unflatten(
+            0, (len(names), PLAIN + 1)
+        )  # [P, 5, N, D], on the CPU
+        self._global = embeddings.global_embeddings[1:].unflatten(0, (len(names), PLAIN + 1))[
+            :, PLAIN
+        ]  # [P, D]
 
-    def prompts_of(self, split: str) -> List[str]:
+    def prompts_of(self, split: str) -> list[str]:
         """The library's prompts of "train", "val" or "test". Raises ValueError for another name."""
         return self.library.split(split)
 
@@ -177,7 +186,9 @@ class MultiPromptProcessor(BaseObject):
         if cfg.prompt_library:
             return load_prompt_library(cfg.prompt_library)
         if cfg.prompts is None:
-            raise ValueError("prompt processor: expected prompt_library (a JSON file or name) or prompts, got neither")
+            raise ValueError(
+                "prompt processor: expected prompt_library (a JSON file or name) or prompts, got neither"
+            )
         return prompt_list(cfg.prompts)
 
 

@@ -1,10 +1,9 @@
 """`stable-diffusion-prompt-processor`: one prompt, encoded by a Stable Diffusion folder's text model."""
 
-from typing import Dict, List
+from torch import Tensor
 
 import threestudio
 from threestudio.models.prompt_processors.base import PromptProcessor
-from torch import Tensor
 
 from ..text import encode_prompts
 
@@ -12,7 +11,7 @@ from ..text import encode_prompts
 class StableDiffusionPromptProcessor(PromptProcessor):
     """One prompt, its views and the negative prompt, encoded in one batch in this process."""
 
-    def encode_prompts(self, prompts: List[str]) -> Dict[str, Tensor]:
+    def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
         """The embedding [N, D] of each of some distinct prompts."""
         embeddings = encode_prompts(
             self.cfg.pretrained_model_name_or_path, prompts, device=self.device, use_cache=self.cfg.use_cache

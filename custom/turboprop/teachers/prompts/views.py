@@ -5,14 +5,13 @@ back, overhead. Angles are in degrees; azimuth 0 looks at the front.
 """
 
 from dataclasses import dataclass
-from typing import List, Tuple
 
 import torch
 from torch import Tensor
 
 SIDE, FRONT, BACK, OVERHEAD = range(4)
 
-Decay = Tuple[float, float, float]  # a, b, c of a exp(-b r) + c
+Decay = tuple[float, float, float]  # a, b, c of a exp(-b r) + c
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class PerpNegBlend:
     negative_weights: Tensor  # [B, 2], at most 0 where they push away
 
 
-def view_prompts(prompt: str, view_first: bool = False) -> List[str]:
+def view_prompts(prompt: str, view_first: bool = False) -> list[str]:
     """The four view prompts: "X, front view", or "front view of X"."""
     if view_first:
         return [f"{view} view of {prompt}" for view in ("side", "front", "backside", "overhead")]
