@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import traceback
@@ -108,7 +109,13 @@ def run(args: Namespace, overrides: list[str], n_gpus: int, started: WorkStarted
         plugins=[AtomicCheckpointIO()],
         **trainer_args,
     )
-    execute(args, cfg, trainer, datamodule, system)
+    existed = os.path.exists(cfg.trial_dir)
+    try:
+        execute(args, cfg, trainer, datamodule, system)
+    except Exception:
+        if not started.yes and not existed:  # the loggers' empty files are all there is
+            shutil.rmtree(cfg.trial_dir, ignore_errors=True)
+        raise
     threestudio.info(f"Results: {cfg.trial_dir}")
 
 
@@ -282,6 +289,8 @@ _UNHELPFUL_WARNINGS = (
     ".*your dataloader is not resumable.*",  # KeyedLoader resumes
     ".*The `srun` command is available.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    ".*callbacks used to create the checkpoint need to be provided.*",
+    ".*predict returned None.*",
     ".*Trying to infer the `batch_size`.*",  # figures are logged by step, not averaged by size
     ".*Using ModelCheckpoint with manual optimization.*",  # after the step is what is wanted
 )

@@ -94,7 +94,7 @@ def test_estimators_agree_on_a_smooth_field():
             images.append(renderer(**rays))
     for key in ("comp_rgb", "opacity", "depth"):
         assert (images[0][key] - images[1][key]).abs().max() < 0.06, key
-        assert (images[0][key] - images[1][key]).abs().mean() < 0.002, key
+        assert (images[0][key] - images[1][key]).abs().mean() < 0.006, key
 
 
 @pytest.mark.parametrize("estimator", ["occgrid", "importance"])

@@ -1,0 +1,213 @@
+"""The command line: what each mode writes, and that bad input is one clear line."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tests.host.conftest import ROOT, TINY_CONFIG
+
+TRIAL = Path("outputs/tiny/run")
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = "import sys; sys.argv=['launch.py','--help']; import launch; launch.main(); " + (
+        "assert not {'torch','numpy','omegaconf','threestudio'} & set(sys.modules)"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--config" in done.stdout and "--dry-run" in done.stdout
+    assert time.monotonic() - start < 30  # hangs, not speed
+
+
+def test_training_fills_the_trial_folder(launch_here):
+    assert launch_here("--train", "trainer.max_steps=9") == 0
+    files = files_in(TRIAL)
+    for name in (
+        "ckpts/epoch=0-step=4.ckpt",
+        "ckpts/epoch=0-step=8.ckpt",
+        "ckpts/last.ckpt",
+        "configs/parsed.yaml",
+        "configs/raw.yaml",
+        "cmd.txt",
+        "csv_logs/version_0/metrics.csv",
+        "save/it9-test/0.json",
+        "save/it9-test/1.json",
+        "code/launch.py",
+    ):
+        assert name in files, files
+    assert any(name.startswith("tb_logs/version_0/events") for name in files)
+    assert torch.load(TRIAL / "ckpts/last.ckpt", weights_only=True)["global_step"] == 9
+    assert OmegaConf.load(TRIAL / "configs/parsed.yaml").trainer.max_steps == 9
+    assert (TRIAL / "configs/raw.yaml").read_text() == Path(TINY_CONFIG).read_text()
+
+
+def test_a_resumed_trial_goes_on_in_its_own_folder(launch_here):
+    assert launch_here("--train", "trainer.max_steps=5") == 0
+    parsed = str(TRIAL / "configs/parsed.yaml")
+    again = ["trainer.max_steps=8", f"resume={TRIAL}/ckpts/last.ckpt"]
+    assert launch_here("--train", *again, config=parsed) == 0
+    names = files_in(TRIAL / "ckpts")
+    assert names == ["epoch=0-step=4.ckpt", "epoch=0-step=8.ckpt", "last.ckpt"]
+    assert torch.load(TRIAL / "ckpts/last.ckpt", weights_only=True)["global_step"] == 8
+
+
+def test_evaluation_stands_at_the_step_of_its_checkpoint(launch_here):
+    assert launch_here("--train", "trainer.max_steps=4") == 0
+    last = f"resume={TRIAL}/ckpts/last.ckpt"
+    before = files_in(TRIAL / "ckpts")
+    assert launch_here("--export", last) == 0
+    assert (TRIAL / "save/it4-export/0.json").is_file()
+    (TRIAL / "save/it4-test/0.json").unlink()
+    assert launch_here("--test", last) == 0
+    assert (TRIAL / "save/it4-test/0.json").is_file()
+    assert launch_here("--validate", last) == 0
+    assert files_in(TRIAL / "ckpts") == before
+
+
+def test_last_finds_the_newest_trial(launch_here):
+    stamped = ["use_timestamp=true", "trainer.max_steps=4"]
+    for stamp in ("@20240101-000000", "@20250101-000000"):
+        assert launch_here("--train", *stamped, f"timestamp={stamp}") == 0
+    newest = Path("outputs/tiny/run@20250101-000000/save/it4-test")
+    (newest / "0.json").unlink()
+    last = "resume=outputs/tiny/run@LAST/ckpts/last.ckpt"
+    assert launch_here("--test", *stamped, "timestamp=@20250101-000000", last) == 0
+    assert (newest / "0.json").is_file()
+
+
+def test_dry_run_builds_all_prints_the_config_and_writes_nothing(launch_here, tmp_path, capsys):
+    assert launch_here("--train", "--dry-run", "trainer.max_steps=7") == 0
+    printed = OmegaConf.create(capsys.readouterr().out)
+    assert printed.trainer.max_steps == 7
+    assert printed.system_type == "tiny-field-system"
+    assert printed.trial_dir == str(TRIAL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_is_training_unless_said_otherwise(launch_here, tmp_path):
+    assert launch_here("--dry-run") == 0
+    assert launch_here("--dry-run", "--test") == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_finds_what_only_building_finds(launch_here, capsys):
+    assert launch_here("--dry-run", "system.optimizer.params.fild={lr: 0.1}") == 2
+    assert "optimizer.params.fild" in capsys.readouterr().err
+
+
+BAD = [
+    (["system_type=tiny-fild-system"], "system_type: unknown registered name", "tiny-field-system"),
+    (["data_type=tiny-point-datamodule"], "data_type: unknown", "tiny-points-datamodule"),
+    (["data_type=tiny-field-system"], "data_type: 'tiny-field-system' is not a data module", ""),
+    (["system_type=tiny-field"], "system_type: 'tiny-field' is not a system", ""),
+    (["system_type=''"], "system_type: the registered name of a system is required", ""),
+    (["system.field.n_neuron=3"], "unknown key 'system.field.n_neuron'", "n_neurons"),
+    (["system.field.n_neurons=wide"], "system.field.n_neurons: expected int, got 'wide'", ""),
+    (["data.batchsize=3"], "unknown key 'data.batchsize'", "batch_size"),
+    (["data.radius=big"], "data.radius: expected float, got 'big' (str)", ""),
+    (["trainer.max_step=3"], "unknown key 'trainer.max_step'", "max_steps"),
+    (["trainer.max_steps=ten"], "trainer.max_steps: expected int, got 'ten' (str)", ""),
+    (["trainer.precision=17"], "17", ""),
+    (["trainer.logger=false"], "trainer.logger: is set by the launcher", ""),
+    (["checkpoint.every_n_step=3"], "unknown key 'checkpoint.every_n_step'", "every_n_train_steps"),
+    (["system.optimizer.name=Adammm"], "unknown optimizer 'Adammm'", "Adam"),
+    (["system.optimizer.args.lrr=1"], "optimizer (AdamW):", "lrr"),
+    (["system.scheduler.name=Exponential"], "unknown scheduler 'Exponential'", "ExponentialLR"),
+    (["system.optimizer.params.fild={}"], "optimizer.params.fild", "field"),
+    (["system.weights=nowhere.ckpt"], "checkpoint not found: nowhere.ckpt", ""),
+    (["resume=nowhere.ckpt"], "resume: checkpoint not found: nowhere.ckpt", ""),
+    (["resume=outputs/x@LAST/last.ckpt"], "resume: no path matches", ""),
+    (["tag=../../escape"], "tag: '../../escape' is not a folder name", ""),
+    (["seed"], "bad override 'seed'", ""),
+    (["--sed=3"], "bad override '--sed=3'", ""),
+]
+
+
+@pytest.mark.parametrize("arguments, message, nearest", BAD, ids=[b[0][0] for b in BAD])
+def test_bad_input_is_one_line_before_any_work(
+    launch_here, tmp_path, capsys, arguments, message, nearest
+):
+    assert launch_here("--train", *arguments) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0] and nearest in errors[0]
+    assert "Traceback" not in errors[0]
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04 torn off"])
+def test_corrupt_checkpoints(launch_here, tmp_path, capsys, content):
+    (tmp_path / "bad.ckpt").write_bytes(content)
+    for mode in ("--train", "--export"):
+        assert launch_here(mode, "resume=bad.ckpt") == 2
+        error = capsys.readouterr().err
+        assert "error: resume: checkpoint bad.ckpt is corrupt" in error
+        assert "Traceback" not in error
+    assert files_in(tmp_path) == ["bad.ckpt"]
+
+
+def test_a_torn_checkpoint_of_a_real_run(launch_here, capsys):
+    assert launch_here("--train", "trainer.max_steps=4") == 0
+    last = TRIAL / "ckpts/last.ckpt"
+    last.write_bytes(last.read_bytes()[:-200])
+    assert launch_here("--train", f"resume={last}") == 2
+    assert "is corrupt" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_system(launch_here, capsys):
+    assert launch_here("--train", "trainer.max_steps=4") == 0
+    last = f"resume={TRIAL}/ckpts/last.ckpt"
+    assert launch_here("--train", last, "system.field.n_neurons=9") == 2
+    assert "size mismatch" in capsys.readouterr().err
+    torch.save({"some": 1}, "other.ckpt")
+    assert launch_here("--train", "resume=other.ckpt") == 2
+    assert "not a checkpoint of a run: no state_dict" in capsys.readouterr().err
+
+
+def test_export_needs_a_checkpoint(launch_here, capsys):
+    assert launch_here("--export") == 2
+    assert "resume: --export needs resume=<checkpoint>" in capsys.readouterr().err
+
+
+def test_a_mode_is_required(launch_here, capsys):
+    assert launch_here() == 2
+    assert "--train" in capsys.readouterr().err
+    assert launch_here("--train", "--test") == 2
+
+
+def test_verbose_shows_the_traceback(launch_here, capsys):
+    assert launch_here("--train", "--verbose", "seed=x") == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_error_while_training_is_not_taken_for_bad_input(launch_here):
+    with pytest.raises(Exception, match="a schedule is a number or a list"):
+        launch_here("--train", "system.loss.lambda_distance=null")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_gpu_is_ignored_with_a_word_without_one(launch_here, caplog):
+    assert launch_here("--train", "--gpu", "0", "trainer.max_steps=1") == 0
+    assert "--gpu is ignored" in caplog.text
+    assert "precision 16-mixed is for GPUs: 32 on the CPU" in caplog.text
+
+
+def test_a_plugin_that_fails_to_import_ends_the_run(start_launch, tmp_path):
+    broken = tmp_path / "elsewhere/custom/broken.py"
+    broken.write_text("def f():\n    raise KeyError('no such part')\n\nf()\n")
+    process = start_launch("--train")
+    _, messages = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "error: plugin 'broken'" in messages and "KeyError: 'no such part'" in messages
+    assert "Traceback" not in messages
+    assert not (tmp_path / "elsewhere/outputs").exists()
