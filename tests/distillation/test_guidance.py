@@ -271,6 +271,20 @@ def test_latents_in_place_of_images(guidance, prompt_utils):
     assert latents.grad.shape == latents.shape and latents.grad.abs().max() > 0
 
 
+def test_autocast_around_it_changes_no_number(guidance, prompt_utils):
+    module, utils = guidance(), prompt_utils()
+    plain, _ = call(module, utils)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, rgb = call(module, utils)
+    assert output["loss_asd"].dtype == torch.float32
+    torch.testing.assert_close(output["loss_asd"], plain["loss_asd"])
+    data = batch()
+    half = data.pop("rgb").detach().bfloat16().requires_grad_()
+    loss = module(half, utils, **data)["loss_asd"]
+    loss.backward()
+    assert loss.dtype == torch.float32 and half.grad.isfinite().all()
+
+
 def test_pictures_of_what_the_teacher_sees(guidance, prompt_utils):
     module = guidance(max_items_eval=3)
     output, _ = call(module, prompt_utils(use_perp_neg=True), guidance_eval=True)

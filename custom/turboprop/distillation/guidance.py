@@ -220,8 +220,9 @@ class DistillationGuidance(BaseObject):
         return output
 
     def _resized(self, rgb: Tensor, size: int) -> Tensor:
-        """[B, H, W, C] -> [B, C, size, size], bilinear."""
-        return F.interpolate(rgb.permute(0, 3, 1, 2), (size, size), mode="bilinear", align_corners=False)
+        """[B, H, W, C] -> [B, C, size, size], bilinear, in float32 where a renderer's autocast gave less."""
+        values = rgb.permute(0, 3, 1, 2).to(torch.promote_types(rgb.dtype, torch.float32))
+        return F.interpolate(values, (size, size), mode="bilinear", align_corners=False)
 
     def _image_loss(
         self,
