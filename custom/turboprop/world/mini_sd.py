@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .autoencoder_init import GROUPS, hand_colors_through
 from .dataset import IMAGE_SIZE, ViewBank, sample_batch
 from .training import fit
 
@@ -26,12 +27,12 @@ def make_autoencoder():
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(32, 64, 64),
+        block_out_channels=(24, 48, 64),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
-        norm_num_groups=16,
+        norm_num_groups=GROUPS,
         sample_size=IMAGE_SIZE,
         mid_block_add_attention=False,
     )
@@ -98,20 +99,27 @@ def edge_difference(a: Tensor, b: Tensor) -> Tensor:
 
 def train_autoencoder(bank: ViewBank, steps: int, batch_size: int, seed: int, report=print):
     """Fit an AutoencoderKL to the world's pictures; its scaling factor makes the latents of unit variance."""
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
     torch.manual_seed(seed)
     autoencoder = make_autoencoder()
+    hand_colors_through(autoencoder)
     generator = torch.Generator().manual_seed(seed)
 
     def loss_function(step: int):
         images = sample_batch(bank, batch_size, generator).images
-        posterior = autoencoder.encode(images).latent_dist
-        decoded = autoencoder.decode(posterior.sample(generator)).sample
+        with torch.autocast("cpu", torch.bfloat16):
+            moments = autoencoder.quant_conv(autoencoder.encoder(images))
+        posterior = DiagonalGaussianDistribution(moments.float())
+        with torch.autocast("cpu", torch.bfloat16):
+            decoded = autoencoder.decode(posterior.sample(generator)).sample
+        decoded = decoded.float()
         pixels = F.l1_loss(decoded, images)
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
-        loss = pixels + 0.5 * edge_difference(decoded, images) + KL_WEIGHT * divergence
+        loss = pixels + F.mse_loss(decoded, images) + 0.5 * edge_difference(decoded, images) + KL_WEIGHT * divergence
         return loss, {"l1": pixels.item(), "kl": divergence.item()}
 
-    (average,) = fit("autoencoder", [autoencoder], loss_function, steps, 2e-3, report=report)
+    (average,) = fit("autoencoder", [autoencoder], loss_function, steps, 2.5e-3, report=report)
     with torch.no_grad():
         latents = average.encode(sample_batch(bank, 256, generator).images).latent_dist.sample(generator)
     average.register_to_config(scaling_factor=float(1 / latents.std()))

@@ -1,0 +1,58 @@
+"""`turboprop-prompt-mesh-exporter`: a mesh for each prompt of a generator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, List
+
+import threestudio
+import torch
+from threestudio.models.background.base import BaseBackground
+from threestudio.models.exporters.base import Exporter, ExporterOutput
+from threestudio.models.geometry.base import BaseGeometry
+from threestudio.models.materials.base import BaseMaterial
+from torch import Tensor
+
+from .field import SpaceCache
+from .meshing import MeshStatistics, extract_mesh
+
+if TYPE_CHECKING:
+    import trimesh
+
+FORMATS = ("obj", "glb", "ply", "stl")
+
+
+@threestudio.register("turboprop-prompt-mesh-exporter")
+class PromptMeshExporter(Exporter):
+    """Meshes by prompt, asked for with `mesh_of`; the system goes through the prompts."""
+
+    @dataclass
+    class Config(Exporter.Config):
+        fmt: List[str] = field(default_factory=lambda: ["obj", "glb"])  # any of obj, glb, ply, stl
+        save_name: str = "model"  # file name before its ending
+        resolution: int = 96  # points of the marching cubes grid along an axis
+        min_component: float = 0.02  # pieces with fewer faces than this share of the largest piece are dropped
+
+    cfg: Config
+
+    def configure(self, geometry: BaseGeometry, material: BaseMaterial, background: BaseBackground) -> None:
+        super().configure(geometry, material, background)
+        unknown = [fmt for fmt in self.cfg.fmt if fmt not in FORMATS]
+        if unknown or not self.cfg.fmt:
+            raise ValueError(f"exporter.fmt: expected some of {', '.join(FORMATS)}, got {list(self.cfg.fmt)}")
+        if self.cfg.resolution < 8:
+            raise ValueError(f"exporter.resolution: expected at least 8, got {self.cfg.resolution}")
+
+    def mesh_of(self, cache: SpaceCache) -> "tuple[trimesh.Trimesh, MeshStatistics]":
+        """The mesh of a cache of one prompt. Raises EmptyField."""
+        field_ = self.geometry.field_of(cache)
+
+        def color_of(points: Tensor, features: Tensor) -> Tensor:
+            return self.material.export(features=field_.heads.color(features), positions=points)["albedo"]
+
+        with torch.no_grad():
+            return extract_mesh(field_, color_of, self.cfg.resolution, self.cfg.min_component)
+
+    def __call__(self) -> List[ExporterOutput]:
+        """Nothing: there is no mesh without a prompt."""
+        return []

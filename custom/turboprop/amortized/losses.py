@@ -1,0 +1,31 @@
+"""Regularisers of generated fields."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sparsity(opacity: Tensor) -> Tensor:
+    """Mean of sqrt(o^2 + 0.01): keeps matter out of rays that do not need it; opacity [B, H, W, 1] -> []."""
+    return (opacity.square() + 0.01).sqrt().mean()
+
+
+def binary_entropy(opacity: Tensor) -> Tensor:
+    """Entropy of opacity against itself: each ray is opaque or empty; [B, H, W, 1] -> []."""
+    o = opacity.clamp(1e-3, 1 - 1e-3)
+    return -(o * o.log() + (1 - o) * (1 - o).log()).mean()
+
+
+def eikonal(gradient: Tensor) -> Tensor:
+    """Mean of (|grad s| - 1)^2 (Gropp et al. 2020, eq. 3): gradient [N, 3] -> []."""
+    return (gradient.norm(dim=-1) - 1).square().mean()
+
+
+def weighted_sum(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+    """Sum of losses times weights of the same names. Raises ValueError for a loss without a weight."""
+    missing = sorted(set(losses) - set(weights))
+    if missing:
+        raise ValueError(f"system.loss.lambda_{missing[0]}: a loss named {missing[0]} needs this weight")
+    terms = [weights[name] * value for name, value in losses.items() if weights[name] != 0]
+    return torch.stack(terms).sum()

@@ -1,0 +1,220 @@
+"""`turboprop-multiprompt-generator-system`: trains one generator for a library of prompts by score distillation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import threestudio
+import torch
+from threestudio.systems.base import BaseLift3DSystem
+from torch import Tensor
+
+from .field import SpaceCache
+from .losses import binary_entropy, eikonal, sparsity, weighted_sum
+from .meshing import EmptyField, write_mesh
+from .names import prompt_slug
+from .pictures import contact_sheet, plot_curves
+
+GUIDANCE_LOSSES = ("asd", "sds", "csd", "sjc")
+
+
+@threestudio.register("turboprop-multiprompt-generator-system")
+class MultiPromptGeneratorSystem(BaseLift3DSystem):
+    """Each step: some prompts, the generator's fields for them, renders, and a guidance's gradient."""
+
+    @dataclass
+    class Config(BaseLift3DSystem.Config):
+        exporter_type: str = "turboprop-prompt-mesh-exporter"
+        judge: Optional[str] = None  # CLIP model (folder or hub id) that scores the result at the end; null: no scores
+        judge_views: int = 8  # views of each prompt that the judge sees
+        judge_size: int = 64  # their side, pixels
+        sheet_views: int = 4  # views of each prompt on a contact sheet
+        turntable_fps: int = 12  # frames a second
+
+    cfg: Config
+
+    def configure(self) -> None:
+        super().configure()
+        self._shown: Dict[str, Tensor] = {}  # views of each prompt for the contact sheet
+
+    def build_prompts_and_guidance(self) -> None:
+        """Open the model's folders; called before training, and by a dry run."""
+        self.build_prompts()
+        self.guidance = threestudio.find(self.cfg.guidance_type)(self.cfg.guidance)
+
+    def build_prompts(self) -> None:
+        self.prompt_processor = threestudio.find(self.cfg.prompt_processor_type)(self.cfg.prompt_processor)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.build_prompts_and_guidance()
+
+    def on_test_start(self) -> None:
+        self.build_prompts()
+
+    def on_validation_start(self) -> None:
+        self.build_prompts()
+
+    # ------------------------------------------------------------------------------ train
+
+    def forward(self, batch: Dict[str, Any]) -> Dict[str, Any]:
+        prompts = self.prompt_processor(batch["prompt"])
+        return self.renderer(**batch, text_embed=prompts.global_embeddings)
+
+    def training_step(self, batch: Dict[str, Any], batch_idx: int) -> Dict[str, Tensor]:
+        out = self(batch)
+        guidance_out = self.guidance(
+            out["comp_rgb"], self.prompt_processor(batch["prompt"]), **batch, rgb_as_latents=False
+        )
+        losses = {name[len("loss_") :]: value for name, value in guidance_out.items() if name.startswith("loss_")}
+        losses["sparsity"] = sparsity(out["opacity"])
+        losses["opaque"] = binary_entropy(out["opacity"])
+        if "sdf_grad" in out:
+            losses["eikonal"] = eikonal(out["sdf_grad"])
+        weights = {name[len("lambda_") :]: self.C(value) for name, value in self.cfg.loss.items()}
+        total = weighted_sum(losses, weights)
+        self._log_step(losses, weights, guidance_out, out["opacity"])
+        return {"loss": total}
+
+    def _log_step(self, losses: Dict[str, Tensor], weights: Dict[str, float], guidance_out: Dict[str, Any], opacity: Tensor) -> None:
+        for name, value in losses.items():
+            self.log(f"train/loss_{name}", value.detach(), prog_bar=name in GUIDANCE_LOSSES)
+        for name, value in weights.items():
+            self.log(f"train_params/lambda_{name}", value)
+        for name, value in guidance_out.items():
+            if not name.startswith("loss_") and (not isinstance(value, Tensor) or value.numel() == 1):
+                self.log(f"train/{name}", float(value))
+        self.log("train/opacity", opacity.detach().mean(), prog_bar=True)
+
+    # ------------------------------------------------------------------------- evaluation
+
+    def cache_of(self, prompt: str, noise: Tensor) -> SpaceCache:
+        """The field of one prompt; noise [1, Z]."""
+        text = self.prompt_processor([prompt]).global_embeddings
+        return self.geometry.generate_space_cache(noise.to(text), text)
+
+    def _remember_views(self, prompt: str, rgb: Tensor) -> None:
+        """Keep some of the orbit's pictures [V, H, W, 3] for the contact sheet."""
+        step = max(1, len(rgb) // self.cfg.sheet_views)
+        self._shown[prompt] = rgb[::step][: self.cfg.sheet_views].cpu()
+
+    def _save_sheet(self, filename: str) -> None:
+        if self._shown:
+            self.save_image(filename, contact_sheet(list(self._shown), list(self._shown.values())))
+        self._shown = {}
+
+    def validation_step(self, batch: Dict[str, Any], batch_idx: int) -> None:
+        (prompt,) = batch["prompt"]
+        self._remember_views(prompt, self(batch)["comp_rgb"])
+
+    def on_validation_epoch_end(self) -> None:
+        self._save_sheet(f"it{self.true_global_step}-val.png")
+
+    def on_test_epoch_start(self) -> None:
+        self._results: List[Dict[str, Any]] = []
+        self._build_exporter()
+
+    def _build_exporter(self) -> None:
+        self.exporter = threestudio.find(self.cfg.exporter_type)(
+            self.cfg.exporter, geometry=self.geometry, material=self.material, background=self.background
+        )
+
+    def test_step(self, batch: Dict[str, Any], batch_idx: int) -> None:
+        (prompt,) = batch["prompt"]
+        folder = f"it{self.true_global_step}-test/{prompt_slug(prompt)}"
+        cache = self.cache_of(prompt, batch["noise"])
+        out = self.renderer(**batch, space_cache=cache)
+        self._remember_views(prompt, out["comp_rgb"])
+        for index, (rgb, normal) in enumerate(zip(out["comp_rgb"], out["comp_normal"])):
+            cells = [{"type": "rgb", "img": img, "kwargs": {"data_format": "HWC"}} for img in (rgb, normal)]
+            self.save_image_grid(f"{folder}/{index}.png", cells)
+        self.save_img_sequence(folder, folder, r"(\d+)\.png", save_format="mp4", fps=self.cfg.turntable_fps)
+        result = {"prompt": prompt, "mesh": self.export_prompt(prompt, cache)}
+        if self.cfg.judge:
+            result["views"] = self._judge_views(cache)
+        self._results.append(result)
+
+    def export_prompt(self, prompt: str, cache: SpaceCache) -> Any:
+        """Write one prompt's mesh in every format; None, with a warning that names the prompt, if its field is empty."""
+        try:
+            mesh, statistics = self.exporter.mesh_of(cache)
+        except EmptyField as error:
+            threestudio.warn(f'no mesh for "{prompt}": {error}')
+            return None
+        for fmt in self.exporter.cfg.fmt:
+            name = f"it{self.true_global_step}-export/{prompt_slug(prompt)}/{self.exporter.cfg.save_name}.{fmt}"
+            write_mesh(mesh, self.get_save_path(name))
+        threestudio.info(
+            f'"{prompt}": {statistics.faces} faces, {"closed" if statistics.watertight else "NOT closed"}, '
+            f"{statistics.dropped_components} small pieces dropped"
+        )
+        return mesh
+
+    def _judge_views(self, cache: SpaceCache) -> Dict[str, Tensor]:
+        """Pictures [V, S, S, 3] and opacities [V, S, S] from the judge's cameras."""
+        from ..evaluation.cameras import evaluation_cameras
+        from ..world.cameras import pixel_rays
+
+        cameras, size = evaluation_cameras(self.cfg.judge_views), self.cfg.judge_size
+        origins, directions = pixel_rays(cameras.c2w, cameras.fovy, size, size)
+        device = cache.table.device
+        out = self.renderer(
+            rays_o=origins.to(device), rays_d=directions.to(device), space_cache=cache,
+            bg_color=cameras.background.to(device).expand(self.cfg.judge_views, 3),
+        )
+        return {"rgb": out["comp_rgb"].cpu(), "alpha": out["opacity"][..., 0].cpu()}
+
+    def on_test_epoch_end(self) -> None:
+        step = self.true_global_step
+        self._save_sheet(f"it{step}-test.png")
+        if self.cfg.judge and self._results:
+            self._judge(step)
+        self._results = []
+        for metrics in sorted(Path(self.get_save_dir()).parent.glob("csv_logs/version_*/metrics.csv"))[-1:]:
+            names = [f"train/loss_{name}" for name in (*GUIDANCE_LOSSES, "sparsity", "eikonal")]
+            plot_curves(metrics, [*names, "train/opacity"], self.get_save_path(f"it{step}-curves.png"))
+
+    def _judge(self, step: int) -> None:
+        from ..evaluation.cameras import evaluation_cameras
+        from ..evaluation.report import evaluate_views
+
+        cameras = evaluation_cameras(self.cfg.judge_views)
+        report = evaluate_views(
+            [r["prompt"] for r in self._results],
+            torch.stack([r["views"]["rgb"] for r in self._results]),
+            torch.stack([r["views"]["alpha"] for r in self._results]),
+            cameras.elevation, cameras.azimuth, cameras.distance, cameras.fovy, cameras.background,
+            meshes=[r["mesh"] for r in self._results],
+            judge=self.cfg.judge,
+        )
+        report.save(self.get_save_path(f"it{step}-evaluation/evaluation.json").rsplit("/", 1)[0])
+        threestudio.info(report.summary_line())
+        for name, value in report.mean.items():
+            if value is not None:
+                self.log(f"test/{name}", float(value))
+
+    # ----------------------------------------------------------------------------- export
+
+    def on_predict_start(self) -> None:
+        self.build_prompts()
+        self._build_exporter()
+        self._exported: Dict[str, bool] = {}
+
+    def predict_step(self, batch: Dict[str, Any], batch_idx: int) -> None:
+        (prompt,) = batch["prompt"]
+        self._exported[prompt] = self.export_prompt(prompt, self.cache_of(prompt, batch["noise"])) is not None
+
+    def on_predict_epoch_end(self) -> None:
+        empty = [prompt for prompt, done in self._exported.items() if not done]
+        path = self.get_save_path(f"it{self.true_global_step}-export/prompts.json")
+        listing = {p: prompt_slug(p) if done else None for p, done in self._exported.items()}
+        Path(path).write_text(json.dumps(listing, indent=2) + "\n")
+        threestudio.info(f"exported {len(self._exported) - len(empty)} of {len(self._exported)} prompts to {Path(path).parent}")
+
+
+@threestudio.register("multiprompt-radience-field-generator-system")
+class ScaleDreamerSystem(MultiPromptGeneratorSystem):
+    """The same, under ScaleDreamer's name."""
