@@ -1,0 +1,1 @@
+"""How good generated objects are: CLIP retrieval by a judge, and measures against the world's exact objects."""
