@@ -1,11 +1,33 @@
 """Starts Warp quietly; every module with Warp kernels imports ``wp`` from here."""
 
+import os
+import sys
+from contextlib import contextmanager
+from typing import Iterator
+
 import torch
 import warp as wp
 
-# A machine without CUDA is no news here; on one with it, Warp's own warnings stay.
-wp.config.log_level = wp.LOG_WARNING if torch.cuda.is_available() else wp.LOG_ERROR
-wp.init()
+
+@contextmanager
+def _standard_error_muted() -> Iterator[None]:
+    """Mutes the process's standard error itself: Warp's library writes to it below Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 wp.config.log_level = wp.LOG_WARNING
+if torch.cuda.is_available():
+    wp.init()
+else:  # that there is no CUDA driver is no news here
+    with _standard_error_muted():
+        wp.init()
 
 __all__ = ["wp"]

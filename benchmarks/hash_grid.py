@@ -1,0 +1,146 @@
+"""Times the hash grid's backends side by side: values, first and second derivatives.
+
+    python benchmarks/hash_grid.py [--device cpu] [--points 65536] [--repeats 5] [--write]
+
+Backends take turns in every round, so that other load on the machine falls on all of them; what counts is the ratio
+to plain torch, of medians over the rounds. ``--write`` puts the table into docs/benchmarks/hash_grid.{md,json}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Callable, Dict, List
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from threestudio.ops.hash_grid import HashGridLayout, available_backends, hash_grid  # noqa: E402
+
+SEED = 0
+LAYOUT = HashGridLayout(n_levels=16, n_features=2, log2_hashmap_size=19, base_resolution=16, per_level_scale=1.447269237440378)
+PASSES = ("forward", "forward, backward", "forward, backward, double backward")
+
+
+def passes(backend: str, positions: torch.Tensor, table: torch.Tensor) -> Dict[str, Callable[[], None]]:
+    x = positions.clone().requires_grad_()
+
+    def forward() -> None:
+        with torch.no_grad():
+            hash_grid(positions, table, LAYOUT, backend=backend)
+
+    def backward() -> None:
+        torch.autograd.grad(hash_grid(x, table, LAYOUT, backend=backend).sum(), [x, table])
+
+    def double_backward() -> None:
+        """What a loss on analytic normals costs."""
+        (normal,) = torch.autograd.grad(hash_grid(x, table, LAYOUT, backend=backend).sum(), x, create_graph=True)
+        torch.autograd.grad(normal.square().sum(), table)
+
+    return dict(zip(PASSES, (forward, backward, double_backward)))
+
+
+def seconds(function: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure(device: torch.device, n_points: int, repeats: int) -> Dict[str, Dict[str, List[float]]]:
+    """Seconds of every round, by pass and backend; a first round, with compilation, is not counted."""
+    generator = torch.Generator().manual_seed(SEED)
+    positions = torch.rand(n_points, 3, generator=generator).to(device)
+    table = torch.randn(LAYOUT.n_entries, LAYOUT.n_features, generator=generator).to(device).requires_grad_()
+    work = {backend: passes(backend, positions, table) for backend in available_backends(device)}
+    times: Dict[str, Dict[str, List[float]]] = {name: {backend: [] for backend in work} for name in PASSES}
+    for round_index in range(repeats + 1):
+        for name in PASSES:
+            for backend in work:
+                taken = seconds(work[backend][name], device)
+                if round_index > 0:
+                    times[name][backend].append(taken)
+    return times
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except FileNotFoundError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def report(arguments: argparse.Namespace, device: torch.device) -> dict:
+    times = measure(device, arguments.points, arguments.repeats)
+    return {
+        "command": f"python benchmarks/hash_grid.py --device {device.type} --points {arguments.points} --repeats {arguments.repeats}",
+        "machine": torch.cuda.get_device_name() if device.type == "cuda" else f"{processor()}, {os.cpu_count()} cores",
+        "torch_threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
+        "torch": torch.__version__,
+        "seed": SEED,
+        "levels": LAYOUT.n_levels,
+        "features": LAYOUT.n_features,
+        "entries": LAYOUT.n_entries,
+        "points": arguments.points,
+        "repeats": arguments.repeats,
+        "seconds": times,
+        "ratio_to_torch": {
+            name: {b: statistics.median(by_backend["torch"]) / statistics.median(t) for b, t in by_backend.items()}
+            for name, by_backend in times.items()
+        },
+    }
+
+
+def markdown(result: dict) -> str:
+    backends = list(result["seconds"][PASSES[0]])
+    rows = [
+        "# Hash grid",
+        "",
+        f"{result['points']:,} random points, {result['levels']} levels of {result['features']} features, "
+        f"{result['entries']:,} entries, seed {result['seed']}. How many times faster than plain torch, by the medians of "
+        f"{result['repeats']} rounds in which the backends take turns; in brackets the median time.",
+        "",
+        f"`{result['command']}` on {result['machine']}; torch {result['torch']} with {result['torch_threads']} thread(s); "
+        f"load average {result['load_average']:.1f}, of which the ratios say more than the times.",
+        "",
+        "| | " + " | ".join(backends) + " |",
+        "|---|" + "---|" * len(backends),
+    ]
+    for name, by_backend in result["seconds"].items():
+        cells = [f"{result['ratio_to_torch'][name][b]:.1f}x ({statistics.median(by_backend[b]):.3f} s)" for b in backends]
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--points", type=int, default=65536)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/hash_grid.{md,json}")
+    arguments = parser.parse_args()
+    result = report(arguments, torch.device(arguments.device))
+    text = markdown(result)
+    print(text)
+    if arguments.write:
+        folder = ROOT / "docs" / "benchmarks"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "hash_grid.md").write_text(text)
+        (folder / "hash_grid.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
