@@ -60,8 +60,8 @@ def _find_one(name: str) -> type:
 def find(name: str) -> type:
     """The class registered under `name`.
 
-    `"main:sub1,sub2"` makes a class with the bases (sub2, sub1, main), so that each further sub
-    overrides what stands before it. A name that is not known yet loads the bundled extensions
+    `"main:sub1,sub2"` makes a class with the bases (sub1, sub2, main): the subs override the main
+    class, an earlier sub a later one. A name that is not known yet loads the bundled extensions
     first. Raises UserError with the nearest names if the name stays unknown.
     """
     if ":" not in name:
