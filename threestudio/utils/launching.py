@@ -30,6 +30,7 @@ from threestudio.utils.callbacks import (
 from threestudio.utils.config import load_config
 from threestudio.utils.errors import UserError, with_suggestion
 from threestudio.utils.extensions import ExtensionError, load_extensions
+from threestudio.utils.memory import keep_freed_memory
 from threestudio.utils.misc import find_last_path, get_rank, load_checkpoint
 
 USAGE_EXIT_CODE = 2
@@ -49,6 +50,7 @@ class WorkStarted(pl.Callback):
 
 def run_reporting_errors(args: Namespace, overrides: list[str], n_gpus: int) -> int:
     """Runs; an error in what the user gave is one line and exit code 2. Returns the exit code."""
+    keep_freed_memory()
     started = WorkStarted()
     try:
         run(args, overrides, n_gpus, started)
@@ -92,7 +94,9 @@ def run(args: Namespace, overrides: list[str], n_gpus: int, started: WorkStarted
         dry_run(args, cfg, datamodule, system, trainer_args, started)
         return
     system.set_save_dir(os.path.join(cfg.trial_dir, "save"))
-    callbacks: list[pl.Callback] = [started, CustomProgressBar()]
+    callbacks: list[pl.Callback] = [started]
+    if cfg.trainer.get("enable_progress_bar", True):
+        callbacks.append(CustomProgressBar())
     loggers: Any = False
     if args.train:
         callbacks += training_callbacks(args.config, cfg)

@@ -52,9 +52,9 @@ def interval_edges(start: Tensor, end: Tensor, count: int, jitter: Tensor | None
     `jitter` [R] in [0, 1) shifts the whole comb by less than one interval, clipped to the ends.
     """
     steps = torch.arange(count + 1, device=start.device, dtype=start.dtype)
-    offset = 0.0 if jitter is None else jitter[:, None] - 0.5
-    share = ((steps + offset) / count).clamp(0, 1)
-    share[:, :1], share[:, -1:] = 0, 1
+    offset = torch.zeros_like(start) if jitter is None else jitter - 0.5
+    share = ((steps + offset[:, None]) / count).clamp(0, 1)
+    share[:, 0], share[:, -1] = 0, 1
     return start[:, None] + (end - start)[:, None] * share
 
 
