@@ -1,6 +1,6 @@
 """The kinds of object of the world: solids with coloured parts.
 
-An object stands upright (z up) and looks at +x, inside a ball of radius 0.8 around
+An object stands upright (z up) and looks at +x, inside a ball of radius 0.95 around
 the origin. Its shape is fixed by its kind; its two colours are free, so that every
 caption names one exact solid. A part has a role: MAIN and ACCENT take the caption's
 two colours, DETAIL (eyes, windows) is always dark.
