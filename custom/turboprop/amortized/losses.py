@@ -17,6 +17,15 @@ def binary_entropy(opacity: Tensor) -> Tensor:
     return -(o * o.log() + (1 - o) * (1 - o).log()).mean()
 
 
+def coverage(opacity: Tensor, least: float) -> Tensor:
+    """Mean over pictures of max(0, least - share of the picture covered) / least: keeps objects from vanishing; [B, H, W, 1] -> [].
+
+    Where nothing is left, no gradient can bring it back: this acts before.
+    """
+    covered = opacity.mean(dim=(1, 2, 3))
+    return (least - covered).clamp_min(0).mean() / least
+
+
 def eikonal(gradient: Tensor) -> Tensor:
     """Mean of (|grad s| - 1)^2 (Gropp et al. 2020, eq. 3): gradient [N, 3] -> []."""
     return (gradient.norm(dim=-1) - 1).square().mean()

@@ -12,6 +12,7 @@ from threestudio.models.background.base import BaseBackground
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.renderers.base import VolumeRenderer
+from threestudio.utils.misc import C
 from torch import Tensor
 
 from .field import Field, SpaceCache
@@ -32,6 +33,7 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         inv_std: float = 30.0  # a = 1 / b of VolSDF's density, in 1 / world units
         min_weight: float = 1e-3  # samples whose estimated blending weight is less are not shaded
         eval_chunk_size: int = 262144  # rays at once outside training
+        shape_gradient: float = 1.0  # share of the pictures' gradient that reaches the shape; a number or a schedule
         eikonal_points: int = 4096  # points a step for the eikonal regulariser, half of them near the surface
 
     cfg: Config
@@ -48,6 +50,11 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
             raise ValueError(
                 f"renderer.radius: expected geometry.radius ({geometry.cfg.radius:g}), got {cfg.radius:g}"
             )
+
+        self.shape_gradient = 1.0
+
+    def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
+        self.shape_gradient = float(C(self.cfg.shape_gradient, epoch, global_step))
 
     def forward(
         self,
@@ -116,6 +123,8 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         if not self.training:
             gradient = field.gradient(points, who, self.geometry.cfg.finite_difference_eps, distance)
             values.append(torch.nn.functional.normalize(gradient, dim=-1))
+        # Grey on grey, the first gradients would rather hide the shape than colour it: a schedule lets colours go first.
+        distance = distance.detach() + self.shape_gradient * (distance - distance.detach())
         return volsdf_density(distance, self.cfg.inv_std), torch.cat(values, -1)
 
     def _assemble(self, pictures: Tensor, rays_d: Tensor, bg_color: Optional[Tensor]) -> Dict[str, Any]:

@@ -13,7 +13,7 @@ from threestudio.systems.base import BaseLift3DSystem
 from torch import Tensor
 
 from .field import SpaceCache
-from .losses import binary_entropy, eikonal, sparsity, weighted_sum
+from .losses import binary_entropy, coverage, eikonal, sparsity, weighted_sum
 from .meshing import EmptyField, write_mesh
 from .names import prompt_slug
 from .pictures import contact_sheet, plot_curves
@@ -28,6 +28,7 @@ class MultiPromptGeneratorSystem(BaseLift3DSystem):
     @dataclass
     class Config(BaseLift3DSystem.Config):
         exporter_type: str = "turboprop-prompt-mesh-exporter"
+        min_coverage: float = 0.1  # share of a picture that an object should cover at least; see lambda_coverage
         judge: Optional[str] = None  # CLIP model (folder or hub id) that scores the result at the end; null: no scores
         judge_views: int = 8  # views of each prompt that the judge sees
         judge_size: int = 64  # their side, pixels
@@ -38,6 +39,8 @@ class MultiPromptGeneratorSystem(BaseLift3DSystem):
 
     def configure(self) -> None:
         super().configure()
+        if not 0 < self.cfg.min_coverage < 1:
+            raise ValueError(f"system.min_coverage: expected between 0 and 1, got {self.cfg.min_coverage:g}")
         self._shown: Dict[str, Tensor] = {}  # views of each prompt for the contact sheet
 
     def build_prompts_and_guidance(self) -> None:
@@ -71,6 +74,7 @@ class MultiPromptGeneratorSystem(BaseLift3DSystem):
         )
         losses = {name[len("loss_") :]: value for name, value in guidance_out.items() if name.startswith("loss_")}
         losses["sparsity"] = sparsity(out["opacity"])
+        losses["coverage"] = coverage(out["opacity"], self.cfg.min_coverage)
         losses["opaque"] = binary_entropy(out["opacity"])
         if "sdf_grad" in out:
             losses["eikonal"] = eikonal(out["sdf_grad"])
