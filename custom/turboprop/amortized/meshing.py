@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Callable
 
 import numpy as np
@@ -94,7 +95,19 @@ WORLD_TO_GLTF = np.array([[0.0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 
 
 def write_mesh(mesh: "trimesh.Trimesh", path: str) -> None:
     """Write OBJ (world axes, z up, colours by vertex) or GLB (glTF axes, y up), by the path's ending."""
-    if path.endswith(".glb"):
-        mesh = mesh.copy()
-        mesh.apply_transform(WORLD_TO_GLTF)
-    mesh.export(path)
+    if not path.endswith(".glb"):
+        mesh.export(path)
+        return
+    from trimesh.exchange.gltf import export_glb
+
+    mesh = mesh.copy()
+    mesh.apply_transform(WORLD_TO_GLTF)
+    mesh.visual.vertex_colors = _linear_colors(mesh.visual.vertex_colors)
+    Path(path).write_bytes(export_glb(mesh))
+
+
+def _linear_colors(colors: np.ndarray) -> np.ndarray:
+    """8-bit sRGB [N, 4] as 8-bit linear RGB, which glTF's vertex colours are (inverse of IEC 61966-2-1); alpha is kept."""
+    srgb = colors[:, :3] / 255.0
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    return np.concatenate([(linear * 255).round().astype(np.uint8), colors[:, 3:]], 1)
