@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -65,9 +65,9 @@ def wrong_pictures(specs: list[ObjectSpec], layers: dict[str, Tensor], generator
     shape = (len(specs), views, 3, SIZE, SIZE)
     return {
         "colours swapped": each(lambda s: ObjectSpec(s.kind, s.accent, s.main)),
-        "wrong main colour": each(lambda s: ObjectSpec(s.kind, other_choice(s.main, colors, generator, s.accent), s.accent)),
-        "wrong second colour": each(lambda s: ObjectSpec(s.kind, s.main, other_choice(s.accent, colors, generator, s.main))),
-        "wrong kind": each(lambda s: ObjectSpec(other_choice(s.kind, kinds, generator), s.main, s.accent)),
+        "wrong main colour": each(lambda s: replace(s, main=other_choice(s.main, colors, generator, s.accent))),
+        "wrong second colour": each(lambda s: replace(s, accent=other_choice(s.accent, colors, generator, s.main))),
+        "wrong kind": each(lambda s: replace(s, kind=other_choice(s.kind, kinds, generator))),
         "ball of the main colour": whole[:, None].expand(shape),
         "ball of both colours": halves[:, None].expand(shape),
         "empty": empty[:, None].expand(shape),
@@ -126,7 +126,8 @@ def _own_cosines(judge: ClipJudge, images: Tensor, texts: Tensor) -> Tensor:  # 
 
 def table(rows: list[CheckRow]) -> str:
     """The rows as a markdown table."""
-    lines = ["| pictures | Sim | R@1 of 1530 | R@1 of 16 | ranked below the true picture |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines = ["| pictures | Sim | R@1 of 1530 | R@1 of 16 | ranked below the true picture |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: |")
     for row in rows:
         below = "-" if row.ranked_below is None else f"{row.ranked_below:.3f}"
         lines.append(f"| {row.pictures} | {row.sim:.3f} | {row.r_at_1:.3f} | {row.r_at_1_of_16:.3f} | {below} |")
@@ -136,7 +137,7 @@ def table(rows: list[CheckRow]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="check_judge", description=__doc__)
     parser.add_argument("--judge", default="assets/judges/mini-clip", help="a CLIPModel folder or hub id")
-    parser.add_argument("--by-kind", type=int, default=6, help="objects of each kind, eight views each")
+    parser.add_argument("--by-kind", type=int, default=3, help="objects of each kind, eight views each")
     options = parser.parse_args(arguments)
     try:
         judge = load_judge(options.judge)

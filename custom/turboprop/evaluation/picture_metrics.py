@@ -27,7 +27,7 @@ def color_error(rgb: Tensor, alpha: Tensor, exact_rgb: Tensor, coverage: Tensor)
 
 
 def picture_distance(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean absolute difference of colour plus that of opacity, over all pixels: (rgb [V, S, S, 3], alpha [V, S, S]) x 2 -> [V]."""
+    """Mean absolute difference of colour plus that of opacity: (rgb [V, S, S, 3], alpha [V, S, S]) x 2 -> [V]."""
     return ((first[0] - second[0]).abs().mean(-1) + (first[1] - second[1]).abs()).mean((-2, -1))
 
 

@@ -71,7 +71,8 @@ class EvaluationReport:
         """The means in one line, for a log."""
         shown = [f"{title} {_figure(self.mean[name])}" for name, title in COLUMNS.items() if self.mean[name] is not None]
         empty = f", {self.empty_meshes} empty meshes" if self.empty_meshes else ""
-        return f"{len(self.prompts)} prompts x {self.views} views: {', '.join(shown)}{empty} (R@1 over {len(self.gallery)} texts)"
+        count = f"{len(self.prompts)} prompts x {self.views} views"
+        return f"{count}: {', '.join(shown)}{empty} (R@1 over {len(self.gallery)} texts)"
 
     def save(self, folder: Path | str) -> None:
         """Write evaluation.json and evaluation.md into `folder`."""
@@ -155,7 +156,7 @@ def world_spec(prompt: str) -> ObjectSpec | None:
 def compare_views(
     spec: ObjectSpec, surface: SurfaceView, rgb: Tensor, alpha: Tensor, cameras: EvaluationCameras
 ) -> dict[str, float | None]:
-    """Picture figures of one object, rgb [V, S, S, 3] and alpha [V, S, S], against its exact surface as the cameras see it."""
+    """Figures of one object's pictures, rgb [V, S, S, 3] and alpha [V, S, S], against its exact surface."""
     right = exact_pictures(spec, exact_layers(surface), cameras.background)
     front_back = None
     if spec.shape.has_front:
