@@ -32,7 +32,7 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         randomized: bool = True  # shift samples at random while training
         inv_std: float = 30.0  # a = 1 / b of VolSDF's density, in 1 / world units
         min_weight: float = 1e-3  # samples whose estimated blending weight is less are not shaded
-        eval_chunk_size: int = 262144  # rays at once outside training
+        eval_chunk_size: int = 16384  # rays at once outside training; bounds the memory of large pictures
         shape_gradient: float = 1.0  # share of the pictures' gradient that reaches the shape; a number or a schedule
         eikonal_points: int = 4096  # points a step for the eikonal regulariser, half of them near the surface
 
