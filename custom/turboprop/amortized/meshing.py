@@ -56,7 +56,9 @@ def extract_mesh(
     if distance.min() >= 0:
         raise EmptyField(f"the field is empty: its signed distance is {distance.min():.3g} or more everywhere")
     spacing = 2 * field.radius / (resolution - 1)
-    padded = np.pad(distance, 1, constant_values=max(spacing, float(distance.max())))
+    # Far outside, so that a field which is inside at the cube's sides ends there and not a voxel later.
+    beyond = max(spacing, 20 * float(-distance.min()))
+    padded = np.pad(distance, 1, constant_values=beyond)
     vertices, faces, _, _ = marching_cubes(padded, 0.0)
     vertices = (vertices - 1) * spacing - field.radius
     # marching_cubes winds faces towards growing values, which for a distance is outwards.

@@ -15,7 +15,7 @@ def prompt_slug(prompt: str) -> str:
     gets a short hash.
     """
     words = re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")
-    if words.replace("_", " ") == prompt and len(words) <= MAX_LENGTH:
+    if words and words.replace("_", " ") == prompt and len(words) <= MAX_LENGTH:
         return words
     digest = hashlib.sha256(prompt.encode()).hexdigest()[:8]
     return f"{words[:MAX_LENGTH].strip('_')}_{digest}".lstrip("_")

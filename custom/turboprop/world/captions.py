@@ -62,7 +62,7 @@ def parse_caption(text: str) -> ObjectSpec:
             near = difflib.get_close_matches(word, known, 1) or sorted(known)[:1]
             raise ValueError(f'"{word}" in the caption "{text}" is unknown to the world; nearest: "{near[0]}"')
     spec = ObjectSpec(kind, main, accent)
-    if not caption(spec).endswith(noun):
+    if caption(spec).rsplit(" ", 1)[1] != noun:
         raise ValueError(f'not a caption of the world: "{text}"; did you mean "{caption(spec)}"?')
     return spec
 
