@@ -55,13 +55,17 @@ class ConvNetGeometry(BaseGeometry):
         )
         self.heads = FieldHeads(cfg.feature_dim, cfg.hidden_dim, cfg.n_feature_dims, cfg.sphere_radius)
 
-    def generate_space_cache(self, styles: Tensor, text_embed: Tensor) -> SpaceCache:
-        """Noise [P, Z] and pooled text [P, T] to the fields of P prompts. Raises ValueError for a text of another width."""
+    def check_text(self, text_embed: Tensor) -> None:  # [P, T]
+        """Raises ValueError for a pooled text of another width than the config's."""
         if text_embed.shape[-1] != self.cfg.text_dim:
             raise ValueError(
                 f"geometry.text_dim: the text encoder's pooled embedding has width {text_embed.shape[-1]}, "
                 f"the config says {self.cfg.text_dim}"
             )
+
+    def generate_space_cache(self, styles: Tensor, text_embed: Tensor) -> SpaceCache:
+        """Noise [P, Z] and pooled text [P, T] to the fields of P prompts. Raises ValueError for a text of another width."""
+        self.check_text(text_embed)
         noisy = self.cfg.layer_noise and self.training
         return make_cache(self.generator(styles, text_embed, noisy))
 

@@ -54,6 +54,17 @@ class MultiPromptGeneratorSystem(BaseLift3DSystem):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self.build_prompts_and_guidance()
+        first = self.prompt_processor.prompts_of("train")[0]
+        self.geometry.check_text(self.prompt_processor(first).global_embeddings)
+        self._check_evaluation()
+
+    def _check_evaluation(self) -> None:
+        """Open what the end of the run needs, so that what is wrong with it is known before training."""
+        self._build_exporter()
+        if self.cfg.judge:
+            from ..evaluation.clip_metrics import load_judge
+
+            load_judge(self.cfg.judge)
 
     def on_test_start(self) -> None:
         self.build_prompts()

@@ -204,7 +204,7 @@ def _bed():
     frame = box((0, 0, -0.33), (0.7, 0.45, 0.07), 0.02)
     headboard = box((-0.68, 0, -0.02), (0.06, 0.45, 0.34), 0.03)
     pillow = box((-0.42, 0, 0.02), (0.15, 0.3, 0.08), 0.05)
-    feet = [(ACCENT, box((x, y, -0.46), (0.05, 0.05, 0.1))) for x in (-0.62, 0.62) for y in (-0.38, 0.38)]
+    feet = [(ACCENT, box((x, y, -0.45), (0.05, 0.05, 0.09))) for x in (-0.6, 0.6) for y in (-0.36, 0.36)]
     return [(MAIN, mattress), (ACCENT, frame), (ACCENT, headboard), (ACCENT, pillow)] + feet
 
 
