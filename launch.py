@@ -9,7 +9,6 @@ import sys
 from typing import Optional
 
 
-
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The flags, and the overrides (key=value) that stand between or after them."""
     parser = argparse.ArgumentParser(
