@@ -1,0 +1,1 @@
+"""3D Gaussians: splatting, densification, system, files."""

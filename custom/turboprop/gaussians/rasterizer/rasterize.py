@@ -1,0 +1,202 @@
+"""Checks Gaussians and cameras, picks a backend, adds the background."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from typing import NamedTuple, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from .compositing import TRANSMITTANCE_MIN as TRANSMITTANCE_MIN
+from .compositing import composite_gaussians
+from .projection import project_gaussians
+
+BACKENDS = ("auto", "torch", "warp", "gsplat")
+
+
+class GaussianImage(NamedTuple):
+    """What one camera sees; with a leading [B] on everything from ``rasterize_gaussians_batch``."""
+
+    color: Tensor  # [H, W, C], background included
+    opacity: Tensor  # [H, W, 1] in [0, 1)
+    depth: Tensor  # [H, W, 1] sum of weight times depth along the view axis: divide by opacity for the mean depth
+    means2d: Tensor  # [N, 2] pixels; after loss.backward() its .grad is the gradient on the image, for densification
+    radii: Tensor  # [N] pixels, three standard deviations of the longer axis, 0 where not visible
+    visible: Tensor  # [N] bool
+
+
+def available_backends(device: torch.device) -> Tuple[str, ...]:
+    """Backends that can run on the device, the first being what "auto" takes for float32."""
+    names = []
+    if device.type == "cuda" and importlib.util.find_spec("gsplat") is not None:
+        names.append("gsplat")
+    if device.type in ("cpu", "cuda") and importlib.util.find_spec("warp") is not None:
+        names.append("warp")
+    return (*names, "torch")
+
+
+def rasterize_gaussians(
+    means: Tensor,  # [N, 3] in the world
+    quaternions: Tensor,  # [N, 4] wxyz, of any length but 0
+    scales: Tensor,  # [N, 3] standard deviations along the own axes, in units of the world, at least 0
+    opacities: Tensor,  # [N] in [0, 1]
+    colors: Tensor,  # [N, C] any number of channels
+    c2w: Tensor,  # [4, 4] OpenGL: x right, y up, looks along -z
+    intrinsics: Union[Tensor, Sequence[float]],  # [4] focal_x, focal_y, center_x, center_y in pixels (intrinsics_from_fov)
+    height: int,
+    width: int,
+    background: Optional[Tensor] = None,  # [C] or [H, W, C]; None: black
+    near: float = 0.01,  # Gaussians whose mean is nearer are left out
+    means2d_offsets: Optional[Tensor] = None,  # [N, 2] pixels, added to the means on the image
+    backend: str = "auto",
+) -> GaussianImage:
+    """One camera's image of 3D Gaussians (Kerbl et al. 2023).
+
+    Differentiable in means, quaternions, scales, opacities, colors, background, means2d_offsets, and in c2w and
+    intrinsics. ``means2d`` keeps its gradient. No Gaussian at all, or none visible, gives the background.
+
+    Raises:
+        ValueError: a wrong shape, a value that is not finite (the message names the tensor), a backend not to be had.
+    """
+    if c2w.dim() != 2:
+        raise ValueError(f"c2w: expected shape [4, 4], got {list(c2w.shape)}; several cameras: rasterize_gaussians_batch")
+    intrinsics = torch.as_tensor(intrinsics, dtype=means.dtype, device=means.device)
+    gaussians = (means, quaternions, scales, opacities, colors)
+    return _rasterize(gaussians, c2w[None], intrinsics[None], height, width, background, near, means2d_offsets, backend, True)
+
+
+def rasterize_gaussians_batch(
+    means: Tensor,  # [N, 3]
+    quaternions: Tensor,  # [N, 4] wxyz
+    scales: Tensor,  # [N, 3]
+    opacities: Tensor,  # [N]
+    colors: Tensor,  # [N, C], or [B, N, C] where they depend on the view
+    c2w: Tensor,  # [B, 4, 4]
+    intrinsics: Tensor,  # [B, 4]
+    height: int,
+    width: int,
+    background: Optional[Tensor] = None,  # [C], [B, C] or [B, H, W, C]
+    near: float = 0.01,
+    means2d_offsets: Optional[Tensor] = None,  # [N, 2] or [B, N, 2]
+    backend: str = "auto",
+) -> GaussianImage:
+    """``rasterize_gaussians`` for B cameras of one image size: every output has a leading [B]."""
+    if c2w.dim() != 3:
+        raise ValueError(f"c2w: expected shape [B, 4, 4], got {list(c2w.shape)}")
+    gaussians = (means, quaternions, scales, opacities, colors)
+    return _rasterize(gaussians, c2w, intrinsics, height, width, background, near, means2d_offsets, backend, False)
+
+
+Gaussians = Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # means, quaternions, scales, opacities, colors
+
+
+def _rasterize(
+    gaussians: Gaussians,
+    c2w: Tensor,
+    intrinsics: Tensor,
+    height: int,
+    width: int,
+    background: Optional[Tensor],
+    near: float,
+    means2d_offsets: Optional[Tensor],
+    backend: str,
+    single: bool,
+) -> GaussianImage:
+    means, quaternions, scales, opacities, colors = gaussians
+    check_input(gaussians, c2w, intrinsics, height, width, near)
+    backend = choose_backend(backend, means)
+    n_cameras, n = c2w.shape[0], means.shape[0]
+    intrinsics = intrinsics.to(means)
+    c2w = c2w.to(means)
+    projected = project_gaussians(means, quaternions, scales, opacities, c2w, intrinsics, height, width, near)
+    means2d = projected.means2d
+    if means2d_offsets is not None:
+        means2d = means2d + _offsets(means2d_offsets, n_cameras, n)
+    kept = means2d[0] if single else means2d
+    if kept.requires_grad:
+        kept.retain_grad()
+    means2d = kept[None] if single else kept
+    color, opacity, depth = composite_gaussians(projected, means2d, opacities, colors, height, width)
+    if background is not None:
+        color = color + (1 - opacity) * _background(background, color)
+    image = GaussianImage(color, opacity, depth, means2d, projected.radii, projected.visible)
+    return GaussianImage(*(x[0] for x in image))._replace(means2d=kept) if single else image
+
+
+def choose_backend(backend: str, means: Tensor) -> str:
+    """A backend's name for "auto"; an error for one that cannot run here."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    return "torch"
+
+
+def _background(background: Tensor, color: Tensor) -> Tensor:
+    """To a shape that broadcasts to [B, H, W, C]."""
+    n_cameras, height, width, channels = color.shape
+    shapes = {
+        (channels,): (1, 1, 1, channels),
+        (n_cameras, channels): (n_cameras, 1, 1, channels),
+        (height, width, channels): (1, height, width, channels),
+        (n_cameras, height, width, channels): (n_cameras, height, width, channels),
+    }
+    shape = tuple(background.shape)
+    if shape not in shapes:
+        expected = " or ".join(str(list(s)) for s in shapes)
+        raise ValueError(f"background: expected shape {expected}, got {list(shape)}")
+    return background.view(shapes[shape])
+
+
+def _offsets(offsets: Tensor, n_cameras: int, n: int) -> Tensor:
+    if tuple(offsets.shape) not in ((n, 2), (n_cameras, n, 2)):
+        raise ValueError(f"means2d_offsets: expected shape [{n}, 2] or [{n_cameras}, {n}, 2], got {list(offsets.shape)}")
+    return offsets
+
+
+def check_input(gaussians: Gaussians, c2w: Tensor, intrinsics: Tensor, height: int, width: int, near: float) -> None:
+    """Shapes first, then values, the latter with one transfer from the device."""
+    means, quaternions, scales, opacities, colors = gaussians
+    n, n_cameras = means.shape[0], c2w.shape[0]
+    _check_shape("means", means, (n, 3))
+    _check_shape("quaternions", quaternions, (n, 4))
+    _check_shape("scales", scales, (n, 3))
+    _check_shape("opacities", opacities, (n,))
+    _check_shape("colors", colors, (n_cameras, n, colors.shape[-1]) if colors.dim() == 3 else (n, colors.shape[-1]))
+    _check_shape("c2w", c2w, (n_cameras, 4, 4))
+    _check_shape("intrinsics", intrinsics, (n_cameras, 4))
+    for name, tensor in zip(("quaternions", "scales", "opacities", "colors"), gaussians[1:]):
+        if tensor.dtype != means.dtype or tensor.device != means.device:
+            raise ValueError(
+                f"{name}: expected {means.dtype} on {means.device} as the means, got {tensor.dtype} on {tensor.device}"
+            )
+    if height < 1 or width < 1:
+        raise ValueError(f"height, width: expected at least one pixel, got {height} x {width}")
+    if not (math.isfinite(near) and near > 0):
+        raise ValueError(f"near: expected a finite distance above 0, got {near}")
+    _check_values(gaussians, c2w, intrinsics)
+
+
+def _check_shape(name: str, tensor: Tensor, shape: Tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+
+
+def _check_values(gaussians: Gaussians, c2w: Tensor, intrinsics: Tensor) -> None:
+    named = dict(zip(("means", "quaternions", "scales", "opacities", "colors"), gaussians), c2w=c2w, intrinsics=intrinsics)
+    _, quaternions, scales, opacities, _ = gaussians
+    with torch.no_grad():
+        rotation = c2w[:, :3, :3].double()
+        skew = (rotation.transpose(1, 2) @ rotation - torch.eye(3, dtype=torch.float64, device=c2w.device)).abs().amax(dim=(1, 2))
+        rules = {
+            **{f"{name}: not finite (NaN or infinity)": ~torch.isfinite(x).all() for name, x in named.items()},
+            "quaternions: one has length 0": (quaternions.abs().amax(-1) == 0).any(),
+            "scales: expected at least 0, one is negative": (scales < 0).any(),
+            "opacities: expected values in [0, 1]": ((opacities < 0) | (opacities > 1)).any(),
+            "c2w: expected a rotation without scale": (skew > 1e-3).any(),
+            "intrinsics: expected focal lengths above 0": (intrinsics[:, :2] <= 0).any(),
+        }
+        broken = torch.stack([value.to(c2w.device) for value in rules.values()]).tolist()
+    for message, wrong in zip(rules, broken):
+        if wrong:
+            raise ValueError(f"rasterize_gaussians: {message}")
