@@ -1,1 +1,3 @@
-"""How good generated objects are: CLIP retrieval by a judge, and measures against the world's exact objects."""
+"""Figures of generated objects: by the judge, against ground truth, and the mixin that measures any system."""
+
+from . import system_mixin  # noqa: F401

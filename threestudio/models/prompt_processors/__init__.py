@@ -1,1 +1,1 @@
-from . import base
+from . import base, dummy_prompt_processor

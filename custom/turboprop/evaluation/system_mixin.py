@@ -1,0 +1,160 @@
+"""`turboprop-evaluated`: after testing, a system exports its mesh and is measured against what is known.
+
+    system_type: "dreamfusion-system:turboprop-evaluated"
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import threestudio
+import torch
+from threestudio.utils.config import parse_structured
+from threestudio.utils.ops import get_mvp_matrix, get_projection_matrix
+from torch import Tensor
+
+from ..system_mixin import SystemMixin
+from ..teachers.prompts.library import load_prompt_library
+from ..world.cameras import pixel_rays
+from .cameras import EvaluationCameras, evaluation_cameras
+from .clip_metrics import load_judge
+from .held_out import HeldOutScores, held_out_scores
+from .report import evaluate_views, world_spec
+from .surface_metrics import mesh_chamfer
+
+NEAR, FAR = 0.01, 100.0  # planes of the projection matrix, world units
+
+
+@dataclass
+class EvaluationConfig:
+    judge: str = ""  # CLIP model (folder or hub id) that scores the views; empty: no scores
+    caption: str = ""  # what the object should be; default: the prompt
+    gallery: str = ""  # prompt library (JSON) whose training prompts are the texts of R@1; default: the caption alone
+    views: int = 8  # around the object
+    size: int = 64  # their side, pixels
+    export: bool = True  # write the mesh, as --export does
+
+
+def batch_of_cameras(cameras: EvaluationCameras, size: int, device: torch.device) -> dict[str, Any]:
+    """What renderers ask of V cameras, in threestudio's batch form; lights are at the cameras."""
+    c2w, fovy = cameras.c2w, cameras.fovy
+    rays_o, rays_d = pixel_rays(c2w, fovy, size, size)
+    proj_mtx = get_projection_matrix(fovy, 1.0, NEAR, FAR)
+    tensors = {
+        "rays_o": rays_o,
+        "rays_d": rays_d,
+        "mvp_mtx": get_mvp_matrix(c2w, proj_mtx),
+        "proj_mtx": proj_mtx,
+        "c2w": c2w,
+        "camera_positions": c2w[:, :3, 3],
+        "light_positions": c2w[:, :3, 3],
+        "elevation": cameras.elevation,
+        "azimuth": cameras.azimuth,
+        "camera_distances": cameras.distance,
+        "fovy": fovy,
+        "bg_color": cameras.background.expand(len(c2w), 3),
+    }
+    return {**{key: value.to(device) for key, value in tensors.items()}, "height": size, "width": size}
+
+
+@threestudio.register("turboprop-evaluated")
+class EvaluatedSystem(SystemMixin):
+    """Writes it{step}-evaluation/: held-out views if the data has pictures, the judge's figures, ground truth's."""
+
+    config_group = "evaluation"
+
+    def configure(self) -> None:
+        self.evaluation: EvaluationConfig = parse_structured(EvaluationConfig, self.cfg.evaluation)
+        for key in ("views", "size"):
+            if self.evaluation[key] < 1:
+                raise ValueError(f"system.evaluation.{key}: expected at least 1, got {self.evaluation[key]}")
+        self._held_out: list[HeldOutScores] = []
+        super().configure()
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.evaluation.judge:  # what is wrong with it is known before training
+            load_judge(self.evaluation.judge)
+            self._gallery()
+
+    @property
+    def _caption(self) -> str:
+        return self.evaluation.caption or str(self.cfg.prompt_processor.get("prompt") or "")
+
+    def _gallery(self) -> list[str]:
+        texts = load_prompt_library(self.evaluation.gallery).split("train") if self.evaluation.gallery else []
+        return list(dict.fromkeys([*texts, self._caption]))
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        super().test_step(batch, batch_idx)
+        if "target_rgb" in batch:
+            out = self(batch)
+            self._held_out.append(
+                held_out_scores(out["comp_rgb"], out["opacity"], batch["target_rgb"], batch["target_coverage"])
+            )
+
+    def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()
+        folder = Path(self.get_save_path(f"it{self.true_global_step}-evaluation/evaluation.json")).parent
+        mesh = self._mesh()
+        if self.evaluation.export and mesh is not None:
+            self.on_predict_start()
+            self.on_predict_epoch_end()
+        if self._held_out:
+            self._report_held_out(folder, mesh)
+        if self.evaluation.judge:
+            self._report_views(folder, mesh)
+        self._held_out = []
+
+    @torch.no_grad()
+    def _mesh(self) -> Any:
+        """The surface as a trimesh.Trimesh; None, with a warning, where there is none."""
+        import trimesh
+
+        try:
+            mesh = self.geometry.isosurface()
+        except ValueError as error:
+            threestudio.warn(f"no mesh: {error}")
+            return None
+        return trimesh.Trimesh(mesh.v_pos.cpu().numpy(), mesh.t_pos_idx.cpu().numpy(), process=False)
+
+    def _report_held_out(self, folder: Path, mesh: Any) -> None:
+        scores = HeldOutScores.mean(self._held_out)
+        spec = world_spec(self._caption)
+        chamfer = mesh_chamfer(mesh, spec.shape.signed_distance) if spec is not None else None
+        line = scores.save(folder, chamfer)
+        threestudio.info(line)
+        self.log("test/psnr", scores.psnr)
+        if chamfer is not None and math.isfinite(chamfer.share):
+            self.log("test/chamfer_share", chamfer.share)
+
+    @torch.no_grad()
+    def _report_views(self, folder: Path, mesh: Any) -> None:
+        cameras = evaluation_cameras(self.evaluation.views)
+        rgb, opacity = self._views(cameras)
+        report = evaluate_views(
+            [self._caption], rgb[None], opacity[None, ..., 0],
+            cameras.elevation, cameras.azimuth, cameras.distance, cameras.fovy, cameras.background,
+            meshes=[mesh], judge=self.evaluation.judge, gallery=self._gallery(),
+        )
+        report.save(folder)
+        threestudio.info(report.summary_line())
+        for name, value in report.mean.items():
+            if value is not None:
+                self.log(f"test/{name}", float(value))
+        row = [{"type": "rgb", "img": view, "kwargs": {"data_format": "HWC"}} for view in rgb]
+        self.save_image_grid(f"it{self.true_global_step}-evaluation/views.png", row)
+
+    def _views(self, cameras: EvaluationCameras) -> tuple[Tensor, Tensor]:
+        """Pictures [V, S, S, 3] and opacities [V, S, S, 1] in [0, 1], one camera at a time."""
+        batch = batch_of_cameras(cameras, self.evaluation.size, self.geometry.bbox.device)
+        rgb, opacity = [], []
+        for view in range(self.evaluation.views):
+            one = {key: value[view : view + 1] if isinstance(value, Tensor) else value for key, value in batch.items()}
+            out = self(one)
+            rgb.append(out["comp_rgb"].cpu())
+            opacity.append(out["opacity"].cpu())
+        return torch.cat(rgb), torch.cat(opacity)

@@ -1,0 +1,152 @@
+"""`turboprop-posed-views-datamodule`: pictures with known cameras to fit to, and held-out ones to measure by."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytorch_lightning as pl
+import threestudio
+import torch
+from threestudio.utils.config import parse_structured
+from threestudio.utils.ops import get_mvp_matrix, get_projection_matrix, get_ray_directions, get_rays
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from ..world.captions import parse_caption
+from .posed_views import PosedViews, folder_views, spiral_c2w, world_views
+
+NEAR, FAR = 0.01, 100.0  # planes of the projection matrix, world units
+
+
+@dataclass
+class PosedViewsConfig:
+    caption: str = ""  # of one of the world's objects, which is rendered; or give train_file and test_file
+    train_file: str = ""  # a transforms.json with pictures, see docs/fitting.md
+    test_file: str = ""  # the same, for held-out views
+    size: int = 64  # side of all pictures, pixels
+    batch_size: int = 4  # views a step
+    n_train_views: int = 64  # of the world's object, on a spiral over the sphere
+    n_test_views: int = 8  # held out, on a spiral of their own
+    elevation_range: Any = field(default_factory=lambda: [-30.0, 80.0])  # of both, degrees
+    camera_distance: float = 2.7  # of both, world units
+    fovy_deg: float = 40.0  # of both, vertical field of view, degrees
+    random_background: bool = True  # a random plain colour behind each training view: what is empty has to be empty
+    eval_background: Any = field(default_factory=lambda: [0.55, 0.55, 0.55])  # behind held-out views, sRGB in [0, 1]
+
+
+def check_config(cfg: PosedViewsConfig) -> None:
+    """Raises ValueError with the key that is wrong."""
+    if bool(cfg.caption) == bool(cfg.train_file or cfg.test_file):
+        raise ValueError("data: expected caption, or train_file and test_file")
+    if not cfg.caption and not (cfg.train_file and cfg.test_file):
+        raise ValueError("data: expected both train_file and test_file")
+    for key in ("size", "batch_size", "n_train_views", "n_test_views"):
+        if cfg[key] < 1:
+            raise ValueError(f"data.{key}: expected at least 1, got {cfg[key]}")
+    low, high = cfg.elevation_range
+    if not -90 < low < high < 90:
+        raise ValueError(f"data.elevation_range: expected two angles within +-90 degrees, got {list(cfg.elevation_range)}")
+
+
+def views_of(cfg: PosedViewsConfig, split: str) -> PosedViews:
+    """The pictures of `split`, train or test."""
+    if not cfg.caption:
+        return folder_views(cfg.train_file if split == "train" else cfg.test_file, cfg.size)
+    count, turn = (cfg.n_train_views, 0.0) if split == "train" else (cfg.n_test_views, 77.0)
+    c2w = spiral_c2w(count, tuple(cfg.elevation_range), cfg.camera_distance, turn)
+    return world_views(parse_caption(cfg.caption), c2w, math.radians(cfg.fovy_deg), cfg.size)
+
+
+def batch_of(views: PosedViews, background: Tensor) -> dict[str, Any]:
+    """What renderers, guidances and fits ask of B posed pictures; background [B, 3]."""
+    size = views.rgb.shape[1]
+    focal = 0.5 * size / torch.tan(0.5 * views.fovy)  # [B]
+    directions = get_ray_directions(size, size, 1.0)[None].repeat(len(views), 1, 1, 1)
+    directions[..., :2] = directions[..., :2] / focal[:, None, None, None]
+    rays_o, rays_d = get_rays(directions, views.c2w, keepdim=True)
+    proj_mtx = get_projection_matrix(views.fovy, 1.0, NEAR, FAR)
+    positions = views.c2w[:, :3, 3]
+    distance = positions.norm(dim=-1)
+    return {
+        "rays_o": rays_o,
+        "rays_d": rays_d,
+        "mvp_mtx": get_mvp_matrix(views.c2w, proj_mtx),
+        "proj_mtx": proj_mtx,
+        "c2w": views.c2w,
+        "camera_positions": positions,
+        "light_positions": positions,
+        "elevation": torch.rad2deg(torch.asin((positions[:, 2] / distance).clamp(-1, 1))),
+        "azimuth": torch.rad2deg(torch.atan2(positions[:, 1], positions[:, 0])),
+        "camera_distances": distance,
+        "fovy": views.fovy,
+        "height": size,
+        "width": size,
+        "bg_color": background,
+        "target_rgb": views.on(background),
+        "target_coverage": views.coverage,
+    }
+
+
+class PosedViewsIterableDataset(IterableDataset):
+    """Endless batches of random views."""
+
+    def __init__(self, cfg: Any, views: PosedViews) -> None:
+        self.cfg, self.views = cfg, views
+
+    def __iter__(self):
+        while True:
+            yield {}
+
+    def collate(self, batch: Any) -> dict[str, Any]:
+        chosen = torch.randperm(len(self.views))[: self.cfg.batch_size]
+        background = torch.tensor(list(self.cfg.eval_background)).expand(len(chosen), 3)
+        if self.cfg.random_background:
+            background = torch.rand(len(chosen), 3)
+        return batch_of(self.views[chosen], background)
+
+
+class HeldOutViewsDataset(Dataset):
+    """One view an item."""
+
+    def __init__(self, cfg: Any, views: PosedViews) -> None:
+        self.cfg, self.views = cfg, views
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        background = torch.tensor(list(self.cfg.eval_background))[None]
+        return {"index": torch.tensor([index]), **batch_of(self.views[[index]], background)}
+
+
+def _the_item(items: list[dict[str, Any]]) -> dict[str, Any]:
+    (item,) = items
+    return item
+
+
+@threestudio.register("turboprop-posed-views-datamodule")
+class PosedViewsDataModule(pl.LightningDataModule):
+    def __init__(self, cfg: Any = None) -> None:
+        super().__init__()
+        self.cfg = parse_structured(PosedViewsConfig, cfg)
+        check_config(self.cfg)
+
+    def setup(self, stage: str | None = None) -> None:
+        if stage in (None, "fit"):
+            self.train_dataset = PosedViewsIterableDataset(self.cfg, views_of(self.cfg, "train"))
+        if not self._has_held_out_views:
+            self.test_dataset = HeldOutViewsDataset(self.cfg, views_of(self.cfg, "test"))
+
+    @property
+    def _has_held_out_views(self) -> bool:
+        return "test_dataset" in self.__dict__
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.train_dataset, num_workers=0, batch_size=None, collate_fn=self.train_dataset.collate)
+
+    def _held_out_loader(self) -> DataLoader:
+        return DataLoader(self.test_dataset, num_workers=0, batch_size=1, collate_fn=_the_item)
+
+    val_dataloader = test_dataloader = predict_dataloader = _held_out_loader
