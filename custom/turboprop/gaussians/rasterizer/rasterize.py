@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from typing import NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Callable, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -110,7 +110,8 @@ def _rasterize(
     n_cameras, n = c2w.shape[0], means.shape[0]
     intrinsics = intrinsics.to(means)
     c2w = c2w.to(means)
-    projected = project_gaussians(means, quaternions, scales, opacities, c2w, intrinsics, height, width, near)
+    project, composite = functions_of(backend, c2w.requires_grad or intrinsics.requires_grad)
+    projected = project(means, quaternions, scales, opacities, c2w, intrinsics, height, width, near)
     means2d = projected.means2d
     if means2d_offsets is not None:
         means2d = means2d + _offsets(means2d_offsets, n_cameras, n)
@@ -118,7 +119,7 @@ def _rasterize(
     if kept.requires_grad:
         kept.retain_grad()
     means2d = kept[None] if single else kept
-    color, opacity, depth = composite_gaussians(projected, means2d, opacities, colors, height, width)
+    color, opacity, depth = composite(projected, means2d, opacities, colors, height, width)
     if background is not None:
         color = color + (1 - opacity) * _background(background, color)
     image = GaussianImage(color, opacity, depth, means2d, projected.radii, projected.visible)
@@ -129,7 +130,24 @@ def choose_backend(backend: str, means: Tensor) -> str:
     """A backend's name for "auto"; an error for one that cannot run here."""
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-    return "torch"
+    present = available_backends(means.device)
+    if backend == "auto":
+        return present[0] if means.dtype == torch.float32 else "torch"
+    if backend not in present:
+        raise ValueError(f"backend: {backend} cannot run on {means.device.type} here, which has {', '.join(present)}")
+    if backend != "torch" and means.dtype != torch.float32:
+        raise ValueError(f"backend: {backend} computes in float32, the Gaussians are {means.dtype}; use torch")
+    return backend
+
+
+def functions_of(backend: str, camera_has_gradient: bool) -> Tuple[Callable, Callable]:
+    """Projection and compositing; the kernels' projection has no gradient in the camera, so torch's takes its place."""
+    if backend == "torch":
+        return project_gaussians, composite_gaussians
+    from .compositing_warp import composite_gaussians_warp
+    from .projection_warp import project_gaussians_warp
+
+    return project_gaussians if camera_has_gradient else project_gaussians_warp, composite_gaussians_warp
 
 
 def _background(background: Tensor, color: Tensor) -> Tensor:

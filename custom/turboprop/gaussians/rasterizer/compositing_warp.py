@@ -1,0 +1,364 @@
+"""compositing.py as Warp kernels with a backward by hand: one source for CPU and CUDA, float32.
+
+Gaussians are sorted by depth within a view, then listed for every tile that their box touches (Kerbl et al. 2023, section
+6). A thread owns a cell of a tile: it walks along the tile's list and, for each Gaussian, along those pixels of its cell
+that lie in the ellipse. On CUDA a cell is one pixel. On a CPU, where threads come one after another, it is the whole tile,
+so the work is the area of the ellipses rather than that of the tiles, and a Gaussian's gradients are added up in
+registers. There sums have one order and come out the same bit for bit; on CUDA atomic additions have none.
+
+Backward walks the list from the back. With v_i = <gradient at the pixel, values_i> the loss's derivative in the weight
+alpha_i T_i, and behind_i = sum_{j > i} alpha_j T_j v_j:
+
+    dL / dalpha_i = T_i v_i - behind_i / (1 - alpha_i)
+
+T_i is had from T_{i+1} by division, so nothing is kept per pair of pixel and Gaussian.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Tuple
+
+import torch
+from torch import Tensor
+
+from .compositing import TRANSMITTANCE_MIN
+from .projection import ALPHA_MAX, ALPHA_MIN, ProjectedGaussians
+from .warp_setup import array, launch, wp
+
+LEAST_ALPHA = wp.constant(wp.float32(ALPHA_MIN))
+MOST_ALPHA = wp.constant(wp.float32(ALPHA_MAX))
+LEAST_TRANSMITTANCE = wp.constant(wp.float32(TRANSMITTANCE_MIN))
+CPU_TILE = 32  # pixels
+CUDA_TILE = 16  # pixels
+
+
+@wp.func
+def tiles_touched(mean: wp.vec2, half: wp.vec2, tile: int, n_x: int, n_y: int):
+    """First and one past the last tile in x and y of a box. Clamped as floats: a box may be larger than an integer."""
+    size = wp.float32(tile)
+    x0 = wp.int32(wp.clamp(wp.floor((mean[0] - half[0]) / size), 0.0, wp.float32(n_x)))
+    x1 = wp.int32(wp.clamp(wp.floor((mean[0] + half[0]) / size) + 1.0, 0.0, wp.float32(n_x)))
+    y0 = wp.int32(wp.clamp(wp.floor((mean[1] - half[1]) / size), 0.0, wp.float32(n_y)))
+    y1 = wp.int32(wp.clamp(wp.floor((mean[1] + half[1]) / size) + 1.0, 0.0, wp.float32(n_y)))
+    return wp.vec4i(x0, x1, y0, y1)
+
+
+@wp.kernel(enable_backward=False)
+def count_tiles_kernel(
+    order: wp.array2d(dtype=wp.int64),
+    means2d: wp.array2d(dtype=wp.vec2),
+    half_sizes: wp.array2d(dtype=wp.vec2),
+    visible: wp.array2d(dtype=wp.bool),
+    tile: int,
+    n_tiles: wp.vec2i,
+    counts: wp.array2d(dtype=wp.int32),  # by view and rank in depth
+):
+    view, rank = wp.tid()
+    n = wp.int32(order[view, rank])
+    if visible[view, n]:
+        box = tiles_touched(means2d[view, n], half_sizes[view, n], tile, n_tiles[0], n_tiles[1])
+        counts[view, rank] = (box[1] - box[0]) * (box[3] - box[2])
+
+
+@wp.kernel(enable_backward=False)
+def list_tiles_kernel(
+    order: wp.array2d(dtype=wp.int64),
+    means2d: wp.array2d(dtype=wp.vec2),
+    half_sizes: wp.array2d(dtype=wp.vec2),
+    visible: wp.array2d(dtype=wp.bool),
+    tile: int,
+    n_tiles: wp.vec2i,
+    ends: wp.array2d(dtype=wp.int64),  # by view and rank: one past its last entry
+    tile_keys: wp.array(dtype=wp.int32),
+    gaussians: wp.array(dtype=wp.int32),
+):
+    view, rank = wp.tid()
+    n = wp.int32(order[view, rank])
+    if visible[view, n]:
+        box = tiles_touched(means2d[view, n], half_sizes[view, n], tile, n_tiles[0], n_tiles[1])
+        entry = wp.int32(ends[view, rank]) - (box[1] - box[0]) * (box[3] - box[2])
+        for y in range(box[2], box[3]):
+            for x in range(box[0], box[1]):
+                tile_keys[entry] = (view * n_tiles[1] + y) * n_tiles[0] + x
+                gaussians[entry] = n
+                entry += 1
+
+
+@wp.func
+def cell_bounds(cell_index: int, tile_index: int, tile: int, cell: int, n_tiles: wp.vec2i, size: wp.vec2i):
+    """First and one past the last pixel in x and y of a cell, cut at the image's edge."""
+    cells = tile / cell
+    x0 = (tile_index % n_tiles[0]) * tile + (cell_index % cells) * cell
+    y0 = (tile_index / n_tiles[0]) % n_tiles[1] * tile + (cell_index / cells) * cell
+    return wp.vec4i(wp.min(x0, size[0]), wp.min(x0 + cell, size[0]), wp.min(y0, size[1]), wp.min(y0 + cell, size[1]))
+
+
+@wp.func
+def pixels_between(low: float, high: float, first: int, end: int):
+    """First and one past the last pixel of first .. end whose centre lies in [low, high]."""
+    start = wp.int32(wp.clamp(wp.ceil(low - 0.5), wp.float32(first), wp.float32(end)))
+    stop = wp.int32(wp.clamp(wp.floor(high - 0.5) + 1.0, wp.float32(first), wp.float32(end)))
+    return wp.vec2i(start, stop)
+
+
+@wp.func
+def row_span(mean: wp.vec2, conic: wp.vec3, half: wp.vec2, q_max: float, dy: float, first: int, end: int):
+    """Pixels of a row where q can be at most q_max, a hair too many rather than one too few."""
+    low = mean[0] - half[0]
+    high = mean[0] + half[0]
+    a = conic[0]
+    bdy = conic[1] * dy
+    cdy2 = conic[2] * dy * dy
+    discriminant = bdy * bdy - a * (cdy2 - q_max)
+    reach = (wp.sqrt(wp.max(discriminant + 1.0e-6 * (bdy * bdy + a * cdy2), 0.0))) / a
+    if wp.isfinite(reach) and wp.isfinite(bdy / a):
+        middle = mean[0] - bdy / a
+        low = wp.max(low, middle - reach - 0.01)
+        high = wp.min(high, middle + reach + 0.01)
+    return pixels_between(low, high, first, end)
+
+
+@wp.kernel(enable_backward=False)
+def composite_kernel(
+    starts: wp.array(dtype=wp.int64),  # first entry of each tile, and their number
+    gaussians: wp.array(dtype=wp.int32),  # entries
+    means2d: wp.array2d(dtype=wp.vec2),
+    conics: wp.array2d(dtype=wp.vec3),
+    half_sizes: wp.array2d(dtype=wp.vec2),
+    opacities: wp.array(dtype=wp.float32),
+    values: wp.array3d(dtype=wp.vec4),  # view, Gaussian, group of four channels
+    tile: int,
+    cell: int,
+    n_tiles: wp.vec2i,
+    size: wp.vec2i,
+    sums: wp.array2d(dtype=wp.vec4),  # pixel, group
+    transmittance: wp.array(dtype=wp.float32),  # pixel; 1 at first, negative while a pixel has ended
+    stops: wp.array(dtype=wp.int32),  # pixel: one past the last entry that counts
+    cell_stops: wp.array2d(dtype=wp.int32),  # tile, cell: the largest of its pixels' stops
+):
+    tile_index, cell_index = wp.tid()
+    view = tile_index / (n_tiles[0] * n_tiles[1])
+    bounds = cell_bounds(cell_index, tile_index, tile, cell, n_tiles, size)
+    first = wp.int32(starts[tile_index])
+    end = wp.int32(starts[tile_index + 1])
+    live = (bounds[1] - bounds[0]) * (bounds[3] - bounds[2])
+    cell_stop = end
+    for y in range(bounds[2], bounds[3]):
+        for x in range(bounds[0], bounds[1]):
+            stops[(view * size[1] + y) * size[0] + x] = end
+    for entry in range(first, end):
+        if live <= 0:
+            cell_stop = entry
+            break
+        n = gaussians[entry]
+        mean = means2d[view, n]
+        conic = conics[view, n]
+        half = half_sizes[view, n]
+        opacity = opacities[n]
+        q_max = 2.0 * wp.log(opacity / LEAST_ALPHA)
+        rows = pixels_between(mean[1] - half[1], mean[1] + half[1], bounds[2], bounds[3])
+        for y in range(rows[0], rows[1]):
+            dy = wp.float32(y) + 0.5 - mean[1]
+            span = row_span(mean, conic, half, q_max, dy, bounds[0], bounds[1])
+            row = (view * size[1] + y) * size[0]
+            for x in range(span[0], span[1]):
+                t = transmittance[row + x]
+                if t > 0.0:
+                    dx = wp.float32(x) + 0.5 - mean[0]
+                    q = conic[0] * dx * dx + 2.0 * conic[1] * dx * dy + conic[2] * dy * dy
+                    alpha = opacity * wp.exp(-0.5 * q)
+                    if alpha >= LEAST_ALPHA:
+                        alpha = wp.min(alpha, MOST_ALPHA)
+                        after = t * (1.0 - alpha)
+                        if after < LEAST_TRANSMITTANCE:
+                            transmittance[row + x] = -t
+                            stops[row + x] = entry
+                            live -= 1
+                        else:
+                            weight = alpha * t
+                            transmittance[row + x] = after
+                            for group in range(values.shape[2]):
+                                sums[row + x, group] = sums[row + x, group] + weight * values[view, n, group]
+    cell_stops[tile_index, cell_index] = cell_stop
+
+
+@wp.kernel(enable_backward=False)
+def composite_backward_kernel(
+    starts: wp.array(dtype=wp.int64),
+    gaussians: wp.array(dtype=wp.int32),
+    means2d: wp.array2d(dtype=wp.vec2),
+    conics: wp.array2d(dtype=wp.vec3),
+    half_sizes: wp.array2d(dtype=wp.vec2),
+    opacities: wp.array(dtype=wp.float32),
+    values: wp.array3d(dtype=wp.vec4),
+    tile: int,
+    cell: int,
+    n_tiles: wp.vec2i,
+    size: wp.vec2i,
+    stops: wp.array(dtype=wp.int32),
+    cell_stops: wp.array2d(dtype=wp.int32),
+    grad_sums: wp.array2d(dtype=wp.vec4),
+    grad_opacity: wp.array(dtype=wp.float32),  # pixel
+    transmittance: wp.array(dtype=wp.float32),  # pixel: behind all at first, then before the entry at hand
+    behind: wp.array(dtype=wp.float32),  # pixel: 0 at first
+    grad_means2d: wp.array2d(dtype=wp.vec2),
+    grad_conics: wp.array2d(dtype=wp.vec3),
+    grad_opacities: wp.array(dtype=wp.float32),
+    grad_values: wp.array3d(dtype=wp.vec4),
+):
+    tile_index, cell_index = wp.tid()
+    view = tile_index / (n_tiles[0] * n_tiles[1])
+    bounds = cell_bounds(cell_index, tile_index, tile, cell, n_tiles, size)
+    first = wp.int32(starts[tile_index])
+    end = cell_stops[tile_index, cell_index]
+    for back in range(end - first):
+        entry = end - 1 - back
+        n = gaussians[entry]
+        mean = means2d[view, n]
+        conic = conics[view, n]
+        half = half_sizes[view, n]
+        opacity = opacities[n]
+        q_max = 2.0 * wp.log(opacity / LEAST_ALPHA)
+        to_mean = wp.vec2(0.0, 0.0)
+        to_conic = wp.vec3(0.0, 0.0, 0.0)
+        to_opacity = float(0.0)
+        touched = bool(False)
+        rows = pixels_between(mean[1] - half[1], mean[1] + half[1], bounds[2], bounds[3])
+        for y in range(rows[0], rows[1]):
+            dy = wp.float32(y) + 0.5 - mean[1]
+            span = row_span(mean, conic, half, q_max, dy, bounds[0], bounds[1])
+            row = (view * size[1] + y) * size[0]
+            for x in range(span[0], span[1]):
+                if entry < stops[row + x]:
+                    dx = wp.float32(x) + 0.5 - mean[0]
+                    q = conic[0] * dx * dx + 2.0 * conic[1] * dx * dy + conic[2] * dy * dy
+                    falloff = wp.exp(-0.5 * q)
+                    uncut = opacity * falloff
+                    if uncut >= LEAST_ALPHA:
+                        alpha = wp.min(uncut, MOST_ALPHA)
+                        inverse = 1.0 / (1.0 - alpha)
+                        t = transmittance[row + x] * inverse
+                        weight = alpha * t
+                        v = grad_opacity[row + x]
+                        for group in range(values.shape[2]):
+                            g = grad_sums[row + x, group]
+                            v += wp.dot(g, values[view, n, group])
+                            wp.atomic_add(grad_values, view, n, group, weight * g)
+                        to_alpha = t * v - behind[row + x] * inverse
+                        behind[row + x] = behind[row + x] + weight * v
+                        transmittance[row + x] = t
+                        if uncut <= MOST_ALPHA:
+                            touched = True
+                            to_opacity += to_alpha * falloff
+                            to_q = -0.5 * uncut * to_alpha
+                            to_conic += to_q * wp.vec3(dx * dx, 2.0 * dx * dy, dy * dy)
+                            slope = wp.vec2(conic[0] * dx + conic[1] * dy, conic[1] * dx + conic[2] * dy)
+                            to_mean -= 2.0 * to_q * slope
+        if touched:
+            wp.atomic_add(grad_means2d, view, n, to_mean)
+            wp.atomic_add(grad_conics, view, n, to_conic)
+            wp.atomic_add(grad_opacities, n, to_opacity)
+
+
+class TileLists(NamedTuple):
+    """Which Gaussians each tile has, front to back."""
+
+    starts: Tensor  # [tiles of all views + 1] int64
+    gaussians: Tensor  # [entries] int32
+    tile: int  # pixels
+    cell: int  # pixels
+    n_tiles: Tuple[int, int]  # in x, in y
+
+
+def list_tiles(projected: ProjectedGaussians, means2d: Tensor, height: int, width: int) -> TileLists:
+    device = means2d.device
+    tile, cell = (CUDA_TILE, 1) if device.type == "cuda" else (CPU_TILE, CPU_TILE)
+    n_tiles = (-(-width // tile), -(-height // tile))
+    n_views = means2d.shape[0]
+    order = torch.argsort(projected.depths.detach(), dim=-1, stable=True)
+    counts = torch.zeros(order.shape, dtype=torch.int32, device=device)
+    boxes = [array(order), array(means2d, wp.vec2), array(projected.half_sizes, wp.vec2), array(projected.visible)]
+    boxes += [tile, wp.vec2i(*n_tiles)]
+    launch(count_tiles_kernel, tuple(order.shape), [*boxes, array(counts)], device)
+    ends = counts.view(-1).cumsum(0).view(counts.shape)
+    n_entries = int(ends[-1, -1])
+    # radix_sort_pairs needs as much again to work in.
+    keys = torch.empty(2 * n_entries, dtype=torch.int32, device=device)
+    gaussians = torch.empty(2 * n_entries, dtype=torch.int32, device=device)
+    launch(list_tiles_kernel, tuple(order.shape), [*boxes, array(ends), array(keys), array(gaussians)], device)
+    if n_entries > 0:
+        _sort_pairs(keys, gaussians, n_entries, device)
+    tiles = torch.arange(n_views * n_tiles[0] * n_tiles[1] + 1, dtype=torch.int32, device=device)
+    return TileLists(torch.searchsorted(keys[:n_entries], tiles), gaussians[:n_entries], tile, cell, n_tiles)
+
+
+def _sort_pairs(keys: Tensor, values: Tensor, n: int, device: torch.device) -> None:
+    """By key, in place; equal keys keep their order (a radix sort is stable), which is that of depth."""
+    if device.type == "cuda":
+        with wp.ScopedStream(wp.stream_from_torch(device)):
+            wp.utils.radix_sort_pairs(array(keys), array(values), n)
+    else:
+        wp.utils.radix_sort_pairs(array(keys), array(values), n)
+
+
+def _inputs(lists: TileLists, tensors: Tuple[Tensor, ...], height: int, width: int) -> list:
+    means2d, conics, half_sizes, opacities, values = tensors
+    arrays = [array(lists.starts), array(lists.gaussians), array(means2d, wp.vec2), array(conics, wp.vec3)]
+    arrays += [array(half_sizes, wp.vec2), array(opacities), array(values, wp.vec4)]
+    return [*arrays, lists.tile, lists.cell, wp.vec2i(*lists.n_tiles), wp.vec2i(width, height)]
+
+
+class _Composite(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, means2d: Tensor, conics: Tensor, opacities: Tensor, values: Tensor, half_sizes: Tensor, lists: TileLists, size: tuple
+    ) -> Tuple[Tensor, Tensor]:
+        """values [B, N, D / 4, 4] -> sums [B, H, W, D / 4, 4], opacity [B, H, W]."""
+        height, width = size
+        shape = (means2d.shape[0], height, width)
+        sums, transmittance = values.new_zeros(*shape, *values.shape[2:]), values.new_ones(shape)
+        stops = torch.empty(shape, dtype=torch.int32, device=values.device)
+        dimensions = (lists.starts.shape[0] - 1, (lists.tile // lists.cell) ** 2)
+        cell_stops = torch.empty(dimensions, dtype=torch.int32, device=values.device)
+        inputs = _inputs(lists, (means2d, conics, half_sizes, opacities, values), height, width)
+        outputs = [array(sums.flatten(0, 2), wp.vec4), array(transmittance.view(-1)), array(stops.view(-1)), array(cell_stops)]
+        launch(composite_kernel, dimensions, [*inputs, *outputs], values.device)
+        transmittance.abs_()
+        ctx.save_for_backward(means2d, conics, half_sizes, opacities, values, transmittance, stops, cell_stops)
+        ctx.lists, ctx.size = lists, size
+        return sums, 1 - transmittance
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_sums: Tensor, grad_opacity: Tensor) -> tuple:
+        *tensors, transmittance, stops, cell_stops = ctx.saved_tensors
+        means2d, conics, _, opacities, values = tensors
+        grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (means2d, conics, opacities, values)]
+        work = [transmittance.clone().view(-1), torch.zeros_like(transmittance).view(-1)]
+        inputs = _inputs(ctx.lists, tuple(tensors), *ctx.size)
+        given = [array(stops.view(-1)), array(cell_stops), array(grad_sums.flatten(0, 2), wp.vec4), array(grad_opacity.flatten())]
+        outputs = [array(grads[0], wp.vec2), array(grads[1], wp.vec3), array(grads[2]), array(grads[3], wp.vec4)]
+        arguments = [*inputs, *given, *[array(x) for x in work], *outputs]
+        launch(composite_backward_kernel, tuple(cell_stops.shape), arguments, values.device)
+        return (*grads, None, None, None)
+
+
+def composite_gaussians_warp(
+    projected: ProjectedGaussians,
+    means2d: Tensor,  # [B, N, 2] pixels
+    opacities: Tensor,  # [N]
+    colors: Tensor,  # [N, C] or [B, N, C]
+    height: int,
+    width: int,
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """``composite_gaussians`` in float32. Channels travel in groups of four: rgb and depth are one."""
+    n_channels = colors.shape[-1]
+    colors = colors.expand(means2d.shape[0], *colors.shape[-2:])
+    padding = colors.new_zeros(*colors.shape[:2], -(n_channels + 1) % 4)
+    values = torch.cat([colors, projected.depths[..., None], padding], -1).unflatten(-1, (-1, 4))
+    lists = list_tiles(projected, means2d, height, width)
+    sums, opacity = _Composite.apply(
+        means2d, projected.conics, opacities, values, projected.half_sizes, lists, (height, width)
+    )
+    sums = sums.flatten(-2)
+    return sums[..., :n_channels], opacity[..., None], sums[..., n_channels : n_channels + 1]
