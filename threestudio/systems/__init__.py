@@ -1,3 +1,13 @@
 """The systems: what a training step is, and what it logs, saves and exports."""
 
-from threestudio.systems import base, dreamfusion  # noqa: F401
+from threestudio.systems import (  # noqa: F401
+    base,
+    dreamfusion,
+    fantasia3d,
+    latentnerf,
+    magic3d,
+    prolificdreamer,
+    sdi,
+    sjc,
+    textmesh,
+)

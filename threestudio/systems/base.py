@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 import pytorch_lightning as pl
 import torch.nn.functional as F
@@ -10,6 +10,11 @@ from torch import Tensor
 
 import threestudio
 from threestudio.systems.keyed_steps import KeyedLoader, KeyedSteps, SkipNonFiniteSteps
+from threestudio.systems.loss_weights import (
+    check_guidance_weights,
+    check_loss_keys,
+    guidance_loss_names,
+)
 from threestudio.systems.utils import parse_optimizer, parse_scheduler
 from threestudio.utils.base import (
     Updateable,
@@ -20,7 +25,7 @@ from threestudio.utils.base import (
 from threestudio.utils.config import load_config, parse_structured
 from threestudio.utils.errors import UserError
 from threestudio.utils.misc import C, cleanup, find_last_path, load_module_weights
-from threestudio.utils.saving import SaverMixin
+from threestudio.utils.saving import SaverMixin, describe_files
 
 
 class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
@@ -195,8 +200,11 @@ class BaseLift3DSystem(BaseSystem):
         exporter: dict = field(default_factory=dict)
 
     cfg: Config
+    # Keys of `loss` that the system itself reads; None: keys are not checked.
+    loss_keys: ClassVar[Optional[tuple[str, ...]]] = None
 
     def configure(self) -> None:
+        self._check_loss()
         converts = self.cfg.geometry_convert_from and not self.cfg.weights and not self.resumed
         if converts:
             self.geometry = self._converted_geometry(find_last_path(self.cfg.geometry_convert_from))
@@ -210,6 +218,16 @@ class BaseLift3DSystem(BaseSystem):
             material=self.material,
             background=self.background,
         )
+
+    def _check_loss(self) -> None:
+        """Raises UserError for a key of `loss` that nothing reads, as far as the guidance's class tells."""
+        names = None
+        if self.cfg.guidance_type:
+            names = guidance_loss_names(threestudio.find(self.cfg.guidance_type))
+        self.guidance_losses = names  # None: only a step shows which losses the guidance has
+        if self.loss_keys is not None and names is not None:
+            check_loss_keys(self.cfg.loss, [*self.loss_keys, *(f"lambda_{name}" for name in names)])
+            check_guidance_weights(self.cfg.loss, names, self.cfg.guidance_type)
 
     def _build(self, part: str, **kwargs: Any) -> Any:
         """The registered thing that `{part}_type` names, from the config `{part}`."""
@@ -278,7 +296,9 @@ class BaseLift3DSystem(BaseSystem):
             save = getattr(self, f"save_{output.save_type}", None)
             if save is None:
                 raise ValueError(f"the exporter asks for save_{output.save_type}, which is unknown")
-            save(f"it{self.true_global_step}-export/{output.save_name}", **output.params)
+            written = save(f"it{self.true_global_step}-export/{output.save_name}", **output.params)
+            for line in describe_files(written, output.summary):
+                threestudio.info(line)
 
     def on_predict_end(self) -> None:
         if self._save_dir is not None:

@@ -1,0 +1,47 @@
+"""Fantasia3D (Chen et al. 2023): the shape of a mesh is taught by its normals, then its look by its colours."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import threestudio
+from threestudio.systems.losses import SURFACE_WEIGHTS, surface_losses
+from threestudio.systems.score_distillation import ScoreDistillationSystem
+
+
+@threestudio.register("fantasia3d-system")
+class Fantasia3D(ScoreDistillationSystem):
+    @dataclass
+    class Config(ScoreDistillationSystem.Config):
+        latent_steps: int = 1000  # first steps, whose normals and mask are the latents themselves
+        texture: bool = False  # the second stage: colours of a shape that stands
+
+    cfg: Config
+    loss_keys = SURFACE_WEIGHTS
+
+    def required_loss_keys(self) -> tuple[str, ...]:
+        return () if self.cfg.texture else ("lambda_normal_consistency",)
+
+    def forward(self, batch: dict) -> dict:
+        return self.renderer(**batch, render_rgb=self.cfg.texture)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if not self.cfg.texture:
+            self.geometry.initialize_shape()
+
+    def training_step(self, batch: dict, batch_idx: int) -> dict:
+        out = self(batch)
+        if self.cfg.texture:
+            return self.weighted_sum(self.guide(out["comp_rgb"], batch))
+        return self.weighted_sum(
+            {**self._guide_shape(out, batch), **surface_losses(out["mesh"], self.weight)}
+        )
+
+    def _guide_shape(self, out: dict, batch: dict) -> dict[str, Tensor]:
+        """Normals and mask [B, H, W, 4] shrunk to the latents' size at first (section 3.1), then normals as a picture."""
+        if self.true_global_step >= self.cfg.latent_steps:
+            return self.guide(out["comp_normal"], batch)
+        latents = torch.cat([out["comp_normal"] * 2.0 - 1.0, out["opacity"]], dim=-1)
+        return self.guide(latents, batch, as_latents=True)

@@ -1,0 +1,31 @@
+"""Magic3D (Lin et al. 2022): a density field at low resolution, then its surface as a mesh at high resolution."""
+
+from dataclasses import dataclass
+
+import threestudio
+from threestudio.systems.losses import SURFACE_WEIGHTS, VOLUME_WEIGHTS, surface_losses, volume_losses
+from threestudio.systems.score_distillation import ScoreDistillationSystem
+
+
+@threestudio.register("magic3d-system")
+class Magic3D(ScoreDistillationSystem):
+    @dataclass
+    class Config(ScoreDistillationSystem.Config):
+        refinement: bool = False  # the second stage: a mesh, made from `geometry_convert_from`
+
+    cfg: Config
+    loss_keys = VOLUME_WEIGHTS + SURFACE_WEIGHTS
+
+    def required_loss_keys(self) -> tuple[str, ...]:
+        if self.cfg.refinement:
+            return ("lambda_normal_consistency",)
+        return ("lambda_orient", "lambda_sparsity", "lambda_opaque")
+
+    def training_step(self, batch: dict, batch_idx: int) -> dict:
+        out = self(batch)
+        losses = self.guide(out["comp_rgb"], batch)
+        if self.cfg.refinement:
+            losses.update(surface_losses(out["mesh"], self.weight))
+        else:
+            losses.update(volume_losses(out, self.weight))
+        return self.weighted_sum(losses)

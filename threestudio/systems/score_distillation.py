@@ -1,0 +1,110 @@
+"""What systems share that are taught by a guidance: a scene is rendered, and the guidance says what is wrong with it."""
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from threestudio.systems.base import BaseLift3DSystem
+from threestudio.systems.loss_weights import check_loss_keys, check_required_keys
+from threestudio.systems.views import DEFAULT_VIEWS, view_cells
+from threestudio.utils.errors import UserError
+
+
+class ScoreDistillationSystem(BaseLift3DSystem):
+    """A system whose training step is `self.weighted_sum({**self.guide(images, batch), **its own losses})`."""
+
+    view_names: ClassVar[tuple[str, ...]] = DEFAULT_VIEWS  # what validation and test pictures show
+
+    def required_loss_keys(self) -> tuple[str, ...]:
+        """Keys that `system.loss` must have."""
+        return ()
+
+    def configure(self) -> None:
+        check_required_keys(self.cfg.loss, self.required_loss_keys())
+        super().configure()
+
+    def forward(self, batch: dict) -> dict:
+        return self.renderer(**batch)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.open_teacher()
+
+    def open_teacher(self) -> None:
+        """Builds what only training needs; called before it, and by a dry run."""
+        self.build_prompts_and_guidance()
+
+    # ------------------------------------------------------------------------------ train
+
+    def weight(self, name: str) -> float:
+        """The weight now of the loss `loss_{name}`; 0 where none is set."""
+        return self.C(self.cfg.loss.get(f"lambda_{name}", 0.0))
+
+    def guide(
+        self,
+        images: Tensor,  # [B, H, W, 3] in [0, 1], or latents [B, H, W, C] with `as_latents`
+        batch: dict,
+        as_latents: bool = False,
+    ) -> dict[str, Tensor]:
+        """The guidance's losses, by their names `loss_X`; its other scalars are logged."""
+        guidance_out = self.guidance(
+            images, self.prompt_processor(), **batch, rgb_as_latents=as_latents
+        )
+        losses = {key: value for key, value in guidance_out.items() if key.startswith("loss_")}
+        for key, value in guidance_out.items():
+            if key not in losses:
+                self._log_scalar(f"train/{key}", value)
+        if self.loss_keys is not None:
+            own = [*self.loss_keys, *(f"lambda_{name}" for name in self.guidance_losses or ())]
+            returned = [key.replace("loss_", "lambda_", 1) for key in losses]
+            check_loss_keys(self.cfg.loss, [*own, *returned])
+        return losses
+
+    def weighted_sum(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The `loss` of a step: the sum of `loss_X` times `lambda_X`; logs each of them, and each weight."""
+        total: Any = 0.0
+        for key, value in losses.items():
+            self._log_scalar(f"train/{key}", value)
+            total = total + value * self.C(self._lambda(key))
+        for key, value in self.cfg.loss.items():
+            self._log_scalar(f"train_params/{key}", self.C(value))
+        return {"loss": total}
+
+    def _lambda(self, loss_name: str) -> Any:
+        key = loss_name.replace("loss_", "lambda_", 1)
+        if key not in self.cfg.loss:
+            raise UserError(f"system.loss.{key}: a step has a {loss_name} and needs its weight")
+        return self.cfg.loss[key]
+
+    def _log_scalar(self, name: str, value: Any) -> None:
+        if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1):
+            self.log(name, value.detach() if isinstance(value, Tensor) else float(value))
+
+    # ------------------------------------------------------------------------- evaluation
+
+    def evaluation_views(self, batch: dict) -> list[dict]:
+        """The cells of the picture of an evaluation camera."""
+        return view_cells(self(batch), self.view_names)
+
+    def _save_views(self, batch: dict, folder: str, name: str) -> None:
+        filename = f"it{self.true_global_step}{folder}{int(batch['index'][0])}.png"
+        cells = self.evaluation_views(batch)
+        self.save_image_grid(filename, cells, name=name, step=self.true_global_step)
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        self._save_views(batch, "-", "validation_step")
+
+    def test_step(self, batch: dict, batch_idx: int) -> None:
+        self._save_views(batch, "-test/", "test_step")
+
+    def on_test_epoch_end(self) -> None:
+        step = self.true_global_step
+        self.save_img_sequence(
+            f"it{step}-test",
+            f"it{step}-test",
+            r"(\d+)\.png",
+            save_format="mp4",
+            fps=30,
+            name="test",
+            step=step,
+        )

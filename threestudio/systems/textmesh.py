@@ -1,0 +1,31 @@
+"""TextMesh (Tsalicoglou et al. 2023): a signed distance field, rendered as a volume, whose surface is the result."""
+
+from dataclasses import dataclass
+
+import threestudio
+from threestudio.systems.losses import VOLUME_WEIGHTS, eikonal_loss, volume_losses
+from threestudio.systems.score_distillation import ScoreDistillationSystem
+
+
+@threestudio.register("textmesh-system")
+class TextMesh(ScoreDistillationSystem):
+    @dataclass
+    class Config(ScoreDistillationSystem.Config):
+        pass
+
+    cfg: Config
+    loss_keys = (*VOLUME_WEIGHTS, "lambda_eikonal")
+
+    def required_loss_keys(self) -> tuple[str, ...]:
+        return ("lambda_orient", "lambda_sparsity", "lambda_opaque", "lambda_eikonal")
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.geometry.initialize_shape()
+
+    def training_step(self, batch: dict, batch_idx: int) -> dict:
+        out = self(batch)
+        losses = {**self.guide(out["comp_rgb"], batch), **volume_losses(out, self.weight)}
+        losses["loss_eikonal"] = eikonal_loss(out["sdf_grad"])
+        self.log("train/inv_std", out["inv_std"].detach().mean(), prog_bar=True)
+        return self.weighted_sum(losses)
