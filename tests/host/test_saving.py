@@ -157,13 +157,14 @@ def test_glb_with_vertex_colors(saver):
     import trimesh
 
     (path,) = saver.save_glb("m", Square, save_vertex_color=True, save_normal=True)
-    mesh = trimesh.load(path, force="mesh", process=False)
+    (mesh,) = trimesh.load_scene(path, process=False).geometry.values()
     x, y, z = Square.v_pos.numpy().T
     assert np.allclose(mesh.vertices, np.stack([y, z, x], 1))  # z up to y up, front +x to +z
     assert np.allclose(mesh.face_normals, [[0, 1, 0]] * 2)
-    colors = mesh.visual.vertex_colors[:, :3]
-    assert colors[0].tolist() == [255, 0, 0]
-    assert abs(int(colors[3, 0]) - 55) <= 1  # sRGB 0.5 is 0.214 in glTF's linear colours
+    colors = mesh.visual.vertex_attributes["color"]
+    assert colors[0].tolist() == [1, 0, 0]
+    assert colors[3, 0] == pytest.approx(0.2140, abs=1e-4)  # of sRGB 0.5 in glTF's linear colours
+    assert mesh.visual.material.metallicFactor == 0 and mesh.visual.material.roughnessFactor == 1
 
 
 def test_glb_with_a_texture(saver):

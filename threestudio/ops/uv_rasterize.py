@@ -7,6 +7,8 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
+TEXELS_AT_ONCE = 2**22  # bounds the memory of a bake
+
 
 def rasterize_uv(v_tex: Tensor, t_tex_idx: Tensor, height: int, width: int) -> Tuple[Tensor, Tensor]:
     """Which triangle covers the centre of each texel, and where.
@@ -23,16 +25,10 @@ def rasterize_uv(v_tex: Tensor, t_tex_idx: Tensor, height: int, width: int) -> T
     extent = (high - low + 1).clamp(min=0)  # [Nf, 2]
     count = extent.prod(-1)
 
-    # Every texel of every triangle's bounding box, packed.
-    face = torch.repeat_interleave(torch.arange(count.shape[0], device=count.device), count)
-    local = torch.arange(face.shape[0], device=face.device) - (count.cumsum(0) - count)[face]
-    x = low[face, 0] + local % extent[face, 0]
-    y = low[face, 1] + local // extent[face, 0]
-    inside = (_barycentric(corners[face], torch.stack([x, y], -1).to(v_tex)) >= -1e-5).all(-1)
-    texel = (y * width + x)[inside]
-
     winner = torch.full((height * width,), -1, dtype=torch.long, device=v_tex.device)
-    winner = winner.scatter_reduce(0, texel, face[inside], "amax")
+    for part in _parts(count):
+        texel, face = _texels_inside(corners, low, extent, count, part, width)
+        winner = winner.scatter_reduce(0, texel, face, "amax")
     covered = (winner >= 0).nonzero()[:, 0]
     barycentric = v_tex.new_zeros(height * width, 3)
     centre = torch.stack([covered % width, covered // width], -1).to(v_tex)
@@ -40,13 +36,35 @@ def rasterize_uv(v_tex: Tensor, t_tex_idx: Tensor, height: int, width: int) -> T
     return winner.view(height, width), barycentric.view(height, width, 3)
 
 
+def _parts(count: Tensor) -> Tuple[Tensor, ...]:
+    """Ranges of triangle indices whose bounding boxes have about TEXELS_AT_ONCE texels together, at least one each."""
+    group = (count.cumsum(0) - 1).clamp(min=0) // TEXELS_AT_ONCE
+    sizes = group.unique_consecutive(return_counts=True)[1].tolist()
+    return torch.arange(count.shape[0], device=count.device).split(sizes)
+
+
+def _texels_inside(
+    corners: Tensor, low: Tensor, extent: Tensor, count: Tensor, part: Tensor, width: int
+) -> Tuple[Tensor, Tensor]:
+    """Texel and triangle index of each pair of the triangles `part` where the triangle covers the texel's centre."""
+    # Every texel of every triangle's bounding box, packed.
+    count = count[part]
+    face = torch.repeat_interleave(part, count)
+    local = torch.arange(face.shape[0], device=face.device) - torch.repeat_interleave(count.cumsum(0) - count, count)
+    x = low[face, 0] + local % extent[face, 0]
+    y = low[face, 1] + local // extent[face, 0]
+    inside = (_barycentric(corners[face], torch.stack([x, y], -1).to(corners)) >= -1e-5).all(-1)
+    return (y * width + x)[inside], face[inside]
+
+
 def _barycentric(corners: Tensor, points: Tensor) -> Tensor:
     """corners [M, 3, 2], points [M, 2] -> [M, 3]; -1 where the triangle has no area."""
     a, b, c = corners.unbind(1)
     area = _cross(b - a, c - a)
-    weights = torch.stack([_cross(b - points, c - points), _cross(c - points, a - points), _cross(a - points, b - points)], -1)
-    flat = area.abs() < 1e-12
-    return torch.where(flat[:, None], -torch.ones_like(weights), weights / torch.where(flat, torch.ones_like(area), area)[:, None])
+    pa, pb, pc = a - points, b - points, c - points
+    weights = torch.stack([_cross(pb, pc), _cross(pc, pa), _cross(pa, pb)], -1)
+    flat = (area.abs() < 1e-12)[:, None]
+    return torch.where(flat, -torch.ones_like(weights), weights / torch.where(flat, torch.ones_like(weights), area[:, None]))
 
 
 def _cross(p: Tensor, q: Tensor) -> Tensor:

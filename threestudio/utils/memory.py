@@ -1,7 +1,13 @@
-"""How the C library's allocator treats the large, short-lived buffers of training on a CPU."""
+"""How the C library's allocator treats the large, short-lived buffers of training on a CPU; how much memory is free."""
 
 import ctypes
+import os
 import sys
+from typing import Any, Optional
+
+import torch
+
+from threestudio.utils.errors import UserError
 
 # Names and numbers of glibc's <malloc.h>.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -24,3 +30,22 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGEST_INT), (M_TOP_PAD, 64 * 2**20))
     return all([mallopt(name, value) == 1 for name, value in settings])
+
+
+def free_memory(device: torch.device) -> Optional[int]:
+    """Bytes that are free on the device; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if not sys.platform.startswith("linux"):
+        return None
+    with open("/proc/meminfo", encoding="ascii") as file:
+        lines = dict(line.split(":", 1) for line in file)
+    kilobytes = lines.get("MemAvailable", "").split()
+    return int(kilobytes[0]) * 1024 if kilobytes else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def check_memory(n_bytes: int, device: torch.device, key: str, value: Any) -> None:
+    """Raises UserError, naming the config's key and value, where the device has less than n_bytes free."""
+    free = free_memory(device)
+    if free is not None and n_bytes > free:
+        raise UserError(f"{key}: {value} needs {n_bytes / 1e9:.3g} GB of memory, {free / 1e9:.3g} GB are free")

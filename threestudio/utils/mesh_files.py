@@ -1,4 +1,4 @@
-"""Meshes to files: OBJ with materials (z up, as the world is) and GLB (y up, as glTF demands)."""
+"""Meshes to OBJ with materials, PLY and STL; axes are written as they are given. GLB: see glb_files.py."""
 
 import os
 from typing import Any, Iterable, Optional
@@ -89,53 +89,32 @@ def write_material(
     return [path, *written]
 
 
-_Z_UP_TO_Y_UP = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]])  # front +x to +z, up +z to +y
-
-
-def write_glb(
+def write_ply(
     path: str,
     v_pos: np.ndarray,  # [V, 3]
     t_pos_idx: np.ndarray,  # [F, 3]
     v_nrm: Optional[np.ndarray] = None,  # [V, 3]
-    v_rgb: Optional[np.ndarray] = None,  # [V, 3], sRGB in [0, 1]
-    v_tex: Optional[np.ndarray] = None,  # [T, 2], v down as in images
-    t_tex_idx: Optional[np.ndarray] = None,  # [F, 3]
-    base_color: Optional[np.ndarray] = None,  # [H, W, 3], sRGB in [0, 1]
+    v_rgb: Optional[np.ndarray] = None,  # [V, 3], in [0, 1]
 ) -> str:
-    """Writes a binary glTF file with vertex colours or a texture."""
+    """Writes a binary PLY; colours have 8 bits a channel."""
     import trimesh
 
-    if base_color is not None and v_tex is not None:
-        # glTF has one index a corner: each pair of position and texture coordinate is one vertex.
-        pairs = np.stack([t_pos_idx.reshape(-1), t_tex_idx.reshape(-1)], axis=1)
-        unique, corners = np.unique(pairs, axis=0, return_inverse=True)
-        vertices, faces = v_pos[unique[:, 0]], corners.reshape(-1, 3)
-        normals = None if v_nrm is None else v_nrm[unique[:, 0]]
-        uv = v_tex[unique[:, 1]] * [1.0, -1.0] + [0.0, 1.0]
-        material = trimesh.visual.material.PBRMaterial(
-            baseColorTexture=Image.fromarray(rgb_image(base_color)),
-            metallicFactor=0.0,
-            roughnessFactor=1.0,
-        )
-        visual = trimesh.visual.TextureVisuals(uv=uv, material=material)
-    else:
-        vertices, faces, normals = v_pos, t_pos_idx, v_nrm
-        colors = None if v_rgb is None else (srgb_to_linear(v_rgb) * 255).round().astype(np.uint8)
-        visual = None if colors is None else trimesh.visual.ColorVisuals(vertex_colors=colors)
-    mesh = trimesh.Trimesh(
-        vertices=vertices @ _Z_UP_TO_Y_UP.T,
-        faces=faces,
-        vertex_normals=None if normals is None else normals @ _Z_UP_TO_Y_UP.T,
-        process=False,
-    )
-    if visual is not None:
-        mesh.visual = visual
+    colors = None if v_rgb is None else _to_rgba(v_rgb)
+    mesh = trimesh.Trimesh(v_pos, t_pos_idx, vertex_normals=v_nrm, vertex_colors=colors, process=False)
     with open(path, "wb") as file:
-        file.write(trimesh.exchange.gltf.export_glb(mesh, include_normals=normals is not None))
+        file.write(trimesh.exchange.ply.export_ply(mesh, vertex_normal=v_nrm is not None))
     return path
 
 
-def srgb_to_linear(color: np.ndarray) -> np.ndarray:
-    """Inverse sRGB transfer function (IEC 61966-2-1); glTF's vertex colours are linear."""
-    color = np.clip(color, 0.0, 1.0)
-    return np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
+def write_stl(path: str, v_pos: np.ndarray, t_pos_idx: np.ndarray) -> str:
+    """Writes a binary STL, which holds triangles alone."""
+    import trimesh
+
+    with open(path, "wb") as file:
+        file.write(trimesh.exchange.stl.export_stl(trimesh.Trimesh(v_pos, t_pos_idx, process=False)))
+    return path
+
+
+def _to_rgba(v_rgb: np.ndarray) -> np.ndarray:
+    rgb = (v_rgb.clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
+    return np.concatenate([rgb, np.full_like(rgb[:, :1], 255)], axis=1)

@@ -4,14 +4,15 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 import torch
 from PIL import Image
 
-from threestudio.utils import images, mesh_files, video
+from threestudio.utils import glb_files, images, mesh_files, video
 from threestudio.utils.errors import UserError
+from threestudio.utils.staged_files import staged
 
 
 class SaverMixin:
@@ -166,7 +167,8 @@ class SaverMixin:
 
         mesh = trimesh.Trimesh(images.to_numpy(v_pos), images.to_numpy(t_pos_idx), process=False)
         path = self.get_save_path(filename)
-        mesh.export(path)
+        with staged(path) as scratch:
+            mesh.export(scratch)
         return path
 
     def save_obj(
@@ -185,27 +187,19 @@ class SaverMixin:
         map_format: str = "jpg",
     ) -> list[str]:
         """Writes an OBJ, and with `save_mat` its MTL and textures; returns all paths."""
-        if not filename.endswith(".obj"):
-            filename += ".obj"
-        path = self.get_save_path(filename)
-        written, mtllib = [], None
-        if save_mat:
-            material_path = os.path.splitext(path)[0] + ".mtl"
-            maps = dict(map_Kd=map_Kd, map_Ks=map_Ks, map_Bump=map_Bump, map_Pm=map_Pm, map_Pr=map_Pr)
-            written = mesh_files.write_material(material_path, "default", maps, map_format)
-            mtllib = os.path.basename(material_path)
-        arrays = {
-            "v_pos": mesh.v_pos,
-            "t_pos_idx": mesh.t_pos_idx,
-            "v_nrm": mesh.v_nrm if save_normal else None,
-            "v_tex": mesh.v_tex if save_uv else None,
-            "t_tex_idx": mesh.t_tex_idx if save_uv else None,
-            "v_rgb": mesh.v_rgb if save_vertex_color else None,
-        }
-        text = mesh_files.obj_text(
-            **images.to_numpy(arrays), mtllib=mtllib, material="default" if save_mat else None
-        )
-        return [mesh_files.write_text(path, text), *written]
+        path = self.get_save_path(_with_ending(filename, ".obj"))
+        arrays = _arrays_of(mesh, save_normal, save_uv, save_vertex_color)
+        with staged(path) as scratch:
+            written, mtllib = [], None
+            if save_mat:
+                material_path = os.path.splitext(scratch)[0] + ".mtl"
+                maps = dict(map_Kd=map_Kd, map_Ks=map_Ks, map_Bump=map_Bump, map_Pm=map_Pm, map_Pr=map_Pr)
+                written = mesh_files.write_material(material_path, "default", maps, map_format)
+                mtllib = os.path.basename(material_path)
+            text = mesh_files.obj_text(**arrays, mtllib=mtllib, material="default" if save_mat else None)
+            mesh_files.write_text(scratch, text)
+        folder = os.path.dirname(path)
+        return [path, *(os.path.join(folder, os.path.basename(name)) for name in written)]
 
     def save_glb(
         self,
@@ -215,21 +209,41 @@ class SaverMixin:
         save_uv: bool = False,
         save_vertex_color: bool = False,
         map_Kd: Any = None,  # [H, W, 3]
+        map_Pm: Any = None,  # [H, W, 1]
+        map_Pr: Any = None,  # [H, W, 1]
+        map_Bump: Any = None,  # [H, W, 3], tangent space, +y up
+        v_tng: Any = None,  # [Nt, 4], tangents by texture coordinate that map_Bump refers to
     ) -> list[str]:
-        """Writes a GLB with vertex colours, or with `save_uv` and `map_Kd` a texture."""
-        if not filename.endswith(".glb"):
-            filename += ".glb"
+        """Writes a GLB with vertex colours, or with `save_uv` and `map_Kd` textures."""
+        path = self.get_save_path(_with_ending(filename, ".glb"))
+        arrays = _arrays_of(mesh, save_normal, save_uv, save_vertex_color)
+        maps = {"base_color": map_Kd, "metallic": map_Pm, "roughness": map_Pr, "normal_map": map_Bump, "v_tng": v_tng}
+        with staged(path) as scratch:
+            glb_files.write_glb(scratch, **arrays, **images.to_numpy(maps))
+        return [path]
+
+    def save_ply(
+        self, filename: str, mesh: Any, save_normal: bool = False, save_vertex_color: bool = False
+    ) -> list[str]:
+        """Writes a threestudio.models.mesh.Mesh as binary PLY."""
+        path = self.get_save_path(_with_ending(filename, ".ply"))
+        with staged(path) as scratch:
+            mesh_files.write_ply(scratch, **_plain_arrays_of(mesh, save_normal, save_vertex_color))
+        return [path]
+
+    def save_stl(self, filename: str, mesh: Any) -> list[str]:
+        """Writes a threestudio.models.mesh.Mesh as binary STL."""
+        path = self.get_save_path(_with_ending(filename, ".stl"))
+        with staged(path) as scratch:
+            mesh_files.write_stl(scratch, **images.to_numpy({"v_pos": mesh.v_pos, "t_pos_idx": mesh.t_pos_idx}))
+        return [path]
+
+    def save_written(self, filename: str, write: Callable[[str], Any]) -> list[str]:
+        """For what writes itself: `write(path)` is called; the file appears when it is whole."""
         path = self.get_save_path(filename)
-        arrays = {
-            "v_pos": mesh.v_pos,
-            "t_pos_idx": mesh.t_pos_idx,
-            "v_nrm": mesh.v_nrm if save_normal else None,
-            "v_rgb": mesh.v_rgb if save_vertex_color else None,
-            "v_tex": mesh.v_tex if save_uv else None,
-            "t_tex_idx": mesh.t_tex_idx if save_uv else None,
-            "base_color": map_Kd,
-        }
-        return [mesh_files.write_glb(path, **images.to_numpy(arrays))]
+        with staged(path) as scratch:
+            write(scratch)
+        return [path]
 
     # ---------------------------------------------------------------------------------- data
 
@@ -259,3 +273,30 @@ class SaverMixin:
     def save_json(self, filename: str, payload: Any) -> str:
         text = json.dumps(payload, indent=2, ensure_ascii=False)
         return mesh_files.write_text(self.get_save_path(filename), text + "\n")
+
+
+def describe_files(written: Any, summary: str) -> list[str]:
+    """A line for each file that a saving function gave the path of: path, size and, for the first, what is in it."""
+    paths = [written] if isinstance(written, str) else list(written or [])
+    sizes = [f"{path}: {os.path.getsize(path) / 1e6:.2f} MB" for path in paths]
+    return [f"{sizes[0]}, {summary}" if summary else sizes[0], *sizes[1:]] if sizes else []
+
+
+def _with_ending(filename: str, ending: str) -> str:
+    return filename if filename.endswith(ending) else filename + ending
+
+
+def _plain_arrays_of(mesh: Any, normals: bool, colors: bool) -> dict[str, Any]:
+    return images.to_numpy(
+        {
+            "v_pos": mesh.v_pos,
+            "t_pos_idx": mesh.t_pos_idx,
+            "v_nrm": mesh.v_nrm if normals else None,
+            "v_rgb": mesh.v_rgb if colors else None,
+        }
+    )
+
+
+def _arrays_of(mesh: Any, normals: bool, uv: bool, colors: bool) -> dict[str, Any]:
+    coordinates = {"v_tex": mesh.v_tex, "t_tex_idx": mesh.t_tex_idx} if uv else {"v_tex": None, "t_tex_idx": None}
+    return {**_plain_arrays_of(mesh, normals, colors), **images.to_numpy(coordinates)}

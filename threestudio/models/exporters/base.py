@@ -19,6 +19,7 @@ class ExporterOutput:
     save_name: str
     save_type: str
     params: Dict[str, Any]
+    summary: str = ""  # what is in it, in words, for the line that is printed of it
 
 
 class _SceneParts(NamedTuple):

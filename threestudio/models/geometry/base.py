@@ -53,9 +53,20 @@ class BaseGeometry(BaseModule):
         """Makes a geometry of this class from one of another class, as stage hand-over does."""
         raise TypeError(f"no conversion from {other.__class__.__name__} is defined for this geometry")
 
+    def initialize_shape(self) -> None:
+        """Gives the geometry the shape that training starts from, where its config names one; called before fitting."""
+
     def export(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:
         """What a mesh exporter needs at points of the surface, e.g. features [N, C]."""
         return {}
+
+    def isosurface(self) -> Mesh:
+        """The surface as a mesh in world units."""
+        raise UserError(f"{type(self).__name__} has no surface to make a mesh of")
+
+    def export_gaussians_ply(self, path: str) -> None:
+        """Writes the Gaussians of a geometry that is made of them, as viewers of 3D Gaussian splatting read them."""
+        raise UserError(f"exporter.fmt: 3dgs-ply is for geometries of Gaussians, {type(self).__name__} has none")
 
 
 class BaseImplicitGeometry(BaseGeometry):

@@ -1,0 +1,27 @@
+"""Files that are written whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator
+
+
+@contextmanager
+def staged(path: str) -> Iterator[str]:
+    """A path to write to, of the same name, in a folder beside `path`.
+
+    When the block ends, everything in that folder replaces its namesakes in the folder of `path`;
+    where it raises, what stood there before is left as it was.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield str(scratch / target.name)
+        # The file that names the others comes last: it never names one that is not there yet.
+        for file in sorted(scratch.iterdir(), key=lambda file: file.name == target.name):
+            os.replace(file, target.parent / file.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
