@@ -1,0 +1,314 @@
+"""`gaussian-splatting`: 3D Gaussians as a threestudio geometry, with threestudio-3dgs's keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+import threestudio
+import torch
+from threestudio.models.geometry.base import BaseGeometry
+from threestudio.models.mesh import Mesh
+from threestudio.utils.misc import C, load_module_weights
+from torch import Tensor, nn
+
+from .densification import Change, DensityControl, GaussianState, Statistics, density_control_step, observe
+from .density_field import sample_field
+from .initial_points import (
+    ColoredPoints,
+    ball_points,
+    file_points,
+    point_spacing,
+    read_gaussians_or_points,
+    sphere_points,
+    surface_points,
+)
+from .meshing import gaussian_surface
+from .optimizer_state import exchange_parameters, read_moments
+from .parameters import (
+    SHAPES,
+    Gaussians,
+    Parameters,
+    activate,
+    base_colors,
+    effective,
+    from_points,
+    parameter_names,
+    shape_of,
+    with_normals,
+    with_sh_degree,
+)
+from .ply import write_3dgs_ply
+from .spherical_harmonics import sh_size
+
+LEARNING_RATES = {
+    "means": ("position_lr", 1.0),
+    "log_scales": ("scaling_lr", 1.0),
+    "quaternions": ("rotation_lr", 1.0),
+    "opacity_logits": ("opacity_lr", 1.0),
+    "sh_dc": ("feature_lr", 1.0),
+    "sh_rest": ("feature_lr", 1 / 20),  # as in gsplat's documented defaults, shN beside sh0
+    "normals": ("normal_lr", 1.0),
+}
+STATISTICS = ("gradient_sum", "view_count", "max_radius")
+BIG_POINT = 0.25  # prune_big_points: largest standard deviation, as a share of the radius
+
+
+@dataclass
+class GaussianSplattingConfig(BaseGeometry.Config):
+    radius: float = 1.0  # half the side of the cube that the scene fills, world units
+    max_num: int = 500000  # never more Gaussians
+    sh_degree: int = 0  # harmonics of the colours, 0 (no dependence on the view) to 3
+    sh_degree_interval: int = 1000  # steps until the next degree comes in
+
+    # learning rates, numbers or schedules (exponential between start and end)
+    position_lr: float = 0.001  # of means, world units
+    scaling_lr: float = 0.005  # of log scales
+    rotation_lr: float = 0.005  # of quaternions
+    opacity_lr: float = 0.05  # of opacity logits
+    feature_lr: float = 0.01  # of colours; higher degrees have a twentieth
+    normal_lr: float = 0.001  # of learned normals
+    scale_lr: float = 0.003  # accepted; scaling_lr is used
+
+    # density control; numbers that are thresholds may be schedules
+    densification_interval: int = 50  # steps between rounds of cloning and splitting
+    densify_from_iter: int = 100
+    densify_until_iter: int = 2000
+    densify_grad_threshold: float = 0.01  # mean gradient of the loss by the place on the screen, -1 to 1 over the image
+    split_thresh: float = 0.02  # standard deviation from which a Gaussian is split, not cloned; world units
+    prune_interval: int = 50  # steps between rounds of removal
+    prune_from_iter: int = 100
+    prune_until_iter: int = 2000
+    min_opac_prune: float = 0.005  # less opaque Gaussians are removed
+    radii2d_thresh: float = 1000.0  # larger ones on the screen are removed; pixels
+    prune_big_points: bool = False  # remove those with a standard deviation above a quarter of the radius
+    opacity_reset_interval: int = 100000  # steps between resets to almost transparent
+
+    sphere: bool = False  # round Gaussians: one scale for all axes
+    color_clip: float = 2.0  # largest absolute coefficient of degree 0; 1.77 is all of [0, 1]; a number or schedule
+    pred_normal: bool = False  # a learned normal for each Gaussian
+
+    # the first Gaussians
+    geometry_convert_from: str = ""  # 3D Gaussian PLY, point PLY, mesh file or checkpoint; "" is shape_init
+    load_ply_only_vertex: bool = False  # of a 3D Gaussian PLY take points and colours alone
+    shape_init: str = "ball"  # ball, sphere or mesh:<file>
+    init_num_pts: int = 100  # how many, for all but point clouds and Gaussians
+    pc_init_radius: float = 0.8  # of ball and sphere, world units
+    opacity_init: float = 0.1  # in (0, 1)
+    shap_e_guidance_config: dict = field(default_factory=dict)  # accepted; Shap-E is not available here
+
+    # meshes out of Gaussians
+    isosurface_resolution: int = 128  # grid points along the longest side
+    isosurface_threshold: float = 0.5  # sum of opacities at the surface
+    isosurface_fill: bool = True  # closed cavities inside are filled
+    isosurface_outlier_n_faces_threshold: float = 0.02  # pieces with fewer faces than this share of the largest are dropped
+
+
+class GaussianSplatting(BaseGeometry):
+    """Gaussians whose number changes. Their raw parameters are this module's, each [N, ...], and so are the statistics
+    that density control goes by: a checkpoint holds all of it, and loading one takes over its number."""
+
+    Config = GaussianSplattingConfig
+    cfg: GaussianSplattingConfig
+
+    def configure(self) -> None:
+        self._check_config()
+        self.register_buffer("bbox", torch.tensor([[-1.0] * 3, [1.0] * 3]) * float(self.cfg.radius), persistent=False)
+        parameters = self._initial_parameters()
+        for name in parameter_names(self.cfg.sh_degree, self.cfg.pred_normal):
+            self.register_parameter(name, nn.Parameter(parameters[name].float()))
+        for name, value in zip(STATISTICS, Statistics.zeros(self.means)):
+            self.register_buffer(name, value)
+        self.update_step(0, 0)
+
+    def _check_config(self) -> None:
+        cfg = self.cfg
+        sh_size(cfg.sh_degree)
+        for key in ("radius", "init_num_pts", "max_num", "pc_init_radius", "densification_interval", "prune_interval",
+                    "opacity_reset_interval", "sh_degree_interval"):  # fmt: skip
+            if not cfg[key] > 0:
+                raise ValueError(f"geometry.{key}: expected more than 0, got {cfg[key]}")
+        if not 0 < cfg.opacity_init < 1:
+            raise ValueError(f"geometry.opacity_init: expected between 0 and 1, got {cfg.opacity_init}")
+        if cfg.isosurface_resolution < 8:
+            raise ValueError(f"geometry.isosurface_resolution: expected at least 8, got {cfg.isosurface_resolution}")
+        if not cfg.isosurface_threshold > 0:
+            raise ValueError(f"geometry.isosurface_threshold: expected more than 0, got {cfg.isosurface_threshold}")
+        if cfg.geometry_convert_from.startswith(("shap-e:", "lrm:")):
+            raise ValueError(
+                f"geometry.geometry_convert_from: {cfg.geometry_convert_from.split(':')[0]} is not available here; "
+                "expected a PLY, mesh or checkpoint file"
+            )
+        for key, _ in LEARNING_RATES.values():
+            self._schedule(key, 0, 0, "exp")
+        self.density_control(0, 0)
+
+    def _schedule(self, key: str, epoch: int, step: int, interpolation: str = "linear") -> float:
+        try:
+            return float(C(self.cfg[key], epoch, step, interpolation=interpolation))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"geometry.{key}: expected a number or a schedule, got {self.cfg[key]} ({error})") from error
+
+    # -------------------------------------------------------------------------------- the first Gaussians
+
+    def _initial_parameters(self) -> Parameters:
+        cfg = self.cfg
+        source = cfg.geometry_convert_from
+        if not source:
+            return self._at_points(self._shape_init())
+        if source.endswith(".ckpt"):
+            state, _, _ = load_module_weights(source, module_name="geometry", map_location="cpu")
+            missing = [name for name in parameter_names(0, False) if name not in state]
+            if missing:
+                raise ValueError(f"geometry.geometry_convert_from: {source} has no Gaussians (no geometry.{missing[0]})")
+            return self._adapted({name: state[name] for name in SHAPES if name in state})
+        if cfg.load_ply_only_vertex:
+            return self._at_points(file_points(source, cfg.init_num_pts))
+        parameters, points = read_gaussians_or_points(source, cfg.init_num_pts)
+        return self._adapted(parameters) if points is None else self._at_points(points)
+
+    def _shape_init(self) -> ColoredPoints:
+        cfg = self.cfg
+        kind, _, path = cfg.shape_init.partition(":")
+        if kind == "mesh" and path:
+            return file_points(path, cfg.init_num_pts)
+        makers = {"ball": ball_points, "sphere": sphere_points}
+        if cfg.shape_init not in makers:
+            raise ValueError(f"geometry.shape_init: expected ball, sphere or mesh:<file>, got {cfg.shape_init!r}")
+        return makers[cfg.shape_init](cfg.init_num_pts, cfg.pc_init_radius)
+
+    def _at_points(self, points: ColoredPoints) -> Parameters:
+        cfg = self.cfg
+        spacing = point_spacing(points.points)
+        return from_points(*points, spacing, cfg.opacity_init, cfg.sh_degree, cfg.pred_normal)
+
+    def _adapted(self, parameters: Parameters) -> Parameters:
+        return with_normals(with_sh_degree(parameters, self.cfg.sh_degree), self.cfg.pred_normal)
+
+    @staticmethod
+    def create_from(other: BaseGeometry, cfg: Optional[Any] = None, **kwargs: Any) -> "GaussianSplatting":
+        """Gaussians on the surface of another geometry, with its mesh's vertex colours or grey; or copies of Gaussians."""
+        geometry = GaussianSplatting(cfg)
+        if isinstance(other, GaussianSplatting):
+            geometry.set_parameters(geometry._adapted(other.raw()))
+            return geometry
+        with torch.no_grad():
+            mesh = other.isosurface()
+        v_rgb = None if mesh.v_rgb is None else mesh.v_rgb.detach()
+        points = surface_points(mesh.v_pos.detach(), mesh.t_pos_idx, v_rgb, geometry.cfg.init_num_pts)
+        geometry.set_parameters(geometry._at_points(points))
+        return geometry
+
+    # ---------------------------------------------------------------------------------------- the numbers
+
+    def raw(self) -> Dict[str, nn.Parameter]:
+        """The trainable numbers by name, each [N, ...]."""
+        return {name: self._parameters[name] for name in parameter_names(self.cfg.sh_degree, self.cfg.pred_normal)}
+
+    def gaussians(self) -> Gaussians:
+        return activate(self.raw(), self.cfg.sphere, self.color_limit)
+
+    @property
+    def count(self) -> int:
+        return self.means.shape[0]
+
+    @property
+    def statistics(self) -> Statistics:
+        return Statistics(*(self._buffers[name] for name in STATISTICS))
+
+    def set_statistics(self, statistics: Statistics) -> None:
+        for name, value in zip(STATISTICS, statistics):
+            self._buffers[name] = value
+
+    def set_parameters(self, parameters: Parameters) -> None:
+        """Other Gaussians in the place of these, any number, with statistics of zeros."""
+        for name in self.raw():
+            self._parameters[name] = nn.Parameter(parameters[name].detach().clone().to(self.means))
+        self.set_statistics(Statistics.zeros(self.means))
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Takes over the number of Gaussians that are loaded; torch calls this for every way of loading."""
+        loaded = state_dict.get(f"{prefix}means")
+        if loaded is not None and loaded.shape[0] != self.count:
+            n = loaded.shape[0]
+            for name, parameter in self.raw().items():
+                self._parameters[name] = nn.Parameter(parameter.new_zeros(shape_of(name, n, self.cfg.sh_degree)))
+            self.set_statistics(Statistics.zeros(self.means))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    # ------------------------------------------------------------------------------------------- training
+
+    def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
+        self.active_sh_degree = min(self.cfg.sh_degree, global_step // self.cfg.sh_degree_interval)
+        self.color_limit = self._schedule("color_clip", epoch, global_step)
+
+    def learning_rates(self, epoch: int, step: int) -> Dict[str, float]:
+        """By parameter, at the optimizer step that follows `step` finished ones."""
+        keys = {name: LEARNING_RATES[name] for name in self.raw()}
+        return {name: factor * self._schedule(key, epoch, step, "exp") for name, (key, factor) in keys.items()}
+
+    def density_control(self, epoch: int, step: int) -> DensityControl:
+        cfg = self.cfg
+        same = ("max_num", "densification_interval", "densify_from_iter", "densify_until_iter", "prune_interval",
+                "prune_from_iter", "prune_until_iter", "opacity_reset_interval")  # fmt: skip
+        scheduled = ("densify_grad_threshold", "split_thresh", "min_opac_prune", "radii2d_thresh")
+        return DensityControl(
+            **{key: cfg[key] for key in same},
+            **{key: self._schedule(key, epoch, step) for key in scheduled},
+            largest_scale=BIG_POINT * cfg.radius if cfg.prune_big_points else float("inf"),
+        )
+
+    def observe(self, gradients: Tensor, radii: Tensor, visible: Tensor, height: int, width: int) -> None:
+        """Adds B views to the statistics; see densification.observe."""
+        self.set_statistics(observe(self.statistics, gradients, radii, visible, height, width))
+
+    def density_step(self, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> Optional[Change]:
+        """Changes the Gaussians as is due after optimizer step number `step`, and the optimizer's state with them."""
+        control = self.density_control(epoch, step)
+        if not (control.densifies_at(step) or control.prunes_at(step) or control.resets_at(step)):
+            return None
+        old = self.raw()
+        detached = {name: parameter.detach() for name, parameter in old.items()}
+        state = GaussianState(detached, read_moments(optimizer, old), self.statistics)
+        state, change = density_control_step(control, state, step, self.cfg.sphere)
+        for name, value in state.parameters.items():
+            self._parameters[name] = nn.Parameter(value)
+        exchange_parameters(optimizer, old, self.raw(), state.moments)
+        self.set_statistics(state.statistics)
+        return change
+
+    # --------------------------------------------------------------------------------------------- export
+
+    @torch.no_grad()
+    def isosurface(self) -> Mesh:
+        """A closed mesh with vertex colours. Raises EmptyDensity (a ValueError) where there is no surface."""
+        cfg = self.cfg
+        gaussians, colors = self.gaussians(), self.colors()
+        v_pos, t_pos_idx = gaussian_surface(
+            gaussians, colors, cfg.isosurface_resolution, cfg.isosurface_threshold, cfg.isosurface_fill
+        )
+        mesh = Mesh(v_pos, t_pos_idx).remove_outlier(float(cfg.isosurface_outlier_n_faces_threshold))
+        mesh.set_vertex_color(sample_field(mesh.v_pos, gaussians, colors).color.clamp(0, 1))
+        return mesh
+
+    def colors(self) -> Tensor:
+        """[N, 3] in [0, 1], without what depends on the view."""
+        return base_colors(self.raw(), self.color_limit)
+
+    @torch.no_grad()
+    def export(self, points: Tensor, **kwargs: Any) -> Dict[str, Any]:
+        """Features at points [P, 3]: the logits of the colours there, of which a material's sigmoid makes colours."""
+        color = sample_field(points, self.gaussians(), self.colors()).color
+        return {"features": torch.logit(color, eps=1e-4)}
+
+    def export_gaussians_ply(self, path: str) -> None:
+        """Writes the 3D Gaussian PLY that viewers read."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_3dgs_ply(path, effective(self.raw(), self.cfg.sphere, self.color_limit))
+
+
+threestudio.register("turboprop-gaussian-splatting")(GaussianSplatting)
+# threestudio-3dgs brings its own.
+if "gaussian-splatting" not in threestudio.__modules__:
+    threestudio.register("gaussian-splatting")(GaussianSplatting)

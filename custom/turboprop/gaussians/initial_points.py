@@ -1,0 +1,125 @@
+"""Where the first Gaussians come from: a ball, points, a mesh's surface, or other Gaussians."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Optional, Union
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .ply import gaussians_of, is_gaussian_ply, points_of, read_ply_vertices
+
+MESH_ENDINGS = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
+NEIGHBOURS = 3  # Kerbl et al. 2023, section 5.1
+GREY = 0.5
+# glTF has y up and looks along +z; this world has z up and looks along +x. (x, y, z) -> (z, x, y)
+GLTF_TO_WORLD = [2, 0, 1]
+
+
+class ColoredPoints(NamedTuple):
+    points: Tensor  # [N, 3] world units
+    colors: Tensor  # [N, 3] sRGB in [0, 1]
+
+
+def ball_points(count: int, radius: float) -> ColoredPoints:
+    """Points drawn uniformly from a ball around the origin, with greys near the middle."""
+    direction = torch.nn.functional.normalize(torch.randn(count, 3), dim=-1)
+    distance = radius * torch.rand(count, 1) ** (1 / 3)
+    return ColoredPoints(direction * distance, GREY + 0.1 * (torch.rand(count, 3) - 0.5))
+
+
+def sphere_points(count: int, radius: float) -> ColoredPoints:
+    """Points drawn uniformly from a sphere around the origin."""
+    direction = torch.nn.functional.normalize(torch.randn(count, 3), dim=-1)
+    return ColoredPoints(direction * radius, GREY + 0.1 * (torch.rand(count, 3) - 0.5))
+
+
+def surface_points(
+    v_pos: Tensor,  # [V, 3]
+    t_pos_idx: Tensor,  # [F, 3]
+    v_rgb: Optional[Tensor],  # [V, 3] in [0, 1]; None: grey
+    count: int,
+) -> ColoredPoints:
+    """Points drawn uniformly from a surface. Raises ValueError for one without area."""
+    corners = v_pos[t_pos_idx]  # [F, 3, 3]
+    areas = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0], dim=-1).norm(dim=-1)
+    if not bool(areas.sum() > 0):
+        raise ValueError("the surface to draw points from has no area")
+    # Inverse of the cumulative sum: torch.multinomial stops at 2^24 faces.
+    total = areas.double().cumsum(0)
+    face = torch.searchsorted(total, torch.rand(count, dtype=torch.float64, device=areas.device) * total[-1])
+    face = face.clamp(max=len(areas) - 1)
+    # Uniform in a triangle (Osada et al. 2002, Shape Distributions, eq. 1).
+    root, along = torch.rand(count, device=areas.device).sqrt(), torch.rand(count, device=areas.device)
+    weights = torch.stack([1 - root, root * (1 - along), root * along], -1)[..., None]
+    points = (weights * corners[face]).sum(1)
+    if v_rgb is None:
+        return ColoredPoints(points, torch.full_like(points, GREY))
+    return ColoredPoints(points, (weights * v_rgb[t_pos_idx][face]).sum(1).clamp(0, 1))
+
+
+def mesh_file_points(path: Union[str, Path], count: int) -> ColoredPoints:
+    """Points of a mesh file's surface with its vertex colours, texture or plain material; GLB's y up becomes z up.
+
+    Raises FileNotFoundError; ValueError, in one line with the path, for what is no mesh.
+    """
+    import trimesh
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no mesh file at {path}")
+    try:
+        mesh = trimesh.load(path, force="mesh")
+    except Exception as error:  # trimesh's readers raise what they like for a broken file
+        raise ValueError(f"{path}: not a readable mesh ({type(error).__name__}: {error})") from error
+    if not isinstance(mesh, trimesh.Trimesh) or len(mesh.faces) == 0:
+        raise ValueError(f"{path}: has no triangles")
+    vertices = torch.from_numpy(np.asarray(mesh.vertices, np.float32))
+    if path.suffix.lower() in (".glb", ".gltf"):
+        vertices = vertices[:, GLTF_TO_WORLD]
+    if not bool(torch.isfinite(vertices).all()):
+        raise ValueError(f"{path}: a vertex is not finite")
+    colors = np.asarray(mesh.visual.to_color().vertex_colors)[:, :3].astype(np.float32) / 255.0
+    if path.suffix.lower() in (".glb", ".gltf") and mesh.visual.kind == "vertex":
+        # glTF's vertex colours are linear, ours sRGB (IEC 61966-2-1)
+        colors = np.where(colors <= 0.0031308, 12.92 * colors, 1.055 * np.maximum(colors, 0.0031308) ** (1 / 2.4) - 0.055)
+    faces = torch.from_numpy(np.asarray(mesh.faces, np.int64))
+    return surface_points(vertices, faces, torch.from_numpy(colors).float(), count)
+
+
+def file_points(path: Union[str, Path], count: int) -> ColoredPoints:
+    """All points of a point cloud (PLY without faces), or `count` points of a mesh's surface."""
+    path = Path(path)
+    if path.suffix.lower() not in MESH_ENDINGS:
+        raise ValueError(f"{path}: expected a file that ends in one of {', '.join(MESH_ENDINGS)}")
+    if path.suffix.lower() == ".ply":
+        vertices = read_ply_vertices(path)
+        if not vertices.has_faces:
+            points, colors = points_of(path, vertices.columns)
+            return ColoredPoints(points, torch.full_like(points, GREY) if colors is None else colors)
+    return mesh_file_points(path, count)
+
+
+def read_gaussians_or_points(path: Union[str, Path], count: int):
+    """(raw parameters, None) of a 3D Gaussian PLY, else (None, ColoredPoints)."""
+    path = Path(path)
+    if path.suffix.lower() == ".ply":
+        vertices = read_ply_vertices(path)
+        if is_gaussian_ply(vertices.columns):
+            return gaussians_of(path, vertices.columns), None
+    return None, file_points(path, count)
+
+
+def point_spacing(points: Tensor, least: float = 1e-4) -> Tensor:
+    """[N]: root mean square distance of each point [N, 3] to its three nearest others; at least `least`, 0.1 for a lone one."""
+    from scipy.spatial import cKDTree
+
+    n = points.shape[0]
+    if n < 2:
+        return points.new_full((n,), 0.1)
+    table = points.detach().cpu().double().numpy()
+    distances, _ = cKDTree(table).query(table, k=min(NEIGHBOURS, n - 1) + 1)
+    spacing = np.sqrt((distances[:, 1:] ** 2).mean(1))
+    return torch.from_numpy(spacing).to(points).clamp(min=least)

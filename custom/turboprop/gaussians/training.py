@@ -1,0 +1,77 @@
+"""`turboprop-gaussian-training`: what training Gaussians needs of a system, mixed into any by its registered name,
+
+    system_type: "dreamfusion-system:turboprop-gaussian-training"
+
+The optimizer gets one group for each kind of parameter, with the geometry's schedules; after each optimizer step the
+number of Gaussians changes as is due. That happens before a checkpoint can be written, with the step's own random
+draws, and all that it goes by is in the checkpoint: a resumed run changes the same Gaussians at the same steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict
+
+import threestudio
+import torch
+from omegaconf import OmegaConf
+from threestudio.systems.utils import parse_optimizer
+
+from .geometry import GaussianSplatting
+
+OTHER_PARTS = ("material", "background", "renderer")
+
+
+def optimizer_config(system: Any) -> Any:
+    """The system's optimizer config with a group for each parameter of the geometry, and one for each other part that
+    has parameters and no group in the config."""
+    config = OmegaConf.to_container(system.cfg.optimizer, resolve=True)
+    groups = dict(config.get("params") or {})
+    wrong = [name for name in groups if name.split(".")[0] == "geometry"]
+    if wrong:
+        raise ValueError(f"optimizer.params.{wrong[0]}: the learning rates of Gaussians are system.geometry.position_lr, feature_lr, ...")
+    for part in OTHER_PARTS:
+        trainable = any(parameter.requires_grad for parameter in getattr(system, part).parameters())
+        if trainable and not any(name.split(".")[0] == part for name in groups):
+            groups[part] = {}
+    rates = system.geometry.learning_rates(0, 0)
+    own = {f"geometry.{name}": {"lr": rate} for name, rate in rates.items()}
+    return OmegaConf.create({**config, "params": {**own, **groups}})
+
+
+class GaussianTraining:
+    """Mixed with a system that has a GaussianSplatting geometry and a renderer of this folder."""
+
+    def configure_optimizers(self) -> Dict[str, Any]:
+        if not isinstance(self.geometry, GaussianSplatting):
+            raise ValueError(f"system.geometry_type: expected gaussian-splatting, got a {type(self.geometry).__name__}")
+        if self.cfg.scheduler is not None:
+            raise ValueError("system.scheduler: Gaussians have schedules of their own, system.geometry.position_lr, feature_lr, ...")
+        return {"optimizer": parse_optimizer(optimizer_config(self), self)}
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.trainer.world_size > 1:
+            raise ValueError("Gaussians change in number while training, which takes a single device: --gpu 0")
+        if str(self.trainer.precision).startswith("16"):
+            raise ValueError(f"trainer.precision: Gaussians train in 32 or bf16, got {self.trainer.precision}")
+
+    def on_after_backward(self) -> None:
+        super().on_after_backward()
+        for views in self.renderer.take_training_views():
+            if views.means2d.grad is not None:
+                self.geometry.observe(views.means2d.grad, views.radii, views.visible, views.height, views.width)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        finished = self.true_global_step
+        rates = self.geometry.learning_rates(epoch, finished)
+        plain: torch.optim.Optimizer = self.optimizers(use_pl_optimizer=False)
+        by_id = {id(parameter): rates[name] for name, parameter in self.geometry.raw().items()}
+        for group in plain.param_groups:
+            if id(group["params"][0]) in by_id:
+                group["lr"] = by_id[id(group["params"][0])]
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.geometry.density_step(plain, epoch, finished + 1)
+        self.log("train/gaussians", float(self.geometry.count))
+
+
+threestudio.register("turboprop-gaussian-training")(GaussianTraining)
