@@ -1,0 +1,55 @@
+"""Launches Warp kernels on torch's tensors: on its current stream on CUDA, on its number of threads on a CPU."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any, List, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from threestudio.ops.warp_setup import wp
+
+# Threads' work less than this many kernel threads is not worth handing over.
+SMALLEST_SHARE = 4096
+
+
+def launch(kernel: Any, dimensions: Sequence[int], arguments: List[Any], device: torch.device) -> None:
+    """One launch; arguments are numbers and Warp arrays (``as_array``)."""
+    warp_device = wp.device_from_torch(device)
+    stream = wp.stream_from_torch(device) if warp_device.is_cuda else None
+    wp.launch(kernel, tuple(dimensions), arguments, device=warp_device, stream=stream)
+
+
+def launch_parts(kernel: Any, parts: Sequence[Tuple[Sequence[int], List[Any]]], device: torch.device) -> None:
+    """One launch for each (dimensions, arguments). On a CPU, where Warp runs a launch on one thread, launches run side
+    by side on ``torch.get_num_threads()`` threads: no two of them may write to one place."""
+    n_threads = min(torch.get_num_threads(), len(parts))
+    if device.type != "cpu" or n_threads < 2:
+        for dimensions, arguments in parts:
+            launch(kernel, dimensions, arguments, device)
+        return
+    # Compiled and loaded here: not by all threads at once.
+    kernel.module.load(wp.device_from_torch(device))
+    list(_pool(n_threads, os.getpid()).map(lambda part: launch(kernel, *part, device), parts))
+
+
+def shares(count: int, device: torch.device) -> List[Tuple[int, int]]:
+    """0 ... count cut into stretches (first, last) for as many threads as are worth it; one stretch on CUDA."""
+    n = 1 if device.type != "cpu" else max(1, min(torch.get_num_threads(), count // SMALLEST_SHARE))
+    edges = [count * k // n for k in range(n + 1)]
+    return list(zip(edges[:-1], edges[1:]))
+
+
+@lru_cache(maxsize=4)
+def _pool(n_threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads that wait for launches; of this process alone, as a fork takes no threads along."""
+    return ThreadPoolExecutor(n_threads, thread_name_prefix="warp-launch")
+
+
+def as_array(x: Tensor, dtype: Any = None) -> Any:
+    """A Warp array on a tensor's memory (a contiguous copy, where it is not); dtype: e.g. wp.vec3 for [..., 3]."""
+    x = x.detach().contiguous()
+    return wp.from_torch(x) if dtype is None else wp.from_torch(x, dtype=dtype)
