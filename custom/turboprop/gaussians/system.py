@@ -72,7 +72,7 @@ class GaussianSplattingSystem(GaussianTraining, BaseLift3DSystem):
 
     def _log_scalar(self, name: str, value: Any) -> None:
         if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1):
-            self.log(name, float(value))
+            self.log(name, value.detach() if isinstance(value, Tensor) else float(value))
 
     # ------------------------------------------------------------------------- evaluation
 
