@@ -5,10 +5,10 @@ compositing_warp.py: the same as kernels for CPU and CUDA. gsplat_backend.py: th
 rasterize.py checks the input and picks one.
 """
 
+from .compositing import TRANSMITTANCE_MIN
 from .projection import ALPHA_MAX, ALPHA_MIN, DILATION, intrinsics_from_fov
 from .rasterize import (
     BACKENDS,
-    TRANSMITTANCE_MIN,
     GaussianImage,
     available_backends,
     rasterize_gaussians,

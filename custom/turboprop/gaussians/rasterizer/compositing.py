@@ -9,8 +9,6 @@ A pixel ends before the first Gaussian that would bring T below TRANSMITTANCE_MI
 
 from __future__ import annotations
 
-from typing import Tuple
-
 import torch
 from torch import Tensor
 
@@ -27,7 +25,7 @@ def composite_pixels(
     conics: Tensor,  # [K, 3]
     opacities: Tensor,  # [K]
     values: Tensor,  # [K, D]
-) -> Tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Sums [P, D] of the values, and opacity [P]: every Gaussian at every pixel."""
     dx, dy = x[:, None] - means2d[:, 0], y[:, None] - means2d[:, 1]
     q = conics[:, 0] * dx * dx + 2 * conics[:, 1] * dx * dy + conics[:, 2] * dy * dy
@@ -47,8 +45,15 @@ def _tiles(height: int, width: int, tile: int):
 
 
 def _composite_one(
-    projected: ProjectedGaussians, view: int, means2d: Tensor, opacities: Tensor, values: Tensor, height: int, width: int, tile: int
-) -> Tuple[Tensor, Tensor]:
+    projected: ProjectedGaussians,
+    view: int,
+    means2d: Tensor,
+    opacities: Tensor,
+    values: Tensor,
+    height: int,
+    width: int,
+    tile: int,
+) -> tuple[Tensor, Tensor]:
     """[H, W, D] and [H, W] of one camera; only the Gaussians whose box touches a tile are asked in it."""
     order = torch.argsort(projected.depths[view].detach(), stable=True)
     order = order[projected.visible[view][order]]
@@ -64,7 +69,12 @@ def _composite_one(
             indexing="ij",
         )
         s, o = composite_pixels(
-            x.reshape(-1), y.reshape(-1), means2d[chosen], projected.conics[view][chosen], opacities[chosen], values[chosen]
+            x.reshape(-1),
+            y.reshape(-1),
+            means2d[chosen],
+            projected.conics[view][chosen],
+            opacities[chosen],
+            values[chosen],
         )
         sums[top:bottom, left:right] = s.view(*x.shape, -1)
         opacity[top:bottom, left:right] = o.view(x.shape)
@@ -79,7 +89,7 @@ def composite_gaussians(
     height: int,
     width: int,
     tile: int = TILE,  # pixels; the image does not depend on it
-) -> Tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """color [B, H, W, C] without a background, opacity [B, H, W, 1], depth [B, H, W, 1]."""
     images = []
     for view in range(means2d.shape[0]):

@@ -1,9 +1,11 @@
 """compositing.py as Warp kernels with a backward by hand: one source for CPU and CUDA, float32.
 
-Gaussians are sorted by depth within a view, then listed for every tile that their box touches (Kerbl et al. 2023, section
-6). A thread owns a cell of a tile: it walks along the tile's list and, for each Gaussian, along those pixels of its cell
-that lie in the ellipse. On CUDA a cell is one pixel. On a CPU, where threads come one after another, it is the whole tile,
-so the work is the area of the ellipses rather than that of the tiles, and a Gaussian's gradients are added up in
+Gaussians are sorted by depth, then listed for every tile that their box touches (Kerbl et al. 2023, section 6); sorting
+the list by tile, with a sort that is stable, leaves every tile's part in order of depth.
+
+A thread owns a cell of a tile: it walks along the tile's list and, for each Gaussian, along those pixels of its cell
+that lie in the ellipse. On CUDA a cell is one pixel. On a CPU, where threads come one after another, it is the whole
+tile, so the work is the area of the ellipses rather than that of the tiles, and a Gaussian's gradients are added up in
 registers. There sums have one order and come out the same bit for bit; on CUDA atomic additions have none.
 
 Backward walks the list from the back. With v_i = <gradient at the pixel, values_i> the loss's derivative in the weight
@@ -16,7 +18,7 @@ T_i is had from T_{i+1} by division, so nothing is kept per pair of pixel and Ga
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Tuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +32,7 @@ MOST_ALPHA = wp.constant(wp.float32(ALPHA_MAX))
 LEAST_TRANSMITTANCE = wp.constant(wp.float32(TRANSMITTANCE_MIN))
 CPU_TILE = 32  # pixels
 CUDA_TILE = 16  # pixels
+MOST_ENTRIES = 2**30  # of all tiles' lists; their index is an int32, and so is twice that
 
 
 @wp.func
@@ -45,38 +48,40 @@ def tiles_touched(mean: wp.vec2, half: wp.vec2, tile: int, n_x: int, n_y: int):
 
 @wp.kernel(enable_backward=False)
 def count_tiles_kernel(
-    order: wp.array2d(dtype=wp.int64),
+    order: wp.array(dtype=wp.int32),  # view * n_gaussians + Gaussian of each rank in depth
     means2d: wp.array2d(dtype=wp.vec2),
     half_sizes: wp.array2d(dtype=wp.vec2),
     visible: wp.array2d(dtype=wp.bool),
     tile: int,
     n_tiles: wp.vec2i,
-    counts: wp.array2d(dtype=wp.int32),  # by view and rank in depth
+    counts: wp.array(dtype=wp.int32),  # by rank
 ):
-    view, rank = wp.tid()
-    n = wp.int32(order[view, rank])
+    rank = wp.tid()
+    view = order[rank] / means2d.shape[1]
+    n = order[rank] % means2d.shape[1]
     if visible[view, n]:
         box = tiles_touched(means2d[view, n], half_sizes[view, n], tile, n_tiles[0], n_tiles[1])
-        counts[view, rank] = (box[1] - box[0]) * (box[3] - box[2])
+        counts[rank] = (box[1] - box[0]) * (box[3] - box[2])
 
 
 @wp.kernel(enable_backward=False)
 def list_tiles_kernel(
-    order: wp.array2d(dtype=wp.int64),
+    order: wp.array(dtype=wp.int32),  # view * n_gaussians + Gaussian of each rank in depth
     means2d: wp.array2d(dtype=wp.vec2),
     half_sizes: wp.array2d(dtype=wp.vec2),
     visible: wp.array2d(dtype=wp.bool),
     tile: int,
     n_tiles: wp.vec2i,
-    ends: wp.array2d(dtype=wp.int64),  # by view and rank: one past its last entry
+    ends: wp.array(dtype=wp.int64),  # by rank: one past its last entry
     tile_keys: wp.array(dtype=wp.int32),
     gaussians: wp.array(dtype=wp.int32),
 ):
-    view, rank = wp.tid()
-    n = wp.int32(order[view, rank])
+    rank = wp.tid()
+    view = order[rank] / means2d.shape[1]
+    n = order[rank] % means2d.shape[1]
     if visible[view, n]:
         box = tiles_touched(means2d[view, n], half_sizes[view, n], tile, n_tiles[0], n_tiles[1])
-        entry = wp.int32(ends[view, rank]) - (box[1] - box[0]) * (box[3] - box[2])
+        entry = wp.int32(ends[rank]) - (box[1] - box[0]) * (box[3] - box[2])
         for y in range(box[2], box[3]):
             for x in range(box[0], box[1]):
                 tile_keys[entry] = (view * n_tiles[1] + y) * n_tiles[0] + x
@@ -267,41 +272,47 @@ class TileLists(NamedTuple):
     gaussians: Tensor  # [entries] int32
     tile: int  # pixels
     cell: int  # pixels
-    n_tiles: Tuple[int, int]  # in x, in y
+    n_tiles: tuple[int, int]  # in x, in y
 
 
 def list_tiles(projected: ProjectedGaussians, means2d: Tensor, height: int, width: int) -> TileLists:
     device = means2d.device
     tile, cell = (CUDA_TILE, 1) if device.type == "cuda" else (CPU_TILE, CPU_TILE)
     n_tiles = (-(-width // tile), -(-height // tile))
-    n_views = means2d.shape[0]
-    order = torch.argsort(projected.depths.detach(), dim=-1, stable=True)
-    counts = torch.zeros(order.shape, dtype=torch.int32, device=device)
+    n_tiles_of_all = means2d.shape[0] * n_tiles[0] * n_tiles[1]
+    order = _sorted_by(projected.depths.detach().flatten(), torch.arange(projected.depths.numel(), device=device))
     boxes = [array(order), array(means2d, wp.vec2), array(projected.half_sizes, wp.vec2), array(projected.visible)]
     boxes += [tile, wp.vec2i(*n_tiles)]
-    launch(count_tiles_kernel, tuple(order.shape), [*boxes, array(counts)], device)
-    ends = counts.view(-1).cumsum(0).view(counts.shape)
-    n_entries = int(ends[-1, -1])
-    # radix_sort_pairs needs as much again to work in.
-    keys = torch.empty(2 * n_entries, dtype=torch.int32, device=device)
-    gaussians = torch.empty(2 * n_entries, dtype=torch.int32, device=device)
-    launch(list_tiles_kernel, tuple(order.shape), [*boxes, array(ends), array(keys), array(gaussians)], device)
-    if n_entries > 0:
-        _sort_pairs(keys, gaussians, n_entries, device)
-    tiles = torch.arange(n_views * n_tiles[0] * n_tiles[1] + 1, dtype=torch.int32, device=device)
-    return TileLists(torch.searchsorted(keys[:n_entries], tiles), gaussians[:n_entries], tile, cell, n_tiles)
+    counts = torch.zeros(order.shape, dtype=torch.int32, device=device)
+    launch(count_tiles_kernel, order.numel(), [*boxes, array(counts)], device)
+    ends = counts.cumsum(0)
+    n_entries = int(ends[-1]) if ends.numel() else 0
+    if n_entries > MOST_ENTRIES:
+        raise ValueError(
+            f"rasterize_gaussians: the Gaussians cover {n_entries} tiles in all, more than {MOST_ENTRIES} (scales?)"
+        )
+    keys = torch.empty(n_entries, dtype=torch.int32, device=device)
+    gaussians = torch.empty(n_entries, dtype=torch.int32, device=device)
+    launch(list_tiles_kernel, order.numel(), [*boxes, array(ends), array(keys), array(gaussians)], device)
+    gaussians = _sorted_by(keys, gaussians, n_tiles_of_all.bit_length())
+    starts = torch.zeros(n_tiles_of_all + 1, dtype=torch.int64, device=device)
+    starts[1:] = torch.bincount(keys, minlength=n_tiles_of_all).cumsum(0)
+    return TileLists(starts, gaussians, tile, cell, n_tiles)
 
 
-def _sort_pairs(keys: Tensor, values: Tensor, n: int, device: torch.device) -> None:
-    """By key, in place; equal keys keep their order (a radix sort is stable), which is that of depth."""
-    if device.type == "cuda":
-        with wp.ScopedStream(wp.stream_from_torch(device)):
-            wp.utils.radix_sort_pairs(array(keys), array(values), n)
-    else:
-        wp.utils.radix_sort_pairs(array(keys), array(values), n)
+def _sorted_by(keys: Tensor, values: Tensor, n_bits: int = 32) -> Tensor:
+    """The values [n] as int32 in ascending order of keys [n] (int32 or float32); equal keys keep their order."""
+    n = keys.shape[0]
+    if n == 0:
+        return values.int()
+    # Twice the memory: radix_sort_pairs works in the second half.
+    all_keys, all_values = torch.cat([keys, keys]), torch.cat([values, values]).int()
+    with wp.ScopedStream(wp.stream_from_torch(keys.device) if keys.device.type == "cuda" else None):
+        wp.utils.radix_sort_pairs(array(all_keys), array(all_values), n, end_bit=n_bits)
+    return all_values[:n]
 
 
-def _inputs(lists: TileLists, tensors: Tuple[Tensor, ...], height: int, width: int) -> list:
+def _inputs(lists: TileLists, tensors: tuple[Tensor, ...], height: int, width: int) -> list:
     means2d, conics, half_sizes, opacities, values = tensors
     arrays = [array(lists.starts), array(lists.gaussians), array(means2d, wp.vec2), array(conics, wp.vec3)]
     arrays += [array(half_sizes, wp.vec2), array(opacities), array(values, wp.vec4)]
@@ -311,8 +322,15 @@ def _inputs(lists: TileLists, tensors: Tuple[Tensor, ...], height: int, width: i
 class _Composite(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, means2d: Tensor, conics: Tensor, opacities: Tensor, values: Tensor, half_sizes: Tensor, lists: TileLists, size: tuple
-    ) -> Tuple[Tensor, Tensor]:
+        ctx: Any,
+        means2d: Tensor,
+        conics: Tensor,
+        opacities: Tensor,
+        values: Tensor,
+        half_sizes: Tensor,
+        lists: TileLists,
+        size: tuple,
+    ) -> tuple[Tensor, Tensor]:
         """values [B, N, D / 4, 4] -> sums [B, H, W, D / 4, 4], opacity [B, H, W]."""
         height, width = size
         shape = (means2d.shape[0], height, width)
@@ -321,7 +339,12 @@ class _Composite(torch.autograd.Function):
         dimensions = (lists.starts.shape[0] - 1, (lists.tile // lists.cell) ** 2)
         cell_stops = torch.empty(dimensions, dtype=torch.int32, device=values.device)
         inputs = _inputs(lists, (means2d, conics, half_sizes, opacities, values), height, width)
-        outputs = [array(sums.flatten(0, 2), wp.vec4), array(transmittance.view(-1)), array(stops.view(-1)), array(cell_stops)]
+        outputs = [
+            array(sums.flatten(0, 2), wp.vec4),
+            array(transmittance.view(-1)),
+            array(stops.view(-1)),
+            array(cell_stops),
+        ]
         launch(composite_kernel, dimensions, [*inputs, *outputs], values.device)
         transmittance.abs_()
         ctx.save_for_backward(means2d, conics, half_sizes, opacities, values, transmittance, stops, cell_stops)
@@ -333,10 +356,17 @@ class _Composite(torch.autograd.Function):
     def backward(ctx: Any, grad_sums: Tensor, grad_opacity: Tensor) -> tuple:
         *tensors, transmittance, stops, cell_stops = ctx.saved_tensors
         means2d, conics, _, opacities, values = tensors
-        grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (means2d, conics, opacities, values)]
+        grads = [
+            torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (means2d, conics, opacities, values)
+        ]
         work = [transmittance.clone().view(-1), torch.zeros_like(transmittance).view(-1)]
         inputs = _inputs(ctx.lists, tuple(tensors), *ctx.size)
-        given = [array(stops.view(-1)), array(cell_stops), array(grad_sums.flatten(0, 2), wp.vec4), array(grad_opacity.flatten())]
+        given = [
+            array(stops.view(-1)),
+            array(cell_stops),
+            array(grad_sums.flatten(0, 2), wp.vec4),
+            array(grad_opacity.flatten()),
+        ]
         outputs = [array(grads[0], wp.vec2), array(grads[1], wp.vec3), array(grads[2]), array(grads[3], wp.vec4)]
         arguments = [*inputs, *given, *[array(x) for x in work], *outputs]
         launch(composite_backward_kernel, tuple(cell_stops.shape), arguments, values.device)
@@ -350,7 +380,7 @@ def composite_gaussians_warp(
     colors: Tensor,  # [N, C] or [B, N, C]
     height: int,
     width: int,
-) -> Tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """``composite_gaussians`` in float32. Channels travel in groups of four: rgb and depth are one."""
     n_channels = colors.shape[-1]
     colors = colors.expand(means2d.shape[0], *colors.shape[-2:])

@@ -1,29 +1,33 @@
 """From Gaussians in space to Gaussians on the image, in plain torch.
 
-EWA splatting (Zwicker et al. 2002, EWA Splatting, eqs. 16, 26 and 29) as 3D Gaussian splatting uses it (Kerbl et al.
-2023, eqs. 5 and 6): a Gaussian of covariance Sigma = R S S^T R^T, seen by a camera of rotation W, has on the image about
-the covariance J W Sigma W^T J^T, with J the Jacobian of the perspective projection at its mean. DILATION square pixels
-are added to the diagonal, so that every Gaussian covers about one pixel.
+EWA splatting (Zwicker et al. 2002, EWA Splatting) as 3D Gaussian splatting uses it (Kerbl et al. 2023, eqs. 5 and 6):
+a Gaussian of covariance Sigma = R S S^T R^T, seen by a camera of rotation W, has on the image about the covariance
+J W Sigma W^T J^T, with J the Jacobian of the perspective projection at its mean. DILATION square pixels are added to
+the diagonal, so that every Gaussian covers about one pixel.
 
-With the rows m1, m2 of M = J W R S the covariance is M M^T, and its determinant |m1 x m2|^2 (Cauchy-Binet), which does not
-cancel for long thin Gaussians as a c - b^2 does in float32.
+With the rows m1, m2 of M = J W R S the covariance is M M^T, and its determinant |m1 x m2|^2 (Cauchy-Binet), which does
+not cancel for long thin Gaussians as a c - b^2 does in float32.
 
 What a Gaussian covers is decided by alpha alone: a pixel belongs to it where opacity exp(-q / 2) >= ALPHA_MIN, that is
-where q <= 2 ln(opacity / ALPHA_MIN), at most 3.33 standard deviations. ``half_sizes`` is the box around that ellipse, so
-culling by it never changes the image.
+where q <= 2 ln(opacity / ALPHA_MIN), at most 3.33 standard deviations. ``half_sizes`` is the box around that ellipse,
+so culling by it never changes the image.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional, Tuple, Union
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-DILATION = 0.3  # square pixels, added to the variances on the image (Kerbl et al. 2023, their code's and gsplat's eps2d)
+DILATION = (
+    0.3  # square pixels, added to the variances on the image (Kerbl et al. 2023, their code's and gsplat's eps2d)
+)
 ALPHA_MIN = 1.0 / 255.0  # less is left out (Kerbl et al. 2023, appendix C)
 ALPHA_MAX = 0.99  # more is cut, so that backward can divide by 1 - alpha (the same)
-GUARD_BAND = 0.3  # J is taken at most this share of the image's size outside of it, where perspective is far from linear
+GUARD_BAND = (
+    0.3  # J is taken at most this share of the image's size outside of it, where perspective is far from linear
+)
 
 
 class ProjectedGaussians(NamedTuple):
@@ -38,16 +42,18 @@ class ProjectedGaussians(NamedTuple):
 
 
 def intrinsics_from_fov(
-    fovy: Union[float, Tensor],  # radians, a number or [B]
+    fovy: float | Tensor,  # radians, a number or [B]
     height: int,
     width: int,
-    fovx: Optional[Union[float, Tensor]] = None,  # radians; None: square pixels
+    fovx: float | Tensor | None = None,  # radians; None: square pixels
 ) -> Tensor:
     """[4] or [B, 4]: focal_x, focal_y, center_x, center_y in pixels of a pinhole camera whose axis meets the middle."""
     fovy = torch.as_tensor(fovy)
     focal_y = 0.5 * height / torch.tan(0.5 * fovy)
     focal_x = focal_y if fovx is None else 0.5 * width / torch.tan(0.5 * torch.as_tensor(fovx, device=fovy.device))
-    return torch.stack([focal_x, focal_y, torch.full_like(focal_y, 0.5 * width), torch.full_like(focal_y, 0.5 * height)], -1)
+    return torch.stack(
+        [focal_x, focal_y, torch.full_like(focal_y, 0.5 * width), torch.full_like(focal_y, 0.5 * height)], -1
+    )
 
 
 def rotation_matrices(quaternions: Tensor) -> Tensor:
@@ -63,21 +69,23 @@ def rotation_matrices(quaternions: Tensor) -> Tensor:
     ).view(-1, 3, 3)  # fmt: skip
 
 
-def world_to_camera(c2w: Tensor) -> Tuple[Tensor, Tensor]:
+def world_to_camera(c2w: Tensor) -> tuple[Tensor, Tensor]:
     """OpenGL c2w [B, 4, 4] -> rotation W [B, 3, 3] and position [B, 3] of a camera that looks along +z with y down."""
     flip = c2w.new_tensor([1.0, -1.0, -1.0])
     return (c2w[:, :3, :3] * flip).transpose(1, 2), c2w[:, :3, 3]
 
 
-def guard_band(intrinsics: Tensor, height: int, width: int) -> Tuple[Tensor, Tensor]:
+def guard_band(intrinsics: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Least and largest x / z and y / z [B, 2] at which J is taken."""
     size = intrinsics.new_tensor([width, height])
     focal, center = intrinsics[:, :2], intrinsics[:, 2:]
     return ((-GUARD_BAND * size - center) / focal).detach(), (((1 + GUARD_BAND) * size - center) / focal).detach()
 
 
-def _project(means: Tensor, quaternions: Tensor, scales: Tensor, c2w: Tensor, intrinsics: Tensor, height: int, width: int):
-    """means2d [B, N, 2], depths [B, N], and variances a, b, c and their determinant [B, N]; means and scales may be [B, N, 3]."""
+def _project(
+    means: Tensor, quaternions: Tensor, scales: Tensor, c2w: Tensor, intrinsics: Tensor, height: int, width: int
+):
+    """means2d [B, N, 2], depths [B, N], covariance a, b, c and determinant [B, N]; means and scales may have a [B]."""
     rotation, position = world_to_camera(c2w)
     local = torch.einsum("bij,bnj->bni", rotation, means - position[:, None])
     z = local[..., 2]

@@ -1,12 +1,12 @@
 """projection.py as Warp kernels with a backward by hand: one source for CPU and CUDA, float32.
 
-A thread handles one Gaussian in all views one after another, so gradients are summed up in one order without atomics and
-come out the same bit for bit, on CUDA too. Backward computes the forward anew, which is cheaper than to keep it.
+A thread handles one Gaussian in all views one after another, so gradients are summed up in one order without atomics
+and come out the same bit for bit, on CUDA too. Backward computes the forward anew, which is cheaper than to keep it.
 """
 
 from __future__ import annotations
 
-from typing import Any, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -193,7 +193,13 @@ def project_backward_kernel(
 class _Project(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, means: Tensor, quaternions: Tensor, scales: Tensor, opacities: Tensor, cameras: Tuple[Tensor, ...], size: tuple
+        ctx: Any,
+        means: Tensor,
+        quaternions: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        cameras: tuple[Tensor, ...],
+        size: tuple,
     ) -> tuple:
         height, width, near = size
         shape = (cameras[0].shape[0], means.shape[0])
@@ -217,11 +223,13 @@ class _Project(torch.autograd.Function):
         inputs = [array(means, wp.vec3), array(quaternions, wp.vec4), array(scales, wp.vec3)]
         given = [array(visible), array(grad_means2d, wp.vec2), array(grad_conics, wp.vec3), array(grad_depths)]
         outputs = [array(grads[0], wp.vec3), array(grads[1], wp.vec4), array(grads[2], wp.vec3)]
-        launch(project_backward_kernel, means.shape[0], [*inputs, *_camera_arrays(cameras), *given, *outputs], means.device)
+        launch(
+            project_backward_kernel, means.shape[0], [*inputs, *_camera_arrays(cameras), *given, *outputs], means.device
+        )
         return (*grads, None, None, None)
 
 
-def _camera_arrays(cameras: Tuple[Tensor, ...]) -> list:
+def _camera_arrays(cameras: tuple[Tensor, ...]) -> list:
     rotation, position, intrinsics, guards = cameras
     return [array(rotation, wp.mat33), array(position, wp.vec3), array(intrinsics, wp.vec4), array(guards, wp.vec4)]
 

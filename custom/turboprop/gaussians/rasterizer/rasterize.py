@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from typing import Callable, NamedTuple, Optional, Sequence, Tuple, Union
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .compositing import TRANSMITTANCE_MIN as TRANSMITTANCE_MIN
 from .compositing import composite_gaussians
+from .gsplat_backend import composite_gaussians_gsplat, gsplat_is_usable
 from .projection import project_gaussians
 
 BACKENDS = ("auto", "torch", "warp", "gsplat")
@@ -27,12 +28,12 @@ class GaussianImage(NamedTuple):
     visible: Tensor  # [N] bool
 
 
-def available_backends(device: torch.device) -> Tuple[str, ...]:
+def available_backends(device: torch.device) -> tuple[str, ...]:
     """Backends that can run on the device, the first being what "auto" takes for float32."""
     names = []
-    if device.type == "cuda" and importlib.util.find_spec("gsplat") is not None:
-        names.append("gsplat")
-    if device.type in ("cpu", "cuda") and importlib.util.find_spec("warp") is not None:
+    if importlib.util.find_spec("warp") is not None and device.type in ("cpu", "cuda"):
+        if gsplat_is_usable(device):
+            names.append("gsplat")
         names.append("warp")
     return (*names, "torch")
 
@@ -44,12 +45,12 @@ def rasterize_gaussians(
     opacities: Tensor,  # [N] in [0, 1]
     colors: Tensor,  # [N, C] any number of channels
     c2w: Tensor,  # [4, 4] OpenGL: x right, y up, looks along -z
-    intrinsics: Union[Tensor, Sequence[float]],  # [4] focal_x, focal_y, center_x, center_y in pixels (intrinsics_from_fov)
+    intrinsics: Tensor | Sequence[float],  # [4] focal_x, focal_y, center_x, center_y in pixels (intrinsics_from_fov)
     height: int,
     width: int,
-    background: Optional[Tensor] = None,  # [C] or [H, W, C]; None: black
+    background: Tensor | None = None,  # [C] or [H, W, C]; None: black
     near: float = 0.01,  # Gaussians whose mean is nearer are left out
-    means2d_offsets: Optional[Tensor] = None,  # [N, 2] pixels, added to the means on the image
+    means2d_offsets: Tensor | None = None,  # [N, 2] pixels, added to the means on the image
     backend: str = "auto",
 ) -> GaussianImage:
     """One camera's image of 3D Gaussians (Kerbl et al. 2023).
@@ -61,10 +62,14 @@ def rasterize_gaussians(
         ValueError: a wrong shape, a value that is not finite (the message names the tensor), a backend not to be had.
     """
     if c2w.dim() != 2:
-        raise ValueError(f"c2w: expected shape [4, 4], got {list(c2w.shape)}; several cameras: rasterize_gaussians_batch")
+        raise ValueError(
+            f"c2w: expected shape [4, 4], got {list(c2w.shape)}; several cameras: rasterize_gaussians_batch"
+        )
     intrinsics = torch.as_tensor(intrinsics, dtype=means.dtype, device=means.device)
     gaussians = (means, quaternions, scales, opacities, colors)
-    return _rasterize(gaussians, c2w[None], intrinsics[None], height, width, background, near, means2d_offsets, backend, True)
+    return _rasterize(
+        gaussians, c2w[None], intrinsics[None], height, width, background, near, means2d_offsets, backend, True
+    )
 
 
 def rasterize_gaussians_batch(
@@ -77,9 +82,9 @@ def rasterize_gaussians_batch(
     intrinsics: Tensor,  # [B, 4]
     height: int,
     width: int,
-    background: Optional[Tensor] = None,  # [C], [B, C] or [B, H, W, C]
+    background: Tensor | None = None,  # [C], [B, C] or [B, H, W, C]
     near: float = 0.01,
-    means2d_offsets: Optional[Tensor] = None,  # [N, 2] or [B, N, 2]
+    means2d_offsets: Tensor | None = None,  # [N, 2] or [B, N, 2]
     backend: str = "auto",
 ) -> GaussianImage:
     """``rasterize_gaussians`` for B cameras of one image size: every output has a leading [B]."""
@@ -89,7 +94,7 @@ def rasterize_gaussians_batch(
     return _rasterize(gaussians, c2w, intrinsics, height, width, background, near, means2d_offsets, backend, False)
 
 
-Gaussians = Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # means, quaternions, scales, opacities, colors
+Gaussians = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # means, quaternions, scales, opacities, colors
 
 
 def _rasterize(
@@ -98,32 +103,31 @@ def _rasterize(
     intrinsics: Tensor,
     height: int,
     width: int,
-    background: Optional[Tensor],
+    background: Tensor | None,
     near: float,
-    means2d_offsets: Optional[Tensor],
+    means2d_offsets: Tensor | None,
     backend: str,
     single: bool,
 ) -> GaussianImage:
     means, quaternions, scales, opacities, colors = gaussians
-    check_input(gaussians, c2w, intrinsics, height, width, near)
+    check_input(gaussians, c2w, intrinsics, background, means2d_offsets, height, width, near)
     backend = choose_backend(backend, means)
-    n_cameras, n = c2w.shape[0], means.shape[0]
-    intrinsics = intrinsics.to(means)
-    c2w = c2w.to(means)
+    intrinsics, c2w = intrinsics.to(means), c2w.to(means)
     project, composite = functions_of(backend, c2w.requires_grad or intrinsics.requires_grad)
-    projected = project(means, quaternions, scales, opacities, c2w, intrinsics, height, width, near)
-    means2d = projected.means2d
-    if means2d_offsets is not None:
-        means2d = means2d + _offsets(means2d_offsets, n_cameras, n)
-    kept = means2d[0] if single else means2d
-    if kept.requires_grad:
-        kept.retain_grad()
-    means2d = kept[None] if single else kept
-    color, opacity, depth = composite(projected, means2d, opacities, colors, height, width)
-    if background is not None:
-        color = color + (1 - opacity) * _background(background, color)
-    image = GaussianImage(color, opacity, depth, means2d, projected.radii, projected.visible)
-    return GaussianImage(*(x[0] for x in image))._replace(means2d=kept) if single else image
+    with torch.autocast(means.device.type, enabled=False):  # half precision is too coarse for pixels
+        projected = project(means, quaternions, scales, opacities, c2w, intrinsics, height, width, near)
+        means2d = projected.means2d if means2d_offsets is None else projected.means2d + means2d_offsets
+        means2d = means2d[0] if single else means2d
+        if means2d.requires_grad:
+            means2d.retain_grad()
+        color, opacity, depth = composite(
+            projected, means2d[None] if single else means2d, opacities, colors, height, width
+        )
+        if background is not None:
+            color = color + (1 - opacity) * _background(background, color)
+    image = (color, opacity, depth, projected.radii, projected.visible)
+    color, opacity, depth, radii, visible = (x[0] for x in image) if single else image
+    return GaussianImage(color, opacity, depth, means2d, radii, visible)
 
 
 def choose_backend(backend: str, means: Tensor) -> str:
@@ -140,14 +144,18 @@ def choose_backend(backend: str, means: Tensor) -> str:
     return backend
 
 
-def functions_of(backend: str, camera_has_gradient: bool) -> Tuple[Callable, Callable]:
+def functions_of(backend: str, camera_has_gradient: bool) -> tuple[Callable, Callable]:
     """Projection and compositing; the kernels' projection has no gradient in the camera, so torch's takes its place."""
     if backend == "torch":
         return project_gaussians, composite_gaussians
-    from .compositing_warp import composite_gaussians_warp
     from .projection_warp import project_gaussians_warp
 
-    return project_gaussians if camera_has_gradient else project_gaussians_warp, composite_gaussians_warp
+    project = project_gaussians if camera_has_gradient else project_gaussians_warp
+    if backend == "gsplat":
+        return project, composite_gaussians_gsplat
+    from .compositing_warp import composite_gaussians_warp
+
+    return project, composite_gaussians_warp
 
 
 def _background(background: Tensor, color: Tensor) -> Tensor:
@@ -166,14 +174,17 @@ def _background(background: Tensor, color: Tensor) -> Tensor:
     return background.view(shapes[shape])
 
 
-def _offsets(offsets: Tensor, n_cameras: int, n: int) -> Tensor:
-    if tuple(offsets.shape) not in ((n, 2), (n_cameras, n, 2)):
-        raise ValueError(f"means2d_offsets: expected shape [{n}, 2] or [{n_cameras}, {n}, 2], got {list(offsets.shape)}")
-    return offsets
-
-
-def check_input(gaussians: Gaussians, c2w: Tensor, intrinsics: Tensor, height: int, width: int, near: float) -> None:
-    """Shapes first, then values, the latter with one transfer from the device."""
+def check_input(
+    gaussians: Gaussians,
+    c2w: Tensor,
+    intrinsics: Tensor,
+    background: Tensor | None,
+    means2d_offsets: Tensor | None,
+    height: int,
+    width: int,
+    near: float,
+) -> None:
+    """Shapes first, then values."""
     means, quaternions, scales, opacities, colors = gaussians
     n, n_cameras = means.shape[0], c2w.shape[0]
     _check_shape("means", means, (n, 3))
@@ -183,8 +194,14 @@ def check_input(gaussians: Gaussians, c2w: Tensor, intrinsics: Tensor, height: i
     _check_shape("colors", colors, (n_cameras, n, colors.shape[-1]) if colors.dim() == 3 else (n, colors.shape[-1]))
     _check_shape("c2w", c2w, (n_cameras, 4, 4))
     _check_shape("intrinsics", intrinsics, (n_cameras, 4))
-    for name, tensor in zip(("quaternions", "scales", "opacities", "colors"), gaussians[1:]):
-        if tensor.dtype != means.dtype or tensor.device != means.device:
+    if means2d_offsets is not None:
+        _check_shape("means2d_offsets", means2d_offsets, (n_cameras, n, 2) if means2d_offsets.dim() == 3 else (n, 2))
+    if means.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"means: expected float32 or float64, got {means.dtype}")
+    named = dict(zip(("quaternions", "scales", "opacities", "colors"), gaussians[1:]))
+    named.update({"background": background, "means2d_offsets": means2d_offsets})
+    for name, tensor in named.items():
+        if tensor is not None and (tensor.dtype != means.dtype or tensor.device != means.device):
             raise ValueError(
                 f"{name}: expected {means.dtype} on {means.device} as the means, got {tensor.dtype} on {tensor.device}"
             )
@@ -192,29 +209,33 @@ def check_input(gaussians: Gaussians, c2w: Tensor, intrinsics: Tensor, height: i
         raise ValueError(f"height, width: expected at least one pixel, got {height} x {width}")
     if not (math.isfinite(near) and near > 0):
         raise ValueError(f"near: expected a finite distance above 0, got {near}")
-    _check_values(gaussians, c2w, intrinsics)
+    _check_values({**named, "means": means, "c2w": c2w, "intrinsics": intrinsics})
 
 
-def _check_shape(name: str, tensor: Tensor, shape: Tuple[int, ...]) -> None:
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
 
 
-def _check_values(gaussians: Gaussians, c2w: Tensor, intrinsics: Tensor) -> None:
-    named = dict(zip(("means", "quaternions", "scales", "opacities", "colors"), gaussians), c2w=c2w, intrinsics=intrinsics)
-    _, quaternions, scales, opacities, _ = gaussians
-    with torch.no_grad():
-        rotation = c2w[:, :3, :3].double()
-        skew = (rotation.transpose(1, 2) @ rotation - torch.eye(3, dtype=torch.float64, device=c2w.device)).abs().amax(dim=(1, 2))
-        rules = {
-            **{f"{name}: not finite (NaN or infinity)": ~torch.isfinite(x).all() for name, x in named.items()},
-            "quaternions: one has length 0": (quaternions.abs().amax(-1) == 0).any(),
-            "scales: expected at least 0, one is negative": (scales < 0).any(),
-            "opacities: expected values in [0, 1]": ((opacities < 0) | (opacities > 1)).any(),
-            "c2w: expected a rotation without scale": (skew > 1e-3).any(),
-            "intrinsics: expected focal lengths above 0": (intrinsics[:, :2] <= 0).any(),
-        }
-        broken = torch.stack([value.to(c2w.device) for value in rules.values()]).tolist()
+@torch.no_grad()
+def _check_values(named: dict[str, Tensor | None]) -> None:
+    """With one transfer from the device for all rules."""
+    quaternions, scales, opacities, c2w = (named[name] for name in ("quaternions", "scales", "opacities", "c2w"))
+    rotation = c2w[:, :3, :3].double()
+    skew = (rotation.transpose(1, 2) @ rotation - torch.eye(3, dtype=torch.float64, device=c2w.device)).abs()
+    rules = {
+        **{
+            f"{name}: not finite (NaN or infinity)": ~torch.isfinite(x).all()
+            for name, x in named.items()
+            if x is not None
+        },
+        "quaternions: expected a rotation, one has length 0": (quaternions.abs().amax(-1) == 0).any(),
+        "scales: expected at least 0, one is negative": (scales < 0).any(),
+        "opacities: expected values in [0, 1]": ((opacities < 0) | (opacities > 1)).any(),
+        "c2w: expected a rotation without scale": (skew > 1e-3).any(),
+        "intrinsics: expected focal lengths above 0": (named["intrinsics"][:, :2] <= 0).any(),
+    }
+    broken = torch.stack([value.to(scales.device) for value in rules.values()]).tolist()
     for message, wrong in zip(rules, broken):
         if wrong:
             raise ValueError(f"rasterize_gaussians: {message}")

@@ -1,4 +1,4 @@
-"""Starts Warp quietly. Modules with kernels import ``wp`` from here, and are themselves imported where they are used."""
+"""Starts Warp quietly. Modules with kernels import ``wp`` from here, and are imported only where they are used."""
 
 import os
 import sys
