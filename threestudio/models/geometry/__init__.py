@@ -1,1 +1,1 @@
-from . import base, implicit_volume
+from . import base, implicit_sdf, implicit_volume, tetrahedra_sdf_grid

@@ -1,0 +1,182 @@
+"""A signed distance field and features over a hash grid: the geometry of surface-based text-to-3D."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, Optional, Tuple, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import threestudio
+from threestudio.models.geometry.base import BaseGeometry, BaseImplicitGeometry, contract_to_unisphere
+from threestudio.models.geometry.implicit_volume import hash_grid_defaults, mlp_defaults
+from threestudio.models.geometry.normals import NORMAL_TYPES, analytic_gradient, finite_difference_gradient
+from threestudio.models.geometry.shape_fit import fit_signed_distance
+from threestudio.models.geometry.shape_init import check_shape_init, note_given_shape, parametric_distance, shape_distance
+from threestudio.models.networks import ProgressiveBandHashGrid, get_encoding, get_mlp
+from threestudio.utils.errors import UserError
+
+
+@threestudio.register("implicit-sdf")
+class ImplicitSDF(BaseImplicitGeometry):
+    @dataclass
+    class Config(BaseImplicitGeometry.Config):
+        n_input_dims: int = 3  # of a point
+        n_feature_dims: int = 3  # features that the material sees; 0: none
+        pos_encoding_config: dict = field(default_factory=hash_grid_defaults)
+        mlp_network_config: dict = field(default_factory=mlp_defaults)
+        # finite_difference (forward), finite_difference_laplacian (central), pred (a network's), analytic, or null: none
+        normal_type: Optional[str] = "finite_difference"
+        # distance of the differences, world units; progressive: a cell of ProgressiveBandHashGrid's finest open level
+        finite_difference_normal_eps: Union[float, str] = 0.01
+        shape_init: Optional[str] = None  # what training starts from: sphere, ellipsoid, mesh:<file>; null: the network
+        shape_init_params: Optional[Any] = None  # radius | three half axes | size of the mesh, null: as in its file
+        shape_init_mesh_up: str = "+z"  # the mesh file's axis that points up
+        shape_init_mesh_front: str = "+x"  # the mesh file's axis that points to the front
+        force_shape_init: bool = False  # start from shape_init even where weights were given
+        sdf_bias: Union[float, str] = 0.0  # added to the network's output: a number, sphere or ellipsoid
+        sdf_bias_params: Optional[Any] = None  # radius | three half axes
+        isosurface_threshold: Union[float, str] = 0.0  # distance of the surface
+        isosurface_remove_outliers: bool = False  # drop small components
+
+    cfg: Config
+
+    def configure(self) -> None:
+        super().configure()
+        cfg = self.cfg
+        self._check_config()
+        self._bias = parametric_distance(cfg.sdf_bias, cfg.sdf_bias_params, "sdf_bias") if isinstance(cfg.sdf_bias, str) else None
+        self.encoding = get_encoding(cfg.n_input_dims, cfg.pos_encoding_config)
+        n, mlp = self.encoding.n_output_dims, cfg.mlp_network_config
+        self.sdf_network = get_mlp(n, 1, mlp)
+        if cfg.n_feature_dims > 0:
+            self.feature_network = get_mlp(n, cfg.n_feature_dims, mlp)
+        if cfg.normal_type == "pred":
+            self.normal_network = get_mlp(n, 3, mlp)
+        if cfg.isosurface_deformable_grid:
+            self.deformation_network = get_mlp(n, 3, mlp)
+        self.finite_difference_normal_eps = self._eps_now()
+        self.shape_is_given = self._shape_initialized = False
+        self.register_load_state_dict_pre_hook(note_given_shape)
+
+    def _check_config(self) -> None:
+        cfg = self.cfg
+        if cfg.normal_type not in NORMAL_TYPES:
+            raise UserError(f"geometry.normal_type: expected one of {', '.join(map(str, NORMAL_TYPES))}, got {cfg.normal_type!r}")
+        if isinstance(cfg.sdf_bias, str) and cfg.sdf_bias not in ("sphere", "ellipsoid"):
+            raise UserError(f"geometry.sdf_bias: expected a number, sphere or ellipsoid, got {cfg.sdf_bias!r}")
+        eps = cfg.finite_difference_normal_eps
+        if eps == "progressive":
+            otype = cfg.pos_encoding_config.get("otype")
+            if otype != "ProgressiveBandHashGrid":
+                raise UserError(f"geometry.finite_difference_normal_eps: progressive needs pos_encoding_config.otype=ProgressiveBandHashGrid, got {otype}")
+        elif isinstance(eps, str) or not eps > 0:
+            raise UserError(f"geometry.finite_difference_normal_eps: expected a number > 0 or progressive, got {eps!r}")
+        check_shape_init(cfg.shape_init, cfg.shape_init_params, cfg.shape_init_mesh_up, cfg.shape_init_mesh_front)
+
+    # ----------------------------------------------------------------------------- field
+
+    def forward(self, points: Tensor, output_normal: bool = False) -> Dict[str, Tensor]:
+        """points [..., 3] in world units -> sdf [..., 1], features [..., n_feature_dims] and, if asked for, normal and
+        shading_normal (unit) and sdf_grad (not normalized) [..., 3]."""
+        analytic = output_normal and self.cfg.normal_type == "analytic"
+        grad_enabled = torch.is_grad_enabled()
+        with torch.set_grad_enabled(grad_enabled or analytic):
+            if analytic and not points.requires_grad:
+                points = points.detach().requires_grad_()
+            encoded = self._encode(points)
+            sdf = self.sdf_from_encoding(points, encoded)
+            output = {"sdf": sdf}
+            if self.cfg.n_feature_dims > 0:
+                output["features"] = self.feature_network(encoded).view(*points.shape[:-1], self.cfg.n_feature_dims)
+            if output_normal and self.cfg.normal_type is not None:
+                sdf_grad = self._gradient(points, encoded, sdf, grad_enabled)
+                normal = F.normalize(sdf_grad, dim=-1)
+                output.update(normal=normal, shading_normal=normal, sdf_grad=sdf_grad)
+        # Where the caller keeps no gradient, the graph that analytic normals needed ends here.
+        return output if grad_enabled else {name: value.detach() for name, value in output.items()}
+
+    def _encode(self, points: Tensor) -> Tensor:
+        unit = contract_to_unisphere(points, self.bbox, self.unbounded)
+        return self.encoding(unit.reshape(-1, self.cfg.n_input_dims))
+
+    def sdf_from_encoding(self, points: Tensor, encoded: Tensor) -> Tensor:
+        """[..., 1]: the network's output plus the bias."""
+        bias = float(self.cfg.sdf_bias) if self._bias is None else self._bias(points)
+        return self.sdf_network(encoded).view(*points.shape[:-1], 1) + bias
+
+    def _gradient(self, points: Tensor, encoded: Tensor, sdf: Tensor, create_graph: bool) -> Tensor:
+        """d sdf / d points [..., 3]."""
+        kind = self.cfg.normal_type
+        if kind == "pred":
+            return self.normal_network(encoded).view(*points.shape[:-1], 3)
+        if kind == "analytic":
+            return analytic_gradient(sdf, points, create_graph)
+        central = kind == "finite_difference_laplacian"
+        eps = self.finite_difference_normal_eps
+        return finite_difference_gradient(self.forward_sdf, points, sdf, eps, central, self.cfg.radius)
+
+    def forward_sdf(self, points: Tensor) -> Tensor:
+        return self.sdf_from_encoding(points, self._encode(points))
+
+    def forward_field(self, points: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
+        encoded = self._encode(points)
+        deformation = None
+        if self.cfg.isosurface_deformable_grid:
+            deformation = self.deformation_network(encoded).view(*points.shape[:-1], 3)
+        return self.sdf_from_encoding(points, encoded), deformation
+
+    def forward_level(self, field: Tensor, threshold: float) -> Tensor:
+        return field - threshold
+
+    def export(self, points: Tensor, **kwargs: Any) -> Dict[str, Any]:
+        """points [N, 3] on the surface -> features [N, n_feature_dims]."""
+        if self.cfg.n_feature_dims == 0:
+            return {}
+        return {"features": self.feature_network(self._encode(points)).view(*points.shape[:-1], self.cfg.n_feature_dims)}
+
+    # ----------------------------------------------------------------------------- start
+
+    def initialize_shape(self) -> None:
+        """Fits the field to ``shape_init``: a start for training. Draws from torch's global generator.
+
+        Does nothing without shape_init, the second time, or (but with force_shape_init) where weights were given.
+        """
+        cfg = self.cfg
+        if not cfg.shape_init or self._shape_initialized or (self.shape_is_given and not cfg.force_shape_init):
+            return
+        target = shape_distance(
+            cfg.shape_init, cfg.shape_init_params, cfg.shape_init_mesh_up, cfg.shape_init_mesh_front, cfg.radius, self.bbox.device
+        )
+        error = fit_signed_distance(self, target, self.cfg.radius, label=cfg.shape_init)
+        threestudio.info(f"shape_init: the field follows {cfg.shape_init} to {error:.2g} world units (root mean square)")
+        self.shape_is_given = self._shape_initialized = True
+
+    # ------------------------------------------------------------------------- life cycle
+
+    def _eps_now(self) -> float:
+        if self.cfg.finite_difference_normal_eps != "progressive":
+            return float(self.cfg.finite_difference_normal_eps)
+        grid = self.encoding.encoding
+        assert isinstance(grid, ProgressiveBandHashGrid)
+        return 2.0 * self.cfg.radius / grid.grid_resolution
+
+    def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
+        self.finite_difference_normal_eps = self._eps_now()  # the encoding has been updated before
+
+    @staticmethod
+    def create_from(other: BaseGeometry, cfg: Optional[Any] = None, copy_net: bool = True, **kwargs: Any) -> "ImplicitSDF":
+        """Copies another implicit-sdf's field; its feature network too with copy_net and equal n_feature_dims."""
+        if not isinstance(other, ImplicitSDF):
+            raise TypeError(f"implicit-sdf cannot be made from {other.__class__.__name__}")
+        geometry = ImplicitSDF(cfg, **kwargs).to(other.bbox.device)
+        geometry.encoding.load_state_dict(other.encoding.state_dict())
+        geometry.sdf_network.load_state_dict(other.sdf_network.state_dict())
+        if geometry.cfg.isosurface_deformable_grid and other.cfg.isosurface_deformable_grid:
+            geometry.deformation_network.load_state_dict(other.deformation_network.state_dict())
+        if copy_net and geometry.cfg.n_feature_dims == other.cfg.n_feature_dims > 0:
+            geometry.feature_network.load_state_dict(other.feature_network.state_dict())
+        geometry.shape_is_given = True
+        return geometry

@@ -1,0 +1,271 @@
+"""Volume rendering of a signed distance field: NeuS (Wang et al. 2021) or VolSDF (Yariv et al. 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, Optional
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+import threestudio
+from threestudio.models.background.base import BaseBackground
+from threestudio.models.estimators import ImportanceEstimator, OccupancyGridEstimator
+from threestudio.models.geometry.base import BaseGeometry
+from threestudio.models.materials.base import BaseMaterial
+from threestudio.models.renderers.base import VolumeRenderer
+from threestudio.ops.ray_sampling import RaySamples, ray_aabb_intersect
+from threestudio.ops.volume_rendering import accumulate_along_rays, render_weight_from_alpha
+from threestudio.utils.errors import UserError
+from threestudio.utils.ops import chunk_batch, dot, validate_empty_rays
+
+# VolSDF's density is 1 / b inside: a larger one makes a step that is all or nothing, which has no gradient.
+LARGEST_INVERSE_SCALE = 80.0
+
+
+def neus_alpha(sdf: Tensor, cosine: Tensor, lengths: Tensor, inv_std: Tensor) -> Tensor:
+    """Opacity of intervals by the logistic distribution of the distance at their two ends (NeuS, eq. 13).
+
+    Args:
+        sdf: signed distance in the middle [S, 1]; lengths: of the intervals [S, 1], world units.
+        cosine: d sdf / d length along the ray [S, 1], at most 0 where the ray enters the surface.
+        inv_std: [] or [1], the logistic density's inverse standard deviation s, 1 / world units.
+    Returns:
+        alpha [S, 1] in [0, 1]: (cdf(s start) - cdf(s end)) / cdf(s start), the distance linear in between.
+    """
+    start, end = sdf - cosine * lengths * 0.5, sdf + cosine * lengths * 0.5
+    # cdf(b) / cdf(a) through logarithms: deep inside both cdfs vanish, and their quotient is still right.
+    return -torch.expm1((F.logsigmoid(end * inv_std) - F.logsigmoid(start * inv_std)).clamp(max=0.0))
+
+
+def annealed_cosine(cosine: Tensor, anneal: float) -> Tensor:
+    """The cosine [...] between ray and normal, as the opacity takes it: never positive.
+
+    anneal 1: rays that leave the surface count for nothing, -relu(-cos). anneal 0: -(1 - cos) / 2, which gives them
+    a gradient while the surface has yet to form (the NeuS authors' schedule for the start of training).
+    """
+    return -(F.relu(0.5 - 0.5 * cosine) * (1.0 - anneal) + F.relu(-cosine) * anneal)
+
+
+def volsdf_density(sdf: Tensor, inv_std: Tensor) -> Tensor:
+    """Density by length: a Psi_b(-sdf), Psi_b the Laplace distribution's cdf, a = 1 / b = inv_std (VolSDF, eq. 2-3)."""
+    a = inv_std.clamp(0.0, LARGEST_INVERSE_SCALE)
+    return a * (0.5 + 0.5 * sdf.sign() * torch.expm1(-sdf.abs() * a))
+
+
+class LearnedVariance(nn.Module):
+    """The inverse standard deviation exp(10 v) of the surface's thickness, v learned."""
+
+    def __init__(self, init: float) -> None:
+        super().__init__()
+        self._inv_std = nn.Parameter(torch.tensor(float(init)))
+
+    @property
+    def inv_std(self) -> Tensor:  # []
+        return torch.exp(self._inv_std * 10.0).clamp(1e-6, 1e6)
+
+
+@threestudio.register("neus-volume-renderer")
+class NeuSVolumeRenderer(VolumeRenderer):
+    @dataclass
+    class Config(VolumeRenderer.Config):
+        num_samples_per_ray: int = 512  # occgrid: steps over the cube's diagonal; importance: coarse samples of a ray
+        randomized: bool = True  # jitter the samples while training
+        eval_chunk_size: int = 160000  # points per query outside training
+        learned_variance_init: float = 0.3  # v: the surface is about exp(-10 v) world units thick at first
+        cos_anneal_end_steps: int = 0  # steps over which rays that leave the surface lose their say; 0: they have none
+        use_volsdf: bool = False  # density from distance as in VolSDF, in place of NeuS' opacity
+        near_plane: float = 0.0  # nearest sample, world units
+        far_plane: float = 1e10  # farthest sample
+        estimator: str = "occgrid"  # occgrid: occupancy grid; importance: coarse samples, then resampled (use_volsdf only)
+        grid_prune: bool = True  # occgrid: skip cells found empty
+        prune_alpha_threshold: bool = True  # occgrid: skip samples of opacity < 0.01
+        num_samples_per_ray_importance: int = 64  # importance: samples of a ray that are shaded
+
+    cfg: Config
+
+    def configure(self, geometry: BaseGeometry, material: BaseMaterial, background: BaseBackground) -> None:
+        super().configure(geometry, material, background)
+        cfg = self.cfg
+        for key in ("num_samples_per_ray", "num_samples_per_ray_importance"):
+            if cfg[key] < 1:
+                raise UserError(f"renderer.{key}: expected >= 1, got {cfg[key]}")
+        if cfg.cos_anneal_end_steps < 0:
+            raise UserError(f"renderer.cos_anneal_end_steps: expected >= 0, got {cfg.cos_anneal_end_steps}")
+        self.variance = LearnedVariance(cfg.learned_variance_init)
+        if cfg.estimator == "occgrid":
+            self.estimator = OccupancyGridEstimator(self.bbox, resolution=32)
+            if not cfg.grid_prune:
+                self.estimator.fill()
+        elif cfg.estimator == "importance":
+            if not cfg.use_volsdf:
+                raise UserError("renderer.estimator: importance needs renderer.use_volsdf=true (it samples by density)")
+            self.estimator = ImportanceEstimator()
+        else:
+            raise UserError(f"renderer.estimator: expected occgrid or importance, got {cfg.estimator!r}")
+        self.render_step_size = 1.732 * 2 * cfg.radius / cfg.num_samples_per_ray  # the cube's diagonal in steps
+        self.randomized = cfg.randomized
+        self.cos_anneal_ratio = 1.0 if cfg.cos_anneal_end_steps == 0 else 0.0
+
+    def forward(
+        self,
+        rays_o: Tensor,
+        rays_d: Tensor,
+        light_positions: Tensor,
+        bg_color: Optional[Tensor] = None,
+        **kwargs: Any,
+    ) -> Dict[str, Any]:
+        """Images of B cameras.
+
+        Args:
+            rays_o, rays_d: [B, H, W, 3]; light_positions: [B, 3].
+            bg_color: [B, C] or [B, H, W, C], in place of the background's colours.
+            kwargs: the rest of the batch, handed on to the material.
+        Returns:
+            comp_rgb, comp_rgb_fg, comp_rgb_bg [B, H, W, C], opacity, depth [B, H, W, 1]; in training also each sample's
+            weights, t_points, t_intervals [S, 1], t_dirs, points [S, 3], ray_indices [S] and what the geometry gave
+            there (sdf, sdf_grad, normal, features); outside training comp_normal [B, H, W, 3] in [0, 1]; inv_std [].
+        """
+        image_shape = rays_o.shape[:3]
+        rays_o_flat, rays_d_flat = rays_o.reshape(-1, 3), rays_d.reshape(-1, 3)
+        n_rays = rays_o_flat.shape[0]
+        ray_indices, t_starts, t_ends = validate_empty_rays(*self._sample(rays_o_flat, rays_d_flat))
+        t_points, t_intervals = ((t_starts + t_ends) / 2)[:, None], (t_ends - t_starts)[:, None]
+        t_dirs = rays_d_flat[ray_indices]
+        points = rays_o_flat[ray_indices] + t_dirs * t_points
+        image_of_ray = ray_indices // (image_shape[1] * image_shape[2])
+
+        geo_out, rgb = self._shade(points, t_dirs, light_positions[image_of_ray], kwargs)
+        rgb_bg = self._background(rays_d, bg_color)
+
+        alpha = self._alpha(geo_out, t_dirs, t_intervals)
+        weights, _ = render_weight_from_alpha(alpha[:, 0], ray_indices)
+        opacity = accumulate_along_rays(weights, None, ray_indices, n_rays)
+        depth = accumulate_along_rays(weights, t_points, ray_indices, n_rays)
+        rgb_fg = accumulate_along_rays(weights, rgb.to(weights.dtype), ray_indices, n_rays)
+
+        def image(x: Tensor) -> Tensor:
+            return x.view(*image_shape, -1)
+
+        out = {
+            "comp_rgb": image(rgb_fg + rgb_bg * (1.0 - opacity)),
+            "comp_rgb_fg": image(rgb_fg),
+            "comp_rgb_bg": image(rgb_bg),
+            "opacity": image(opacity),
+            "depth": image(depth),
+        }
+        if self.training:
+            out.update(
+                weights=weights[:, None],
+                t_points=t_points,
+                t_intervals=t_intervals,
+                t_dirs=t_dirs,
+                ray_indices=ray_indices,
+                points=points,
+                **geo_out,
+            )
+        elif "normal" in geo_out:
+            normal = F.normalize(accumulate_along_rays(weights, geo_out["normal"], ray_indices, n_rays), dim=-1)
+            out["comp_normal"] = image((normal + 1.0) / 2.0 * opacity)
+        out["inv_std"] = self.variance.inv_std
+        return out
+
+    # -------------------------------------------------------------------------- opacity
+
+    def _alpha(self, geo_out: Dict[str, Tensor], t_dirs: Tensor, t_intervals: Tensor) -> Tensor:
+        """Opacity [S, 1] of samples, from what the geometry says there."""
+        sdf, inv_std = geo_out["sdf"].float(), self.variance.inv_std
+        if self.cfg.use_volsdf:
+            return -torch.expm1(-volsdf_density(sdf, inv_std) * t_intervals)
+        if "normal" not in geo_out:
+            raise UserError("renderer neus-volume-renderer: needs normals; expected geometry.normal_type other than null (or use_volsdf=true)")
+        cosine = annealed_cosine(dot(t_dirs, geo_out["normal"].float()), self.cos_anneal_ratio)
+        return neus_alpha(sdf, cosine, t_intervals, inv_std)
+
+    @torch.no_grad()
+    def _opacity_without_normal(self, points: Tensor, lengths: Tensor) -> Tensor:
+        """Opacity [S, 1] at points [S, 3] of intervals [S, 1], the ray taken to meet the surface head-on: the most
+        that there can be."""
+        sdf = chunk_batch(self.geometry.forward_sdf, self.cfg.eval_chunk_size, points).float()
+        if self.cfg.use_volsdf:
+            return -torch.expm1(-volsdf_density(sdf, self.variance.inv_std) * lengths)
+        return neus_alpha(sdf, -torch.ones_like(sdf), lengths, self.variance.inv_std)
+
+    # ------------------------------------------------------------------------- sampling
+
+    def _sample(self, rays_o: Tensor, rays_d: Tensor) -> RaySamples:
+        """rays_o, rays_d [N, 3] -> packed samples."""
+        stratified = self.randomized and self.training
+
+        def density(t_starts: Tensor, t_ends: Tensor, ray: Tensor) -> Tensor:
+            """Density [S] that gives the intervals [S] their opacity."""
+            lengths = (t_ends - t_starts)[:, None]
+            points = rays_o[ray] + rays_d[ray] * ((t_starts + t_ends) / 2)[:, None]
+            alpha = self._opacity_without_normal(points, lengths)
+            return (-torch.log1p(-alpha.clamp(max=1 - 1e-6)) / lengths.clamp(min=1e-9))[:, 0]
+
+        if self.cfg.estimator == "occgrid":
+            return self.estimator.sampling(
+                rays_o,
+                rays_d,
+                sigma_fn=density if self.cfg.prune_alpha_threshold else None,
+                near_plane=self.cfg.near_plane,
+                far_plane=self.cfg.far_plane,
+                render_step_size=self.render_step_size,
+                early_stop_eps=1e-4 if self.cfg.prune_alpha_threshold else 0.0,
+                alpha_thre=0.01 if self.cfg.prune_alpha_threshold else 0.0,
+                stratified=stratified,
+            )
+        near, far, hit = ray_aabb_intersect(rays_o, rays_d, self.bbox, self.cfg.near_plane, self.cfg.far_plane)
+        ray = hit.nonzero()[:, 0]  # rays that miss the cube have nothing to sample
+        n = self.cfg.num_samples_per_ray_importance
+
+        def proposal(t_starts: Tensor, t_ends: Tensor) -> Tensor:
+            which = ray[:, None].expand_as(t_starts).reshape(-1)
+            return density(t_starts.reshape(-1), t_ends.reshape(-1), which)
+
+        t_starts, t_ends = self.estimator.sampling(
+            [proposal], [self.cfg.num_samples_per_ray], n, ray.shape[0], near[ray], far[ray], "uniform", stratified
+        )
+        return RaySamples(ray.repeat_interleave(n), t_starts.reshape(-1), t_ends.reshape(-1))
+
+    # -------------------------------------------------------------------------- shading
+
+    def _shade(self, points: Tensor, t_dirs: Tensor, light_positions: Tensor, options: Dict[str, Any]) -> tuple:
+        """What the geometry and the material say at points [S, 3]; in chunks outside training."""
+
+        def query(points: Tensor, t_dirs: Tensor, light_positions: Tensor) -> tuple:
+            geo_out = self.geometry(points, output_normal=True)
+            rgb = self.material(viewdirs=t_dirs, positions=points, light_positions=light_positions, **geo_out, **options)
+            return geo_out, rgb
+
+        chunk_size = 0 if self.training else self.cfg.eval_chunk_size
+        return chunk_batch(query, chunk_size, points, t_dirs, light_positions)
+
+    def _background(self, rays_d: Tensor, bg_color: Optional[Tensor]) -> Tensor:
+        """[B * H * W, C]"""
+        batch, height, width, _ = rays_d.shape
+        if bg_color is None:
+            colors = self.background(dirs=rays_d)
+        elif bg_color.ndim == 2:
+            colors = bg_color[:, None, None, :].expand(batch, height, width, -1)
+        else:
+            colors = bg_color
+        return colors.reshape(batch * height * width, -1).float()
+
+    # ----------------------------------------------------------------------- life cycle
+
+    def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
+        if self.cfg.cos_anneal_end_steps > 0:
+            self.cos_anneal_ratio = min(1.0, global_step / self.cfg.cos_anneal_end_steps)
+        if self.cfg.estimator != "occgrid" or not self.cfg.grid_prune:
+            return
+        if self.training and not on_load_weights:
+            length = self.bbox.new_full((1, 1), self.render_step_size)
+            self.estimator.update_every_n_steps(global_step, lambda points: self._opacity_without_normal(points, length))
+
+    def train(self, mode: bool = True) -> "NeuSVolumeRenderer":
+        self.randomized = mode and self.cfg.randomized
+        return super().train(mode=mode)
