@@ -82,7 +82,9 @@ def write_material(
         name = f"{suffix}.{map_format}"
         texture_path = os.path.join(os.path.dirname(path), name)
         picture = Image.fromarray(rgb_image(texture))
-        (picture if channels == 3 else picture.convert("L")).save(texture_path)
+        # JPEG's coarser colour planes would mix charts that lie side by side in the atlas.
+        options = {"quality": 95, "subsampling": 0} if map_format.lower() in ("jpg", "jpeg") else {}
+        (picture if channels == 3 else picture.convert("L")).save(texture_path, **options)
         written.append(texture_path)
         lines.append(f"{keyword} {name}")
     write_text(path, "\n".join(lines) + "\n")
