@@ -226,7 +226,7 @@ class BaseLift3DSystem(BaseSystem):
             names = guidance_loss_names(threestudio.find(self.cfg.guidance_type))
         self.guidance_losses = names  # None: only a step shows which losses the guidance has
         if self.loss_keys is not None and names is not None:
-            check_loss_keys(self.cfg.loss, [*self.loss_keys, *(f"lambda_{name}" for name in names)])
+            check_loss_keys(self.cfg.loss, self.loss_keys, names)
             check_guidance_weights(self.cfg.loss, names, self.cfg.guidance_type)
 
     def _build(self, part: str, **kwargs: Any) -> Any:

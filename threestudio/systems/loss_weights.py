@@ -4,6 +4,9 @@ from typing import Any, Iterable, Optional
 
 from threestudio.utils.errors import UserError, nearest_names, with_suggestion
 
+# X of each `loss_X` of threestudio's guidances. A config may weigh losses of several guidances, to switch by one key.
+USUAL_GUIDANCE_LOSSES = ("sds", "sds_img", "vsd", "vsd_img", "lora", "sdi", "sd", "sd_img", "train_phi")
+
 
 def guidance_loss_names(guidance_class: Any) -> Optional[tuple[str, ...]]:
     """X of each `loss_X` that a guidance of this class may return; None if the class does not say.
@@ -13,9 +16,10 @@ def guidance_loss_names(guidance_class: Any) -> Optional[tuple[str, ...]]:
     return getattr(guidance_class, "loss_names", None)
 
 
-def check_loss_keys(loss: Any, known: Iterable[str]) -> None:
-    """Raises UserError for a key of `system.loss` that is not among `known`."""
-    known = sorted(set(known))
+def check_loss_keys(loss: Any, own: Iterable[str], guidance_losses: Iterable[str]) -> None:
+    """Raises UserError for a key of `system.loss` that neither the system (`own`) nor a guidance has."""
+    weights = [f"lambda_{name}" for name in (*guidance_losses, *USUAL_GUIDANCE_LOSSES)]
+    known = sorted({*own, *weights})
     for key in loss:
         if key not in known:
             bare = {name.removeprefix("lambda_"): name for name in known}

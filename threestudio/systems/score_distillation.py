@@ -55,20 +55,26 @@ class ScoreDistillationSystem(BaseLift3DSystem):
             if key not in losses:
                 self._log_scalar(f"train/{key}", value)
         if self.loss_keys is not None:
-            own = [*self.loss_keys, *(f"lambda_{name}" for name in self.guidance_losses or ())]
-            returned = [key.replace("loss_", "lambda_", 1) for key in losses]
-            check_loss_keys(self.cfg.loss, [*own, *returned])
+            returned = [key.removeprefix("loss_") for key in losses]
+            check_loss_keys(self.cfg.loss, self.loss_keys, [*returned, *(self.guidance_losses or ())])
         return losses
 
     def weighted_sum(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The `loss` of a step: the sum of `loss_X` times `lambda_X`; logs each of them, and each weight."""
-        total: Any = 0.0
+        """The `loss` of a step: the sum of `loss_X` times `lambda_X`; logs each of them, and each weight.
+
+        A loss of weight 0 is left out: a NaN in it spreads no further.
+        """
+        terms = []
         for key, value in losses.items():
             self._log_scalar(f"train/{key}", value)
-            total = total + value * self.C(self._lambda(key))
+            weight = self.C(self._lambda(key))
+            if weight != 0:
+                terms.append(value * weight)
         for key, value in self.cfg.loss.items():
             self._log_scalar(f"train_params/{key}", self.C(value))
-        return {"loss": total}
+        if not terms:
+            raise UserError(f"system.loss: the weights of all losses ({', '.join(losses)}) are 0")
+        return {"loss": sum(terms[1:], terms[0])}
 
     def _lambda(self, loss_name: str) -> Any:
         key = loss_name.replace("loss_", "lambda_", 1)

@@ -36,6 +36,8 @@ class MultiPromptGeneratorSystem(BaseLift3DSystem):
         turntable_fps: int = 12  # frames a second
 
     cfg: Config
+    # keys of `loss` that this reads besides the guidance's; the host refuses others
+    loss_keys = ("lambda_sparsity", "lambda_coverage", "lambda_opaque", "lambda_eikonal")
 
     def configure(self) -> None:
         super().configure()
