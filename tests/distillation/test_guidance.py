@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from turboprop.distillation.guidance import distillation_loss, finite_gradient
+from turboprop.distillation.prior import distillation_loss, finite_gradient
 from turboprop.teachers import GaussianMixtureTeacher
 
 import threestudio

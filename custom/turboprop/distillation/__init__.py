@@ -1,7 +1,17 @@
 """Distillation methods as pure functions of a teacher, and the registered guidances."""
 
-from . import guidance, stable_diffusion  # noqa: F401
-from .methods import METHODS, Conditions, Distillation, asd_gradient, csd_gradient, sds_gradient, sjc_gradient
+from . import guidance, stable_diffusion, variational  # noqa: F401
+from .inversion import ddim_inversion, sdi_gradient
+from .methods import (
+    METHODS,
+    Conditions,
+    Distillation,
+    asd_gradient,
+    csd_gradient,
+    sds_gradient,
+    sjc_gradient,
+    vsd_gradient,
+)
 
 __all__ = [
     "METHODS",
@@ -9,6 +19,9 @@ __all__ = [
     "Distillation",
     "asd_gradient",
     "csd_gradient",
+    "ddim_inversion",
+    "sdi_gradient",
     "sds_gradient",
     "sjc_gradient",
+    "vsd_gradient",
 ]

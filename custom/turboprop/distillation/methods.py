@@ -9,6 +9,8 @@ from the guided score, `first`:
     CSD  the unconditional score at t             (Classifier Score Distillation, Yu et al. 2023, arXiv 2310.19415)
     ASD  the conditional score at t' > t          (ScaleDreamer, Ma et al. 2024, arXiv 2407.02040)
     SJC  nothing, or the noise                    (Score Jacobian Chaining, Wang et al. 2022, arXiv 2212.00774)
+    VSD  the renders' score, by a second teacher  (ProlificDreamer, Wang et al. 2023, arXiv 2305.16213)
+VSD's second teacher is bound by keyword; so bound, it has the signature. SDI (inversion.py) differs in its noise instead.
 """
 
 from collections.abc import Callable
@@ -29,6 +31,9 @@ class Distillation:
     gradient: Tensor  # [B, C, h, w], at the latents
     guided_noise: Tensor  # [B, C, h, w], the teacher's guided estimate of the noise at t
     scalars: dict[str, Tensor]  # to log
+    noisy: Tensor  # [B, C, h, w], the latents at t
+    # [B, C, h, w], the noise at t as the renders' own score has it; None: the noise that was added
+    render_noise: Optional[Tensor] = None
 
 
 Method = Callable[..., Distillation]
@@ -142,7 +147,7 @@ def sds_gradient(
     """w(t) (first - eps): Score Distillation Sampling (DreamFusion, equation 3)."""
     noisy = teacher.add_noise(latents, noise, timesteps)
     scores = query(teacher, noisy, conditions, timesteps, guidance_scale)
-    return _weighted(teacher, timesteps, weighting, scores, scores.first - noise)
+    return _weighted(teacher, noisy, timesteps, weighting, scores, scores.first - noise)
 
 
 def csd_gradient(
@@ -159,7 +164,7 @@ def csd_gradient(
     """w(t) (first - eps_u) = w(t) s (eps_c - eps_u): the classifier score alone (CSD, equation 8)."""
     noisy = teacher.add_noise(latents, noise, timesteps)
     scores = query(teacher, noisy, conditions, timesteps, guidance_scale)
-    return _weighted(teacher, timesteps, weighting, scores, scores.first - scores.unconditional)
+    return _weighted(teacher, noisy, timesteps, weighting, scores, scores.first - scores.unconditional)
 
 
 def asd_gradient(
@@ -181,7 +186,7 @@ def asd_gradient(
     noisy = teacher.add_noise(latents, noise, timesteps)
     noisy_shifted = teacher.add_noise(latents, noise, shifted_timesteps)
     scores = query(teacher, noisy, conditions, timesteps, guidance_scale, noisy_shifted, shifted_timesteps)
-    return _weighted(teacher, timesteps, weighting, scores, scores.first - scores.shifted)
+    return _weighted(teacher, noisy, timesteps, weighting, scores, scores.first - scores.shifted)
 
 
 def sjc_gradient(
@@ -202,18 +207,53 @@ def sjc_gradient(
     """
     noisy = teacher.add_noise(latents, noise, timesteps)
     scores = query(teacher, noisy, conditions, timesteps, guidance_scale)
-    return _weighted(teacher, timesteps, weighting, scores, scores.first)
+    return _weighted(teacher, noisy, timesteps, weighting, scores, scores.first)
+
+
+def vsd_gradient(
+    teacher: Teacher,
+    latents: Tensor,  # [B, C, h, w]
+    conditions: Conditions,
+    timesteps: Tensor,  # [B]
+    noise: Tensor,  # [B, C, h, w]
+    shifted_timesteps: Tensor,  # [B], has no part in it
+    *,
+    guidance_scale: float,
+    weighting: str,
+    render_teacher: Teacher,  # of the renders' distribution, with the teacher's schedule
+    render_conditions: Conditions,  # what it is asked about the B latents
+    render_guidance_scale: float = 1.0,
+) -> Distillation:
+    """w(t) (first - eps_phi): Variational Score Distillation (ProlificDreamer, equation 9).
+
+    eps_phi is the noise by the score of the renders themselves. With their exact score the gradient's mean is that of
+    the KL divergence from the renders, noised to t, to the guided teacher, times w(t) s_t / a_t.
+    """
+    noisy = teacher.add_noise(latents, noise, timesteps)
+    scores = query(teacher, noisy, conditions, timesteps, guidance_scale)
+    if render_guidance_scale == 1.0:  # then the unconditional answer has no part in it
+        render_noise = render_teacher.predict_noise(noisy, timesteps, render_conditions.positive)
+    else:
+        render_noise = query(render_teacher, noisy, render_conditions, timesteps, render_guidance_scale).first
+    difference = scores.first - render_noise
+    return _weighted(teacher, noisy, timesteps, weighting, scores, difference, render_noise)
 
 
 def _weighted(
-    teacher: Teacher, timesteps: Tensor, weighting: str, scores: Scores, difference: Tensor
+    teacher: Teacher,
+    noisy: Tensor,
+    timesteps: Tensor,
+    weighting: str,
+    scores: Scores,
+    difference: Tensor,
+    render_noise: Optional[Tensor] = None,
 ) -> Distillation:
     weights = weight(teacher.alphas_cumprod, timesteps, weighting).to(difference)
     scalars = {
         "classifier_norm": (scores.positive - scores.unconditional).norm(),
         "difference_norm": difference.norm(),
     }
-    return Distillation(weights * difference, scores.first, scalars)
+    return Distillation(weights * difference, scores.first, scalars, noisy, render_noise)
 
 
 METHODS: dict[str, Method] = {

@@ -73,7 +73,7 @@ def guidance_pictures(
         "imgs_1orig": remove_noise(noisy, epsilon, timesteps, alphas_cumprod),
         "imgs_final": ddim_sample(noisy, timesteps, guided_noise, alphas_cumprod, num_steps),
     }
-    pictures = {name: _as_pictures(teacher.decode(value)) for name, value in latents.items()}
+    pictures = {name: as_pictures(teacher.decode(value)) for name, value in latents.items()}
     levels = (timesteps / teacher.num_timesteps).tolist()
     texts: list[str] = [
         f"n{level:.02f}\ne{ele:.01f}\na{azi:.01f}\nc{dist:.02f}"
@@ -84,6 +84,6 @@ def guidance_pictures(
     return {"bs": noisy.shape[0], "noise_levels": levels, "texts": texts, **pictures}
 
 
-def _as_pictures(images: Tensor) -> Tensor:
+def as_pictures(images: Tensor) -> Tensor:
     """[B, 3, H, W] in [-1, 1] -> [B, H, W, 3] in [0, 1]."""
     return (images * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float()

@@ -4,5 +4,18 @@ from . import prompts  # noqa: F401
 from .contract import Condition, Teacher, TextCondition
 from .gaussian_mixture import GaussianMixtureTeacher
 from .latent_diffusion import LatentDiffusionTeacher
+from .low_rank import CameraCondition, LowRankTeacher
+from .pixel_diffusion import PixelDiffusionTeacher
+from .pretrained import load_teacher
 
-__all__ = ["Condition", "GaussianMixtureTeacher", "LatentDiffusionTeacher", "Teacher", "TextCondition"]
+__all__ = [
+    "CameraCondition",
+    "Condition",
+    "GaussianMixtureTeacher",
+    "LatentDiffusionTeacher",
+    "LowRankTeacher",
+    "PixelDiffusionTeacher",
+    "Teacher",
+    "TextCondition",
+    "load_teacher",
+]

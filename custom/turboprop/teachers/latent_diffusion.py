@@ -1,12 +1,12 @@
 """The Stable Diffusion family as a teacher, from a folder in diffusers' layout, at any size."""
 
-from pathlib import Path
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
 from .contract import Teacher, TextCondition
+from .loading import LoadingOptions, load_denoiser, load_part
 from .noise_schedule import PREDICTION_TYPES, to_epsilon
 from .weights import DENOISER_PARTS, model_folder, weight_variant
 
@@ -61,25 +61,20 @@ class LatentDiffusionTeacher(Teacher):
         Raises:
             FileNotFoundError, ValueError: as `weights.model_folder`; or a part that does not load.
         """
-        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+        from diffusers import AutoencoderKL
 
         device = torch.device(device)
+        options = LoadingOptions(
+            half_precision_weights,
+            enable_attention_slicing,
+            enable_channels_last_format,
+            enable_sequential_cpu_offload,
+        )
         folder = model_folder(pretrained_model_name_or_path, DENOISER_PARTS)
-        dtype = torch.float16 if half_precision_weights and device.type != "cpu" else torch.float32
-        unet = _load_part(UNet2DConditionModel, folder, "unet", torch_dtype=dtype)
-        vae = _load_part(AutoencoderKL, folder, "vae", torch_dtype=dtype).to(device)
-        scheduler = _load_part(DDPMScheduler, folder, "scheduler")
-        if enable_sequential_cpu_offload and device.type != "cpu":
-            from accelerate import cpu_offload
-
-            cpu_offload(unet, device)
-        else:
-            unet = unet.to(device)
-        if enable_attention_slicing:
-            unet.set_attention_slice("auto")
-        if enable_channels_last_format:
-            unet = unet.to(memory_format=torch.channels_last)
-        return cls(unet, vae, scheduler.alphas_cumprod, scheduler.config.prediction_type)
+        denoiser = load_denoiser(str(folder), device, options)
+        variant = weight_variant(folder, "vae")
+        vae = load_part(AutoencoderKL, folder, "vae", torch_dtype=options.dtype(device), variant=variant)
+        return cls(denoiser.unet, vae.to(device), denoiser.alphas_cumprod, denoiser.prediction_type)
 
     def encode(self, images: Tensor, noise: Optional[Tensor] = None) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):
@@ -107,17 +102,3 @@ class LatentDiffusionTeacher(Teacher):
             prediction.to(noisy.dtype), noisy, timesteps, self.alphas_cumprod, self.prediction_type
         )
 
-
-def _load_part(part_class: Any, folder: Path, part: str, **options: Any) -> Any:
-    """`part_class.from_pretrained` of a part of a model folder, with a failure in one line that names the part."""
-    from safetensors import SafetensorError
-
-    if "torch_dtype" in options:
-        options["variant"] = weight_variant(folder, part)
-    try:
-        return part_class.from_pretrained(str(folder), subfolder=part, **options)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"pretrained_model_name_or_path: cannot load {part} of {folder}: {reason}"
-        ) from error

@@ -72,3 +72,23 @@ def to_epsilon(
     raise ValueError(
         f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
     )
+
+
+def prediction_target(
+    clean: Tensor,  # [B, C, h, w]
+    noise: Tensor,  # [B, C, h, w]
+    timesteps: Tensor,  # [B]
+    alphas_cumprod: Tensor,  # [T]
+    prediction_type: str,
+) -> Tensor:
+    """What a network of a prediction type is trained to answer about add_noise(clean, noise). Returns [B, C, h, w]."""
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "sample":
+        return clean
+    if prediction_type == "v_prediction":
+        signal, level = signal_and_noise_level(alphas_cumprod, timesteps, clean.ndim)
+        return (signal * noise - level * clean).to(clean.dtype)
+    raise ValueError(
+        f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
+    )

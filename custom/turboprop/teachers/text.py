@@ -1,4 +1,4 @@
-"""Prompts to text embeddings, with a model folder's CLIP tokenizer and text model.
+"""Prompts to text embeddings, with a model folder's tokenizer and text model, kept in a cache.
 
 All prompts of a call are encoded in this process, in batches, and kept in one safetensors file on disk.
 """
@@ -6,107 +6,16 @@ All prompts of a call are encoded in this process, in batches, and kept in one s
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import torch
-from torch import Tensor
 
-from .weights import TEXT_PARTS, model_folder, weight_variant
+from .text_encoders import PromptEmbeddings, PromptEncoder, T5TextEncoder, TextEncoder
+from .weights import TEXT_PARTS, model_folder, part_classes
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PromptEmbeddings:
-    """The embeddings of P prompts."""
-
-    local_embeddings: (
-        Tensor  # [P, N, D]: the text model's last hidden states, as StableDiffusionPipeline feeds them
-    )
-    global_embeddings: Tensor  # [P, D]: its pooled output, the state at the end-of-text token
-
-
-class TextEncoder:
-    """CLIP tokenizer and text model of a folder in diffusers' layout.
-
-    Args:
-        folder: the model folder, with tokenizer/ and text_encoder/.
-        device: where the text model runs.
-
-    Raises:
-        ValueError: a part that does not load.
-    """
-
-    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
-        from safetensors import SafetensorError
-        from transformers import CLIPTextModel, CLIPTokenizer
-
-        part = "tokenizer"
-        try:
-            self.tokenizer: Any = CLIPTokenizer.from_pretrained(str(folder / part))
-            part = "text_encoder"
-            with _no_progress_bar():
-                self.model: Any = CLIPTextModel.from_pretrained(
-                    str(folder / part), dtype=torch.float32, variant=weight_variant(folder, part)
-                )
-        except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(
-                f"pretrained_model_name_or_path: cannot load {part} of {folder}: {reason}"
-            ) from error
-        self.model = self.model.to(device).eval().requires_grad_(False)
-        self.max_tokens = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
-
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str], batch_size: int = 64) -> PromptEmbeddings:
-        """Embeddings of P prompts, float32, on the text model's device.
-
-        A prompt that is too long loses its last words, never its end-of-text token, with a warning that names it.
-        """
-        local, pooled = [], []
-        for start in range(0, len(prompts), batch_size):
-            tokens = self._tokenize(list(prompts[start : start + batch_size]))
-            output = self.model(**tokens)
-            local.append(output.last_hidden_state)
-            pooled.append(output.pooler_output)
-        return PromptEmbeddings(torch.cat(local), torch.cat(pooled))
-
-    def _tokenize(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        tokens = self.tokenizer(
-            prompts, padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
-        )
-        lengths = [len(ids) for ids in self.tokenizer(prompts, verbose=False)["input_ids"]]
-        for prompt, length in zip(prompts, lengths):
-            if length > self.max_tokens:
-                logger.warning(
-                    "the prompt %r has %d tokens, the text model takes %d: its end is left out",
-                    prompt,
-                    length,
-                    self.max_tokens,
-                )
-        device = self.model.device
-        arguments = {"input_ids": tokens["input_ids"].to(device)}
-        if self.model.config.to_dict().get("use_attention_mask"):
-            arguments["attention_mask"] = tokens["attention_mask"].to(device)
-        return arguments
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Without transformers' progress bar, which a text model's fraction of a second does not need."""
-    from transformers.utils import logging as transformers_logging
-
-    enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            transformers_logging.enable_progress_bar()
 
 
 def cache_folder() -> Path:
@@ -128,12 +37,14 @@ def encode_prompts(
     Raises:
         FileNotFoundError, ValueError: as `weights.model_folder` and `TextEncoder`.
     """
-    folder = model_folder(pretrained_model_name_or_path, TEXT_PARTS)
+    is_t5 = part_classes(pretrained_model_name_or_path).get("text_encoder") == "T5EncoderModel"
+    folder = model_folder(pretrained_model_name_or_path, TEXT_PARTS, prefer_half=is_t5)
     distinct = list(dict.fromkeys(prompts))
     path = cache_folder() / "text" / f"{_cache_key(folder, distinct, half_precision)}.safetensors"
     embeddings = _read_cache(path, len(distinct)) if use_cache else None
     if embeddings is None:
-        encoded = TextEncoder(folder, device).encode(distinct)
+        encoder: PromptEncoder = (T5TextEncoder if is_t5 else TextEncoder)(folder, device)
+        encoded = encoder.encode(distinct)
         dtype = torch.float16 if half_precision else torch.float32
         embeddings = PromptEmbeddings(
             encoded.local_embeddings.to("cpu", dtype), encoded.global_embeddings.to("cpu", dtype)

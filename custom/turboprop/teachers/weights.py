@@ -19,19 +19,30 @@ MIRRORS: dict[str, Sequence[str]] = {
     "runwayml/stable-diffusion-v1-5": ("stable-diffusion-v1-5/stable-diffusion-v1-5",),
 }
 
+# Repositories whose licence has to be accepted by an account before the hub gives them.
+GATED = ("DeepFloyd/IF-I-XL-v1.0", "DeepFloyd/IF-I-L-v1.0", "DeepFloyd/IF-I-M-v1.0")
+
 DENOISER_PARTS = ("unet", "vae", "scheduler")
+PIXEL_PARTS = ("unet", "scheduler")
 TEXT_PARTS = ("tokenizer", "text_encoder")
 
 # What a part's folder must hold: each entry is a set of alternatives.
 _CONFIG_OF_PART = {
     "scheduler": ("scheduler_config.json",),
-    "tokenizer": ("vocab.json", "tokenizer.json"),
+    "tokenizer": ("vocab.json", "tokenizer.json", "spiece.model"),
 }
 _WEIGHTS_OF_PART = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
 }
+# diffusers and transformers place the variant differently in the names of shards.
+_FULL_PATTERNS = ("{stem}.safetensors", "{stem}-?????-of-?????.safetensors")
+_HALF_PATTERNS = (
+    "{stem}.fp16.safetensors",
+    "{stem}.fp16-?????-of-?????.safetensors",
+    "{stem}-?????-of-?????.fp16.safetensors",
+)
 _PICKLED_NAMES = {"diffusion_pytorch_model": "diffusion_pytorch_model", "model": "pytorch_model"}
 
 
@@ -40,12 +51,15 @@ def candidates(name: str) -> Sequence[str]:
     return MIRRORS.get(name, (name,))
 
 
-def model_folder(name: str, parts: Sequence[str] = DENOISER_PARTS + TEXT_PARTS) -> Path:
+def model_folder(
+    name: str, parts: Sequence[str] = DENOISER_PARTS + TEXT_PARTS, prefer_half: bool = False
+) -> Path:
     """The local folder of a model, fetched from the hub if `name` is a hub id; its `parts` are checked.
 
     Args:
         name: a folder in diffusers' layout, or a hub id "owner/name".
         parts: the sub-folders that are needed.
+        prefer_half: fetch the fp16 variant of a part that has one, which is half as large.
 
     Raises:
         FileNotFoundError: the folder or one of its files is missing, or the hub id cannot be fetched.
@@ -56,11 +70,13 @@ def model_folder(name: str, parts: Sequence[str] = DENOISER_PARTS + TEXT_PARTS) 
     else:
         patterns = ["model_index.json"]
         for part in parts:
-            patterns += [f"{part}/*.json", f"{part}/*.txt"]
-            if part in _WEIGHTS_OF_PART:
-                stem = _WEIGHTS_OF_PART[part]
-                patterns += [f"{part}/{stem}.safetensors", f"{part}/{stem}-*-of-*.safetensors"]
-        folder = _fetch(name, patterns)
+            patterns += [f"{part}/*.json", f"{part}/*.txt", f"{part}/*.model"]
+        weighty = [part for part in parts if part in _WEIGHTS_OF_PART]
+        first = _HALF_PATTERNS if prefer_half else _FULL_PATTERNS
+        folder = _fetch(name, [*patterns, *_weight_patterns(weighty, first)])
+        missing = [part for part in weighty if not weight_files(folder, part)]
+        if prefer_half and missing:
+            folder = _fetch(name, [*patterns, *_weight_patterns(missing, _FULL_PATTERNS)])
     check_folder(folder, parts)
     return folder
 
@@ -74,6 +90,19 @@ def check_model(name: str, parts: Sequence[str] = DENOISER_PARTS + TEXT_PARTS) -
         check_folder(Path(name).expanduser(), parts)
     else:
         _fetch(name, ["model_index.json"])
+
+
+def part_classes(name: str) -> dict[str, str]:
+    """The class of each part that a model's index lists; of a hub id it fetches that one small file.
+
+    Raises: as `model_folder`.
+    """
+    folder = Path(name).expanduser() if _is_local(name) else _fetch(name, ["model_index.json"])
+    check_folder(folder, ())
+    _check_json(folder / "model_index.json")
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    origins = {part: origin for part, origin in index.items() if isinstance(origin, list) and len(origin) == 2}
+    return {part: origin[1] for part, origin in origins.items() if origin[1] is not None}
 
 
 def check_folder(folder: Path, parts: Sequence[str] = DENOISER_PARTS + TEXT_PARTS) -> None:
@@ -106,27 +135,36 @@ def check_folder(folder: Path, parts: Sequence[str] = DENOISER_PARTS + TEXT_PART
             _check_header(path)
 
 
-def weight_files(folder: Path, part: str) -> Sequence[Path]:
-    """The files that hold a part's weights: the full-precision ones if there are any, else the fp16 variant's."""
+def weight_files(folder: Path, part: str, prefer_half: bool = False) -> Sequence[Path]:
+    """The files that hold a part's weights: the full-precision ones if there are any, else the fp16 variant's.
+
+    With `prefer_half` the fp16 variant's, if there are any, else the full-precision ones.
+    """
     if part not in _WEIGHTS_OF_PART:
         return []
     stem = _WEIGHTS_OF_PART[part]
-    pickled = _PICKLED_NAMES[stem]
-    for pattern in (
-        f"{stem}.safetensors",
-        f"{stem}-*-of-*.safetensors",
-        f"{stem}.fp16.safetensors",
-        f"{pickled}.bin",
-    ):
+    patterns = (
+        (*_HALF_PATTERNS, *_FULL_PATTERNS) if prefer_half else (*_FULL_PATTERNS, *_HALF_PATTERNS)
+    )
+    for pattern in (*(pattern.format(stem=stem) for pattern in patterns), f"{_PICKLED_NAMES[stem]}.bin"):
         found = sorted((folder / part).glob(pattern))
         if found:
             return found
     return []
 
 
-def weight_variant(folder: Path, part: str) -> str | None:
-    """The `variant` argument of from_pretrained: "fp16" where a part has only that variant's weights."""
-    return "fp16" if any(".fp16." in path.name for path in weight_files(folder, part)) else None
+def weight_variant(folder: Path, part: str, prefer_half: bool = False) -> str | None:
+    """The `variant` argument of from_pretrained: "fp16" where those are the weights that `weight_files` finds."""
+    return "fp16" if any(_is_half(path) for path in weight_files(folder, part, prefer_half)) else None
+
+
+def _is_half(path: Path) -> bool:
+    return ".fp16" in path.name
+
+
+def _weight_patterns(parts: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """The hub's file patterns of some parts' weights."""
+    return [f"{part}/{pattern.format(stem=_WEIGHTS_OF_PART[part])}" for part in parts for pattern in patterns]
 
 
 def _is_local(name: str) -> bool:
@@ -157,7 +195,12 @@ def _fetch(name: str, patterns: Sequence[str]) -> Path:
 
 
 def _mirror_hint(name: str) -> str:
-    """Says where a removed model, or one with its short name, is mirrored; nothing for other models."""
+    """Says how to get a gated model, and where a removed one or one with its short name is mirrored; else nothing."""
+    if name in GATED:
+        return (
+            f"{name} is gated: accept its licence on https://huggingface.co/{name}, then log in with `hf auth login` "
+            "(or set HF_TOKEN). "
+        )
     for removed, mirrors in MIRRORS.items():
         if removed.split("/")[-1] == name.split("/")[-1]:
             return f"{removed} was removed from the hub; its mirrors: {', '.join(mirrors)}. "

@@ -1,4 +1,6 @@
-"""`stable-diffusion-prompt-processor`: one prompt, encoded by a Stable Diffusion folder's text model."""
+"""`stable-diffusion-prompt-processor` and `deep-floyd-prompt-processor`: one prompt, encoded by a folder's text model."""
+
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -19,6 +21,18 @@ class StableDiffusionPromptProcessor(PromptProcessor):
         return dict(zip(prompts, embeddings.local_embeddings))
 
 
+class DeepFloydPromptProcessor(StableDiffusionPromptProcessor):
+    """The same of DeepFloyd IF: by T5, of up to 77 tokens."""
+
+    @dataclass
+    class Config(StableDiffusionPromptProcessor.Config):
+        pretrained_model_name_or_path: str = "DeepFloyd/IF-I-XL-v1.0"  # a local folder or a hub id
+
+
 # An upstream checkout brings its own.
-if "stable-diffusion-prompt-processor" not in threestudio.__modules__:
-    threestudio.register("stable-diffusion-prompt-processor")(StableDiffusionPromptProcessor)
+for _name, _processor in {
+    "stable-diffusion-prompt-processor": StableDiffusionPromptProcessor,
+    "deep-floyd-prompt-processor": DeepFloydPromptProcessor,
+}.items():
+    if _name not in threestudio.__modules__:
+        threestudio.register(_name)(_processor)

@@ -1,0 +1,211 @@
+"""`turboprop-vsd-guidance`: Variational Score Distillation, with the teacher of the renders that it trains beside."""
+
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+import threestudio
+from threestudio.utils.base import BaseModule
+
+from ..teachers.contract import Teacher, TextCondition
+from ..teachers.latent_diffusion import LatentDiffusionTeacher
+from ..teachers.loading import Denoiser, load_denoiser
+from ..teachers.low_rank import CAMERA_NUMBERS, CameraCondition, LowRankTeacher
+from ..teachers.pixel_diffusion import PixelDiffusionTeacher
+from .methods import Conditions, query, vsd_gradient
+from .preview import GuidedNoise, as_pictures, ddim_sample
+from .prior import DistillationPrior, check_choice, loading_options
+
+CAMERA_CONDITIONS = ("extrinsics", "mvp")
+CAMERA_DROP = 0.1  # of training samples, with lora_cfg_training
+
+
+@threestudio.register("turboprop-vsd-guidance")
+class VariationalScoreDistillationGuidance(BaseModule):
+    """Variational Score Distillation (ProlificDreamer, Wang et al. 2023, arXiv 2305.16213).
+
+    Unlike other guidances it trains: its parameters, and all that a checkpoint holds of it, are the low-rank adapters
+    and the camera's embedding. So the optimizer needs the group `guidance`. `configure` takes a `teacher`, and the
+    teacher of the renders, in place of those that the config names.
+    """
+
+    @dataclass
+    class Config(DistillationPrior.Config):  # the keys of ASD (plus_*) have no part in it
+        weights: Optional[str] = None  # "path.ckpt:module_name" to start from; default none
+        # the network that the adapters are put on: "" is the teacher's own
+        pretrained_model_name_or_path_lora: str = ""
+        guidance_scale_lora: float = 1.0  # s of eps_phi; above 1 it pushes towards the camera
+        lora_rank: int = 4
+        lora_n_timestamp_samples: int = 1  # how many noise levels of each render a step trains on
+        lora_cfg_training: bool = True  # a tenth of the samples trains without its camera
+        camera_condition_type: str = "extrinsics"  # the camera's 16 numbers: extrinsics (c2w) or mvp
+
+    cfg: Config
+    loss_names = ("vsd", "lora", "vsd_img")
+
+    def configure(self, teacher: Optional[Teacher] = None, render_teacher: Optional[Teacher] = None) -> None:
+        cfg = self.cfg
+        check_choice("camera_condition_type", cfg.camera_condition_type, CAMERA_CONDITIONS)
+        if cfg.lora_n_timestamp_samples < 1:
+            raise ValueError(
+                f"lora_n_timestamp_samples: expected a number of at least 1, got {cfg.lora_n_timestamp_samples}"
+            )
+        shared = {item.name: cfg[item.name] for item in fields(DistillationPrior.Config)}
+        self.prior = DistillationPrior(shared, teacher=teacher)
+        self.lora = render_teacher if render_teacher is not None else self._build_render_teacher()
+
+    def _build_render_teacher(self) -> LowRankTeacher:
+        cfg, teacher = self.cfg, self.prior.teacher
+        name = cfg.pretrained_model_name_or_path_lora
+        if not name or (name == cfg.pretrained_model_name_or_path and not cfg.teacher_type):
+            return LowRankTeacher(self._own_denoiser(), teacher, cfg.lora_rank)
+        threestudio.info(f"Loading the network of the renders' score {name} ...")
+        options = loading_options(cfg)
+        if options.enable_sequential_cpu_offload:
+            raise ValueError(_NO_OFFLOAD)
+        return LowRankTeacher(load_denoiser(name, self.device, options), teacher, cfg.lora_rank)
+
+    def _own_denoiser(self) -> Denoiser:
+        """The teacher's network, to put adapters on."""
+        teacher = self.prior.teacher
+        if not isinstance(teacher, (LatentDiffusionTeacher, PixelDiffusionTeacher)):
+            raise ValueError(
+                f"pretrained_model_name_or_path_lora: {type(teacher).__name__} has no network to put adapters on; "
+                "expected a model folder or a hub id"
+            )
+        if self.cfg.enable_sequential_cpu_offload:
+            raise ValueError(_NO_OFFLOAD)
+        return Denoiser(teacher.unet, teacher.alphas_cumprod, teacher.prediction_type)
+
+    def forward(
+        self,
+        rgb: Tensor,  # [B, H, W, 3] in [0, 1], or latents [B, h, w, C] with `rgb_as_latents`
+        prompt_utils: Any,
+        elevation: Tensor,  # [B], degrees
+        azimuth: Tensor,  # [B], degrees
+        camera_distances: Tensor,  # [B]
+        mvp_mtx: Tensor,  # [B, 4, 4]
+        c2w: Tensor,  # [B, 4, 4]
+        rgb_as_latents: bool = False,
+        guidance_eval: bool = False,  # also return pictures of what the teacher sees
+        **kwargs: Any,  # the rest of the batch
+    ) -> dict[str, Any]:
+        """One step's losses and figures.
+
+        Returns:
+            loss_vsd, for the scene alone; loss_lora, for the adapters and the camera's embedding alone; loss_vsd_img
+            with use_img_loss; eval with guidance_eval; and the figures that `DistillationPrior.distill` names.
+        """
+        cameras = (elevation, azimuth, camera_distances)
+        renders = self.prior.renders(rgb, rgb_as_latents)
+        conditions = self.prior.conditions(prompt_utils, *cameras)
+        render_conditions = self.render_conditions(prompt_utils, *cameras, mvp_mtx, c2w)
+        method = partial(
+            vsd_gradient,
+            render_teacher=self.lora,
+            render_conditions=render_conditions,
+            render_guidance_scale=self.cfg.guidance_scale_lora,
+        )
+        distilled = self.prior.distill("vsd", method, renders, conditions)
+        loss_lora = self.training_loss(renders.latents.detach(), render_conditions.positive)
+        output = {**distilled.output, "loss_lora": loss_lora}
+        if guidance_eval:
+            output["eval"] = self.prior.pictures(distilled, conditions, *cameras)
+        return output
+
+    def render_conditions(
+        self,
+        prompt_utils: Any,
+        elevation: Tensor,  # [B], degrees
+        azimuth: Tensor,  # [B], degrees
+        camera_distances: Tensor,  # [B]
+        mvp_mtx: Tensor,  # [B, 4, 4]
+        c2w: Tensor,  # [B, 4, 4]
+    ) -> Conditions:
+        """What the teacher of the renders is asked: the prompt without a view, with the camera and without it."""
+        embeddings = prompt_utils.get_text_embeddings(
+            elevation, azimuth, camera_distances, view_dependent_prompting=False
+        )
+        matrices = c2w if self.cfg.camera_condition_type == "extrinsics" else mvp_mtx
+        cameras = matrices.reshape(-1, CAMERA_NUMBERS).to(embeddings)
+        positive = CameraCondition(TextCondition(embeddings.chunk(2)[0]), cameras)
+        return Conditions(positive, positive.without_cameras())
+
+    def training_loss(self, latents: Tensor, condition: CameraCondition) -> Tensor:
+        """The denoising loss of the renders' teacher at random noise levels of all of [0, T). Returns a scalar."""
+        repeats = self.cfg.lora_n_timestamp_samples
+        latents = latents.repeat(repeats, 1, 1, 1)
+        condition = condition.cat([condition] * (repeats - 1))
+        count, device = len(condition), latents.device
+        if self.cfg.lora_cfg_training:
+            kept = (torch.rand(count, 1, device=device) >= CAMERA_DROP).to(condition.cameras)
+            condition = CameraCondition(condition.text, condition.cameras * kept)
+        timesteps = torch.randint(0, self.lora.num_timesteps, (count,), device=device)
+        return self.lora.denoising_loss(latents, torch.randn_like(latents), timesteps, condition)
+
+    def sample(
+        self,
+        prompt_utils: Any,
+        elevation: Tensor,  # [B], degrees
+        azimuth: Tensor,  # [B], degrees
+        camera_distances: Tensor,  # [B]
+        seed: int = 0,
+        num_steps: int = 25,
+        **kwargs: Any,  # the rest of the batch
+    ) -> Tensor:
+        """Pictures of the teacher, from noise. Returns [B, H, W, 3] in [0, 1]. The global generators stay as they are."""
+        teacher = self.prior.teacher
+        conditions = self.prior.conditions(prompt_utils, elevation, azimuth, camera_distances)
+        scale = self.prior.scale_of(conditions)
+        return _sampled(teacher, conditions, scale, seed, num_steps)
+
+    def sample_lora(
+        self,
+        prompt_utils: Any,
+        elevation: Tensor,  # [B], degrees
+        azimuth: Tensor,  # [B], degrees
+        camera_distances: Tensor,  # [B]
+        mvp_mtx: Tensor,  # [B, 4, 4]
+        c2w: Tensor,  # [B, 4, 4]
+        seed: int = 0,
+        num_steps: int = 25,
+        **kwargs: Any,  # the rest of the batch
+    ) -> Tensor:
+        """The same of the teacher of the renders: what it has learned of the scene from these cameras."""
+        cameras = (elevation, azimuth, camera_distances, mvp_mtx, c2w)
+        conditions = self.render_conditions(prompt_utils, *cameras)
+        return _sampled(self.lora, conditions, self.cfg.guidance_scale_lora, seed, num_steps)
+
+
+_NO_OFFLOAD = (
+    "enable_sequential_cpu_offload: the network with adapters has to stay on the device; expected false, got true"
+)
+
+
+def _sampled(teacher: Teacher, conditions: Conditions, scale: float, seed: int, num_steps: int) -> Tensor:
+    count, size = len(conditions.positive), teacher.latent_size
+    generator = torch.Generator(teacher.device).manual_seed(seed)
+    shape = (count, teacher.latent_channels, size, size)
+    noise = torch.randn(shape, generator=generator, device=teacher.device)
+    start = torch.full((count,), teacher.num_timesteps - 1, device=teacher.device)
+    guided_noise: GuidedNoise = lambda noisy, timesteps: query(teacher, noisy, conditions, timesteps, scale).first
+    with torch.no_grad():
+        latents = ddim_sample(noise, start, guided_noise, teacher.alphas_cumprod, num_steps)
+        return as_pictures(teacher.decode(latents))
+
+
+class StableDiffusionVSDGuidance(VariationalScoreDistillationGuidance):
+    """The same under upstream's name, with its defaults."""
+
+    @dataclass
+    class Config(VariationalScoreDistillationGuidance.Config):
+        pretrained_model_name_or_path_lora: str = "stabilityai/stable-diffusion-2-1"
+        guidance_perp_neg: float = -1.0
+
+
+# An upstream checkout brings its own.
+if "stable-diffusion-vsd-guidance" not in threestudio.__modules__:
+    threestudio.register("stable-diffusion-vsd-guidance")(StableDiffusionVSDGuidance)

@@ -1,0 +1,77 @@
+"""Parts of a model folder in diffusers' layout, and the teacher that a folder holds."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .weights import PIXEL_PARTS, model_folder, weight_variant
+
+
+@dataclass(frozen=True)
+class LoadingOptions:
+    """How a denoiser is loaded."""
+
+    half_precision_weights: bool = False  # float16 weights and compute; on a CPU always float32
+    enable_attention_slicing: bool = False  # less memory, slower
+    enable_channels_last_format: bool = False
+    enable_sequential_cpu_offload: bool = False  # the weights stay on the CPU between uses
+
+    def dtype(self, device: torch.device) -> torch.dtype:
+        return torch.float16 if self.half_precision_weights and device.type != "cpu" else torch.float32
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A network with its schedule."""
+
+    unet: Any  # UNet2DConditionModel
+    alphas_cumprod: Tensor  # [T], float32
+    prediction_type: str  # epsilon, v_prediction or sample
+
+
+def load_denoiser(
+    pretrained_model_name_or_path: str,  # a folder in diffusers' layout or a hub id
+    device: torch.device | str,
+    options: LoadingOptions,
+    prefer_half: bool = False,  # fetch the fp16 variant's files where there are any
+) -> Denoiser:
+    """unet/ and scheduler/ of a model.
+
+    Raises:
+        FileNotFoundError, ValueError: as `weights.model_folder`; or a part that does not load.
+    """
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+
+    device = torch.device(device)
+    folder = model_folder(pretrained_model_name_or_path, PIXEL_PARTS, prefer_half)
+    dtype = options.dtype(device)
+    variant = weight_variant(folder, "unet", prefer_half)
+    unet = load_part(UNet2DConditionModel, folder, "unet", torch_dtype=dtype, variant=variant)
+    scheduler = load_part(DDPMScheduler, folder, "scheduler")
+    if options.enable_sequential_cpu_offload and device.type != "cpu":
+        from accelerate import cpu_offload
+
+        cpu_offload(unet, device)
+    else:
+        unet = unet.to(device)
+    if options.enable_attention_slicing:
+        unet.set_attention_slice("auto")
+    if options.enable_channels_last_format:
+        unet = unet.to(memory_format=torch.channels_last)
+    return Denoiser(unet, scheduler.alphas_cumprod.to(device), scheduler.config.prediction_type)
+
+
+def load_part(part_class: Any, folder: Path, part: str, **options: Any) -> Any:
+    """`part_class.from_pretrained` of a part of a model folder, with a failure in one line that names the part."""
+    from safetensors import SafetensorError
+
+    try:
+        return part_class.from_pretrained(str(folder), subfolder=part, **options)
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"pretrained_model_name_or_path: cannot load {part} of {folder}: {reason}"
+        ) from error

@@ -1,0 +1,172 @@
+"""A teacher of the renders' own distribution: a pretrained denoiser with trained low-rank adapters and a camera.
+
+ProlificDreamer (Wang et al. 2023, arXiv 2305.16213), section 3.2: the score of noisy renders is estimated by a LoRA
+(Hu et al. 2021, arXiv 2106.09685) of the pretrained network, conditioned on the camera, and trained beside the scene.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .contract import Teacher, TextCondition
+from .loading import Denoiser
+from .noise_schedule import PREDICTION_TYPES, prediction_target, to_epsilon
+
+CAMERA_NUMBERS = 16  # a 4x4 matrix
+ATTENTION_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]  # of each attention block
+
+
+@dataclass(frozen=True)
+class CameraCondition:
+    """A text and a camera for each sample."""
+
+    text: TextCondition
+    cameras: Tensor  # [B, 16], the entries of a 4x4 matrix; zeros mean any camera
+
+    def cat(self, others: Sequence["CameraCondition"]) -> "CameraCondition":
+        cameras = torch.cat([self.cameras, *(other.cameras for other in others)])
+        return CameraCondition(self.text.cat([other.text for other in others]), cameras)
+
+    def take(self, count: int) -> "CameraCondition":
+        return CameraCondition(self.text.take(count), self.cameras[:count])
+
+    def without_cameras(self) -> "CameraCondition":
+        return CameraCondition(self.text, torch.zeros_like(self.cameras))
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+
+class LowRankTeacher(nn.Module, Teacher):
+    """A denoiser with adapters. Its parameters, and its state dict, are the adapters and the camera's embedding alone.
+
+    Between its calls the denoiser is as it was before, so that the same network can be another teacher's.
+
+    Args:
+        denoiser: the pretrained network; stays frozen.
+        base: the teacher whose latents this one is about: it encodes and decodes.
+        rank: of each adapter.
+
+    Raises:
+        ValueError: a denoiser that takes conditions besides the prompt, or that does not fit the base teacher.
+    """
+
+    def __init__(self, denoiser: Denoiser, base: Teacher, rank: int = 4) -> None:
+        super().__init__()
+        _check_fit(denoiser, base, rank)
+        unet = denoiser.unet
+        self._denoiser = denoiser  # a plain dataclass: hides the network from parameters() and the state dict
+        self._base = (base,)
+        self._dtype = next(unet.parameters()).dtype
+        self.alphas_cumprod = base.alphas_cumprod
+        self.image_size, self.latent_size = base.image_size, base.latent_size
+        self.latent_channels = base.latent_channels
+        self._layers, adapters = _inject(unet, rank)
+        self.adapters = nn.ParameterDict(adapters)
+        width = unet.time_embedding.linear_2.out_features
+        self.camera_embedding = _camera_embedding(width).to(self.device)
+        self._set_adapted(False)
+
+    def encode(self, images: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+        return self._base[0].encode(images, noise)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self._base[0].decode(latents)
+
+    @torch.no_grad()
+    def predict_noise(self, noisy: Tensor, timesteps: Tensor, condition: CameraCondition) -> Tensor:
+        prediction = self._predict(noisy, timesteps, condition).to(noisy.dtype)
+        return to_epsilon(prediction, noisy, timesteps, self.alphas_cumprod, self._denoiser.prediction_type)
+
+    def denoising_loss(
+        self,
+        latents: Tensor,  # [B, C, h, w]
+        noise: Tensor,  # [B, C, h, w]
+        timesteps: Tensor,  # [B]
+        condition: CameraCondition,  # of B samples
+    ) -> Tensor:
+        """The mean squared error of what the network predicts, in its own prediction type; with a graph.
+
+        ProlificDreamer, equation 10. Returns a scalar.
+        """
+        noisy = self.add_noise(latents, noise, timesteps)
+        prediction = self._predict(noisy, timesteps, condition)
+        kind = self._denoiser.prediction_type
+        target = prediction_target(latents, noise, timesteps, self.alphas_cumprod, kind)
+        return F.mse_loss(prediction.float(), target.float())
+
+    def _predict(self, noisy: Tensor, timesteps: Tensor, condition: CameraCondition) -> Tensor:
+        with torch.autocast(self.device.type, enabled=False), self._adapted() as unet:
+            prediction = unet(
+                noisy.to(self._dtype),
+                timesteps,
+                encoder_hidden_states=condition.text.embeddings.to(device=noisy.device, dtype=self._dtype),
+                class_labels=condition.cameras.to(device=noisy.device, dtype=torch.float32),
+            ).sample
+        return prediction[:, : self.latent_channels]  # a learned variance follows, where there is one
+
+    @contextmanager
+    def _adapted(self) -> Iterator[Any]:
+        """The network with adapters and camera inside the block, without them after it."""
+        self._set_adapted(True)
+        try:
+            yield self._denoiser.unet
+        finally:
+            self._set_adapted(False)
+
+    def _set_adapted(self, adapted: bool) -> None:
+        for layer in self._layers:
+            layer.enable_adapters(adapted)
+        self._denoiser.unet.class_embedding = self.camera_embedding if adapted else None
+        # peft freezes adapters that it disables; but gradients reach them after the block
+        for parameter in self.adapters.values():
+            parameter.requires_grad_(True)
+
+
+def _camera_embedding(width: int) -> nn.Module:
+    from diffusers.models.embeddings import TimestepEmbedding
+
+    return TimestepEmbedding(CAMERA_NUMBERS, width)
+
+
+def _inject(unet: Any, rank: int) -> tuple[list[Any], dict[str, nn.Parameter]]:
+    """Puts adapters into the attention layers of a frozen network. Returns these layers, and the adapters' weights."""
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=ATTENTION_LAYERS)
+    inject_adapter_in_model(config, unet)
+    layers = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
+    adapters = {}
+    for name, parameter in unet.named_parameters():
+        if ".lora_" not in name:
+            parameter.requires_grad_(False)
+            continue
+        parameter.data = parameter.data.float()  # small steps would be lost in float16
+        adapters[name.replace(".default.weight", "").replace(".", "/")] = parameter
+    return layers, adapters
+
+
+def _check_fit(denoiser: Denoiser, base: Teacher, rank: int) -> None:
+    config = denoiser.unet.config
+    if rank < 1:
+        raise ValueError(f"lora_rank: expected a number of at least 1, got {rank}")
+    if denoiser.prediction_type not in PREDICTION_TYPES:
+        raise ValueError(
+            f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {denoiser.prediction_type!r}"
+        )
+    if config.class_embed_type is not None or config.addition_embed_type not in (None, "text"):
+        raise ValueError("pretrained_model_name_or_path_lora: its unet needs conditions besides the prompt")
+    if config.in_channels != base.latent_channels:
+        raise ValueError(
+            f"pretrained_model_name_or_path_lora: its unet takes {config.in_channels} channels, "
+            f"the teacher's latents have {base.latent_channels}"
+        )
+    ours, theirs = denoiser.alphas_cumprod.cpu().float(), base.alphas_cumprod.cpu().float()
+    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-5):
+        raise ValueError("pretrained_model_name_or_path_lora: its noise schedule is not the teacher's")

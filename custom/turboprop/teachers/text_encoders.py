@@ -1,0 +1,145 @@
+"""The text models of diffusion models: CLIP's, as Stable Diffusion has it, and T5's, as DeepFloyd IF has it."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .weights import weight_variant
+
+logger = logging.getLogger("turboprop.teachers.text")
+
+
+@dataclass(frozen=True)
+class PromptEmbeddings:
+    """The embeddings of P prompts."""
+
+    local_embeddings: Tensor  # [P, N, D]: the text model's last hidden states, as the pipeline feeds them
+    global_embeddings: Tensor  # [P, D]: CLIP's pooled output, at the end-of-text token; the mean over T5's tokens
+
+
+class PromptEncoder(Protocol):
+    """Turns prompts into embeddings."""
+
+    def encode(self, prompts: Sequence[str], batch_size: int = 64) -> PromptEmbeddings:
+        """Embeddings of P prompts, float32, on the text model's device.
+
+        A prompt that is too long loses its last words, never its end-of-text token, with a warning that names it.
+        """
+        ...
+
+
+class TextEncoder:
+    """CLIP tokenizer and text model of a folder in diffusers' layout.
+
+    Args:
+        folder: the model folder, with tokenizer/ and text_encoder/.
+        device: where the text model runs.
+
+    Raises:
+        ValueError: a part that does not load.
+    """
+
+    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        self.tokenizer: Any = _loaded(CLIPTokenizer, folder, "tokenizer")
+        variant = weight_variant(folder, "text_encoder")
+        model = _loaded(CLIPTextModel, folder, "text_encoder", dtype=torch.float32, variant=variant)
+        self.model: Any = model.to(device).eval().requires_grad_(False)
+        self.max_tokens = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], batch_size: int = 64) -> PromptEmbeddings:
+        local, pooled = [], []
+        for start in range(0, len(prompts), batch_size):
+            tokens = _tokenized(self.tokenizer, list(prompts[start : start + batch_size]), self.max_tokens)
+            if not self.model.config.to_dict().get("use_attention_mask"):
+                del tokens["attention_mask"]
+            output = self.model(**{name: value.to(self.model.device) for name, value in tokens.items()})
+            local.append(output.last_hidden_state)
+            pooled.append(output.pooler_output)
+        return PromptEmbeddings(torch.cat(local), torch.cat(pooled))
+
+
+class T5TextEncoder:
+    """T5 tokenizer and encoder of a folder in diffusers' layout.
+
+    IF's has 4.8 billion parameters: 10 GB in float16, which is what runs on a GPU, and 19 GB in float32, on a CPU.
+
+    Args, Raises: as `TextEncoder`.
+    """
+
+    MAX_TOKENS = 77  # as DeepFloyd IF was trained (diffusers' IFPipeline.encode_prompt)
+
+    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
+        from transformers import T5EncoderModel, T5Tokenizer
+
+        self.tokenizer: Any = _loaded(T5Tokenizer, folder, "tokenizer")
+        dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
+        variant = weight_variant(folder, "text_encoder", prefer_half=True)
+        model = _loaded(T5EncoderModel, folder, "text_encoder", dtype=dtype, variant=variant)
+        self.model: Any = model.to(device).eval().requires_grad_(False)
+        self.max_tokens = self.MAX_TOKENS
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], batch_size: int = 64) -> PromptEmbeddings:
+        local, pooled = [], []
+        for start in range(0, len(prompts), batch_size):
+            tokens = _tokenized(self.tokenizer, list(prompts[start : start + batch_size]), self.max_tokens)
+            tokens = {name: value.to(self.model.device) for name, value in tokens.items()}
+            states = self.model(**tokens).last_hidden_state.float()  # [P, N, D]
+            mask = tokens["attention_mask"][..., None].to(states)
+            local.append(states)
+            pooled.append((states * mask).sum(dim=1) / mask.sum(dim=1))
+        return PromptEmbeddings(torch.cat(local), torch.cat(pooled))
+
+
+def _tokenized(tokenizer: Any, prompts: list[str], max_tokens: int) -> dict[str, Tensor]:
+    """input_ids and attention_mask, each [P, max_tokens]; warns of prompts that are cut."""
+    tokens = tokenizer(
+        prompts, padding="max_length", max_length=max_tokens, truncation=True, return_tensors="pt"
+    )
+    lengths = [len(ids) for ids in tokenizer(prompts, verbose=False)["input_ids"]]
+    for prompt, length in zip(prompts, lengths):
+        if length > max_tokens:
+            logger.warning(
+                "the prompt %r has %d tokens, the text model takes %d: its end is left out",
+                prompt,
+                length,
+                max_tokens,
+            )
+    return {name: tokens[name] for name in ("input_ids", "attention_mask")}
+
+
+def _loaded(part_class: Any, folder: Path, part: str, **options: Any) -> Any:
+    """`part_class.from_pretrained` of a part, with a failure in one line that names the part."""
+    from safetensors import SafetensorError
+
+    try:
+        with _no_progress_bar():
+            return part_class.from_pretrained(str(folder / part), **options)
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, ImportError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"pretrained_model_name_or_path: cannot load {part} of {folder}: {reason}"
+        ) from error
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Without transformers' progress bar, which a text model's fraction of a second does not need."""
+    from transformers.utils import logging as transformers_logging
+
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
