@@ -42,7 +42,8 @@ class ProlificDreamer(ScoreDistillationSystem):
                 f"system.stage: expected one of {', '.join(STAGES)}, got {self.cfg.stage!r}"
             )
         super().configure()
-        self.build_prompts_and_guidance()
+        if not self._guidance_trains():
+            self.build_prompts_and_guidance()
 
     def open_teacher(self) -> None:
         """Has been opened by `configure`."""

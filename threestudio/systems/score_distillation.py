@@ -2,8 +2,9 @@
 
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
+import threestudio
 from threestudio.systems.base import BaseLift3DSystem
 from threestudio.systems.loss_weights import check_loss_keys, check_required_keys
 from threestudio.systems.views import DEFAULT_VIEWS, view_cells
@@ -22,6 +23,13 @@ class ScoreDistillationSystem(BaseLift3DSystem):
     def configure(self) -> None:
         check_required_keys(self.cfg.loss, self.required_loss_keys())
         super().configure()
+        if self._guidance_trains():
+            self.build_prompts_and_guidance()
+
+    def _guidance_trains(self) -> bool:
+        """Whether the guidance has weights of its own, which the optimizer and checkpoints need from the start."""
+        name = self.cfg.guidance_type
+        return bool(name) and issubclass(threestudio.find(name), nn.Module)
 
     def forward(self, batch: dict) -> dict:
         return self.renderer(**batch)
@@ -32,7 +40,8 @@ class ScoreDistillationSystem(BaseLift3DSystem):
 
     def open_teacher(self) -> None:
         """Builds what only training needs; called before it, and by a dry run."""
-        self.build_prompts_and_guidance()
+        if not self._guidance_trains():
+            self.build_prompts_and_guidance()
 
     # ------------------------------------------------------------------------------ train
 
