@@ -236,6 +236,20 @@ class BaseLift3DSystem(BaseSystem):
             raise UserError(f"system.{part}_type: a registered name is required")
         return threestudio.find(name)(self.cfg[part], **kwargs)
 
+    def configure_optimizers(self) -> dict:
+        """As of the base; raises UserError where the guidance has weights that no group of parameters has."""
+        configured = super().configure_optimizers()
+        guidance = self._modules.get("guidance")
+        own = [] if guidance is None else [p for p in guidance.parameters() if p.requires_grad]
+        groups = configured["optimizer"].param_groups
+        trained = {id(parameter) for group in groups for parameter in group["params"]}
+        if any(id(parameter) not in trained for parameter in own):
+            raise UserError(
+                f"system.optimizer.params: {self.cfg.guidance_type} has weights to train, and no group has them; "
+                "add guidance: {lr: 0.0001}"
+            )
+        return configured
+
     def build_prompts_and_guidance(self) -> None:
         """Builds `prompt_processor` and `guidance`; opens the model's folders."""
         self.prompt_processor = self._build("prompt_processor")
