@@ -1,7 +1,6 @@
 """Base classes of systems: the Lightning modules that own a training step."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Optional
 
 import pytorch_lightning as pl
@@ -9,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import threestudio
+from threestudio.models.geometry.mesh_start import MeshStartConfig, read_start_mesh
+from threestudio.systems.hand_over import converted_geometry
 from threestudio.systems.keyed_steps import KeyedLoader, KeyedSteps, SkipNonFiniteSteps
 from threestudio.systems.loss_weights import (
     check_guidance_weights,
@@ -22,9 +23,10 @@ from threestudio.utils.base import (
     update_end_if_possible,
     update_if_possible,
 )
-from threestudio.utils.config import load_config, parse_structured
+from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
-from threestudio.utils.misc import C, cleanup, find_last_path, load_module_weights
+from threestudio.utils.keyed_random import preserved_random_state, seed_step
+from threestudio.utils.misc import C, cleanup, load_module_weights
 from threestudio.utils.saving import SaverMixin, describe_files
 
 
@@ -186,6 +188,8 @@ class BaseLift3DSystem(BaseSystem):
         geometry_convert_from: Optional[str] = None  # checkpoint of another stage; default none
         geometry_convert_inherit_texture: bool = False  # take over its texture's network too
         geometry_convert_override: dict = field(default_factory=dict)  # of its geometry's config
+        init_from_mesh: Optional[str] = None  # mesh file whose shape and colours training starts from
+        init_from_mesh_options: dict = field(default_factory=dict)  # size, up, front, steps
         material_type: str = ""
         material: dict = field(default_factory=dict)
         background_type: str = ""
@@ -207,10 +211,18 @@ class BaseLift3DSystem(BaseSystem):
         self._check_loss()
         converts = self.cfg.geometry_convert_from and not self.cfg.weights and not self.resumed
         if converts:
-            self.geometry = self._converted_geometry(find_last_path(self.cfg.geometry_convert_from))
+            self.geometry = converted_geometry(
+                self.cfg.geometry_convert_from,
+                self.cfg.geometry_type,
+                self.cfg.geometry,
+                self.cfg.geometry_convert_inherit_texture,
+                self.cfg.geometry_convert_override,
+            )
         else:
             self.geometry = self._build("geometry")
         self.material = self._build("material")
+        if self.cfg.init_from_mesh and not self.cfg.weights and not self.resumed:
+            self._start_from_mesh(self.cfg.init_from_mesh)
         self.background = self._build("background")
         self.renderer = self._build(
             "renderer",
@@ -218,6 +230,14 @@ class BaseLift3DSystem(BaseSystem):
             material=self.material,
             background=self.background,
         )
+
+    def _start_from_mesh(self, path: str) -> None:
+        if self.cfg.geometry_convert_from:
+            raise UserError("system.init_from_mesh and system.geometry_convert_from both name a start: give one")
+        options = parse_structured(MeshStartConfig, self.cfg.init_from_mesh_options)
+        mesh = read_start_mesh(path, options, self.geometry.cfg.radius)
+        self.geometry.init_from_mesh(mesh, self.material, options.steps)
+        threestudio.info(f"The scene starts from {path}: {mesh.t_pos_idx.shape[0]:,} faces")
 
     def _check_loss(self) -> None:
         """Raises UserError for a key of `loss` that nothing reads, as far as the guidance's class tells."""
@@ -255,31 +275,16 @@ class BaseLift3DSystem(BaseSystem):
         self.prompt_processor = self._build("prompt_processor")
         self.guidance = self._build("guidance")
 
-    def _converted_geometry(self, checkpoint: str) -> Any:
-        parsed = Path(checkpoint).parent / "../configs/parsed.yaml"
-        if not parsed.is_file():
-            raise FileNotFoundError(
-                f"system.geometry_convert_from: {checkpoint} has no config at {parsed}"
-            )
-        system = load_config(str(parsed)).system
-        system.geometry.update(self.cfg.geometry_convert_override)
-        previous = threestudio.find(system.geometry_type)(system.geometry)
-        state_dict, epoch, global_step = load_module_weights(
-            checkpoint, module_name="geometry", map_location="cpu"
-        )
-        previous.load_state_dict(state_dict, strict=False)
-        previous.do_update_step(epoch, global_step, on_load_weights=True)
-        geometry_class = threestudio.find(self.cfg.geometry_type)
-        converted = geometry_class.create_from(
-            previous,
-            self.cfg.geometry,
-            copy_net=self.cfg.geometry_convert_inherit_texture,
-        )
-        del previous
-        cleanup()
-        return converted
+    def initialize_shape(self) -> None:
+        """Gives the geometry the shape that its config starts from, the same for the same seed; not on resuming."""
+        if self.resumed:
+            return
+        with preserved_random_state():
+            seed_step(self.run_seed, 0, 0, "shape_init")  # one start for all ranks
+            self.geometry.initialize_shape()
 
     def on_fit_start(self) -> None:
+        self.initialize_shape()
         if self._save_dir is not None:
             threestudio.info(f"Validation results will be saved to {self._save_dir}")
         else:

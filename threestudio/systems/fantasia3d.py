@@ -26,11 +26,6 @@ class Fantasia3D(ScoreDistillationSystem):
     def forward(self, batch: dict) -> dict:
         return self.renderer(**batch, render_rgb=self.cfg.texture)
 
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        if not self.cfg.texture:
-            self.geometry.initialize_shape()
-
     def training_step(self, batch: dict, batch_idx: int) -> dict:
         out = self(batch)
         if self.cfg.texture:

@@ -19,10 +19,6 @@ class TextMesh(ScoreDistillationSystem):
     def required_loss_keys(self) -> tuple[str, ...]:
         return ("lambda_orient", "lambda_sparsity", "lambda_opaque", "lambda_eikonal")
 
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        self.geometry.initialize_shape()
-
     def training_step(self, batch: dict, batch_idx: int) -> dict:
         out = self(batch)
         losses = {**self.guide(out["comp_rgb"], batch), **volume_losses(out, self.weight)}
