@@ -1,11 +1,8 @@
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from threestudio.ops import ray_sampling
-from threestudio.ops.ray_sampling import cell_of, importance_resample, march_occupied, ray_aabb_intersect, uniform_edges
+from threestudio.ops.ray_sampling import cell_of, importance_resample, ray_aabb_intersect, uniform_edges
 
 BOX = torch.tensor([[-1.0, -1, -1], [1, 1, 1]])
 
@@ -36,42 +33,21 @@ def test_ends_lie_on_the_box():
         torch.testing.assert_close(on_box, torch.ones_like(on_box), atol=1e-5, rtol=0)
 
 
-def test_march_keeps_exactly_the_samples_in_occupied_cells(monkeypatch):
-    o, d = rays()
-    t_min, t_max, _ = ray_aabb_intersect(o, d, BOX)
-    binaries = torch.rand(8, 8, 8, generator=torch.Generator().manual_seed(3)) < 0.3
-    step = 0.05
-    got = march_occupied(o, d, t_min, t_max, step, binaries, BOX)
-    expected = []
-    for n in range(o.shape[0]):
-        for k in range(math.ceil((t_max[n] - t_min[n]).item() / step)):
-            t = t_min[n] + k * step
-            p = o[n] + d[n] * (t + step / 2)
-            cell = ((p + 1) / 2 * 8).long().clamp(0, 7)
-            if binaries[tuple(cell.tolist())]:
-                expected.append((n, t.item()))
-    assert got.ray_indices.tolist() == [n for n, _ in expected]
-    torch.testing.assert_close(got.t_starts, torch.tensor([t for _, t in expected]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(got.t_ends - got.t_starts, torch.full_like(got.t_ends, step), atol=1e-5, rtol=0)
-    monkeypatch.setattr(ray_sampling, "CANDIDATES_AT_ONCE", 100)
-    again = march_occupied(o, d, t_min, t_max, step, binaries, BOX)
-    assert all(torch.equal(a, b) for a, b in zip(got, again))
-    everything = march_occupied(o, d, t_min, t_max, step, None, BOX)
-    assert everything.ray_indices.numel() == sum(math.ceil((t_max[n] - t_min[n]).item() / step) for n in range(64))
-
-
-def test_march_of_nothing():
-    none = torch.zeros(0, 3)
-    samples = march_occupied(none, none, none[:, 0], none[:, 0], 0.1, None, BOX)
-    assert samples.ray_indices.numel() == 0
-    o, d = rays(4)
-    t = torch.ones(4)
-    assert march_occupied(o, d, t, t, 0.1, None, BOX).t_starts.numel() == 0
+def test_rays_without_meaning_miss():
+    nan, inf = float("nan"), float("inf")
+    o = torch.tensor([[0.0, 0, 0], [0, nan, 0], [0, 0, 0], [inf, 0, 0], [0, 0, 0]])
+    d = torch.tensor([[0.0, 0, 0], [1, 0, 0], [nan, 0, 1], [-1, 0, 0], [0, 0, 1]])
+    _, _, hit = ray_aabb_intersect(o, d, BOX)
+    assert hit.tolist() == [False, False, False, False, True]
+    t_min, t_max, hit = ray_aabb_intersect(o[4:], d[4:], BOX, near=3.0, far=2.0)
+    assert not hit.any() and torch.equal(t_min, t_max)
 
 
 def test_cells():
     points = torch.tensor([[-1.0, -1, -1], [0.99, 0.99, 0.99], [1, 1, 1], [-1, -1, 1], [5, -5, 0]])
     assert cell_of(points, BOX, 4).tolist() == [0, 63, 63, 3, 3 * 16 + 0 + 2]
+    huge = torch.tensor([[1e30, -1e30, float("nan")], [float("inf"), float("-inf"), 0]])
+    assert cell_of(huge, BOX, 4).tolist() == [3 * 16, 3 * 16 + 2]
 
 
 def test_uniform_edges():

@@ -8,13 +8,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from threestudio.ops.ray_sampling import (
-    RaySamples,
-    importance_resample,
-    march_occupied,
-    ray_aabb_intersect,
-    uniform_edges,
-)
+from threestudio.ops.ray_marching import march_occupied
+from threestudio.ops.ray_sampling import RaySamples, importance_resample, ray_aabb_intersect, uniform_edges
 from threestudio.ops.volume_rendering import render_weight_from_density, render_weight_from_density_dense
 from threestudio.utils.errors import UserError
 

@@ -30,6 +30,7 @@ from threestudio.ops.hash_grid_kernels import hash_grid_kernels
 from threestudio.ops.warp_launch import as_array, launch_parts, shares
 from threestudio.ops.warp_setup import wp
 
+
 @lru_cache(maxsize=16)
 def _level_arrays(layout: HashGridLayout, device: torch.device) -> Tuple[Tensor, Tensor]:
     scales = torch.tensor([level.scale for level in layout.levels], dtype=torch.float32, device=device)
@@ -49,9 +50,9 @@ def _launch(
     place = [as_array(positions, wp.vec3), as_array(positions if direction is None else direction, wp.vec3)]
     place += [as_array(x) for x in _level_arrays(layout, device)]
     chunk = 1 if device.type == "cuda" else n_points
-    stretches = shares(n_points * n_active, device)
+    stretches = shares(n_points, device, work=n_active)
     if split_points:
-        ranges = [(0, n_active, first // n_active, last // n_active) for first, last in stretches]
+        ranges = [(0, n_active, first, last) for first, last in stretches]
     else:
         ranges = [(0, n_active, 0, n_points)] if len(stretches) == 1 else [(k, 1, 0, n_points) for k in range(n_active)]
     parts = [

@@ -1,14 +1,11 @@
-"""Where along a ray to look: box intersection, constant steps through occupied cells, importance resampling."""
+"""Where along a ray to look: box intersection, cells, importance resampling. Marching is in ray_marching.py."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple, Tuple
 
 import torch
 from torch import Tensor
-
-# Candidate samples held at once while marching; bounds the memory of large images.
-CANDIDATES_AT_ONCE = 2**22
 
 
 class RaySamples(NamedTuple):
@@ -27,7 +24,8 @@ def ray_aabb_intersect(
     Args:
         rays_o, rays_d: [N, 3]; bbox: [2, 3], lower and upper corner.
     Returns:
-        t_min [N], t_max [N] with t_max = t_min where a ray misses, and whether it hits [N].
+        t_min [N], t_max [N] with t_max = t_min where a ray misses, and whether it hits [N]. A ray with NaN in it, or
+        with a direction of zero, misses.
     """
     # A direction component of zero becomes a tiny one: the slab's two distances are then huge, not NaN.
     tiny = torch.where(rays_d < 0, -1e-12, 1e-12)
@@ -35,54 +33,16 @@ def ray_aabb_intersect(
     t0, t1 = (bbox[0] - rays_o) * inverse, (bbox[1] - rays_o) * inverse
     t_min = torch.minimum(t0, t1).amax(-1).clamp(min=near)
     t_max = torch.maximum(t0, t1).amin(-1).clamp(max=far)
-    hit = t_max > t_min
+    hit = (t_max > t_min) & (rays_d != 0).any(-1)
     return t_min, torch.where(hit, t_max, t_min), hit
 
 
 def cell_of(points: Tensor, bbox: Tensor, resolution: int) -> Tensor:
     """Index of the grid cell [...] that holds each point [..., 3]; outside points count to the nearest cell."""
     unit = (points - bbox[0]) / (bbox[1] - bbox[0])
-    x, y, z = (unit * resolution).long().clamp(0, resolution - 1).unbind(-1)
+    # Clamped before the conversion, which has no meaning for NaN (cell 0 here) and for what no integer holds.
+    x, y, z = torch.nan_to_num(unit * resolution, nan=0.0).clamp(0, resolution - 1).long().unbind(-1)
     return (x * resolution + y) * resolution + z
-
-
-def march_occupied(
-    rays_o: Tensor,
-    rays_d: Tensor,
-    t_min: Tensor,
-    t_max: Tensor,
-    step: float,
-    binaries: Optional[Tensor],
-    bbox: Tensor,
-) -> RaySamples:
-    """Steps of constant length from t_min to t_max, of which those are kept whose middle lies in an occupied cell.
-
-    Args:
-        rays_o, rays_d: [N, 3]; t_min, t_max: [N] (none where t_max <= t_min); step: length, > 0.
-        binaries: occupied cells [R, R, R] bool over bbox [2, 3], or None: all are.
-    """
-    n_steps = torch.ceil((t_max - t_min) / step).long().clamp(min=0)
-    most = max(int(n_steps.max().item()) if n_steps.numel() else 0, 1)
-    rays_at_once = max(CANDIDATES_AT_ONCE // most, 1)
-    parts = [
-        _march(slice(first, first + rays_at_once), rays_o, rays_d, t_min, n_steps, step, binaries, bbox)
-        for first in range(0, max(rays_o.shape[0], 1), rays_at_once)
-    ]
-    return RaySamples(*(torch.cat(part) for part in zip(*parts)))
-
-
-def _march(
-    rays: slice, rays_o: Tensor, rays_d: Tensor, t_min: Tensor, n_steps: Tensor, step: float, binaries: Optional[Tensor], bbox: Tensor
-) -> RaySamples:
-    count = n_steps[rays]
-    ray = torch.repeat_interleave(torch.arange(count.shape[0], device=count.device) + rays.start, count)
-    first = torch.repeat_interleave(count.cumsum(0) - count, count)
-    t = t_min[ray] + (torch.arange(ray.shape[0], device=ray.device) - first) * step
-    if binaries is not None:
-        middle = rays_o[ray] + rays_d[ray] * (t + step / 2)[:, None]
-        keep = binaries.reshape(-1)[cell_of(middle, bbox, binaries.shape[0])].nonzero()[:, 0]
-        ray, t = ray[keep], t[keep]
-    return RaySamples(ray, t, t + step)
 
 
 def uniform_edges(near: Tensor, far: Tensor, n_samples: int, stratified: bool, lindisp: bool = False) -> Tensor:

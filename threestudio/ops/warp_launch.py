@@ -12,7 +12,7 @@ from torch import Tensor
 
 from threestudio.ops.warp_setup import wp
 
-# Threads' work less than this many kernel threads is not worth handing over.
+# Less work than this, in kernel threads, is not worth handing to another of the processor's.
 SMALLEST_SHARE = 4096
 
 
@@ -36,9 +36,12 @@ def launch_parts(kernel: Any, parts: Sequence[Tuple[Sequence[int], List[Any]]], 
     list(_pool(n_threads, os.getpid()).map(lambda part: launch(kernel, *part, device), parts))
 
 
-def shares(count: int, device: torch.device) -> List[Tuple[int, int]]:
-    """0 ... count cut into stretches (first, last) for as many threads as are worth it; one stretch on CUDA."""
-    n = 1 if device.type != "cpu" else max(1, min(torch.get_num_threads(), count // SMALLEST_SHARE))
+def shares(count: int, device: torch.device, work: int = 1) -> List[Tuple[int, int]]:
+    """0 ... count cut into stretches (first, last), one on CUDA, as many on a CPU as threads are worth it.
+
+    work: of one of the count, in kernel threads' worth.
+    """
+    n = 1 if device.type != "cpu" else max(1, min(torch.get_num_threads(), count, count * work // SMALLEST_SHARE))
     edges = [count * k // n for k in range(n + 1)]
     return list(zip(edges[:-1], edges[1:]))
 
