@@ -15,6 +15,7 @@ from threestudio.models.isosurface import (
     MarchingCubeCPUHelper,
     MarchingTetrahedraHelper,
 )
+from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.mesh import Mesh
 from threestudio.utils.base import BaseModule
 from threestudio.utils.errors import UserError
@@ -59,6 +60,10 @@ class BaseGeometry(BaseModule):
     def export(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:
         """What a mesh exporter needs at points of the surface, e.g. features [N, C]."""
         return {}
+
+    def init_from_mesh(self, mesh: Mesh, material: BaseMaterial, steps: int) -> None:
+        """Takes the shape and, with the material, the colours of a mesh that load_mesh_file has read."""
+        raise UserError(f"system.init_from_mesh: {type(self).__name__} cannot start from a mesh")
 
     def isosurface(self) -> Mesh:
         """The surface as a mesh in world units."""

@@ -11,6 +11,9 @@ from torch import Tensor
 
 import threestudio
 from threestudio.models.geometry.base import BaseGeometry, BaseImplicitGeometry, contract_to_unisphere
+from threestudio.models.geometry.mesh_start import density_shape_loss, fit_to_mesh
+from threestudio.models.materials.base import BaseMaterial
+from threestudio.models.mesh import Mesh
 from threestudio.models.networks import get_encoding, get_mlp
 from threestudio.utils.errors import UserError
 from threestudio.utils.ops import get_activation
@@ -150,6 +153,18 @@ class ImplicitVolume(BaseImplicitGeometry):
         if self.cfg.n_feature_dims == 0:
             return {}
         return {"features": self.feature_network(self._encode(points)).view(*points.shape[:-1], self.cfg.n_feature_dims)}
+
+    def raw_density(self, points: Tensor) -> Tensor:
+        """points [..., 3] -> density before its activation [..., 1]."""
+        network = self.density_network(self._encode(points)).view(*points.shape[:-1], 1)
+        return self.get_activated_density(points, network)[0]
+
+    def init_from_mesh(self, mesh: Mesh, material: BaseMaterial, steps: int) -> None:
+        """Dense inside of the mesh, empty outside, `isosurface_threshold` on it ("auto": 25)."""
+        threshold = self.cfg.isosurface_threshold
+        level = 25.0 if isinstance(threshold, str) or threshold <= 0 else float(threshold)
+        loss = density_shape_loss(self.raw_density, self.cfg.density_activation, level, self.cfg.radius)
+        fit_to_mesh(self, material, mesh, self.cfg.radius, steps, loss)
 
     @staticmethod
     def create_from(

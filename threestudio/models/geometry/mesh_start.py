@@ -1,0 +1,211 @@
+"""A given mesh as the first state of a geometry: its field is fitted to the mesh's shape and colours together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, NamedTuple, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import threestudio
+from threestudio.models.geometry.base import BaseGeometry
+from threestudio.models.materials.base import BaseMaterial
+from threestudio.models.mesh import Mesh
+from threestudio.utils.errors import UserError
+from threestudio.utils.mesh_reading import load_mesh_file
+from threestudio.utils.ops import get_activation
+
+POINTS_PER_STEP = 2**13
+FIRST_RATE, LAST_RATE = 1e-2, 1e-3
+# Half the width of what counts as the surface, as a share of the box's half side. Colours are fitted within it, as a
+# renderer of volumes sees the surface blurred; densities rise from empty to solid over it.
+SHELL = 0.02
+
+ShapeLoss = Callable[[Tensor, Tensor], Tensor]  # points [N, 3], signed distances [N, 1] -> scalar
+
+
+@dataclass
+class MeshStartConfig:
+    size: Optional[float] = None  # half of the mesh's longest side, world units, and it is centred; null: as in its file
+    up: Optional[str] = None  # the file's axis that points up, e.g. +y; null: +y for glb and gltf, else +z
+    front: Optional[str] = None  # the file's axis that points to the front; null: +z for glb and gltf, else +x
+    steps: int = 1000  # of the fit
+
+
+def read_start_mesh(path: str, cfg: MeshStartConfig, radius: float) -> Mesh:
+    """The mesh of a file in its place inside the box of half side radius. Raises UserError in one line."""
+    if cfg.size is not None and not cfg.size > 0:
+        raise UserError(f"system.init_from_mesh_options.size: expected > 0 or null, got {cfg.size}")
+    if cfg.steps < 1:
+        raise UserError(f"system.init_from_mesh_options.steps: expected >= 1, got {cfg.steps}")
+    mesh = load_mesh_file(path, cfg.up, cfg.front, key="system.init_from_mesh")
+    low, high = mesh.v_pos.amin(0), mesh.v_pos.amax(0)
+    if cfg.size is not None:
+        mesh.v_pos = (mesh.v_pos - (low + high) / 2) * (2 * cfg.size / float((high - low).max()))
+    reach = float(mesh.v_pos.abs().max())
+    if reach > radius * (1 + 1e-6):
+        raise UserError(
+            f"system.init_from_mesh: {path} reaches to {reach:.4g}, beyond geometry.radius={radius:g}; "
+            f"system.init_from_mesh_options.size={0.8 * radius:g} centres it and scales it to fit"
+        )
+    return mesh
+
+
+class SurfacePoints(NamedTuple):
+    points: Tensor  # [N, 3]
+    normals: Tensor  # [N, 3] unit
+    rgb: Optional[Tensor]  # [N, 3]; None where the mesh has no colours
+
+
+class SurfaceSampler:
+    """Points drawn uniformly from a mesh's surface, by torch's global generator."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        corners = mesh.v_pos[mesh.t_pos_idx].double()
+        cross = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0], dim=-1)
+        self._area = cross.norm(dim=-1).cumsum(0)
+        if not bool(self._area[-1] > 0):
+            raise UserError("system.init_from_mesh: the mesh's triangles have no area")
+        self._normals = F.normalize(cross, dim=-1).float()
+        self._colored = bool(mesh.extras.get("has_colors"))
+
+    def __call__(self, count: int) -> SurfacePoints:
+        mesh = self._mesh
+        drawn = torch.rand(count, dtype=torch.float64) * self._area[-1]
+        face = torch.searchsorted(self._area, drawn, right=True).clamp(max=self._area.shape[0] - 1)
+        # Uniform in a triangle (Osada et al. 2002, Shape Distributions, eq. 1).
+        root, along = torch.rand(count).sqrt(), torch.rand(count)
+        weights = torch.stack([1 - root, root * (1 - along), root * along], -1)
+        points = (weights[..., None] * mesh.v_pos[mesh.t_pos_idx[face]]).sum(1)
+        rgb = mesh.extras["colors"].at(face, weights) if self._colored else None
+        return SurfacePoints(points, self._normals[face], rgb)
+
+
+def fit_to_mesh(
+    geometry: BaseGeometry,
+    material: BaseMaterial,
+    mesh: Mesh,
+    radius: float,
+    steps: int,
+    shape_loss: Optional[ShapeLoss] = None,
+) -> Dict[str, float]:
+    """Trains geometry and material until the material's albedo, and with `shape_loss` the shape, are the mesh's.
+
+    Adam on points drawn from torch's global generator. Shape and colours are fitted in the same steps because
+    most fields share an encoding between them.
+
+    Args:
+        mesh: as load_mesh_file reads it, on the CPU; radius: half the side of the box around the scene.
+        shape_loss: gets points near the surface and in the whole box, with their signed distances to the mesh.
+    Returns the last losses: `shape`, and `color` (mean squared error of the albedo).
+    """
+    from tqdm import tqdm
+
+    sampler = SurfaceSampler(mesh)
+    distance = _mesh_distance(mesh, geometry._dummy.device) if shape_loss is not None else None
+    parameters = [p for part in (geometry, material) for p in part.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=FIRST_RATE, eps=1e-15)
+    decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, (LAST_RATE / FIRST_RATE) ** (1 / steps))
+    losses: Dict[str, Tensor] = {}
+    with torch.enable_grad(), tqdm(total=steps, desc="init_from_mesh", leave=False, disable=None) as progress:
+        for _ in range(steps):
+            surface = sampler(POINTS_PER_STEP)
+            losses = {}
+            if distance is not None and shape_loss is not None:
+                points = _points_around(surface, radius).to(geometry._dummy.device)
+                losses["shape"] = shape_loss(points, distance(points))
+            if surface.rgb is not None:
+                losses["color"] = _color_loss(geometry, material, surface, radius)
+            if not losses:
+                break
+            optimizer.zero_grad(set_to_none=True)
+            sum(losses.values()).backward()
+            optimizer.step()
+            decay.step()
+            progress.update()
+    optimizer.zero_grad(set_to_none=True)
+    if "color" not in losses:
+        threestudio.warn("system.init_from_mesh: the file has no colours, the shape alone is taken")
+    report = {name: loss.item() for name, loss in losses.items()}
+    broken = [name for name, value in report.items() if not value < float("inf")]
+    if broken:
+        raise UserError(f"system.init_from_mesh: the fit of the {broken[0]} diverged")
+    return report
+
+
+def _mesh_distance(mesh: Mesh, device: torch.device) -> Callable[[Tensor], Tensor]:
+    from threestudio.ops.mesh_distance import MeshDistance
+
+    return MeshDistance(mesh.v_pos.to(device), mesh.t_pos_idx.to(device))
+
+
+def _points_around(surface: SurfacePoints, radius: float) -> Tensor:
+    """Half within the shell, a quarter further out, a quarter anywhere in the box. [N, 3]"""
+    n = surface.points.shape[0]
+    spread = torch.full((n, 1), 1.5 * SHELL * radius)
+    spread[n // 2 :] = 0.15 * radius
+    points = surface.points + surface.normals * torch.randn(n, 1) * spread
+    points[3 * n // 4 :] = (torch.rand(n - 3 * n // 4, 3) * 2 - 1) * radius
+    return points.clamp(-radius, radius)
+
+
+def _color_loss(geometry: BaseGeometry, material: BaseMaterial, surface: SurfacePoints, radius: float) -> Tensor:
+    shifted = surface.points + surface.normals * torch.randn(surface.points.shape[0], 1) * (0.5 * SHELL * radius)
+    points = shifted.clamp(-radius, radius).to(geometry._dummy.device)
+    exported: Dict[str, Any] = material.export(points=points, **geometry.export(points=points))
+    if "albedo" not in exported:
+        raise UserError(f"system.init_from_mesh: {type(material).__name__} has no albedo to take the mesh's colours")
+    return F.mse_loss(exported["albedo"][:, :3], surface.rgb.to(points))
+
+
+def density_shape_loss(
+    raw_density: Callable[[Tensor], Tensor], activation: str, surface_density: float, radius: float
+) -> ShapeLoss:
+    """The loss of a density field whose level `surface_density` shall lie on the mesh.
+
+    Before its activation the density is to fall linearly from solid to empty over the shell, on both sides of the
+    surface; further in it may be any denser, further out any emptier.
+
+    Args:
+        raw_density: points [N, 3] -> density before its activation [N, 1]; activation: a name of get_activation.
+    """
+    width = SHELL * radius
+    solid = max(4.0 * surface_density, 100.0 / radius)  # an opaque skin: e^-2 of the light passes a depth of one shell
+    empty, on_surface, filled = (
+        inverse_activation(activation, value) for value in (1e-4 * surface_density, surface_density, solid)
+    )
+
+    def loss(points: Tensor, distance: Tensor) -> Tensor:
+        share = (distance / width).clamp(-1.0, 1.0)
+        target = torch.where(share > 0, on_surface + share * (empty - on_surface), on_surface - share * (filled - on_surface))
+        error = (raw_density(points) - target) / (filled - empty)
+        far_and_fine = ((share >= 1) & (error < 0)) | ((share <= -1) & (error > 0))
+        return error.masked_fill(far_and_fine, 0.0).square().mean() * 10.0
+
+    return loss
+
+
+def inverse_activation(activation: str, value: float) -> float:
+    """The number that a growing activation turns into `value`, by bisection in [-50, 1000]."""
+    function = get_activation(activation)
+    low, high = -50.0, 1000.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        if function(torch.tensor(middle, dtype=torch.float64)).item() < value:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def distance_shape_loss(signed_distance: Callable[[Tensor], Tensor], radius: float) -> ShapeLoss:
+    """The loss of a signed distance field: its error in shells, squared near the surface and absolute far from it."""
+    width = SHELL * radius
+
+    def loss(points: Tensor, distance: Tensor) -> Tensor:
+        return F.smooth_l1_loss(signed_distance(points) / width, distance / width)
+
+    return loss
