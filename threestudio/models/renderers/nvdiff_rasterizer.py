@@ -41,6 +41,7 @@ class NVDiffRasterizer(Rasterizer):
         width: int,
         render_rgb: bool = True,
         rays_d: Optional[Tensor] = None,
+        bg_color: Optional[Tensor] = None,
         **kwargs: Any,
     ) -> Dict[str, Any]:
         """Images of B cameras.
@@ -49,6 +50,7 @@ class NVDiffRasterizer(Rasterizer):
             mvp_mtx: [B, 4, 4]; camera_positions, light_positions: [B, 3]; height, width: pixels.
             render_rgb: whether colours are asked of the material and the background.
             rays_d: [B, H, W, 3], of any length, for the background; made from mvp_mtx where there are none.
+            bg_color: [B, C] or [B, H, W, C], in place of the background's colours.
             kwargs: the rest of the batch, handed on to the material.
         Returns:
             mesh; opacity [B, H, W, 1] and comp_normal [B, H, W, 3] in [0, 1], black where there is nothing;
@@ -61,8 +63,7 @@ class NVDiffRasterizer(Rasterizer):
         images = {"opacity": mask, "comp_normal": (normal + 1.0) / 2.0 * mask}
         out: Dict[str, Any] = {"mesh": mesh}
         if render_rgb:
-            dirs = view_directions(mvp_mtx, height, width) if rays_d is None else F.normalize(rays_d, dim=-1)
-            background = self.background(dirs=dirs).to(mask)
+            background = self._background(mvp_mtx, height, width, rays_d, bg_color).to(mask)
             images["comp_rgb"] = self._shade(mesh, fragments, normal, background, camera_positions, light_positions, kwargs)
             out["comp_rgb_bg"] = background
         # One pass for all images: finding the outline costs more than blending a channel.
@@ -70,6 +71,16 @@ class NVDiffRasterizer(Rasterizer):
         smooth = antialias(torch.cat(list(images.values()), -1), fragments, mesh.v_pos, mesh.t_pos_idx, mvp_mtx)
         out.update(zip(images, smooth.split(channels, -1)))
         return out
+
+    def _background(
+        self, mvp_mtx: Tensor, height: int, width: int, rays_d: Optional[Tensor], bg_color: Optional[Tensor]
+    ) -> Tensor:
+        """[B, H, W, C]"""
+        if bg_color is not None:
+            plain = bg_color[:, None, None, :] if bg_color.dim() == 2 else bg_color
+            return plain.expand(mvp_mtx.shape[0], height, width, -1)
+        dirs = view_directions(mvp_mtx, height, width) if rays_d is None else F.normalize(rays_d, dim=-1)
+        return self.background(dirs=dirs)
 
     def _shade(
         self,
