@@ -126,8 +126,7 @@ def project_gaussians(
         size = means2d.new_tensor([width, height])
         on_image = ((means2d + half > 0) & (means2d - half < size)).all(-1)
         visible = (z > near) & (opacities >= ALPHA_MIN) & on_image & torch.isfinite(determinant)
-        middle = 0.5 * (a + c)
-        largest = middle + (middle**2 - determinant).clamp(min=0).sqrt()
+        largest = 0.5 * (a + c) + torch.hypot(0.5 * (a - c), b)  # of the covariance's eigenvalues
         radii = torch.where(visible, 3 * largest.sqrt(), 0.0)
         half = torch.where(visible[..., None], half, 0.0)
         safe = (c2w[:, :3, 3] - c2w[:, :3, 2])[:, None]  # a point in front, so that what is not visible gives no NaN

@@ -107,12 +107,12 @@ def project_kernel(
             inside = mean[0] + half[0] > 0.0 and mean[0] - half[0] < size[0]
             inside = inside and mean[1] + half[1] > 0.0 and mean[1] - half[1] < size[1]
             if inside and wp.isfinite(determinant):
-                middle = 0.5 * (a + c)
+                largest = 0.5 * (a + c) + wp.length(wp.vec2(0.5 * (a - c), b))
                 means2d[view, n] = mean
                 conics[view, n] = wp.vec3(c, -b, a) / determinant
                 depths[view, n] = z
                 half_sizes[view, n] = half
-                radii[view, n] = 3.0 * wp.sqrt(middle + wp.sqrt(wp.max(middle * middle - determinant, 0.0)))
+                radii[view, n] = 3.0 * wp.sqrt(largest)
                 visible[view, n] = True
 
 
