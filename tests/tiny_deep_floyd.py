@@ -1,30 +1,45 @@
 """DeepFloyd IF's first stage at tiny size: the real classes with random weights, in diffusers' folder layout."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.tiny_stable_diffusion import WORDS
+
+SENTENCES = ("a red chair, front view", "a blue car, side view", "back view of a red car", "a chair, overhead view")
 
 
-def t5_tokenizer():
-    """A T5Tokenizer that knows WORDS and single letters."""
-    from transformers import T5Tokenizer
+def write_tokenizer(folder: Path) -> None:
+    """spiece.model and its config alone, as IF's repository has them."""
+    import sentencepiece
 
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)] + [".", "!"]
-    pieces = ["\u2581", *(f"\u2581{word}" for word in WORDS), *letters, ","]
-    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    vocab = special + [(piece, -float(len(piece) == 1) * 10.0 - 1.0) for piece in pieces]
-    return T5Tokenizer(vocab=vocab, extra_ids=0)
+    folder.mkdir(parents=True)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 4),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=48,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (folder / "spiece.vocab").unlink()
+    special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "extra_ids": 0}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer", **special}))
 
 
 def write_tiny_deep_floyd(folder: Path, dtype: torch.dtype = torch.float32, variant: str | None = None) -> Path:
     """Writes a whole model: images of 8 pixels, text embeddings [77, 24], a learned variance."""
     from diffusers import DDPMScheduler, IFPipeline, UNet2DConditionModel
-    from transformers import T5Config, T5EncoderModel
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-    tokenizer = t5_tokenizer()
+    write_tokenizer(folder / "spm")
+    tokenizer = T5Tokenizer.from_pretrained(folder / "spm")
     generator_state = torch.get_rng_state()
     torch.manual_seed(0)
     config = T5Config(vocab_size=len(tokenizer), d_model=24, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
@@ -64,6 +79,8 @@ def write_tiny_deep_floyd(folder: Path, dtype: torch.dtype = torch.float32, vari
         requires_safety_checker=False,
     )
     pipeline.to(dtype=dtype).save_pretrained(folder, variant=variant)
+    shutil.rmtree(folder / "tokenizer")
+    (folder / "spm").rename(folder / "tokenizer")
     return folder
 
 

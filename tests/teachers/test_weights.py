@@ -32,7 +32,7 @@ def test_a_whole_folder_passes(folder):
         ("unet", "unet/config.json, unet/diffusion_pytorch_model.safetensors"),
         ("unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors"),
         ("text_encoder/model.safetensors", "text_encoder/model.safetensors"),
-        ("tokenizer", "tokenizer/vocab.json"),
+        ("tokenizer", "tokenizer/vocab.json or tokenizer.json or spiece.model"),
         ("scheduler", "scheduler/scheduler_config.json"),
     ],
 )

@@ -121,7 +121,7 @@ def check_folder(folder: Path, parts: Sequence[str] = DENOISER_PARTS + TEXT_PART
     for part in parts:
         configs = _CONFIG_OF_PART.get(part, ("config.json",))
         if not any((folder / part / name).is_file() for name in configs):
-            missing.append(f"{part}/{configs[0]}")
+            missing.append(f"{part}/{' or '.join(configs)}")
         if part in _WEIGHTS_OF_PART and not weight_files(folder, part):
             missing.append(f"{part}/{_WEIGHTS_OF_PART[part]}.safetensors")
     if missing:

@@ -1,0 +1,81 @@
+"""Variational score distillation in whole runs: the guidance's weights train, are saved, and resume bit for bit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.host.conftest import ROOT, launch_here, tiny_plugin  # noqa: F401
+from tests.host.test_resume import assert_same
+
+SMALL = [
+    "system.prompt_processor.prompt=a red chair",
+    "tag=t",
+    "use_timestamp=false",
+    "data.width=8",
+    "data.height=8",
+    "data.eval_width=8",
+    "data.eval_height=8",
+    "data.n_test_views=2",
+    "data.n_val_views=1",
+    "system.renderer.num_samples_per_ray=16",
+    "system.geometry.pos_encoding_config.n_levels=4",
+    "system.geometry.pos_encoding_config.log2_hashmap_size=10",
+    "trainer.max_steps=4",
+    "trainer.val_check_interval=3",
+    "checkpoint.every_n_train_steps=2",
+]
+DREAMFUSION = [
+    "system.guidance_type=turboprop-vsd-guidance",
+    "system.geometry.pos_encoding_config.start_level=2",
+    "system.loss.lambda_sds=0",
+    "system.loss.lambda_vsd=1.",
+    "system.loss.lambda_lora=1.",
+]
+PROLIFIC = ["data.batch_size=1", "data.resolution_milestones=[]", "system.visualize_samples=true"]
+
+
+def arguments(folder: Path, system: str) -> list[str]:
+    name = "pretrained_model_name_or_path"
+    models = [f"system.prompt_processor.{name}={folder}", f"system.guidance.{name}={folder}"]
+    if system == "prolificdreamer":
+        return [*SMALL, *PROLIFIC, *models, f"system.guidance.{name}_lora={folder}"]
+    return [*SMALL, *DREAMFUSION, *models]
+
+
+def state(trial: Path) -> dict:
+    checkpoint = torch.load(trial / "ckpts/last.ckpt", weights_only=True)
+    return {key: checkpoint[key] for key in ("global_step", "state_dict", "optimizer_states")}
+
+
+@pytest.mark.parametrize("system", ["prolificdreamer", "dreamfusion-sd"])
+def test_trains_its_own_weights_and_resumes(launch_here, tiny_sd_folder, text_cache, tmp_path, system):  # noqa: F811
+    config = str(ROOT / f"configs/{system}.yaml")
+    options = arguments(tiny_sd_folder, system)
+    if system == "dreamfusion-sd":
+        options += ["system.optimizer.params.guidance.lr=0.001"]
+    assert launch_here("--train", *options, "exp_root_dir=whole", config=config) == 0
+    whole = tmp_path / "whole" / system / "t"
+    final = state(whole)
+    ours = {key: value for key, value in final["state_dict"].items() if key.startswith("guidance.")}
+    assert ours and all(key.startswith(("guidance.lora.adapters.", "guidance.lora.camera_embedding.")) for key in ours)
+    moved = [value for key, value in ours.items() if key.endswith("lora_B")]
+    assert moved and all(value.abs().max() > 0 for value in moved)  # they start at zero
+    logged = (whole / "csv_logs/version_0/metrics.csv").read_text().splitlines()[0]
+    assert all(f"train/{name}" in logged for name in ("loss_vsd", "loss_lora", "grad_norm"))
+    if system == "prolificdreamer":
+        assert (whole / "save/it3-0-sample.png").is_file()
+
+    part = [*options, "exp_root_dir=part"]
+    assert launch_here("--train", *part, "trainer.max_steps=2", config=config) == 0
+    last = f"resume=part/{system}/t/ckpts/last.ckpt"
+    assert launch_here("--train", *part, last, config=config) == 0
+    assert_same(final, state(tmp_path / "part" / system / "t"))
+    assert launch_here("--test", *part, last, config=config) == 0
+
+
+def test_without_an_optimizer_group_it_says_what_to_add(launch_here, tiny_sd_folder, text_cache, capsys):  # noqa: F811
+    config = str(ROOT / "configs/dreamfusion-sd.yaml")
+    options = arguments(tiny_sd_folder, "dreamfusion-sd")
+    assert launch_here("--train", *options, config=config) != 0
+    assert "system.optimizer.params: turboprop-vsd-guidance has weights to train" in capsys.readouterr().err
