@@ -68,6 +68,6 @@ def gaussian_surface(
     outside = np.ones_like(level, bool)
     outside[1:-1, 1:-1, 1:-1] = False
     level = np.where(outside, -np.maximum(np.abs(level), least), level)
-    vertices, faces, _, _ = marching_cubes(level, 0.0, gradient_direction="descent")
+    vertices, faces, _, _ = marching_cubes(level, 0.0, gradient_direction="ascent")
     v_pos = torch.from_numpy(vertices.astype(np.float32)).to(origin) * spacing + origin
     return v_pos, torch.from_numpy(faces.astype(np.int64)).to(origin.device)
