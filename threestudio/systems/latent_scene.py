@@ -12,8 +12,8 @@ class LatentSceneSystem(ScoreDistillationSystem):
     view_names = ("decoded_rgb", "comp_normal", "opacity")
 
     def configure(self) -> None:
-        super().configure()
         self.guidance: Any = None  # built when a step or a picture needs it
+        super().configure()
 
     def decode(self, out: dict) -> dict:
         """The render with `decoded_rgb` [B, H, W, 3] in [0, 1]."""

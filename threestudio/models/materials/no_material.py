@@ -47,7 +47,10 @@ class NoMaterial(BaseMaterial):
             )
         return get_activation(self.cfg.color_activation)(features)
 
-    def export(self, features: Tensor, **kwargs: Any) -> Dict[str, Any]:
+    def export(self, features: Optional[Tensor] = None, **kwargs: Any) -> Dict[str, Any]:
+        """Nothing of a geometry without features, as stages that train a shape alone have."""
+        if features is None or self.cfg.n_output_dims == 0:
+            return {}
         color = self(features, **kwargs).clamp(0, 1)
         if color.shape[-1] < 3:
             raise UserError(f"no-material: colours have {color.shape[-1]} channels, an exported texture needs at least 3")
