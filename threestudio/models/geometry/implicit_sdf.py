@@ -12,9 +12,12 @@ from torch import Tensor
 import threestudio
 from threestudio.models.geometry.base import BaseGeometry, BaseImplicitGeometry, contract_to_unisphere
 from threestudio.models.geometry.implicit_volume import hash_grid_defaults, mlp_defaults
+from threestudio.models.geometry.mesh_start import distance_shape_loss, fit_to_mesh
 from threestudio.models.geometry.normals import NORMAL_TYPES, analytic_gradient, finite_difference_gradient
 from threestudio.models.geometry.shape_fit import fit_signed_distance
 from threestudio.models.geometry.shape_init import check_shape_init, note_given_shape, parametric_distance, shape_distance
+from threestudio.models.materials.base import BaseMaterial
+from threestudio.models.mesh import Mesh
 from threestudio.models.networks import ProgressiveBandHashGrid, get_encoding, get_mlp
 from threestudio.utils.errors import UserError
 
@@ -152,6 +155,11 @@ class ImplicitSDF(BaseImplicitGeometry):
         )
         error = fit_signed_distance(self, target, self.cfg.radius, label=cfg.shape_init)
         threestudio.info(f"shape_init: the field follows {cfg.shape_init} to {error:.2g} world units (root mean square)")
+        self.shape_is_given = self._shape_initialized = True
+
+    def init_from_mesh(self, mesh: Mesh, material: BaseMaterial, steps: int) -> None:
+        """Fits distances and features to the mesh; ``shape_init`` is left alone from then on."""
+        fit_to_mesh(self, material, mesh, self.cfg.radius, steps, distance_shape_loss(self.forward_sdf, self.cfg.radius))
         self.shape_is_given = self._shape_initialized = True
 
     # ------------------------------------------------------------------------- life cycle

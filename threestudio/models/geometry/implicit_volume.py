@@ -11,7 +11,7 @@ from torch import Tensor
 
 import threestudio
 from threestudio.models.geometry.base import BaseGeometry, BaseImplicitGeometry, contract_to_unisphere
-from threestudio.models.geometry.mesh_start import density_shape_loss, fit_to_mesh
+from threestudio.models.geometry.mesh_start import SHELL, DensityProfile, fit_to_mesh, surface_density
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.mesh import Mesh
 from threestudio.models.networks import get_encoding, get_mlp
@@ -161,10 +161,9 @@ class ImplicitVolume(BaseImplicitGeometry):
 
     def init_from_mesh(self, mesh: Mesh, material: BaseMaterial, steps: int) -> None:
         """Dense inside of the mesh, empty outside, `isosurface_threshold` on it ("auto": 25)."""
-        threshold = self.cfg.isosurface_threshold
-        level = 25.0 if isinstance(threshold, str) or threshold <= 0 else float(threshold)
-        loss = density_shape_loss(self.raw_density, self.cfg.density_activation, level, self.cfg.radius)
-        fit_to_mesh(self, material, mesh, self.cfg.radius, steps, loss)
+        level = surface_density(self.cfg.isosurface_threshold)
+        profile = DensityProfile(self.cfg.density_activation, level, SHELL * self.cfg.radius)
+        fit_to_mesh(self, material, mesh, self.cfg.radius, steps, profile.loss(self.raw_density))
 
     @staticmethod
     def create_from(

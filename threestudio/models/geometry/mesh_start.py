@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, NamedTuple, Optional
+from typing import Any, Callable, Dict, NamedTuple, Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -105,7 +105,9 @@ def fit_to_mesh(
     from tqdm import tqdm
 
     sampler = SurfaceSampler(mesh)
-    distance = _mesh_distance(mesh, geometry._dummy.device) if shape_loss is not None else None
+    device = geometry._dummy.device
+    distance = mesh_distance(mesh, device) if shape_loss is not None else None
+    colored = bool(mesh.extras.get("has_colors")) and bool(geometry.export(points=torch.zeros(1, 3, device=device)))
     parameters = [p for part in (geometry, material) for p in part.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=FIRST_RATE, eps=1e-15)
     decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, (LAST_RATE / FIRST_RATE) ** (1 / steps))
@@ -115,9 +117,9 @@ def fit_to_mesh(
             surface = sampler(POINTS_PER_STEP)
             losses = {}
             if distance is not None and shape_loss is not None:
-                points = _points_around(surface, radius).to(geometry._dummy.device)
+                points = _points_around(surface, radius).to(device)
                 losses["shape"] = shape_loss(points, distance(points))
-            if surface.rgb is not None:
+            if colored:
                 losses["color"] = _color_loss(geometry, material, surface, radius)
             if not losses:
                 break
@@ -128,7 +130,7 @@ def fit_to_mesh(
             progress.update()
     optimizer.zero_grad(set_to_none=True)
     if "color" not in losses:
-        threestudio.warn("system.init_from_mesh: the file has no colours, the shape alone is taken")
+        threestudio.warn("system.init_from_mesh: the file has no colours or the geometry no features: the shape is taken alone")
     report = {name: loss.item() for name, loss in losses.items()}
     broken = [name for name, value in report.items() if not value < float("inf")]
     if broken:
@@ -136,7 +138,7 @@ def fit_to_mesh(
     return report
 
 
-def _mesh_distance(mesh: Mesh, device: torch.device) -> Callable[[Tensor], Tensor]:
+def mesh_distance(mesh: Mesh, device: torch.device) -> Callable[[Tensor], Tensor]:
     from threestudio.ops.mesh_distance import MeshDistance
 
     return MeshDistance(mesh.v_pos.to(device), mesh.t_pos_idx.to(device))
@@ -161,34 +163,44 @@ def _color_loss(geometry: BaseGeometry, material: BaseMaterial, surface: Surface
     return F.mse_loss(exported["albedo"][:, :3], surface.rgb.to(points))
 
 
-def density_shape_loss(
-    raw_density: Callable[[Tensor], Tensor], activation: str, surface_density: float, radius: float
-) -> ShapeLoss:
-    """The loss of a density field whose level `surface_density` shall lie on the mesh.
+class DensityProfile:
+    """How dense, before its activation, a field is at each signed distance to the mesh that it stands for.
 
-    Before its activation the density is to fall linearly from solid to empty over the shell, on both sides of the
-    surface; further in it may be any denser, further out any emptier.
+    It falls linearly from solid to `surface_density` over `width` inside of the surface, and to empty over `width`
+    outside of it.
 
     Args:
-        raw_density: points [N, 3] -> density before its activation [N, 1]; activation: a name of get_activation.
+        activation: a name of get_activation, of a growing function; width: world units.
     """
-    width = SHELL * radius
-    solid = max(4.0 * surface_density, 100.0 / radius)  # an opaque skin: e^-2 of the light passes a depth of one shell
-    empty, on_surface, filled = (
-        inverse_activation(activation, value) for value in (1e-4 * surface_density, surface_density, solid)
-    )
 
-    def loss(points: Tensor, distance: Tensor) -> Tensor:
-        share = (distance / width).clamp(-1.0, 1.0)
-        target = torch.where(share > 0, on_surface + share * (empty - on_surface), on_surface - share * (filled - on_surface))
-        error = (raw_density(points) - target) / (filled - empty)
-        far_and_fine = ((share >= 1) & (error < 0)) | ((share <= -1) & (error > 0))
-        return error.masked_fill(far_and_fine, 0.0).square().mean() * 10.0
+    def __init__(self, activation: Optional[str], surface_density: float, width: float) -> None:
+        self.width = width
+        solid = max(4.0 * surface_density, 2.0 / width)  # an opaque skin: e^-2 of the light gets this far into it
+        values = (1e-4 * surface_density, surface_density, solid)
+        self.empty, self.surface, self.solid = (inverse_activation(activation, value) for value in values)
 
-    return loss
+    def __call__(self, distance: Tensor) -> Tensor:
+        share = (distance / self.width).clamp(-1.0, 1.0)
+        outside = self.surface + share * (self.empty - self.surface)
+        return torch.where(share > 0, outside, self.surface - share * (self.solid - self.surface))
+
+    def loss(self, raw_density: Callable[[Tensor], Tensor]) -> ShapeLoss:
+        """Of a field `raw_density` (points [N, 3] -> [N, 1]); far inside it may be denser, far outside emptier."""
+
+        def loss(points: Tensor, distance: Tensor) -> Tensor:
+            error = (raw_density(points) - self(distance)) / (self.solid - self.empty)
+            far_and_fine = ((distance >= self.width) & (error < 0)) | ((distance <= -self.width) & (error > 0))
+            return error.masked_fill(far_and_fine, 0.0).square().mean() * 10.0
+
+        return loss
 
 
-def inverse_activation(activation: str, value: float) -> float:
+def surface_density(threshold: Union[float, str]) -> float:
+    """The density that the mesh's surface gets for a geometry's isosurface_threshold; 25 for "auto"."""
+    return 25.0 if isinstance(threshold, str) or threshold <= 0 else float(threshold)
+
+
+def inverse_activation(activation: Optional[str], value: float) -> float:
     """The number that a growing activation turns into `value`, by bisection in [-50, 1000]."""
     function = get_activation(activation)
     low, high = -50.0, 1000.0
@@ -206,6 +218,6 @@ def distance_shape_loss(signed_distance: Callable[[Tensor], Tensor], radius: flo
     width = SHELL * radius
 
     def loss(points: Tensor, distance: Tensor) -> Tensor:
-        return F.smooth_l1_loss(signed_distance(points) / width, distance / width)
+        return 0.1 * F.smooth_l1_loss(signed_distance(points) / width, distance / width)
 
     return loss

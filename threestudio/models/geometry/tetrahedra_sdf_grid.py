@@ -17,8 +17,10 @@ from threestudio.models.geometry.base import (
 )
 from threestudio.models.geometry.implicit_sdf import ImplicitSDF
 from threestudio.models.geometry.implicit_volume import ImplicitVolume, hash_grid_defaults, mlp_defaults
-from threestudio.models.geometry.shape_init import check_shape_init, note_given_shape, shape_distance
+from threestudio.models.geometry.mesh_start import fit_to_mesh, mesh_distance
+from threestudio.models.geometry.shape_init import SignedDistance, check_shape_init, note_given_shape, shape_distance
 from threestudio.models.isosurface import EmptyFieldError, MarchingTetrahedraHelper
+from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.mesh import Mesh
 from threestudio.models.networks import get_encoding, get_mlp
 from threestudio.utils.errors import UserError
@@ -136,6 +138,16 @@ class TetrahedraSDFGrid(BaseExplicitGeometry):
         distance = shape_distance(
             cfg.shape_init, cfg.shape_init_params, cfg.shape_init_mesh_up, cfg.shape_init_mesh_front, cfg.radius, self.sdf.device
         )
+        self._take_distances(distance, f"geometry.shape_init: {cfg.shape_init}")
+
+    def init_from_mesh(self, mesh: Mesh, material: BaseMaterial, steps: int) -> None:
+        """Takes the mesh's distances and fits the features; ``shape_init`` is left alone from then on."""
+        self._take_distances(mesh_distance(mesh, self.sdf.device), "system.init_from_mesh: the mesh")
+        if self.has_features:
+            fit_to_mesh(self, material, mesh, self.cfg.radius, steps)
+
+    @torch.no_grad()
+    def _take_distances(self, distance: SignedDistance, source: str) -> None:
         self.isosurface_bbox.copy_(self.bbox)
         vertices = scale_tensor(self.isosurface_helper.grid_vertices, (0.0, 1.0), self.isosurface_bbox)
         self.sdf.copy_(distance(vertices))
@@ -146,8 +158,8 @@ class TetrahedraSDFGrid(BaseExplicitGeometry):
             self.isosurface()  # a shape that the grid cannot hold is known before any step
         except EmptyFieldError as error:
             raise EmptyFieldError(
-                f"geometry.shape_init: {cfg.shape_init} leaves no surface on a grid of "
-                f"geometry.isosurface_resolution={cfg.isosurface_resolution}: too thin or without an inside ({error})"
+                f"{source} leaves no surface on a grid of "
+                f"geometry.isosurface_resolution={self.cfg.isosurface_resolution}: too thin or without an inside ({error})"
             ) from None
         self.shape_is_given = self._shape_initialized = True
 
