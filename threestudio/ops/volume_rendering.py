@@ -1,19 +1,53 @@
-"""Emission-absorption volume rendering (Max 1995; NeRF eq. 3) of samples along rays, in plain torch.
+"""Emission-absorption volume rendering (Max 1995; NeRF eq. 3) of samples along rays; three backends.
 
 Samples come packed: S of them for all rays together, sorted by ray and then by distance, each with the index of its
-ray. The ``_dense`` functions do the same for a fixed number of samples a ray, [N, S]; they are the tests' oracle.
-On a CPU every sum is added up in one order, so that results repeat bit for bit.
+ray. All backends give the same values and gradients, and on a CPU results that repeat bit for bit:
+
+- torch: the reference here, in any floating type;
+- warp: one kernel source for CPU and CUDA, float32 (volume_rendering_warp.py);
+- nerfacc: where a user has it, on CUDA, float32; once differentiable.
+
+The ``_dense`` functions do the same for a fixed number of samples a ray, [N, S]; they are the tests' oracle.
 """
 
 from __future__ import annotations
 
-from typing import Optional, Tuple
+import importlib.util
+from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor
 
+from threestudio.utils.errors import UserError
+
+BACKENDS = ("auto", "torch", "warp", "nerfacc")
 # exp(-OPAQUE) is 0 in float32; an infinite optical depth would make NaN of the differences below.
 OPAQUE = 1e3
+
+
+def available_backends(device: torch.device) -> List[str]:
+    """Backends that can run float32 on this device, fastest first."""
+    names = []
+    if device.type == "cuda" and importlib.util.find_spec("nerfacc") is not None:
+        names.append("nerfacc")
+    if device.type in ("cpu", "cuda") and importlib.util.find_spec("warp") is not None:
+        names.append("warp")
+    return names + ["torch"]
+
+
+def _choose(backend: str, *values: Optional[Tensor]) -> str:
+    if backend not in BACKENDS:
+        raise UserError(f"volume rendering: backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    tensors = [x for x in values if x is not None]
+    device, single = tensors[0].device, all(x.dtype == torch.float32 for x in tensors)
+    available = available_backends(device) if single else ["torch"]
+    if backend == "auto":
+        # The kernels take float32 samples, at least one.
+        return available[0] if tensors[0].numel() > 0 else "torch"
+    if backend not in available:
+        kind = f"{device.type}, {'float32' if single else 'other than float32'}"
+        raise UserError(f"volume rendering: backend {backend!r} is not available for {kind} (available: {', '.join(available)})")
+    return backend if tensors[0].numel() > 0 else "torch"
 
 
 def optical_depth(t_starts: Tensor, t_ends: Tensor, density: Tensor) -> Tensor:
@@ -27,30 +61,51 @@ def ray_offsets(ray_indices: Tensor, n_rays: int) -> Tensor:
 
 
 def exclusive_sum(values: Tensor, ray_indices: Tensor) -> Tensor:
-    """Sum of the values before each sample on its ray. values [S], ray_indices [S], sorted -> [S].
+    """Sum of the values before each sample on its ray. values [S] >= 0, ray_indices [S], sorted -> [S].
 
-    A difference of running totals, in float64: over millions of samples float32 would lose the small ones.
+    A difference of running totals, in float64: over millions of samples float32 would lose the small ones. NaN
+    reaches the later samples of its own ray only.
     """
     if values.numel() == 0:
         return values
-    before = values.double().cumsum(0).roll(1).index_fill(0, ray_indices.new_zeros(1), 0.0)
     first = torch.ones_like(ray_indices, dtype=torch.bool)
     first[1:] = ray_indices[1:] != ray_indices[:-1]
-    start_of_ray = first.nonzero()[:, 0]
-    return (before - before[start_of_ray][first.cumsum(0) - 1]).clamp(min=0).to(values.dtype)
+    start_of_ray = first.nonzero()[:, 0][first.cumsum(0) - 1]
+
+    def since_start(x: Tensor) -> Tensor:
+        before = x.cumsum(0).roll(1).index_fill(0, ray_indices.new_zeros(1), 0)
+        return before - before[start_of_ray]
+
+    is_nan = values.isnan()
+    total = since_start(values.masked_fill(is_nan, 0.0).double()).clamp(min=0).to(values.dtype)
+    return total.masked_fill(since_start(is_nan.long()) > 0, float("nan"))
 
 
-def render_weight_from_density(
-    t_starts: Tensor, t_ends: Tensor, density: Tensor, ray_indices: Tensor
-) -> Tuple[Tensor, Tensor, Tensor]:
-    """Weights, transmittance before the sample, and alpha of packed samples; all tensors [S].
+def weights_of_depth(depth: Tensor, ray_indices: Tensor, backend: str = "auto") -> Tuple[Tensor, Tensor, Tensor]:
+    """Weights, transmittance before the sample, and alpha, of packed samples of optical depth [S] in [0, OPAQUE].
 
-    alpha = 1 - exp(-density length), transmittance = exp(-sum of density length before), weight = their product.
+    alpha = 1 - exp(-depth), transmittance = exp(-sum of the depths before), weight = their product.
     """
-    depth = optical_depth(t_starts, t_ends, density)
+    backend = _choose(backend, depth)
+    if backend == "warp":
+        from threestudio.ops.volume_rendering_warp import weights_of_depth_warp
+
+        return weights_of_depth_warp(depth, ray_indices)
+    if backend == "nerfacc":
+        import nerfacc
+
+        zeros = torch.zeros_like(depth)
+        return nerfacc.render_weight_from_density(zeros, zeros + 1.0, depth, ray_indices=ray_indices)
     transmittance = torch.exp(-exclusive_sum(depth, ray_indices))
     alpha = -torch.expm1(-depth)
     return transmittance * alpha, transmittance, alpha
+
+
+def render_weight_from_density(
+    t_starts: Tensor, t_ends: Tensor, density: Tensor, ray_indices: Tensor, backend: str = "auto"
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """Weights, transmittance before the sample, and alpha of packed samples of a density; all tensors [S]."""
+    return weights_of_depth(optical_depth(t_starts, t_ends, density), ray_indices, backend)
 
 
 def render_weight_from_density_dense(t_starts: Tensor, t_ends: Tensor, density: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
@@ -61,15 +116,34 @@ def render_weight_from_density_dense(t_starts: Tensor, t_ends: Tensor, density: 
     return transmittance * alpha, transmittance, alpha
 
 
-def render_weight_from_alpha(alpha: Tensor, ray_indices: Tensor) -> Tuple[Tensor, Tensor]:
+def render_weight_from_alpha(alpha: Tensor, ray_indices: Tensor, backend: str = "auto") -> Tuple[Tensor, Tensor]:
     """Weights and transmittance of packed samples whose opacity alpha [S] in [0, 1] is known (NeuS)."""
     depth = -torch.log1p(-alpha.clamp(max=1 - 1e-7))
-    transmittance = torch.exp(-exclusive_sum(depth, ray_indices))
+    _, transmittance, _ = weights_of_depth(depth, ray_indices, backend)
     return transmittance * alpha, transmittance
 
 
-def accumulate_along_rays(weights: Tensor, values: Optional[Tensor], ray_indices: Tensor, n_rays: int) -> Tensor:
-    """Weighted sum on each ray: weights [S], values [S, C] or None (ones) -> [n_rays, C]."""
+def accumulate_along_rays(
+    weights: Tensor, values: Optional[Tensor], ray_indices: Tensor, n_rays: int, backend: str = "auto"
+) -> Tensor:
+    """Weighted sum on each ray: weights [S], values [S, C] or None (ones) -> [n_rays, C].
+
+    Raises:
+        ValueError: a ray's index that is not below n_rays (not looked for on CUDA, where the sample counts for none).
+    """
+    if weights.device.type == "cpu" and ray_indices.numel() > 0:
+        low, high = ray_indices[0].item(), ray_indices[-1].item()
+        if low < 0 or high >= n_rays:
+            raise ValueError(f"accumulate_along_rays: ray_indices: expected 0 to {n_rays - 1}, sorted, got {low} to {high}")
+    backend = _choose(backend, weights, values)
+    if backend == "warp":
+        from threestudio.ops.volume_rendering_warp import accumulate_along_rays_warp
+
+        return accumulate_along_rays_warp(weights, values, ray_indices, n_rays)
+    if backend == "nerfacc":
+        import nerfacc
+
+        return nerfacc.accumulate_along_rays(weights, values, ray_indices=ray_indices, n_rays=n_rays)
     weighted = weights[:, None] if values is None else weights[:, None] * values
     return weighted.new_zeros(n_rays, weighted.shape[1]).index_add(0, ray_indices, weighted)
 

@@ -25,9 +25,13 @@ def launch(kernel: Any, dimensions: Sequence[int], arguments: List[Any], device:
 
 def launch_parts(kernel: Any, parts: Sequence[Tuple[Sequence[int], List[Any]]], device: torch.device) -> None:
     """One launch for each (dimensions, arguments). On a CPU, where Warp runs a launch on one thread, launches run side
-    by side on ``torch.get_num_threads()`` threads: no two of them may write to one place."""
+    by side on ``torch.get_num_threads()`` threads: no two of them may write to one place, and none may use tiles.
+
+    (Warp keeps the tiles' storage of a CPU launch in a variable that all threads share. Optimized kernels without
+    tiles do not look at it; in debug mode they do, so there launches come one after another.)
+    """
     n_threads = min(torch.get_num_threads(), len(parts))
-    if device.type != "cpu" or n_threads < 2:
+    if device.type != "cpu" or n_threads < 2 or wp.config.mode == "debug":
         for dimensions, arguments in parts:
             launch(kernel, dimensions, arguments, device)
         return
