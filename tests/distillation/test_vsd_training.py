@@ -48,29 +48,35 @@ def state(trial: Path) -> dict:
     return {key: checkpoint[key] for key in ("global_step", "state_dict", "optimizer_states")}
 
 
-@pytest.mark.parametrize("system", ["prolificdreamer", "dreamfusion-sd"])
-def test_trains_its_own_weights_and_resumes(launch_here, tiny_sd_folder, text_cache, tmp_path, system):  # noqa: F811
-    config = str(ROOT / f"configs/{system}.yaml")
-    options = arguments(tiny_sd_folder, system)
-    if system == "dreamfusion-sd":
-        options += ["system.optimizer.params.guidance.lr=0.001"]
-    assert launch_here("--train", *options, "exp_root_dir=whole", config=config) == 0
-    whole = tmp_path / "whole" / system / "t"
-    final = state(whole)
-    ours = {key: value for key, value in final["state_dict"].items() if key.startswith("guidance.")}
+def check_own_weights(trial: Path) -> None:
+    ours = {key: value for key, value in state(trial)["state_dict"].items() if key.startswith("guidance.")}
     assert ours and all(key.startswith(("guidance.lora.adapters.", "guidance.lora.camera_embedding.")) for key in ours)
     moved = [value for key, value in ours.items() if key.endswith("lora_B")]
     assert moved and all(value.abs().max() > 0 for value in moved)  # they start at zero
-    logged = (whole / "csv_logs/version_0/metrics.csv").read_text().splitlines()[0]
+    logged = (trial / "csv_logs/version_0/metrics.csv").read_text().splitlines()[0]
     assert all(f"train/{name}" in logged for name in ("loss_vsd", "loss_lora", "grad_norm"))
-    if system == "prolificdreamer":
-        assert (whole / "save/it3-0-sample.png").is_file()
+
+
+def test_prolificdreamer_trains_and_shows_samples(launch_here, tiny_sd_folder, text_cache, tmp_path):  # noqa: F811
+    options = [*arguments(tiny_sd_folder, "prolificdreamer"), "trainer.max_steps=2", "trainer.val_check_interval=2"]
+    assert launch_here("--train", *options, config=str(ROOT / "configs/prolificdreamer.yaml")) == 0
+    trial = tmp_path / "outputs/prolificdreamer/t"
+    check_own_weights(trial)
+    assert (trial / "save/it2-0-sample.png").is_file()
+
+
+def test_a_run_of_another_method_takes_it_and_resumes(launch_here, tiny_sd_folder, text_cache, tmp_path):  # noqa: F811
+    config = str(ROOT / "configs/dreamfusion-sd.yaml")
+    options = [*arguments(tiny_sd_folder, "dreamfusion-sd"), "system.optimizer.params.guidance.lr=0.001"]
+    assert launch_here("--train", *options, "exp_root_dir=whole", config=config) == 0
+    whole = tmp_path / "whole/dreamfusion-sd/t"
+    check_own_weights(whole)
 
     part = [*options, "exp_root_dir=part"]
     assert launch_here("--train", *part, "trainer.max_steps=2", config=config) == 0
-    last = f"resume=part/{system}/t/ckpts/last.ckpt"
+    last = "resume=part/dreamfusion-sd/t/ckpts/last.ckpt"
     assert launch_here("--train", *part, last, config=config) == 0
-    assert_same(final, state(tmp_path / "part" / system / "t"))
+    assert_same(state(whole), state(tmp_path / "part/dreamfusion-sd/t"))
     assert launch_here("--test", *part, last, config=config) == 0
 
 

@@ -256,20 +256,6 @@ class BaseLift3DSystem(BaseSystem):
             raise UserError(f"system.{part}_type: a registered name is required")
         return threestudio.find(name)(self.cfg[part], **kwargs)
 
-    def configure_optimizers(self) -> dict:
-        """As of the base; raises UserError where the guidance has weights that no group of parameters has."""
-        configured = super().configure_optimizers()
-        guidance = self._modules.get("guidance")
-        own = [] if guidance is None else [p for p in guidance.parameters() if p.requires_grad]
-        groups = configured["optimizer"].param_groups
-        trained = {id(parameter) for group in groups for parameter in group["params"]}
-        if any(id(parameter) not in trained for parameter in own):
-            raise UserError(
-                f"system.optimizer.params: {self.cfg.guidance_type} has weights to train, and no group has them; "
-                "add guidance: {lr: 0.0001}"
-            )
-        return configured
-
     def build_prompts_and_guidance(self) -> None:
         """Builds `prompt_processor` and `guidance`; opens the model's folders."""
         self.prompt_processor = self._build("prompt_processor")
@@ -289,6 +275,18 @@ class BaseLift3DSystem(BaseSystem):
             threestudio.info(f"Validation results will be saved to {self._save_dir}")
         else:
             threestudio.warn("no save folder is set: validation results are not saved")
+
+    def on_train_start(self) -> None:
+        """Raises UserError where the guidance has weights that no optimizer has: they would stay as they are."""
+        guidance = self._modules.get("guidance")
+        own = [] if guidance is None else [p for p in guidance.parameters() if p.requires_grad]
+        groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+        trained = {id(parameter) for group in groups for parameter in group["params"]}
+        if any(id(parameter) not in trained for parameter in own):
+            raise UserError(
+                f"system.optimizer.params: {self.cfg.guidance_type} has weights to train, and no group has them; "
+                "add guidance: {lr: 0.0001}"
+            )
 
     def on_test_end(self) -> None:
         if self._save_dir is not None:

@@ -20,6 +20,7 @@ from .preview import GuidedNoise, as_pictures, ddim_sample
 from .prior import DistillationPrior, check_choice, loading_options
 
 CAMERA_CONDITIONS = ("extrinsics", "mvp")
+WITH_NETWORK = (LatentDiffusionTeacher, PixelDiffusionTeacher)
 CAMERA_DROP = 0.1  # of training samples, with lora_cfg_training
 
 
@@ -66,12 +67,15 @@ class VariationalScoreDistillationGuidance(BaseModule):
         options = loading_options(cfg)
         if options.enable_sequential_cpu_offload:
             raise ValueError(_NO_OFFLOAD)
-        return LowRankTeacher(load_denoiser(name, self.device, options), teacher, cfg.lora_rank)
+        denoiser = load_denoiser(name, self.device, options)
+        if isinstance(teacher, WITH_NETWORK):
+            _check_text_width(denoiser, teacher)
+        return LowRankTeacher(denoiser, teacher, cfg.lora_rank)
 
     def _own_denoiser(self) -> Denoiser:
         """The teacher's network, to put adapters on."""
         teacher = self.prior.teacher
-        if not isinstance(teacher, (LatentDiffusionTeacher, PixelDiffusionTeacher)):
+        if not isinstance(teacher, WITH_NETWORK):
             raise ValueError(
                 f"pretrained_model_name_or_path_lora: {type(teacher).__name__} has no network to put adapters on; "
                 "expected a model folder or a hub id"
@@ -183,6 +187,17 @@ class VariationalScoreDistillationGuidance(BaseModule):
 _NO_OFFLOAD = (
     "enable_sequential_cpu_offload: the network with adapters has to stay on the device; expected false, got true"
 )
+
+
+def _check_text_width(denoiser: Denoiser, teacher: LatentDiffusionTeacher | PixelDiffusionTeacher) -> None:
+    """Both networks are asked with one text model's embeddings."""
+    configs = (denoiser.unet.config, teacher.unet.config)
+    own, expected = (config.encoder_hid_dim or config.cross_attention_dim for config in configs)
+    if own != expected:
+        raise ValueError(
+            f"pretrained_model_name_or_path_lora: its unet takes text embeddings of {own} numbers, "
+            f"the teacher's takes {expected}"
+        )
 
 
 def _sampled(teacher: Teacher, conditions: Conditions, scale: float, seed: int, num_steps: int) -> Tensor:
