@@ -23,6 +23,7 @@ from .initial_points import (
     read_gaussians_or_points,
     sphere_points,
     surface_points,
+    vertex_color_at,
 )
 from .meshing import gaussian_surface
 from .optimizer_state import exchange_parameters, read_moments
@@ -194,11 +195,19 @@ class GaussianSplatting(BaseGeometry):
             geometry.set_parameters(geometry._adapted(other.raw()))
             return geometry
         with torch.no_grad():
-            mesh = other.isosurface()
-        v_rgb = None if mesh.v_rgb is None else mesh.v_rgb.detach()
-        points = surface_points(mesh.v_pos.detach(), mesh.t_pos_idx, v_rgb, geometry.cfg.init_num_pts)
-        geometry.set_parameters(geometry._at_points(points))
+            geometry.init_from_mesh(other.isosurface())
         return geometry
+
+    def init_from_mesh(self, mesh: Mesh, material: Any = None, steps: int = 0) -> None:
+        """Gaussians at `init_num_pts` points of a mesh's surface, with its colours or grey. Nothing is fitted.
+
+        A host that reads textured meshes keeps their colours as an extra, asked by triangle and corner weights.
+        """
+        color_at = mesh.extras["colors"].at if mesh.extras.get("has_colors") else None
+        if color_at is None and mesh.v_rgb is not None:
+            color_at = vertex_color_at(mesh.v_rgb.detach(), mesh.t_pos_idx)
+        points = surface_points(mesh.v_pos.detach(), mesh.t_pos_idx, color_at, self.cfg.init_num_pts)
+        self.set_parameters(self._at_points(points))
 
     # ---------------------------------------------------------------------------------------- the numbers
 

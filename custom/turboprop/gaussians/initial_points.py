@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, Optional, Union
+from typing import Callable, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .parameters import Parameters
 from .ply import gaussians_of, is_gaussian_ply, points_of, read_ply_vertices
 
 MESH_ENDINGS = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
@@ -16,6 +17,10 @@ NEIGHBOURS = 3  # Kerbl et al. 2023, section 5.1
 GREY = 0.5
 # glTF has y up and looks along +z; this world has z up and looks along +x. (x, y, z) -> (z, x, y)
 GLTF_TO_WORLD = [2, 0, 1]
+
+
+# indices of triangles [N] and weights of their corners [N, 3] -> colours [N, 3] in [0, 1]
+ColorAt = Callable[[Tensor, Tensor], Tensor]
 
 
 class ColoredPoints(NamedTuple):
@@ -39,7 +44,7 @@ def sphere_points(count: int, radius: float) -> ColoredPoints:
 def surface_points(
     v_pos: Tensor,  # [V, 3]
     t_pos_idx: Tensor,  # [F, 3]
-    v_rgb: Optional[Tensor],  # [V, 3] in [0, 1]; None: grey
+    color_at: Optional[ColorAt],  # None: grey
     count: int,
 ) -> ColoredPoints:
     """Points drawn uniformly from a surface. Raises ValueError for one without area."""
@@ -53,11 +58,16 @@ def surface_points(
     face = face.clamp(max=len(areas) - 1)
     # Uniform in a triangle (Osada et al. 2002, Shape Distributions, eq. 1).
     root, along = torch.rand(count, device=areas.device).sqrt(), torch.rand(count, device=areas.device)
-    weights = torch.stack([1 - root, root * (1 - along), root * along], -1)[..., None]
-    points = (weights * corners[face]).sum(1)
-    if v_rgb is None:
+    weights = torch.stack([1 - root, root * (1 - along), root * along], -1)
+    points = (weights[..., None] * corners[face]).sum(1)
+    if color_at is None:
         return ColoredPoints(points, torch.full_like(points, GREY))
-    return ColoredPoints(points, (weights * v_rgb[t_pos_idx][face]).sum(1).clamp(0, 1))
+    return ColoredPoints(points, color_at(face, weights).to(points).clamp(0, 1))
+
+
+def vertex_color_at(v_rgb: Tensor, t_pos_idx: Tensor) -> ColorAt:
+    """Colours of a mesh by its vertices' [V, 3]."""
+    return lambda face, weights: (weights[..., None] * v_rgb[t_pos_idx[face]]).sum(1)
 
 
 def mesh_file_points(path: Union[str, Path], count: int) -> ColoredPoints:
@@ -86,7 +96,7 @@ def mesh_file_points(path: Union[str, Path], count: int) -> ColoredPoints:
         # glTF's vertex colours are linear, ours sRGB (IEC 61966-2-1)
         colors = np.where(colors <= 0.0031308, 12.92 * colors, 1.055 * np.maximum(colors, 0.0031308) ** (1 / 2.4) - 0.055)
     faces = torch.from_numpy(np.asarray(mesh.faces, np.int64))
-    return surface_points(vertices, faces, torch.from_numpy(colors).float(), count)
+    return surface_points(vertices, faces, vertex_color_at(torch.from_numpy(colors).float(), faces), count)
 
 
 def file_points(path: Union[str, Path], count: int) -> ColoredPoints:
@@ -102,7 +112,9 @@ def file_points(path: Union[str, Path], count: int) -> ColoredPoints:
     return mesh_file_points(path, count)
 
 
-def read_gaussians_or_points(path: Union[str, Path], count: int):
+def read_gaussians_or_points(
+    path: Union[str, Path], count: int
+) -> Tuple[Optional[Parameters], Optional[ColoredPoints]]:
     """(raw parameters, None) of a 3D Gaussian PLY, else (None, ColoredPoints)."""
     path = Path(path)
     if path.suffix.lower() == ".ply":

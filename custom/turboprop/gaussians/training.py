@@ -73,5 +73,11 @@ class GaussianTraining:
         self.geometry.density_step(plain, epoch, finished + 1)
         self.log("train/gaussians", float(self.geometry.count))
 
+    def save_gaussians_ply(self, filename: str, geometry: GaussianSplatting) -> str:
+        """Writes a 3D Gaussian PLY into the save folder: an exporter asks for it by save_type "gaussians_ply"."""
+        path = self.get_save_path(filename)
+        geometry.export_gaussians_ply(path)
+        return path
+
 
 threestudio.register("turboprop-gaussian-training")(GaussianTraining)

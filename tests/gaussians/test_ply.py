@@ -1,0 +1,139 @@
+"""PLY files: what is written is read back, and what is broken is said in one line."""
+
+import numpy as np
+import pytest
+import torch
+from turboprop.gaussians.parameters import from_points
+from turboprop.gaussians.ply import points_of, read_3dgs_ply, read_ply_vertices, write_3dgs_ply
+
+
+def parameters_of(n: int = 7, degree: int = 0, normals: bool = False) -> dict:
+    generator = torch.Generator().manual_seed(2)
+    parameters = from_points(
+        torch.randn(n, 3, generator=generator), torch.rand(n, 3, generator=generator), torch.full((n,), 0.1), 0.4, degree, normals
+    )
+    return {name: value + 0.1 * torch.randn(value.shape, generator=generator) for name, value in parameters.items()}
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_gaussians_survive_a_file(tmp_path, degree):
+    parameters = parameters_of(degree=degree)
+    write_3dgs_ply(tmp_path / "a.ply", parameters)
+    read = read_3dgs_ply(tmp_path / "a.ply")
+    assert read.keys() == parameters.keys()
+    assert all(torch.equal(read[name], parameters[name]) for name in parameters)
+
+
+def test_the_layout_is_the_one_that_viewers_read(tmp_path):
+    """Header and columns, read here by numpy alone."""
+    parameters = parameters_of(n=3, degree=1, normals=True)
+    write_3dgs_ply(tmp_path / "a.ply", parameters)
+    header, body = (tmp_path / "a.ply").read_bytes().split(b"end_header\n")
+    lines = header.decode().splitlines()
+    assert lines[:3] == ["ply", "format binary_little_endian 1.0", "element vertex 3"]
+    names = [line.split()[2] for line in lines[3:]]
+    assert all(line.startswith("property float ") for line in lines[3:])
+    assert names == [
+        "x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", *[f"f_rest_{i}" for i in range(9)],
+        "opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3",
+    ]  # fmt: skip
+    table = np.frombuffer(body, "<f4").reshape(3, len(names))
+    column = {name: table[:, i] for i, name in enumerate(names)}
+    rest = parameters["sh_rest"].numpy()
+    assert np.array_equal(column["f_rest_0"], rest[:, 0, 0]) and np.array_equal(column["f_rest_1"], rest[:, 1, 0])
+    assert np.array_equal(column["f_rest_3"], rest[:, 0, 1]) and np.array_equal(column["f_rest_8"], rest[:, 2, 2])
+    assert np.array_equal(column["opacity"], parameters["opacity_logits"].numpy())
+    assert np.array_equal(column["rot_0"], parameters["quaternions"].numpy()[:, 0])
+    assert np.array_equal(column["nz"], parameters["normals"].numpy()[:, 2])
+
+
+def test_a_file_of_more_columns_in_another_order_is_read(tmp_path):
+    """Big endian doubles, with a column that nobody asked for."""
+    parameters = parameters_of(n=4)
+    write_3dgs_ply(tmp_path / "a.ply", parameters)
+    columns = read_ply_vertices(tmp_path / "a.ply").columns
+    names = ["extra", *sorted(columns)]
+    table = np.stack([columns.get(name, np.zeros(4)) for name in names], 1).astype(">f8")
+    header = ["ply", "format binary_big_endian 1.0", "comment made elsewhere", "element vertex 4"]
+    header += [f"property double {name}" for name in names] + ["end_header", ""]
+    (tmp_path / "b.ply").write_bytes("\n".join(header).encode() + table.tobytes())
+    read = read_3dgs_ply(tmp_path / "b.ply")
+    assert all(torch.equal(read[name], parameters[name]) for name in parameters)
+
+
+ASCII_POINTS = """ply
+format ascii 1.0
+element vertex 2
+property float x
+property float y
+property float z
+property uchar red
+property uchar green
+property uchar blue
+end_header
+0 0.5 1 255 0 51
+1 2 3 0 0 0
+"""
+
+
+def test_points_with_colors(tmp_path):
+    path = tmp_path / "points.ply"
+    path.write_text(ASCII_POINTS)
+    points, colors = points_of(path, read_ply_vertices(path).columns)
+    assert points.tolist() == [[0.0, 0.5, 1.0], [1.0, 2.0, 3.0]]
+    assert torch.allclose(colors, torch.tensor([[1.0, 0.0, 0.2], [0.0, 0.0, 0.0]]))
+
+
+def broken(content: bytes, kind: str) -> bytes:
+    if kind == "cut":
+        return content[:-10]
+    if kind == "column":
+        return content.replace(b"float scale_1", b"float scaly_1")
+    if kind == "header":
+        return content.replace(b"end_header", b"xxx_header")
+    if kind == "count":
+        return content.replace(b"element vertex 7", b"element vertex x")
+    if kind == "format":
+        return content.replace(b"binary_little_endian", b"binary_medium_endian")
+    if kind == "type":
+        return content.replace(b"property float opacity", b"property list uchar int opacity")
+    return content
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("cut", "cut short, 7 vertices need 476 bytes, the file has 466"),
+        ("column", "3D Gaussians need the columns scale_1; the file has x, y"),
+        ("header", "not a PLY file"),
+        ("count", "broken PLY header at 'element vertex x'"),
+        ("format", "unknown PLY format 'binary_medium_endian'"),
+        ("type", "lists"),
+    ],
+)
+def test_broken_files_are_said_in_one_line(tmp_path, kind, message):
+    path = tmp_path / "a.ply"
+    write_3dgs_ply(path, parameters_of())
+    path.write_bytes(broken(path.read_bytes(), kind))
+    with pytest.raises(ValueError) as raised:
+        read_3dgs_ply(path)
+    assert message in str(raised.value) and str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_values_that_cannot_be(tmp_path):
+    path = tmp_path / "a.ply"
+    parameters = parameters_of()
+    parameters["means"][2, 1] = float("nan")
+    write_3dgs_ply(path, parameters)
+    with pytest.raises(ValueError, match="not finite"):
+        read_3dgs_ply(path)
+    parameters = parameters_of()
+    parameters["quaternions"][3] = 0
+    write_3dgs_ply(path, parameters)
+    with pytest.raises(ValueError, match="length 0"):
+        read_3dgs_ply(path)
+    with pytest.raises(FileNotFoundError, match="no PLY file at"):
+        read_3dgs_ply(tmp_path / "none.ply")
+    path.write_text(ASCII_POINTS.replace("1 2 3 0 0 0\n", "1 2"))
+    with pytest.raises(ValueError, match="cut short or broken, expected 2 lines of 6 numbers"):
+        read_ply_vertices(path)
