@@ -367,6 +367,23 @@ def test_a_teacher_without_a_network_needs_one_to_adapt():
         threestudio.find("turboprop-vsd-guidance")({}, teacher=mixture)
 
 
+def test_a_network_for_other_texts_is_refused(guidance, tiny_sd_folder):
+    teacher = LatentDiffusionTeacher.from_pretrained(str(tiny_sd_folder))
+    mini_sd = str(ROOT / "assets/teachers/mini-sd")
+    with pytest.raises(ValueError, match=r"its unet takes text embeddings of \d+ numbers, the teacher's takes 16"):
+        threestudio.find("turboprop-vsd-guidance")({"pretrained_model_name_or_path_lora": mini_sd}, teacher)
+
+
+def test_a_pixel_space_teacher_learns_of_renders_too(tiny_if_folder, text_cache):
+    folder = {"pretrained_model_name_or_path": str(tiny_if_folder)}
+    utils = threestudio.find("deep-floyd-prompt-processor")({"prompt": "a red chair", **folder})()
+    module = threestudio.find("turboprop-vsd-guidance")(folder)
+    output, rgb = call(module, utils)
+    (output["loss_vsd"] + output["loss_lora"]).backward()
+    assert rgb.grad.abs().max() > 0
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
 def test_another_schedule_is_refused(guidance, tiny_sd_folder):
     teacher = LatentDiffusionTeacher.from_pretrained(str(tiny_sd_folder))
     cosine = torch.linspace(0.999, 0.001, 1000)
