@@ -1,30 +1,30 @@
 """Antialiasing at a mesh's silhouettes, which is also the gradient of what appears and disappears there.
 
-A picture of one sample a pixel changes in steps as a mesh moves, so its gradient in the vertices says nothing about the
-outline. Here neighbouring pixels, p and q, are blended by where between their centres the outline passes: where the
-nearer surface, seen in p, ends at a share t of the way to q, it covers
+A picture of one sample a pixel changes in steps as a mesh moves, so its gradient in the vertices says nothing about
+the outline. Here neighbouring pixels, p and q, are blended by where between their centres the outline passes: where
+the nearer surface, seen in p, ends at a share t of the way to q, it covers
 
     t - 1/2 of q  where t > 1/2,       and leaves  1/2 - t of p  where t < 1/2.
 
-Rows and columns each measure the outline that crosses them: pairs in a row by nx^2 and pairs in a column by ny^2, where
-(nx, ny) is the outline's unit normal on the screen. Those weights add up to one, so an upright and a slanting edge of one
-length move the same area, and the gradient of a crossing (1 / nx for an edge moved along its normal) stays bounded
-however slanting the edge. They are constants for the gradient: t - 1/2 is as often positive as negative, so a weight's
-change moves no area on average, and on a mesh of tiny triangles it would be noise alone.
+Rows and columns each measure the outline that crosses them: pairs in a row by nx^2 and pairs in a column by ny^2,
+where (nx, ny) is the outline's unit normal on the screen. Those weights add up to one, so an upright and a slanting
+edge of one length move the same area, and the gradient of a crossing (1 / nx for an edge moved along its normal) stays
+bounded however slanting the edge. They are constants for the gradient: t - 1/2 is as often positive as negative, so a
+weight's change moves no area on average, and on a mesh of tiny triangles it would be noise alone.
 
-The outline is found by edges, not by the faces that the pixels see: on a fine mesh neither of these has the edge between
-them. An edge is part of an outline where all its faces lie on one side of it on the screen: borders of open meshes, folds
-of closed ones, edges of any number of faces. Of several in one pair, the outermost counts, the nearest to the pixel that
-does not see its surface: there the picture on that pixel's side begins.
+The outline is found by edges, not by the faces that the pixels see: on a fine mesh neither of these has the edge
+between them. An edge is part of an outline where all its faces lie on one side of it on the screen: borders of open
+meshes, folds of closed ones, edges of any number of faces. Of several in one pair, the outermost counts, the nearest
+to the pixel that does not see its surface: there the picture on that pixel's side begins.
 
 That the blend at such pairs gives gradients of visibility is the idea of "analytic antialiasing" (Laine et al. 2020,
-"Modular primitives for high-performance differentiable rendering", section 3.5); that the gradient is one of edges,
-of Li et al. 2018, "Differentiable Monte Carlo ray tracing through edge sampling", section 3.
+"Modular primitives for high-performance differentiable rendering"); that the gradient is one of edges, of Li et al.
+2018, "Differentiable Monte Carlo ray tracing through edge sampling".
 """
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Tuple
+from typing import NamedTuple, Tuple
 
 import torch
 from torch import Tensor
@@ -33,8 +33,8 @@ from threestudio.ops.mesh_rasterization import Fragments, check_mesh, choose_bac
 
 NO_EDGE = 2**63 - 1
 EDGE_BITS = 32
-# Pairs are left out that an edge blends by less than this share of a pixel: their gradient would be a small number times
-# a large one.
+# Pairs are left out that an edge blends by less than this share of a pixel: their gradient would be a small number
+# times a large one.
 LEAST_WEIGHT = 1e-4
 # Nearest w at which the screen range of an edge is measured, where it reaches behind the camera.
 LEAST_W = 1e-6
@@ -70,13 +70,15 @@ def antialias(
         image: [B, H, W, C], of which fragments say what each pixel sees; v_pos [V, 3], t_pos_idx [F, 3], mvp [B, 4, 4]:
             as they were given to rasterize.
     Returns:
-        [B, H, W, C], differentiable in image, v_pos and mvp; each pixel a convex combination of itself and its neighbours.
+        [B, H, W, C], differentiable in image, v_pos and mvp; each pixel a convex combination of it and its neighbours.
     """
     check_mesh(v_pos, t_pos_idx)
     return antialias_clip(image, fragments, clip_positions(v_pos, mvp), t_pos_idx, backend)
 
 
-def antialias_clip(image: Tensor, fragments: Fragments, v_clip: Tensor, t_pos_idx: Tensor, backend: str = "auto") -> Tensor:
+def antialias_clip(
+    image: Tensor, fragments: Fragments, v_clip: Tensor, t_pos_idx: Tensor, backend: str = "auto"
+) -> Tensor:
     """The same from vertices in clip space [B, V, 4]."""
     if image.ndim != 4 or image.shape[:3] != fragments.face.shape:
         raise ValueError(f"antialias: image: expected {[*fragments.face.shape, 'C']}, got {list(image.shape)}")
@@ -92,7 +94,7 @@ def antialias_clip(image: Tensor, fragments: Fragments, v_clip: Tensor, t_pos_id
 
 
 def _blend(image: Tensor, winner: Tensor, v_clip: Tensor, edges: Edges) -> Tensor:
-    """winner [2, B, H, W]: the edge that passes between a pixel and the next in its row (0) or column (1), in its low bits."""
+    """winner [2, B, H, W]: what passes between a pixel and the next in its row (0) or column (1), see below."""
     batch, height, width, channels = image.shape
     n_pixels = batch * height * width
     pair = (winner.view(-1) != NO_EDGE).nonzero()[:, 0]
@@ -109,15 +111,18 @@ def _blend(image: Tensor, winner: Tensor, v_clip: Tensor, edges: Edges) -> Tenso
     in_row = axis == 0
     centre = torch.where(in_row, pixel_centre(row, height, v_clip), pixel_centre(column, width, v_clip))
     position = crossing(ends, in_row, centre)[0]
-    place = torch.where(in_row, (position + 1) * (0.5 * width) - 0.5 - column, (position + 1) * (0.5 * height) - 0.5 - row)
+    place = torch.where(
+        in_row, (position + 1) * (0.5 * width) - 0.5 - column, (position + 1) * (0.5 * height) - 0.5 - row
+    )
     weight = pair_weights(ends.detach(), width / height)
     weight = torch.where(in_row, weight, 1.0 - weight)
 
     following = pixel + torch.where(in_row, 1, width)
     near, far = torch.where(side, following, pixel), torch.where(side, pixel, following)
     t = torch.where(side, 1.0 - place, place).clamp(0.0, 1.0)
-    amount = (t - 0.5).abs() * weight
-    target, source = torch.where(t > 0.5, far, near), torch.where(t > 0.5, near, far)
+    reaches = t > 0.5  # into the pixel that does not see the surface
+    amount = torch.where(reaches, t - 0.5, 0.5 - t) * weight
+    target, source = torch.where(reaches, far, near), torch.where(reaches, near, far)
     # What is smaller than a pixel can have outlines to all four sides; more than the whole pixel cannot be replaced.
     total = amount.new_zeros(n_pixels).index_add(0, target, amount).clamp(min=1.0)
     amount = (amount / total.index_select(0, target)).to(image.dtype)[:, None]
@@ -166,8 +171,8 @@ def outline_pairs_torch(v_clip: Tensor, t_pos_idx: Tensor, edges: Edges, face: T
     Args:
         v_clip: [B, V, 4]; t_pos_idx: [F, 3]; face, depth: [B, H, W].
     Returns:
-        [2, B, H, W] int64: in a row and in a column; NO_EDGE, or from high bits to low: the crossing's distance from the
-        pixel that does not see the edge's surface (float32), the edge, and whether the next pixel sees it.
+        [2, B, H, W] int64: in a row and in a column; NO_EDGE, or from high bits to low: the crossing's distance from
+        the pixel that does not see the edge's surface (float32), the edge, and whether the next pixel sees it.
     """
     winner = face.new_full((2, *face.shape), NO_EDGE)
     for view in range(face.shape[0]):
@@ -231,13 +236,15 @@ def _outline_crossings(
 
 
 def _line_range(ends: Tensor, coordinate: int, n_lines: int) -> Tuple[Tensor, Tensor]:
-    """First and last line of pixels' centres that edges [M, 2, 4] may cross; last < first where none. coordinate: 0 x, 1 y."""
+    """First and last line of pixels' centres that edges [M, 2, 4] may cross, last < first where none; 0: x, 1: y."""
     w = ends[..., 3]
     value = ends[..., coordinate]
     share = (LEAST_W - w[:, 0]) / torch.where(w[:, 1] == w[:, 0], torch.ones_like(w[:, 0]), w[:, 1] - w[:, 0])
     cut = value[:, 0] + share * (value[:, 1] - value[:, 0])  # where the edge passes the camera's plane
     behind = w < LEAST_W
-    pixel = (torch.where(behind, cut[:, None], value) / torch.where(behind, torch.full_like(w, LEAST_W), w) + 1.0) * (0.5 * n_lines) - 0.5
+    pixel = (torch.where(behind, cut[:, None], value) / torch.where(behind, torch.full_like(w, LEAST_W), w) + 1.0) * (
+        0.5 * n_lines
+    ) - 0.5
     low = (pixel.amin(1).clamp(-1.0, n_lines) - 0.01).ceil().clamp(min=0).long()
     high = (pixel.amax(1).clamp(-1.0, n_lines) + 0.01).floor().clamp(max=n_lines - 1).long()
     return low, torch.where(behind.all(1), low - 1, high)

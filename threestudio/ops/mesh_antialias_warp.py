@@ -1,7 +1,7 @@
 """Finding a mesh's outlines between pixels as Warp kernels, CPU and CUDA, float32; see mesh_antialias.py.
 
-A thread handles one edge in one view. The outermost edge of a pair wins by an atomic minimum of its key, which has the same
-outcome in any order.
+A thread handles one edge in one view. The outermost edge of a pair wins by an atomic minimum of its key, which has the
+same outcome in any order.
 """
 
 from __future__ import annotations
@@ -44,7 +44,12 @@ def turn_kernel(
 
 @wp.func
 def outline_side(
-    view: int, e: int, first: wp.array(dtype=wp.int64), faces: wp.array(dtype=wp.int64), turned: wp.array(dtype=wp.bool), turn: wp.array2d(dtype=wp.int8)
+    view: int,
+    e: int,
+    first: wp.array(dtype=wp.int64),
+    faces: wp.array(dtype=wp.int64),
+    turned: wp.array(dtype=wp.bool),
+    turn: wp.array2d(dtype=wp.int8),
 ):
     """The side of the edge on which all its faces lie, 1 or -1; 0 where there are faces on both or on none."""
     left = int(0)

@@ -1,8 +1,8 @@
 """Triangle meshes to pixels: which face is seen, where on it, and attributes there, differentiable in the vertices.
 
-Visibility has no gradient and needs no rasterizer: one ray a pixel is asked of the mesh's bounding-volume tree, in world
-space, so that one tree serves all views and triangles that cross the near plane need no clipping. Where on the face
-a pixel's centre lies is computed again from the face's corners in homogeneous coordinates (Olano and Greer 1997,
+Visibility has no gradient and needs no rasterizer: one ray a pixel is asked of the mesh's bounding-volume tree, in
+world space, so that one tree serves all views and triangles that cross the near plane need no clipping. Where on the
+face a pixel's centre lies is computed again from the face's corners in homogeneous coordinates (Olano and Greer 1997,
 "Triangle scan conversion using 2D homogeneous coordinates"), which is differentiable.
 
 - torch: the reference below, a depth buffer over the pixels of each triangle's bounding box, in any floating type;
@@ -53,11 +53,15 @@ def choose_backend(backend: str, x: Tensor) -> str:
     if backend == "auto":
         return available[0] if x.dtype == torch.float32 else "torch"
     if backend not in available:
-        raise UserError(f"mesh rasterization: backend {backend!r} is not available on {x.device.type} here (available: {', '.join(available)})")
+        raise UserError(
+            f"mesh rasterization: backend {backend!r} is not available on {x.device.type} here, only {', '.join(available)}"
+        )
     return backend
 
 
-def rasterize(v_pos: Tensor, t_pos_idx: Tensor, mvp: Tensor, height: int, width: int, backend: str = "auto") -> Fragments:
+def rasterize(
+    v_pos: Tensor, t_pos_idx: Tensor, mvp: Tensor, height: int, width: int, backend: str = "auto"
+) -> Fragments:
     """What is seen of a mesh, from both sides of its faces, between the near and the far plane.
 
     Args:
@@ -91,8 +95,8 @@ def interpolate(attributes: Tensor, t_idx: Tensor, fragments: Fragments, backend
     low, high, last = torch.stack([*t_idx.aminmax(), fragments.face.max()]).tolist()
     if low < 0 or high >= attributes.shape[1] or last >= t_idx.shape[0]:
         raise UserError(
-            f"interpolate: t_idx {list(t_idx.shape)} names rows {low} to {high} of attributes {list(attributes.shape)}, "
-            f"the fragments' last face is {last}: they belong to different meshes"
+            f"interpolate: t_idx names rows {low} to {high} of attributes {list(attributes.shape)}, "
+            f"the fragments' last face is {last} of {t_idx.shape[0]}: they belong to different meshes"
         )
     return _interpolate(attributes, t_idx, fragments.face, fragments.barycentric, backend)
 
@@ -113,7 +117,9 @@ def clip_positions(v_pos: Tensor, mvp: Tensor) -> Tensor:
         return v_pos @ mvp[:, :, :3].transpose(1, 2) + mvp[:, None, :, 3]
 
 
-def visible_faces(v_pos: Tensor, t_pos_idx: Tensor, mvp: Tensor, height: int, width: int, backend: str = "auto") -> Tensor:
+def visible_faces(
+    v_pos: Tensor, t_pos_idx: Tensor, mvp: Tensor, height: int, width: int, backend: str = "auto"
+) -> Tensor:
     """The nearest face behind each pixel's centre [B, H, W] int64, -1 where there is none. No gradient."""
     v_pos, mvp = v_pos.detach(), mvp.detach()
     clip_to_world = invert_camera(mvp)
@@ -165,9 +171,14 @@ def _memory(device: torch.device) -> float:
 def check_mesh(v_pos: Tensor, t_pos_idx: Tensor) -> None:
     """Refuses a mesh without faces, with NaN or infinite vertices, or with faces of vertices that it has not."""
     if v_pos.ndim != 2 or v_pos.shape[1] != 3 or t_pos_idx.ndim != 2 or t_pos_idx.shape[1] != 3:
-        raise ValueError(f"mesh rasterization: expected v_pos [V, 3] and t_pos_idx [F, 3], got {list(v_pos.shape)} and {list(t_pos_idx.shape)}")
+        raise ValueError(
+            f"mesh rasterization: expected v_pos [V, 3] and t_pos_idx [F, 3], "
+            f"got {list(v_pos.shape)} and {list(t_pos_idx.shape)}"
+        )
     if t_pos_idx.shape[0] == 0 or v_pos.shape[0] == 0:
-        raise UserError(f"mesh rasterization: the mesh is empty ({v_pos.shape[0]} vertices, {t_pos_idx.shape[0]} faces)")
+        raise UserError(
+            f"mesh rasterization: the mesh is empty ({v_pos.shape[0]} vertices, {t_pos_idx.shape[0]} faces)"
+        )
     low, high = t_pos_idx.aminmax()
     finite, low, high = torch.stack([v_pos.detach().isfinite().all().to(low), low, high]).tolist()  # one wait for a GPU
     if not finite:

@@ -1,4 +1,4 @@
-"""Mesh rasterization as Warp kernels, one source for CPU and CUDA, float32; see mesh_rasterization.py for what they compute.
+"""Mesh rasterization as Warp kernels for CPU and CUDA, float32; mesh_rasterization.py says what they compute.
 
 On a CPU the kernels run over the pixels in order, so gradients add up in one order and repeat bit for bit; on CUDA the
 atomic additions have no fixed order.
@@ -83,7 +83,9 @@ def see(a: wp.vec4, b: wp.vec4, c: wp.vec4, x: float, y: float):
     s.areas = wp.cross(s.u, s.v)
     s.total = s.areas[0] + s.areas[1] + s.areas[2]
     longest = wp.max(
-        wp.max(wp.length(wp.vec2(s.u[0] - s.u[1], s.v[0] - s.v[1])), wp.length(wp.vec2(s.u[1] - s.u[2], s.v[1] - s.v[2]))),
+        wp.max(
+            wp.length(wp.vec2(s.u[0] - s.u[1], s.v[0] - s.v[1])), wp.length(wp.vec2(s.u[1] - s.u[2], s.v[1] - s.v[2]))
+        ),
         wp.length(wp.vec2(s.u[2] - s.u[0], s.v[2] - s.v[0])),
     )
     w = wp.max(wp.max(wp.abs(a[3]), wp.abs(b[3])), wp.abs(c[3]))
@@ -240,7 +242,13 @@ class _Barycentric(torch.autograd.Function):
     def backward(ctx: Any, grad_barycentric: Tensor) -> tuple:
         v_clip, face, t_idx = ctx.saved_tensors
         grad_v_clip = torch.zeros_like(v_clip, memory_format=torch.contiguous_format)
-        arguments = [array(face), array(v_clip, wp.vec4), array(t_idx), array(grad_barycentric, wp.vec3), array(grad_v_clip, wp.vec4)]
+        arguments = [
+            array(face),
+            array(v_clip, wp.vec4),
+            array(t_idx),
+            array(grad_barycentric, wp.vec3),
+            array(grad_v_clip, wp.vec4),
+        ]
         launch(barycentric_gradient_kernel, face.shape, arguments, v_clip.device)
         return grad_v_clip, None, None
 
@@ -259,7 +267,9 @@ class _Interpolation(torch.autograd.Function):
     def backward(ctx: Any, grad_values: Tensor) -> tuple:
         attributes, barycentric, face, t_idx = ctx.saved_tensors
         to_attributes = ctx.needs_input_grad[0]
-        grad_attributes = torch.zeros_like(attributes if to_attributes else attributes[:0], memory_format=torch.contiguous_format)
+        grad_attributes = torch.zeros_like(
+            attributes if to_attributes else attributes[:0], memory_format=torch.contiguous_format
+        )
         grad_barycentric = torch.zeros_like(barycentric, memory_format=torch.contiguous_format)
         arguments = [array(attributes), array(t_idx), array(face), array(barycentric, wp.vec3), array(grad_values)]
         arguments += [to_attributes, array(grad_attributes), array(grad_barycentric, wp.vec3)]

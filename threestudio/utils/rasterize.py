@@ -1,7 +1,7 @@
 """Mesh rasterization behind upstream's names, for callers that hold vertices in clip space.
 
-Images of fragments ("rast") are [B, H, W, 4]: weights of the face's first and second corner, z / w, and the face's index
-plus one, 0 where no face is seen. New code has less to carry with threestudio/ops/mesh_rasterization.py.
+Images of fragments ("rast") are [B, H, W, 4]: weights of the face's first and second corner, z / w, and the face's
+index plus one, 0 where no face is seen. New code has less to carry with threestudio/ops/mesh_rasterization.py.
 """
 
 from __future__ import annotations
@@ -52,7 +52,12 @@ class NVDiffRasterizerContext:
             views.append(mesh_rasterization.visible_faces(v_pos, tri, mvp[None], height, width))
         fragments = mesh_rasterization.locate_fragments(torch.cat(views), pos, tri)
         rast = torch.cat(
-            [fragments.barycentric[..., :2], _depth_or_zero(fragments)[..., None], (fragments.face + 1).to(pos)[..., None]], -1
+            [
+                fragments.barycentric[..., :2],
+                _depth_or_zero(fragments)[..., None],
+                (fragments.face + 1).to(pos)[..., None],
+            ],
+            -1,
         )
         return rast, rast.new_zeros(*rast.shape[:3], 0)
 
@@ -73,7 +78,7 @@ class NVDiffRasterizerContext:
         rast_db: Optional[Tensor] = None,
         diff_attrs: Any = None,
     ) -> Tuple[Tensor, Tensor]:
-        """attr [V, C] or [B or 1, V, C] -> [B, H, W, C], and an image of no channels in place of derivatives by pixel."""
+        """attr [V, C] or [B or 1, V, C] -> [B, H, W, C], and an image of no channels (derivatives by pixel)."""
         if diff_attrs is not None:
             raise UserError("interpolate: diff_attrs: derivatives by pixel are not available here, leave it None")
         values = mesh_rasterization.interpolate(attr.float(), tri.long(), _fragments(rast))
@@ -88,16 +93,23 @@ class NVDiffRasterizerContext:
 
 def check_context_type(context_type: str) -> None:
     if context_type not in CONTEXT_TYPES:
-        raise UserError(with_suggestion(f"context_type: expected gl or cuda, got {context_type!r}", str(context_type), CONTEXT_TYPES))
+        raise UserError(
+            with_suggestion(
+                f"context_type: expected gl or cuda, got {context_type!r}", str(context_type), CONTEXT_TYPES
+            )
+        )
 
 
 def world_of_clip(clip: Tensor) -> Tuple[Tensor, Tensor]:
     """A world that these clip-space vertices [V, 4] could have come from: positions [V, 3] and a matrix [4, 4].
 
-    Rays need a space where faces are flat and the vertices have a fourth coordinate of one. Any matrix takes such a space
-    to a hyperplane n . c = 1 of clip space. So n is fitted to the vertices; with three directions at right angles
-    to it, it is the inverse of a camera's matrix. z and w alone are enough for a usual projection, where w is a function of z.
+    Rays need a space where faces are flat and the vertices have a fourth coordinate of one. Any matrix takes such a
+    space to a hyperplane n . c = 1 of clip space. So n is fitted to the vertices; with three directions at right angles
+    to it, it is the inverse of a camera's matrix. z and w alone are enough for a usual projection, where w is a function
+    of z.
     """
+    if not clip.isfinite().all():
+        raise UserError("rasterize: pos: some clip-space vertices are NaN or infinite")
     clip = clip.double()
     ones = torch.ones(clip.shape[0], 1, dtype=clip.dtype, device=clip.device)
     normal = torch.zeros(4, dtype=clip.dtype, device=clip.device)
@@ -107,7 +119,9 @@ def world_of_clip(clip: Tensor) -> Tuple[Tensor, Tensor]:
         if ((clip @ normal) - 1.0).abs().amax() < 1e-3:
             break
     else:
-        raise UserError("rasterize: pos: these clip-space vertices are not a mesh seen by any camera (no matrix gives them)")
+        raise UserError(
+            "rasterize: pos: these clip-space vertices are not a mesh seen by any camera (no matrix gives them)"
+        )
     others = torch.linalg.svd(normal[None]).Vh[1:]  # [3, 4]
     inverse = torch.cat([others, normal[None]])
     return (clip @ others.T).float(), torch.linalg.inv(inverse)

@@ -64,7 +64,9 @@ class NVDiffRasterizer(Rasterizer):
         out: Dict[str, Any] = {"mesh": mesh}
         if render_rgb:
             background = self._background(mvp_mtx, height, width, rays_d, bg_color).to(mask)
-            images["comp_rgb"] = self._shade(mesh, fragments, normal, background, camera_positions, light_positions, kwargs)
+            images["comp_rgb"] = self._shade(
+                mesh, fragments, normal, background, camera_positions, light_positions, kwargs
+            )
             out["comp_rgb_bg"] = background
         # One pass for all images: finding the outline costs more than blending a channel.
         channels = [image.shape[-1] for image in images.values()]
