@@ -6,6 +6,7 @@ The mesh is closed where the level is positive on the grid's border; ``close_bor
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from functools import lru_cache
 from typing import Optional, Tuple
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from threestudio.models.mesh import Mesh
 from threestudio.utils.errors import UserError
+from threestudio.utils.memory import check_memory
 
 
 class EmptyFieldError(UserError):
@@ -49,8 +51,7 @@ class MarchingCubeCPUHelper(IsosurfaceHelper):
 
     def __init__(self, resolution: int) -> None:
         super().__init__()
-        if resolution < 2:
-            raise UserError(f"isosurface_resolution: expected at least 2, got {resolution}")
+        check_resolution(resolution, bytes_needed=BYTES_A_VOXEL * resolution**3)
         self.resolution = resolution
 
     @property
@@ -82,8 +83,7 @@ class MarchingTetrahedraHelper(IsosurfaceHelper):
     def __init__(self, resolution: int, tets_path: str = "") -> None:
         super().__init__()
         del tets_path  # upstream's third-party callers name a file of tetrahedra; none is needed
-        if resolution < 2:
-            raise UserError(f"isosurface_resolution: expected at least 2, got {resolution}")
+        check_resolution(resolution, bytes_needed=BYTES_A_CELL * ((resolution + 1) // 2) ** 3)
         self.resolution = resolution
         # Non-persistent: the lattice follows the module's device but stays out of checkpoints.
         vertices, tets = tetrahedral_lattice(resolution)
@@ -98,14 +98,8 @@ class MarchingTetrahedraHelper(IsosurfaceHelper):
     @property
     def all_edges(self) -> Tensor:
         """Each edge of the lattice once [Ne, 2], for regularisers on the level's sign changes."""
-        if self._all_edges is None:
-            n = self._grid_vertices.shape[0]
-            parts = []
-            for a, b in _TET_EDGES:
-                i, j = self.indices[:, a].long(), self.indices[:, b].long()
-                parts.append((torch.minimum(i, j) * n + torch.maximum(i, j)).unique())
-            key = torch.cat(parts).unique()
-            self._all_edges = torch.stack([key // n, key % n], dim=1)
+        if self._all_edges is None or self._all_edges.device != self.indices.device:
+            self._all_edges = lattice_edges(self.resolution).to(self.indices.device)
         return self._all_edges
 
     def normalize_grid_deformation(self, deformation: Tensor) -> Tensor:
@@ -126,6 +120,18 @@ class MarchingTetrahedraHelper(IsosurfaceHelper):
             grid_level=level,
             grid_deformation=deformation,
         )
+
+
+# Most bytes that making and marching a grid takes, measured at resolutions of 128 and 192.
+BYTES_A_VOXEL = 30  # of marching cubes' grid
+BYTES_A_CELL = 480  # of the lattice, which has 12 tetrahedra a cell
+
+
+def check_resolution(resolution: int, bytes_needed: int) -> None:
+    """Raises UserError for a resolution that makes no grid, or one that this machine's memory cannot hold."""
+    if resolution < 2:
+        raise UserError(f"isosurface_resolution: expected at least 2, got {resolution}")
+    check_memory(bytes_needed, torch.device("cpu"), "geometry.isosurface_resolution", resolution)
 
 
 def check_surface(level: Tensor) -> None:
@@ -156,8 +162,9 @@ def marching_tetrahedra(vertices: Tensor, tets: Tensor, level: Tensor) -> Tuple[
     triangles, n_triangles = triangles.to(level.device), n_triangles.to(level.device)
     inside = level < 0
     case = torch.zeros(tets.shape[0], dtype=torch.uint8, device=level.device)
+    flags = inside.to(torch.uint8)
     for corner in range(4):
-        case += inside[tets[:, corner]].to(torch.uint8) << corner
+        case.add_(flags.index_select(0, tets[:, corner]), alpha=1 << corner)
     crossed = ((case != 0) & (case != 15)).nonzero()[:, 0]
     case, tets = case[crossed].long(), tets[crossed].long()
 
@@ -237,7 +244,23 @@ def tetrahedral_lattice(resolution: int) -> Tuple[Tensor, Tensor]:
             r = [x[plane] for x in ring]
             for triangle in ((r[0], r[1], r[2]), (r[0], r[2], r[3])):
                 parts.append(torch.stack([m[cell], *triangle], -1).reshape(-1, 4))
-    return vertices, torch.cat([_turn_positive(vertices, part) for part in parts])
+    tets = torch.cat([_turn_positive(vertices, part) for part in parts])
+    return vertices, tets.T.contiguous().T  # corner by corner in memory, as marching_tetrahedra reads them
+
+
+def lattice_edges(resolution: int) -> Tensor:
+    """Each edge of ``tetrahedral_lattice(resolution)`` once [Ne, 2], the smaller index first."""
+    n = (resolution + 1) // 2
+    corner = torch.arange((n + 1) ** 3).reshape(3 * (n + 1,))
+    centre = torch.arange(n**3).reshape(n, n, n) + (n + 1) ** 3
+    pairs = []
+    for axis in range(3):
+        c, m = corner.movedim(axis, 0), centre.movedim(axis, 0)
+        pairs += [(c[:-1], c[1:]), (m[:-1], m[1:])]  # along the cells' sides, and between neighbouring cells
+        pairs += [(c[plane, :-1, :-1], c[plane, 1:, 1:]) for plane in (0, n)]  # where border faces are cut in two
+    for octant in itertools.product((slice(None, -1), slice(1, None)), repeat=3):
+        pairs.append((corner[octant], centre))
+    return torch.cat([torch.stack([a.reshape(-1), b.reshape(-1)], 1) for a, b in pairs])
 
 
 def _turn_positive(vertices: Tensor, tets: Tensor) -> Tensor:

@@ -71,10 +71,7 @@ def _previous_geometry(checkpoint: str, override: Any) -> BaseGeometry:
         weights, epoch, global_step = load_module_weights(checkpoint, module_name="geometry", map_location="cpu")
         geometry_class = threestudio.find(name)
         config = _with_override(geometry_class, system.get("geometry", {}), override)
-        # What it started from is in the weights; a mesh file may be gone by now, and `weights` would be read for nothing.
-        for key in ("shape_init", "weights"):
-            if config.get(key) is not None:
-                config[key] = None
+        _forget_the_start(geometry_class, config)
         geometry = geometry_class(config)
         result = geometry.load_state_dict(weights, strict=False)
     except (ValueError, OSError) as error:
@@ -90,6 +87,14 @@ def _previous_geometry(checkpoint: str, override: Any) -> BaseGeometry:
         )
     geometry.do_update_step(epoch, global_step, on_load_weights=True)
     return geometry
+
+
+def _forget_the_start(geometry_class: type, config: DictConfig) -> None:
+    """What it started from is in its weights by now, and those files may be gone."""
+    for key in ("shape_init", "weights"):
+        field = geometry_class.Config.__dataclass_fields__.get(key)
+        if field is not None and field.default is None:
+            config[key] = None
 
 
 def _with_override(geometry_class: type, config: Any, override: Any) -> DictConfig:

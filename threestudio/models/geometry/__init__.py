@@ -1,1 +1,1 @@
-from . import base, implicit_sdf, implicit_volume, tetrahedra_sdf_grid
+from . import base, custom_mesh, implicit_sdf, implicit_volume, tetrahedra_sdf_grid, volume_grid

@@ -1,0 +1,165 @@
+"""A density field and features on a regular grid of voxels (Score Jacobian Chaining's geometry)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, Optional, Tuple, Union
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+import threestudio
+from threestudio.models.geometry.base import BaseGeometry, BaseImplicitGeometry, contract_to_unisphere
+from threestudio.models.geometry.normals import NORMAL_TYPES, analytic_gradient, finite_difference_gradient
+from threestudio.utils.errors import UserError
+from threestudio.utils.ops import get_activation
+
+MOST_VOXELS = 2**31 - 1  # values of the grid that torch indexes with 32 bits
+
+
+@threestudio.register("volume-grid")
+class VolumeGrid(BaseImplicitGeometry):
+    @dataclass
+    class Config(BaseImplicitGeometry.Config):
+        grid_size: Tuple[int, int, int] = (100, 100, 100)  # voxels along x, y and z
+        n_feature_dims: int = 3  # features that the material sees; 0: none
+        density_activation: Optional[str] = "softplus"  # from grid value plus bias to density
+        density_bias: Union[float, str] = "blob"  # a number, or blob: density_blob_scale exp(-|x|^2 / (2 std^2))
+        density_blob_scale: float = 5.0  # height of the blob
+        density_blob_std: float = 0.5  # its size, world units
+        # finite_difference (forward), finite_difference_laplacian (central), pred (from the grid), analytic, or null: none
+        normal_type: Optional[str] = "finite_difference"
+        finite_difference_normal_eps: float = 0.01  # distance of the differences, world units
+        isosurface_threshold: Union[float, str] = "auto"  # density of the surface
+
+    cfg: Config
+
+    def configure(self) -> None:
+        super().configure()
+        self._check_config()
+        nx, ny, nz = self.cfg.grid_size
+        # grid_sample's layout: x is the last axis. One table holds density, then features.
+        self.grid = nn.Parameter(torch.zeros(1, 1 + self.cfg.n_feature_dims, nz, ny, nx))
+        if self.cfg.density_bias == "blob":
+            self.register_buffer("density_scale", torch.tensor(0.0))
+        else:
+            self.density_scale = nn.Parameter(torch.tensor(0.0))
+        if self.cfg.normal_type == "pred":
+            self.normal_grid = nn.Parameter(torch.zeros(1, 3, nz, ny, nx))
+
+    def _check_config(self) -> None:
+        cfg = self.cfg
+        size = [int(n) for n in cfg.grid_size]
+        if len(size) != 3 or min(size) < 2:
+            raise UserError(f"geometry.grid_size: expected three numbers >= 2, got {list(cfg.grid_size)}")
+        if size[0] * size[1] * size[2] * (1 + cfg.n_feature_dims) > MOST_VOXELS:
+            raise UserError(f"geometry.grid_size: {size} with {cfg.n_feature_dims} features holds more than {MOST_VOXELS} values")
+        if isinstance(cfg.density_bias, str) and cfg.density_bias != "blob":
+            raise UserError(f"geometry.density_bias: expected a number or blob, got {cfg.density_bias!r}")
+        if cfg.normal_type not in NORMAL_TYPES:
+            raise UserError(f"geometry.normal_type: expected one of {', '.join(map(str, NORMAL_TYPES))}, got {cfg.normal_type!r}")
+        if not cfg.finite_difference_normal_eps > 0:
+            raise UserError(f"geometry.finite_difference_normal_eps: expected > 0, got {cfg.finite_difference_normal_eps}")
+        get_activation(cfg.density_activation)
+
+    # ----------------------------------------------------------------------------- field
+
+    def forward(self, points: Tensor, output_normal: bool = False) -> Dict[str, Tensor]:
+        """points [..., 3] in world units -> density [..., 1], features [..., n_feature_dims] and, if asked for, unit
+        normal and shading_normal [..., 3]."""
+        analytic = output_normal and self.cfg.normal_type == "analytic"
+        grad_enabled = torch.is_grad_enabled()
+        with torch.set_grad_enabled(grad_enabled or analytic):
+            if analytic and not points.requires_grad:
+                points = points.detach().requires_grad_()
+            values = self._interpolate(self.grid, points, twice_differentiable=analytic)
+            density = self._density(points, values[..., :1])
+            output = {"density": density}
+            if self.cfg.n_feature_dims > 0:
+                output["features"] = values[..., 1:]
+            if output_normal and self.cfg.normal_type is not None:
+                normal = F.normalize(self._downhill(points, density, grad_enabled), dim=-1)
+                output.update(normal=normal, shading_normal=normal)
+        # Where the caller keeps no gradient, the graph that analytic normals needed ends here.
+        return output if grad_enabled else {name: value.detach() for name, value in output.items()}
+
+    def _interpolate(self, grid: Tensor, points: Tensor, twice_differentiable: bool = False) -> Tensor:
+        """grid [1, C, nz, ny, nx] at points [..., 3] -> [..., C]."""
+        unit = contract_to_unisphere(points, self.bbox, self.unbounded).reshape(-1, 3)
+        if twice_differentiable:
+            values = trilinear(grid[0], unit)
+        else:
+            at = (unit * 2 - 1).to(grid.dtype)[None, None, None]
+            values = F.grid_sample(grid, at, align_corners=False, padding_mode="border")[0, :, 0, 0].T
+        return values.reshape(*points.shape[:-1], grid.shape[1])
+
+    def _density(self, points: Tensor, raw: Tensor) -> Tensor:
+        """Grid values [..., 1] at points [..., 3] -> density [..., 1]; all values have one learned scale (SJC, appendix)."""
+        bias = self.cfg.density_bias
+        if bias == "blob":
+            spread = points.square().sum(-1, keepdim=True) / self.cfg.density_blob_std**2
+            bias = self.cfg.density_blob_scale * torch.exp(-0.5 * spread)
+        return get_activation(self.cfg.density_activation)(raw * torch.exp(self.density_scale) + bias)
+
+    def _downhill(self, points: Tensor, density: Tensor, create_graph: bool) -> Tensor:
+        """Direction [..., 3] in which the density falls, not normalized."""
+        kind = self.cfg.normal_type
+        if kind == "pred":
+            return self._interpolate(self.normal_grid, points)
+        if kind == "analytic":
+            return -analytic_gradient(density, points, create_graph)
+        central = kind == "finite_difference_laplacian"
+        eps = self.cfg.finite_difference_normal_eps
+        return -finite_difference_gradient(self.forward_density, points, density, eps, central, self.cfg.radius)
+
+    def forward_density(self, points: Tensor) -> Tensor:
+        return self._density(points, self._interpolate(self.grid[:, :1], points))
+
+    def forward_field(self, points: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
+        if self.cfg.isosurface_deformable_grid:
+            threestudio.warn("volume-grid does not move the isosurface's grid: isosurface_deformable_grid is ignored")
+        return self.forward_density(points), None
+
+    def forward_level(self, field: Tensor, threshold: float) -> Tensor:
+        return -(field - threshold)
+
+    def export(self, points: Tensor, **kwargs: Any) -> Dict[str, Any]:
+        """points [N, 3] on the surface -> features [N, n_feature_dims]."""
+        return {} if self.cfg.n_feature_dims == 0 else {"features": self._interpolate(self.grid[:, 1:], points)}
+
+    @staticmethod
+    def create_from(other: BaseGeometry, cfg: Optional[Any] = None, copy_net: bool = True, **kwargs: Any) -> "VolumeGrid":
+        """Another volume-grid resampled to this one's size; with copy_net its features too, where as many."""
+        if not isinstance(other, VolumeGrid):
+            raise TypeError(f"volume-grid cannot be made from {other.__class__.__name__}")
+        volume = VolumeGrid(cfg, **kwargs).to(other.bbox.device)
+        same = volume.cfg.n_feature_dims == other.cfg.n_feature_dims
+        n = volume.grid.shape[1] if copy_net and same else 1
+        with torch.no_grad():
+            volume.grid[:, :n] = F.interpolate(other.grid[:, :n], volume.grid.shape[2:], mode="trilinear", align_corners=False)
+            volume.density_scale.copy_(other.density_scale)
+        return volume
+
+
+def trilinear(grid: Tensor, unit: Tensor) -> Tensor:
+    """grid [C, nz, ny, nx] at unit [N, 3] in [0, 1] -> [N, C], as grid_sample has it (align_corners=False, border).
+
+    In plain torch, so that it can be differentiated twice, which grid_sample cannot be in 3D.
+    """
+    size = grid.shape[:0:-1]  # x, y, z
+    last = unit.new_tensor([n - 1 for n in size])
+    x = torch.minimum((unit * unit.new_tensor(list(size)) - 0.5).clamp(min=0), last)
+    low = x.detach().floor().minimum(last - 1).long()
+    share = x - low
+    flat = grid.reshape(grid.shape[0], -1)
+    total = 0.0
+    for corner in range(8):
+        up = [corner >> axis & 1 for axis in range(3)]
+        i, j, k = (low[:, axis] + up[axis] for axis in range(3))
+        weight = 1.0
+        for axis in range(3):
+            weight = weight * (share[:, axis] if up[axis] else 1 - share[:, axis])
+        total = total + flat[:, (k * size[1] + j) * size[0] + i] * weight
+    return total.T
