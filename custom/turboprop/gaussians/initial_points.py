@@ -86,17 +86,25 @@ def mesh_file_points(path: Union[str, Path], count: int) -> ColoredPoints:
         raise ValueError(f"{path}: not a readable mesh ({type(error).__name__}: {error})") from error
     if not isinstance(mesh, trimesh.Trimesh) or len(mesh.faces) == 0:
         raise ValueError(f"{path}: has no triangles")
+    is_gltf = path.suffix.lower() in (".glb", ".gltf")
     vertices = torch.from_numpy(np.asarray(mesh.vertices, np.float32))
-    if path.suffix.lower() in (".glb", ".gltf"):
-        vertices = vertices[:, GLTF_TO_WORLD]
     if not bool(torch.isfinite(vertices).all()):
         raise ValueError(f"{path}: a vertex is not finite")
-    colors = np.asarray(mesh.visual.to_color().vertex_colors)[:, :3].astype(np.float32) / 255.0
-    if path.suffix.lower() in (".glb", ".gltf") and mesh.visual.kind == "vertex":
-        # glTF's vertex colours are linear, ours sRGB (IEC 61966-2-1)
+    faces, colors = torch.from_numpy(np.asarray(mesh.faces, np.int64)), _vertex_colors(mesh.visual, is_gltf)
+    color_at = None if colors is None else vertex_color_at(torch.from_numpy(colors), faces)
+    return surface_points(vertices[:, GLTF_TO_WORLD] if is_gltf else vertices, faces, color_at, count)
+
+
+def _vertex_colors(visual, is_gltf: bool) -> Optional[np.ndarray]:
+    """sRGB [V, 3] in [0, 1] of a trimesh visual; None where it has no colours."""
+    if visual.kind is None:
+        return None
+    if visual.kind == "texture":
+        visual, is_gltf = visual.to_color(), False  # textures are sRGB everywhere
+    colors = np.asarray(visual.vertex_colors)[:, :3].astype(np.float32) / 255.0
+    if is_gltf:  # glTF's vertex colours are linear, ours sRGB (IEC 61966-2-1)
         colors = np.where(colors <= 0.0031308, 12.92 * colors, 1.055 * np.maximum(colors, 0.0031308) ** (1 / 2.4) - 0.055)
-    faces = torch.from_numpy(np.asarray(mesh.faces, np.int64))
-    return surface_points(vertices, faces, vertex_color_at(torch.from_numpy(colors).float(), faces), count)
+    return colors.astype(np.float32)
 
 
 def file_points(path: Union[str, Path], count: int) -> ColoredPoints:
