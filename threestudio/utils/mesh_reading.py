@@ -166,17 +166,28 @@ def _joined(
     kept = (t_pos_idx != np.roll(t_pos_idx, 1, axis=1)).all(1)  # those that were points or lines are gone
     if not kept.any():
         raise UserError(f"{key}: the triangles of {path} have no area")
-    mesh = Mesh(torch.from_numpy(unique), torch.from_numpy(t_pos_idx[kept].astype(np.int64)), has_colors=colored)
+    t_pos_idx = t_pos_idx[kept]
+    order = [2, 1, 0] if _inside_out(unique, t_pos_idx) else [0, 1, 2]
+    indices = torch.from_numpy(t_pos_idx[:, order].astype(np.int64))
+    mesh = Mesh(torch.from_numpy(unique), indices, has_colors=colored)
     if colors:
         surface = SurfaceColors(
-            torch.from_numpy(np.concatenate(rgb)[kept]).float(),
-            torch.from_numpy(np.concatenate(uv)[kept]).float(),
+            torch.from_numpy(np.concatenate(rgb)[kept][:, order]).float(),
+            torch.from_numpy(np.concatenate(uv)[kept][:, order]).float(),
             torch.from_numpy(np.concatenate(index)[kept]),
             [torch.from_numpy(texture) for texture in textures],
         )
         mesh.add_extra("colors", surface)
         mesh.set_vertex_color(vertex_colors(mesh, surface))
     return mesh
+
+
+def _inside_out(vertices: np.ndarray, faces: np.ndarray) -> bool:
+    """Whether it is a closed surface whose triangles all face inwards."""
+    import trimesh
+
+    solid = trimesh.Trimesh(vertices, faces, process=False)
+    return bool(solid.is_watertight and solid.is_winding_consistent and solid.volume < 0)
 
 
 def vertex_colors(mesh: Mesh, colors: SurfaceColors) -> Tensor:
