@@ -32,6 +32,8 @@ MOST_ALPHA = wp.constant(wp.float32(ALPHA_MAX))
 LEAST_TRANSMITTANCE = wp.constant(wp.float32(TRANSMITTANCE_MIN))
 CPU_TILE = 32  # pixels
 CUDA_TILE = 16  # pixels
+NARROW = wp.constant(wp.float32(8.0))  # pixels: boxes up to twice as wide are tried pixel by pixel
+Q_SLACK = wp.constant(wp.float32(1.0e-3))  # far more than what rounds in log and exp: alpha decides, not q
 MOST_ENTRIES = 2**30  # of all tiles' lists; their index is an int32, and so is twice that
 
 
@@ -107,20 +109,19 @@ def pixels_between(low: float, high: float, first: int, end: int):
 
 
 @wp.func
-def row_span(mean: wp.vec2, conic: wp.vec3, half: wp.vec2, q_max: float, dy: float, first: int, end: int):
-    """Pixels of a row where q can be at most q_max, a hair too many rather than one too few."""
-    low = mean[0] - half[0]
-    high = mean[0] + half[0]
-    a = conic[0]
-    bdy = conic[1] * dy
-    cdy2 = conic[2] * dy * dy
-    discriminant = bdy * bdy - a * (cdy2 - q_max)
-    reach = (wp.sqrt(wp.max(discriminant + 1.0e-6 * (bdy * bdy + a * cdy2), 0.0))) / a
-    if wp.isfinite(reach) and wp.isfinite(bdy / a):
+def row_span(mean: wp.vec2, conic: wp.vec3, half: wp.vec2, q_max: float, dy: float, box: wp.vec2i):
+    """Pixels of a row, within the box's, where q can be at most q_max: a hair too many rather than one too few."""
+    span = box
+    if half[0] > NARROW:
+        a = conic[0]
+        bdy = conic[1] * dy
+        cdy2 = conic[2] * dy * dy
+        discriminant = bdy * bdy - a * (cdy2 - q_max) + 1.0e-6 * (bdy * bdy + a * cdy2)
+        reach = wp.sqrt(wp.max(discriminant, 0.0)) / a + 0.01
         middle = mean[0] - bdy / a
-        low = wp.max(low, middle - reach - 0.01)
-        high = wp.min(high, middle + reach + 0.01)
-    return pixels_between(low, high, first, end)
+        if wp.isfinite(reach) and wp.isfinite(middle):
+            span = pixels_between(middle - reach, middle + reach, box[0], box[1])
+    return span
 
 
 @wp.kernel(enable_backward=False)
@@ -160,18 +161,22 @@ def composite_kernel(
         conic = conics[view, n]
         half = half_sizes[view, n]
         opacity = opacities[n]
-        q_max = 2.0 * wp.log(opacity / LEAST_ALPHA)
+        q_max = 2.0 * wp.log(opacity / LEAST_ALPHA) + Q_SLACK
+        value = values[view, n, 0]  # the first group, most often the only one, stays in registers
+        box = pixels_between(mean[0] - half[0], mean[0] + half[0], bounds[0], bounds[1])
         rows = pixels_between(mean[1] - half[1], mean[1] + half[1], bounds[2], bounds[3])
         for y in range(rows[0], rows[1]):
             dy = wp.float32(y) + 0.5 - mean[1]
-            span = row_span(mean, conic, half, q_max, dy, bounds[0], bounds[1])
+            span = row_span(mean, conic, half, q_max, dy, box)
             row = (view * size[1] + y) * size[0]
             for x in range(span[0], span[1]):
                 t = transmittance[row + x]
                 if t > 0.0:
                     dx = wp.float32(x) + 0.5 - mean[0]
                     q = conic[0] * dx * dx + 2.0 * conic[1] * dx * dy + conic[2] * dy * dy
-                    alpha = opacity * wp.exp(-0.5 * q)
+                    alpha = float(0.0)
+                    if q <= q_max:
+                        alpha = opacity * wp.exp(-0.5 * q)
                     if alpha >= LEAST_ALPHA:
                         alpha = wp.min(alpha, MOST_ALPHA)
                         after = t * (1.0 - alpha)
@@ -182,7 +187,8 @@ def composite_kernel(
                         else:
                             weight = alpha * t
                             transmittance[row + x] = after
-                            for group in range(values.shape[2]):
+                            sums[row + x, 0] = sums[row + x, 0] + weight * value
+                            for group in range(1, values.shape[2]):
                                 sums[row + x, group] = sums[row + x, group] + weight * values[view, n, group]
     cell_stops[tile_index, cell_index] = cell_stop
 
@@ -223,29 +229,37 @@ def composite_backward_kernel(
         conic = conics[view, n]
         half = half_sizes[view, n]
         opacity = opacities[n]
-        q_max = 2.0 * wp.log(opacity / LEAST_ALPHA)
+        q_max = 2.0 * wp.log(opacity / LEAST_ALPHA) + Q_SLACK
+        value = values[view, n, 0]
+        to_value = wp.vec4(0.0, 0.0, 0.0, 0.0)
         to_mean = wp.vec2(0.0, 0.0)
         to_conic = wp.vec3(0.0, 0.0, 0.0)
         to_opacity = float(0.0)
         touched = bool(False)
+        box = pixels_between(mean[0] - half[0], mean[0] + half[0], bounds[0], bounds[1])
         rows = pixels_between(mean[1] - half[1], mean[1] + half[1], bounds[2], bounds[3])
         for y in range(rows[0], rows[1]):
             dy = wp.float32(y) + 0.5 - mean[1]
-            span = row_span(mean, conic, half, q_max, dy, bounds[0], bounds[1])
+            span = row_span(mean, conic, half, q_max, dy, box)
             row = (view * size[1] + y) * size[0]
             for x in range(span[0], span[1]):
                 if entry < stops[row + x]:
                     dx = wp.float32(x) + 0.5 - mean[0]
                     q = conic[0] * dx * dx + 2.0 * conic[1] * dx * dy + conic[2] * dy * dy
-                    falloff = wp.exp(-0.5 * q)
+                    falloff = float(0.0)
+                    if q <= q_max:
+                        falloff = wp.exp(-0.5 * q)
                     uncut = opacity * falloff
                     if uncut >= LEAST_ALPHA:
                         alpha = wp.min(uncut, MOST_ALPHA)
                         inverse = 1.0 / (1.0 - alpha)
                         t = transmittance[row + x] * inverse
                         weight = alpha * t
-                        v = grad_opacity[row + x]
-                        for group in range(values.shape[2]):
+                        first_g = grad_sums[row + x, 0]
+                        v = grad_opacity[row + x] + wp.dot(first_g, value)
+                        to_value += weight * first_g
+                        touched = True
+                        for group in range(1, values.shape[2]):
                             g = grad_sums[row + x, group]
                             v += wp.dot(g, values[view, n, group])
                             wp.atomic_add(grad_values, view, n, group, weight * g)
@@ -253,13 +267,13 @@ def composite_backward_kernel(
                         behind[row + x] = behind[row + x] + weight * v
                         transmittance[row + x] = t
                         if uncut <= MOST_ALPHA:
-                            touched = True
                             to_opacity += to_alpha * falloff
                             to_q = -0.5 * uncut * to_alpha
                             to_conic += to_q * wp.vec3(dx * dx, 2.0 * dx * dy, dy * dy)
                             slope = wp.vec2(conic[0] * dx + conic[1] * dy, conic[1] * dx + conic[2] * dy)
                             to_mean -= 2.0 * to_q * slope
         if touched:
+            wp.atomic_add(grad_values, view, n, 0, to_value)
             wp.atomic_add(grad_means2d, view, n, to_mean)
             wp.atomic_add(grad_conics, view, n, to_conic)
             wp.atomic_add(grad_opacities, n, to_opacity)
@@ -347,20 +361,21 @@ class _Composite(torch.autograd.Function):
         ]
         launch(composite_kernel, dimensions, [*inputs, *outputs], values.device)
         transmittance.abs_()
-        ctx.save_for_backward(means2d, conics, half_sizes, opacities, values, transmittance, stops, cell_stops)
-        ctx.lists, ctx.size = lists, size
+        tensors = (means2d, conics, half_sizes, opacities, values)
+        ctx.save_for_backward(*tensors, transmittance, stops, cell_stops, lists.starts, lists.gaussians)
+        ctx.tiling, ctx.size = lists[2:], size
         return sums, 1 - transmittance
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_sums: Tensor, grad_opacity: Tensor) -> tuple:
-        *tensors, transmittance, stops, cell_stops = ctx.saved_tensors
+        *tensors, transmittance, stops, cell_stops, starts, gaussians = ctx.saved_tensors
         means2d, conics, _, opacities, values = tensors
         grads = [
             torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (means2d, conics, opacities, values)
         ]
         work = [transmittance.clone().view(-1), torch.zeros_like(transmittance).view(-1)]
-        inputs = _inputs(ctx.lists, tuple(tensors), *ctx.size)
+        inputs = _inputs(TileLists(starts, gaussians, *ctx.tiling), tuple(tensors), *ctx.size)
         given = [
             array(stops.view(-1)),
             array(cell_stops),
