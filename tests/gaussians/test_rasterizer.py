@@ -276,9 +276,9 @@ def test_neither_storage_order_nor_tiles_change_the_image(backend, monkeypatch):
     for got, want in zip(shuffled_gradients, gradients):
         torch.testing.assert_close(got, want[order], atol=1e-5, rtol=1e-3)
     if backend == "warp":
-        from turboprop.gaussians.rasterizer import compositing_warp
+        from turboprop.gaussians.rasterizer import tile_lists
 
-        monkeypatch.setattr(compositing_warp, "CPU_TILE", 8)
+        monkeypatch.setattr(tile_lists, "CPU_TILE", 8)
         tiled_color, tiled_gradients = run(gaussians)
     else:
         projected = project_gaussians(*gaussians[:4], *cameras, 40, 50, 0.01)
@@ -292,12 +292,12 @@ def test_neither_storage_order_nor_tiles_change_the_image(backend, monkeypatch):
 def test_cells_of_one_pixel_as_on_cuda_give_the_same(monkeypatch):
     """The kernels' CUDA configuration, 16 x 16 tiles and a thread per pixel, run on the CPU."""
     need("warp")
-    from turboprop.gaussians.rasterizer import compositing_warp
+    from turboprop.gaussians.rasterizer import compositing_warp, tile_lists
 
     gaussians = random_gaussians(150, scale=0.15, opacity=(0.3, 1.0))
     images, gradients, _ = everything("warp", CPU, gaussians, 2, 35, 50)
-    listed = compositing_warp.list_tiles
-    monkeypatch.setattr(compositing_warp, "CPU_TILE", compositing_warp.CUDA_TILE)
+    listed = tile_lists.list_tiles
+    monkeypatch.setattr(tile_lists, "CPU_TILE", tile_lists.CUDA_TILE)
     monkeypatch.setattr(compositing_warp, "list_tiles", lambda *arguments: listed(*arguments)._replace(cell=1))
     per_pixel_images, per_pixel_gradients, _ = everything("warp", CPU, gaussians, 2, 35, 50)
     for got, want in zip(per_pixel_images, images):
