@@ -181,7 +181,7 @@ def markdown(result: dict) -> str:
         "# Gaussian rasterization",
         "",
         "Forward and backward of all gradients for one camera. How many times faster than plain torch, by the "
-        f"medians of {result['repeats']} rounds in which the backends take turns; in brackets the median {result['clock']} "
+        f"medians of {result['repeats']} rounds in which backends take turns; in brackets the median {result['clock']} "
         "time.",
         "",
         f"`{result['command']}` on {result['machine']}; torch {result['torch']} with {result['torch_threads']} "

@@ -1,6 +1,6 @@
 """Differentiable rasterization of 3D Gaussians: ``rasterize_gaussians`` for one camera, ``..._batch`` for several.
 
-projection.py, compositing.py: plain torch, any float type, the oracle of all others. projection_warp.py,
+projection.py, compositing.py: plain torch, the oracle of all others. projection_warp.py, tile_lists.py,
 compositing_warp.py: the same as kernels for CPU and CUDA. gsplat_backend.py: the library gsplat, where installed.
 rasterize.py checks the input and picks one.
 """

@@ -50,7 +50,7 @@ def rasterize_gaussians(
     width: int,
     background: Tensor | None = None,  # [C] or [H, W, C]; None: black
     near: float = 0.01,  # Gaussians whose mean is nearer are left out
-    means2d_offsets: Tensor | None = None,  # [N, 2] pixels, added to the means on the image
+    means2d_offsets: Tensor | None = None,  # [N, 2] pixels, added to the means of what is visible
     backend: str = "auto",
 ) -> GaussianImage:
     """One camera's image of 3D Gaussians (Kerbl et al. 2023).
