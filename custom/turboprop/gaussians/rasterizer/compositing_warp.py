@@ -1,6 +1,6 @@
 """compositing.py as Warp kernels with a backward by hand: one source for CPU and CUDA, float32.
 
-A thread owns a cell of a tile: it walks along the tile's list (tile_lists.py) and, for each Gaussian, along those pixels
+A thread owns a cell of a tile: it walks along the tile's list (tile_lists.py) and, for each Gaussian, along the pixels
 of its cell that lie in the ellipse. On CUDA a cell is one pixel. On a CPU, where threads come one after another, it is
 the whole tile, so the work is the area of the ellipses rather than that of the tiles, and a Gaussian's gradients are
 added up in registers. There sums have one order and come out the same bit for bit; on CUDA atomic additions have none.
