@@ -87,7 +87,7 @@ def test_it_vanishes_where_the_renders_are_the_teachers_distribution():
 
 
 def test_following_it_moves_renders_onto_the_teacher_and_keeps_their_spread():
-    """SDS collapses particles to the mode; VSD with their exact score keeps a distribution (ProlificDreamer, fig. 3)."""
+    """With their exact score, particles take over the teacher's mean and its spread."""
     target = gaussian(2.0, 0.5)
     torch.manual_seed(0)
     particles = 1.5 * torch.randn(256, 2, 1, 1, dtype=DOUBLE)
@@ -267,7 +267,7 @@ def test_the_camera_is_what_the_key_says(guidance, prompt_utils):
     for kind, used, unused in (("extrinsics", "c2w", "mvp_mtx"), ("mvp", "mvp_mtx", "c2w")):
         module = guidance(camera_condition_type=kind)
 
-        def loss(**changed):
+        def loss(module=module, **changed):
             torch.manual_seed(1)
             return module(rgb, utils, **{**data, **changed})["loss_vsd"]
 

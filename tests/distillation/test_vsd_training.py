@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from tests.host.conftest import ROOT, launch_here, tiny_plugin  # noqa: F401

@@ -155,6 +155,7 @@ def test_gated_weights_that_cannot_be_fetched_say_what_to_do(name, monkeypatch, 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     for ask in (check_model, lambda model: model_folder(model, prefer_half=True)):
-        with pytest.raises(FileNotFoundError, match=f"{name} is gated: accept its licence on https://huggingface.co") as error:
+        message = f"{name} is gated: accept its licence on https://huggingface.co/{name}"
+        with pytest.raises(FileNotFoundError, match=message) as error:
             ask(name)
         assert "hf auth login" in str(error.value) and "\n" not in str(error.value)

@@ -63,7 +63,7 @@ def posterior_std(
     later: Tensor,  # [B]
     alphas_cumprod: Tensor,  # [T]
 ) -> Tensor:
-    """The standard deviation of DDPM's posterior between two levels (DDIM, equation 16, eta = 1). Returns [B, 1, 1, 1]."""
+    """DDPM's posterior standard deviation between two levels (DDIM, equation 16, eta = 1). Returns [B, 1, 1, 1]."""
     before = torch.where(earlier >= 0, alphas_cumprod[earlier.clamp(min=0)], 1.0)
     after = alphas_cumprod[later]
     variance = (1.0 - before) / (1.0 - after) * (1.0 - after / before)

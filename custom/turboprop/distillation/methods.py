@@ -10,7 +10,7 @@ from the guided score, `first`:
     ASD  the conditional score at t' > t          (ScaleDreamer, Ma et al. 2024, arXiv 2407.02040)
     SJC  nothing, or the noise                    (Score Jacobian Chaining, Wang et al. 2022, arXiv 2212.00774)
     VSD  the renders' score, by a second teacher  (ProlificDreamer, Wang et al. 2023, arXiv 2305.16213)
-VSD's second teacher is bound by keyword; so bound, it has the signature. SDI (inversion.py) differs in its noise instead.
+VSD takes its second teacher by keyword; with that bound it has the signature. SDI (inversion.py) differs in its noise.
 """
 
 from collections.abc import Callable

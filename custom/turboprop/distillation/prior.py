@@ -266,8 +266,8 @@ class DistillationPrior(BaseObject):
     ) -> Tensor:
         """HiFA's distance in image space (Zhu and Zhuang 2023, arXiv 2305.18766, equation 9).
 
-        The latent gradient w (eps_hat - eps) is w (a_t / s_t) (z - z_hat), z_hat being the guided clean latents; this is
-        the same with images in the latents' place. Where the renders have a score of their own, as in VSD, the clean
+        The latent gradient w (eps_hat - eps) is w (a_t / s_t) (z - z_hat), z_hat being the guided clean latents; this
+        is the same with images in the latents' place. Where the renders have a score of their own, as in VSD, the clean
         images that it implies stand in the renders' place.
         """
         if images is None:

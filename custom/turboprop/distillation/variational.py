@@ -16,7 +16,7 @@ from ..teachers.loading import Denoiser, load_denoiser
 from ..teachers.low_rank import CAMERA_NUMBERS, CameraCondition, LowRankTeacher
 from ..teachers.pixel_diffusion import PixelDiffusionTeacher
 from .methods import Conditions, query, vsd_gradient
-from .preview import GuidedNoise, as_pictures, ddim_sample
+from .preview import as_pictures, ddim_sample
 from .prior import DistillationPrior, check_choice, loading_options
 
 CAMERA_CONDITIONS = ("extrinsics", "mvp")
@@ -160,7 +160,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
         num_steps: int = 25,
         **kwargs: Any,  # the rest of the batch
     ) -> Tensor:
-        """Pictures of the teacher, from noise. Returns [B, H, W, 3] in [0, 1]. The global generators stay as they are."""
+        """Pictures of the teacher, from noise. Returns [B, H, W, 3] in [0, 1]. Global generators stay as they are."""
         teacher = self.prior.teacher
         conditions = self.prior.conditions(prompt_utils, elevation, azimuth, camera_distances)
         scale = self.prior.scale_of(conditions)
@@ -206,7 +206,10 @@ def _sampled(teacher: Teacher, conditions: Conditions, scale: float, seed: int, 
     shape = (count, teacher.latent_channels, size, size)
     noise = torch.randn(shape, generator=generator, device=teacher.device)
     start = torch.full((count,), teacher.num_timesteps - 1, device=teacher.device)
-    guided_noise: GuidedNoise = lambda noisy, timesteps: query(teacher, noisy, conditions, timesteps, scale).first
+
+    def guided_noise(noisy: Tensor, timesteps: Tensor) -> Tensor:
+        return query(teacher, noisy, conditions, timesteps, scale).first
+
     with torch.no_grad():
         latents = ddim_sample(noise, start, guided_noise, teacher.alphas_cumprod, num_steps)
         return as_pictures(teacher.decode(latents))

@@ -23,6 +23,9 @@ class LoadingOptions:
         return torch.float16 if self.half_precision_weights and device.type != "cpu" else torch.float32
 
 
+DEFAULT_OPTIONS = LoadingOptions()
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """A network with its schedule."""

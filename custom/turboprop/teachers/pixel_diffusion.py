@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .contract import Teacher, TextCondition
-from .loading import LoadingOptions, load_denoiser
+from .loading import DEFAULT_OPTIONS, LoadingOptions, load_denoiser
 from .noise_schedule import PREDICTION_TYPES, to_epsilon
 
 
@@ -47,7 +47,7 @@ class PixelDiffusionTeacher(Teacher):
         cls,
         pretrained_model_name_or_path: str,  # a folder in diffusers' layout or a hub id
         device: torch.device | str = "cpu",
-        options: LoadingOptions = LoadingOptions(),
+        options: LoadingOptions = DEFAULT_OPTIONS,
     ) -> "PixelDiffusionTeacher":
         """Loads a teacher, from its fp16 variant where it has one and half precision is asked for.
 

@@ -4,7 +4,7 @@ import torch
 
 from .contract import Teacher
 from .latent_diffusion import LatentDiffusionTeacher
-from .loading import LoadingOptions
+from .loading import DEFAULT_OPTIONS, LoadingOptions
 from .pixel_diffusion import PixelDiffusionTeacher
 from .weights import part_classes
 
@@ -12,7 +12,7 @@ from .weights import part_classes
 def load_teacher(
     pretrained_model_name_or_path: str,  # a folder in diffusers' layout or a hub id
     device: torch.device | str = "cpu",
-    options: LoadingOptions = LoadingOptions(),
+    options: LoadingOptions = DEFAULT_OPTIONS,
 ) -> Teacher:
     """A latent diffusion model if the folder lists an autoencoder, else a pixel-space one.
 

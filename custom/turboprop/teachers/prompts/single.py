@@ -1,4 +1,4 @@
-"""`stable-diffusion-prompt-processor` and `deep-floyd-prompt-processor`: one prompt, encoded by a folder's text model."""
+"""`stable-diffusion-` and `deep-floyd-prompt-processor`: one prompt, encoded by a model folder's text model."""
 
 from dataclasses import dataclass
 
