@@ -7,6 +7,7 @@ import torch
 import trimesh
 
 from tests.host.conftest import PLUGINS
+from threestudio.models.geometry import shape_fit
 
 CONFIG = str(PLUGINS / "silhouette.yaml")
 COARSE = "outputs/coarse/trial/ckpts/last.ckpt"
@@ -66,7 +67,9 @@ def test_volume_to_grid_to_fixed_grid(launch, tmp_path):
     assert launch("--train", *resume, "trainer.max_steps=3") == 0
 
 
-def test_distance_field_to_grid(launch, tmp_path):
+def test_distance_field_to_grid(launch, tmp_path, monkeypatch):
+    monkeypatch.setattr(shape_fit, "STEPS", 150)
+    monkeypatch.setattr(shape_fit, "BATCH", 512)
     assert launch("--train", *SDF) == 0
     convert = "system.geometry_convert_from=outputs/sdf/trial/ckpts/last.ckpt"
     assert launch("--train", *GRID, convert, "trainer.max_steps=1") == 0

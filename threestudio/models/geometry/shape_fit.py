@@ -24,7 +24,7 @@ LARGEST_TABLE = 2**19
 
 
 def fit_signed_distance(
-    geometry: ImplicitSDF, target: Callable[[Tensor], Tensor], radius: float, label: str = "shape", steps: int = STEPS
+    geometry: ImplicitSDF, target: Callable[[Tensor], Tensor], radius: float, label: str = "shape"
 ) -> float:
     """Trains ``geometry`` towards the distances ``target`` (points [N, 3] -> [N, 1]); gives the last error.
 
@@ -33,7 +33,7 @@ def fit_signed_distance(
     """
     from tqdm import tqdm
 
-    device = geometry.bbox.device
+    device, steps = geometry.bbox.device, STEPS
     points = ((torch.rand(POOL, 3) * 2 - 1) * radius).to(device)
     distances = target(points)
     with torch.enable_grad():

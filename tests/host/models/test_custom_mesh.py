@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+import trimesh
+
+import threestudio
+from threestudio.models.mesh import Mesh
+from threestudio.utils.errors import UserError
+
+GRID = {"otype": "HashGrid", "n_levels": 3, "n_features_per_level": 2, "log2_hashmap_size": 10, "base_resolution": 4, "per_level_scale": 1.5}
+
+
+@pytest.fixture()
+def files(tmp_path):
+    """A box of 2 x 1 x 0.5 off its origin in every format, and a ball."""
+    box = trimesh.creation.box(extents=(2.0, 1.0, 0.5), transform=trimesh.transformations.translation_matrix([5, 0, 0]))
+    for suffix in ("obj", "ply", "glb", "stl"):
+        box.export(tmp_path / f"box.{suffix}")
+    trimesh.creation.icosphere(2, radius=0.5).export(tmp_path / "ball.ply")
+    return tmp_path
+
+
+def mesh_of(path, **config):
+    torch.manual_seed(0)
+    return threestudio.find("custom-mesh")({"shape_init": f"mesh:{path}", "pos_encoding_config": GRID, **config})
+
+
+@pytest.mark.parametrize("suffix", ["obj", "ply", "stl"])
+def test_formats_size_and_place(files, suffix):
+    mesh = mesh_of(files / f"box.{suffix}", shape_init_params=0.8).isosurface()
+    torch.testing.assert_close(mesh.v_pos.abs().amax(0), torch.tensor([0.8, 0.4, 0.2]))
+    solid = trimesh.Trimesh(mesh.v_pos.numpy(), mesh.t_pos_idx.numpy(), process=False)
+    assert solid.is_watertight and solid.volume == pytest.approx(8 * 0.8 * 0.4 * 0.2, rel=1e-5)
+
+
+def test_axes(files):
+    # glTF: x to the left, y up, z to the front; so the file's (x, y, z) are the world's (y, z, x).
+    torch.testing.assert_close(mesh_of(files / "box.glb", shape_init_params=0.8).isosurface().v_pos.abs().amax(0), torch.tensor([0.2, 0.8, 0.4]))
+    turned = mesh_of(files / "box.obj", shape_init_params=0.8, shape_init_mesh_up="+x", shape_init_mesh_front="-y").isosurface()
+    torch.testing.assert_close(turned.v_pos.abs().amax(0), torch.tensor([0.4, 0.2, 0.8]))
+
+
+def test_the_mesh_stands_where_its_file_has_it_without_a_size(files):
+    ball = trimesh.load_mesh(files / "ball.ply")
+    geometry = mesh_of(files / "ball.ply")
+    assert sorted(map(tuple, geometry.isosurface().v_pos.tolist())) == sorted(map(tuple, ball.vertices.astype(np.float32).tolist()))
+    with pytest.raises(UserError, match="reaches to 6.*shape_init_params=0.8"):
+        mesh_of(files / "box.obj")
+
+
+def test_only_the_features_learn_and_the_mesh_is_in_the_checkpoint(files):
+    geometry = mesh_of(files / "ball.ply")
+    x = geometry.isosurface().v_pos
+    assert geometry.isosurface() is geometry.isosurface() and not geometry.isosurface().requires_grad
+    geometry(x)["features"].sum().backward()
+    assert {name.split(".")[0] for name, p in geometry.named_parameters() if p.grad is not None} == {"encoding", "feature_network"}
+    other = mesh_of(files / "box.obj", shape_init_params=0.5)  # another file by now
+    other.isosurface()
+    other.load_state_dict(geometry.state_dict())
+    assert torch.equal(other.isosurface().v_pos, x) and torch.equal(other(x)["features"], geometry(x)["features"])
+    assert mesh_of(files / "ball.ply", n_feature_dims=0)(x) == {}
+
+
+@pytest.mark.parametrize("start, message", [("", "mesh:<file>"), ("sphere", "mesh:<file>"), ("mesh:", "not found"), ("mesh:no.obj", "no.obj")])
+def test_bad_starts(start, message):
+    with pytest.raises(UserError, match=message):
+        threestudio.find("custom-mesh")({"shape_init": start})
+
+
+# --------------------------------------------------------------- the losses that refine a mesh
+
+
+def bumpy():
+    ball = trimesh.creation.icosphere(2)
+    noise = np.random.default_rng(0).normal(scale=0.05, size=ball.vertices.shape)
+    return Mesh(torch.tensor(ball.vertices + noise, requires_grad=True), torch.tensor(ball.faces)), ball
+
+
+def test_laplacian_is_the_sparse_matrix_formulation():
+    mesh, ball = bumpy()
+    edges = ball.edges_unique
+    n = len(ball.vertices)
+    adjacency = scipy.sparse.coo_matrix((np.ones(len(edges)), edges.T), shape=(n, n))
+    adjacency = (adjacency + adjacency.T).tocsr()
+    degree = np.asarray(adjacency.sum(1))
+    v = mesh.v_pos.detach().numpy()
+    assert mesh.laplacian().item() == pytest.approx(np.linalg.norm(adjacency @ v / degree - v, axis=1).mean())
+
+
+def test_normal_consistency_edge_by_edge():
+    mesh, ball = bumpy()
+    v = mesh.v_pos.detach().numpy()
+    normals = np.zeros_like(v)
+    for face in ball.faces:
+        area = np.cross(v[face[1]] - v[face[0]], v[face[2]] - v[face[0]])
+        normals[face] += area
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    expected = np.mean([1 - normals[i] @ normals[j] for i, j in ball.edges_unique])
+    assert mesh.normal_consistency().item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("loss", ["laplacian", "normal_consistency"])
+def test_their_gradients(loss):
+    mesh, _ = bumpy()
+    along = torch.randn(mesh.v_pos.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def value(step):
+        return getattr(Mesh(mesh.v_pos.detach() + step * along, mesh.t_pos_idx), loss)().item()
+
+    getattr(mesh, loss)().backward()
+    assert (mesh.v_pos.grad * along).sum().item() == pytest.approx((value(1e-6) - value(-1e-6)) / 2e-6, rel=1e-5)
