@@ -54,7 +54,7 @@ def choose_backend(backend: str, x: Tensor) -> str:
         return available[0] if x.dtype == torch.float32 else "torch"
     if backend not in available:
         raise UserError(
-            f"mesh rasterization: backend {backend!r} is not available on {x.device.type} here, only {', '.join(available)}"
+            f"mesh rasterization: backend {backend!r} is not on {x.device.type} here, only {', '.join(available)}"
         )
     return backend
 

@@ -105,8 +105,7 @@ def world_of_clip(clip: Tensor) -> Tuple[Tensor, Tensor]:
 
     Rays need a space where faces are flat and the vertices have a fourth coordinate of one. Any matrix takes such a
     space to a hyperplane n . c = 1 of clip space. So n is fitted to the vertices; with three directions at right angles
-    to it, it is the inverse of a camera's matrix. z and w alone are enough for a usual projection, where w is a function
-    of z.
+    to it, it is the inverse of a camera's matrix. For a usual projection, where w is a function of z, both are enough.
     """
     if not clip.isfinite().all():
         raise UserError("rasterize: pos: some clip-space vertices are NaN or infinite")
