@@ -1,9 +1,10 @@
 """Times the hash grid's backends side by side: values, first and second derivatives.
 
-    python benchmarks/hash_grid.py [--device cpu] [--points 65536] [--repeats 5] [--write]
+    python benchmarks/hash_grid.py [--device cpu] [--points 65536] [--repeats 5] [--threads 1] [--write]
 
-Backends take turns in every round, so that other load on the machine falls on all of them; what counts is the ratio
-to plain torch, of medians over the rounds. ``--write`` puts the table into docs/benchmarks/hash_grid.{md,json}.
+Beside the backends stands ``naive``: the paper's equations written down in torch without a thought of speed (below).
+All take turns in every round, so that other load on the machine falls on all of them; what counts is the ratio to
+naive torch, of medians over the rounds. ``--write`` puts the table into docs/benchmarks/hash_grid.{md,json}.
 """
 
 from __future__ import annotations
@@ -23,11 +24,32 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from threestudio.ops.hash_grid import HashGridLayout, available_backends, hash_grid  # noqa: E402
+from threestudio.ops.hash_grid import HashGridLayout, available_backends, entry_index, hash_grid  # noqa: E402
+from threestudio.utils.memory import keep_freed_memory  # noqa: E402
 
 SEED = 0
 LAYOUT = HashGridLayout(n_levels=16, n_features=2, log2_hashmap_size=19, base_resolution=16, per_level_scale=1.447269237440378)
 PASSES = ("forward", "forward, backward", "forward, backward, double backward")
+
+
+def naive_hash_grid(positions: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Mueller et al. 2022, section 3, as written: on each level the eight corners [N, 8, 3] of a point's cell, their
+    entries by indexing, their weights as products; the gradient is left to autograd. Differs from the ``torch`` backend
+    in how entries are fetched, on which the cost of the gradient hangs."""
+    corners = torch.cartesian_prod(*[torch.arange(2, device=positions.device)] * 3)
+    levels = []
+    for level in LAYOUT.levels:
+        scaled = positions * level.scale + 0.5
+        cell = scaled.floor()
+        fraction = (scaled - cell)[:, None]
+        weights = torch.where(corners.bool(), fraction, 1.0 - fraction).prod(-1)
+        entries = entry_index(cell.long()[:, None] + corners, level)
+        levels.append((weights[..., None] * table[entries]).sum(1))
+    return torch.cat(levels, -1)
+
+
+def encode(backend: str, positions: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    return naive_hash_grid(positions, table) if backend == "naive" else hash_grid(positions, table, LAYOUT, backend=backend)
 
 
 def passes(backend: str, positions: torch.Tensor, table: torch.Tensor) -> Dict[str, Callable[[], None]]:
@@ -35,14 +57,14 @@ def passes(backend: str, positions: torch.Tensor, table: torch.Tensor) -> Dict[s
 
     def forward() -> None:
         with torch.no_grad():
-            hash_grid(positions, table, LAYOUT, backend=backend)
+            encode(backend, positions, table)
 
     def backward() -> None:
-        torch.autograd.grad(hash_grid(x, table, LAYOUT, backend=backend).sum(), [x, table])
+        torch.autograd.grad(encode(backend, x, table).sum(), [x, table])
 
     def double_backward() -> None:
         """What a loss on analytic normals costs."""
-        (normal,) = torch.autograd.grad(hash_grid(x, table, LAYOUT, backend=backend).sum(), x, create_graph=True)
+        (normal,) = torch.autograd.grad(encode(backend, x, table).sum(), x, create_graph=True)
         torch.autograd.grad(normal.square().sum(), table)
 
     return dict(zip(PASSES, (forward, backward, double_backward)))
@@ -63,7 +85,7 @@ def measure(device: torch.device, n_points: int, repeats: int) -> Dict[str, Dict
     generator = torch.Generator().manual_seed(SEED)
     positions = torch.rand(n_points, 3, generator=generator).to(device)
     table = torch.randn(LAYOUT.n_entries, LAYOUT.n_features, generator=generator).to(device).requires_grad_()
-    work = {backend: passes(backend, positions, table) for backend in available_backends(device)}
+    work = {backend: passes(backend, positions, table) for backend in [*available_backends(device), "naive"]}
     times: Dict[str, Dict[str, List[float]]] = {name: {backend: [] for backend in work} for name in PASSES}
     for round_index in range(repeats + 1):
         for name in PASSES:
@@ -85,7 +107,7 @@ def processor() -> str:
 def report(arguments: argparse.Namespace, device: torch.device) -> dict:
     times = measure(device, arguments.points, arguments.repeats)
     return {
-        "command": f"python benchmarks/hash_grid.py --device {device.type} --points {arguments.points} --repeats {arguments.repeats}",
+        "command": f"python benchmarks/hash_grid.py --device {device.type} --points {arguments.points} --repeats {arguments.repeats} --threads {arguments.threads}",
         "machine": torch.cuda.get_device_name() if device.type == "cuda" else f"{processor()}, {os.cpu_count()} cores",
         "torch_threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
@@ -97,8 +119,8 @@ def report(arguments: argparse.Namespace, device: torch.device) -> dict:
         "points": arguments.points,
         "repeats": arguments.repeats,
         "seconds": times,
-        "ratio_to_torch": {
-            name: {b: statistics.median(by_backend["torch"]) / statistics.median(t) for b, t in by_backend.items()}
+        "ratio_to_naive": {
+            name: {b: statistics.median(by_backend["naive"]) / statistics.median(t) for b, t in by_backend.items()}
             for name, by_backend in times.items()
         },
     }
@@ -110,7 +132,7 @@ def markdown(result: dict) -> str:
         "# Hash grid",
         "",
         f"{result['points']:,} random points, {result['levels']} levels of {result['features']} features, "
-        f"{result['entries']:,} entries, seed {result['seed']}. How many times faster than plain torch, by the medians of "
+        f"{result['entries']:,} entries, seed {result['seed']}. How many times faster than naive torch, by the medians of "
         f"{result['repeats']} rounds in which the backends take turns; in brackets the median time.",
         "",
         f"`{result['command']}` on {result['machine']}; torch {result['torch']} with {result['torch_threads']} thread(s); "
@@ -120,7 +142,7 @@ def markdown(result: dict) -> str:
         "|---|" + "---|" * len(backends),
     ]
     for name, by_backend in result["seconds"].items():
-        cells = [f"{result['ratio_to_torch'][name][b]:.1f}x ({statistics.median(by_backend[b]):.3f} s)" for b in backends]
+        cells = [f"{result['ratio_to_naive'][name][b]:.1f}x ({statistics.median(by_backend[b]):.3f} s)" for b in backends]
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
 
@@ -130,8 +152,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--points", type=int, default=65536)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, and of Warp's launches")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/hash_grid.{md,json}")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as launch.py does
     result = report(arguments, torch.device(arguments.device))
     text = markdown(result)
     print(text)

@@ -111,6 +111,37 @@ def test_warp_second_derivative_through_the_table_gradient():
         assert (got - expected).abs().max() / expected.abs().max() < 5e-5
 
 
+def test_warp_makes_only_the_gradients_asked_for(monkeypatch):
+    need("warp", torch.device("cpu"))
+    from threestudio.ops import hash_grid_warp
+
+    made = []
+    for name in ("_scatter", "_positions"):
+        original = getattr(hash_grid_warp, name)
+        monkeypatch.setattr(hash_grid_warp, name, lambda *a, name=name, original=original: made.append(name) or original(*a))
+    positions, table = make(50)
+    x, t = positions.requires_grad_(), table.requires_grad_()
+    torch.autograd.grad(hash_grid(x, t, LAYOUT, backend="warp").sum(), x, create_graph=True)
+    assert made == ["_positions"]
+    torch.autograd.grad(hash_grid(x, t, LAYOUT, backend="warp").sum(), t)
+    assert made == ["_positions", "_scatter"]
+
+
+def test_threads_change_nothing():
+    need("warp", torch.device("cpu"))
+    positions, table = make(5000)
+    before, results = torch.get_num_threads(), []
+    try:
+        for n_threads in (1, 3):
+            torch.set_num_threads(n_threads)
+            x, t = positions.clone().requires_grad_(), table.clone().requires_grad_()
+            out = hash_grid(x, t, LAYOUT, backend="warp")
+            results.append([out, *torch.autograd.grad(out.square().sum(), [x, t])])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_closed_levels_give_zeros_and_no_gradient(backend):
     need(backend, torch.device("cpu"))

@@ -105,19 +105,34 @@ def _positions(grid: _Grid, positions: Tensor, direction: Optional[Tensor], grad
     return grad_positions
 
 
-class _HashGrid(torch.autograd.Function):
+class _InTable(torch.autograd.Function):
+    """Features as a function of the table alone; positions come in a tuple, which autograd does not look into."""
+
     @staticmethod
-    def forward(ctx: Any, positions: Tensor, table: Tensor, grid: _Grid) -> Tensor:
-        ctx.save_for_backward(positions, table)
+    def forward(ctx: Any, table: Tensor, positions: Tuple[Tensor], grid: _Grid) -> Tensor:
+        ctx.save_for_backward(positions[0], table)
         ctx.grid = grid
-        return _features(grid, positions, None, table)
+        return _features(grid, positions[0], None, table)
 
     @staticmethod
     def backward(ctx: Any, grad_features: Tensor) -> tuple:
         positions, table = ctx.saved_tensors
-        need_positions, need_table, _ = ctx.needs_input_grad
-        grad_positions, grad_table = _HashGridBackward.apply(grad_features, positions, table, ctx.grid, need_positions, need_table)
-        return grad_positions, grad_table, None
+        return _HashGridBackward.apply(grad_features, positions, table, ctx.grid, False, True)[1], None, None
+
+
+class _InPositions(torch.autograd.Function):
+    """Passes features on and adds how they hang on positions; the table comes in a tuple."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, positions: Tensor, table: Tuple[Tensor], grid: _Grid) -> Tensor:
+        ctx.save_for_backward(positions, table[0])
+        ctx.grid = grid
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(ctx: Any, grad_features: Tensor) -> tuple:
+        positions, table = ctx.saved_tensors
+        return grad_features, _HashGridBackward.apply(grad_features, positions, table, ctx.grid, True, False)[0], None, None
 
 
 class _HashGridBackward(torch.autograd.Function):
@@ -161,5 +176,11 @@ def _sum(a: Optional[Tensor], b: Optional[Tensor]) -> Optional[Tensor]:
 
 
 def hash_grid_warp(positions: Tensor, table: Tensor, layout: HashGridLayout, n_active: int) -> Tensor:
-    """positions [N, 3] in [0, 1], table [n_entries, F], both float32 -> [N, n_levels * F]."""
-    return _HashGrid.apply(positions, table, (layout, n_active))
+    """positions [N, 3] in [0, 1], table [n_entries, F], both float32 -> [N, n_levels * F].
+
+    Two nodes in autograd's graph, one for each input, because autograd runs only the nodes that it needs: for a normal,
+    which is a gradient in positions, no gradient of the table is made.
+    """
+    grid = (layout, n_active)
+    features = _InTable.apply(table, (positions,), grid)
+    return _InPositions.apply(features, positions, (table,), grid) if positions.requires_grad else features
