@@ -79,7 +79,9 @@ def _previous_geometry(checkpoint: str, override: Any) -> BaseGeometry:
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise
-        raise UserError(f"{KEY}: the weights of {checkpoint} do not fit {parsed} with system.geometry_convert_override: {error}") from error
+        raise UserError(
+            f"{KEY}: the weights of {checkpoint} do not fit {parsed} with system.geometry_convert_override: {error}"
+        ) from error
     if result.missing_keys:
         raise UserError(
             f"{KEY}: {checkpoint} lacks weights that {parsed} with system.geometry_convert_override asks for: "
@@ -98,7 +100,9 @@ def _forget_the_start(geometry_class: type, config: DictConfig) -> None:
 
 
 def _with_override(geometry_class: type, config: Any, override: Any) -> DictConfig:
-    merged = OmegaConf.create(OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config))
+    merged = OmegaConf.create(
+        OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
+    )
     known = geometry_class.Config.__dataclass_fields__
     for key, value in dict(override).items():
         if key not in known:

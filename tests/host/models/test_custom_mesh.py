@@ -8,7 +8,14 @@ import threestudio
 from threestudio.models.mesh import Mesh
 from threestudio.utils.errors import UserError
 
-GRID = {"otype": "HashGrid", "n_levels": 3, "n_features_per_level": 2, "log2_hashmap_size": 10, "base_resolution": 4, "per_level_scale": 1.5}
+GRID = {
+    "otype": "HashGrid",
+    "n_levels": 3,
+    "n_features_per_level": 2,
+    "log2_hashmap_size": 10,
+    "base_resolution": 4,
+    "per_level_scale": 1.5,
+}
 
 
 @pytest.fixture()
@@ -36,15 +43,22 @@ def test_formats_size_and_place(files, suffix):
 
 def test_axes(files):
     # glTF: x to the left, y up, z to the front; so the file's (x, y, z) are the world's (y, z, x).
-    torch.testing.assert_close(mesh_of(files / "box.glb", shape_init_params=0.8).isosurface().v_pos.abs().amax(0), torch.tensor([0.2, 0.8, 0.4]))
-    turned = mesh_of(files / "box.obj", shape_init_params=0.8, shape_init_mesh_up="+x", shape_init_mesh_front="-y").isosurface()
+    torch.testing.assert_close(
+        mesh_of(files / "box.glb", shape_init_params=0.8).isosurface().v_pos.abs().amax(0),
+        torch.tensor([0.2, 0.8, 0.4]),
+    )
+    turned = mesh_of(
+        files / "box.obj", shape_init_params=0.8, shape_init_mesh_up="+x", shape_init_mesh_front="-y"
+    ).isosurface()
     torch.testing.assert_close(turned.v_pos.abs().amax(0), torch.tensor([0.4, 0.2, 0.8]))
 
 
 def test_the_mesh_stands_where_its_file_has_it_without_a_size(files):
     ball = trimesh.load_mesh(files / "ball.ply")
     geometry = mesh_of(files / "ball.ply")
-    assert sorted(map(tuple, geometry.isosurface().v_pos.tolist())) == sorted(map(tuple, ball.vertices.astype(np.float32).tolist()))
+    assert sorted(map(tuple, geometry.isosurface().v_pos.tolist())) == sorted(
+        map(tuple, ball.vertices.astype(np.float32).tolist())
+    )
     with pytest.raises(UserError, match="reaches to 6.*shape_init_params=0.8"):
         mesh_of(files / "box.obj")
 
@@ -54,7 +68,10 @@ def test_only_the_features_learn_and_the_mesh_is_in_the_checkpoint(files):
     x = geometry.isosurface().v_pos
     assert geometry.isosurface() is geometry.isosurface() and not geometry.isosurface().requires_grad
     geometry(x)["features"].sum().backward()
-    assert {name.split(".")[0] for name, p in geometry.named_parameters() if p.grad is not None} == {"encoding", "feature_network"}
+    assert {name.split(".")[0] for name, p in geometry.named_parameters() if p.grad is not None} == {
+        "encoding",
+        "feature_network",
+    }
     other = mesh_of(files / "box.obj", shape_init_params=0.5)  # another file by now
     other.isosurface()
     other.load_state_dict(geometry.state_dict())
@@ -62,7 +79,10 @@ def test_only_the_features_learn_and_the_mesh_is_in_the_checkpoint(files):
     assert mesh_of(files / "ball.ply", n_feature_dims=0)(x) == {}
 
 
-@pytest.mark.parametrize("start, message", [("", "mesh:<file>"), ("sphere", "mesh:<file>"), ("mesh:", "not found"), ("mesh:no.obj", "no.obj")])
+@pytest.mark.parametrize(
+    "start, message",
+    [("", "mesh:<file>"), ("sphere", "mesh:<file>"), ("mesh:", "not found"), ("mesh:no.obj", "no.obj")],
+)
 def test_bad_starts(start, message):
     with pytest.raises(UserError, match=message):
         threestudio.find("custom-mesh")({"shape_init": start})

@@ -50,10 +50,18 @@ def test_volume_to_grid_to_fixed_grid(launch, tmp_path):
     weights, coarse = state(refined), state(tmp_path / COARSE)
     assert weights["geometry.isosurface_bbox"].abs().max() < 1 and (weights["geometry.sdf"] < 0).any()
     # The texture started from the coarse one and moved by two steps of Adam.
-    moved = (weights["geometry.feature_network.layers.0.weight"] - coarse["geometry.feature_network.layers.0.weight"]).abs().max()
+    moved = (
+        (weights["geometry.feature_network.layers.0.weight"] - coarse["geometry.feature_network.layers.0.weight"])
+        .abs()
+        .max()
+    )
     assert 0 < moved < 0.05
     # The third stage keeps the shape; LAST finds the second.
-    fixed = ["name=texture", "system.geometry.fix_geometry=true", "system.geometry_convert_from=outputs/refine/triLAST/ckpts/last.ckpt"]
+    fixed = [
+        "name=texture",
+        "system.geometry.fix_geometry=true",
+        "system.geometry_convert_from=outputs/refine/triLAST/ckpts/last.ckpt",
+    ]
     assert launch("--train", *refine, *fixed) == 0
     textured = state(tmp_path / "outputs/texture/trial/ckpts/last.ckpt")
     for key in ("sdf", "deformation", "isosurface_bbox"):
@@ -84,12 +92,18 @@ def test_runs_with_a_shape_to_start_from_repeat_and_resume(launch, tmp_path):
     last = tmp_path / "outputs/refine/trial/ckpts/last.ckpt"
     first = state(last)
     assert launch("--train", *start, "name=again") == 0
-    assert all(torch.equal(a, b) for a, b in zip(first.values(), state(tmp_path / "outputs/again/trial/ckpts/last.ckpt").values()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first.values(), state(tmp_path / "outputs/again/trial/ckpts/last.ckpt").values())
+    )
     # Resumed, the run goes on from its checkpoint, even where the shape is to be forced.
     assert launch("--train", *start, "name=half", "trainer.max_steps=1") == 0
     half = "resume=outputs/half/trial/ckpts/last.ckpt"
     assert launch("--train", *start, "name=half", half, "system.geometry.force_shape_init=true") == 0
-    assert all(torch.equal(a, b) for a, b in zip(first.values(), state(tmp_path / "outputs/half/trial/ckpts/last.ckpt").values()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first.values(), state(tmp_path / "outputs/half/trial/ckpts/last.ckpt").values())
+    )
 
 
 def test_what_cannot_be_handed_over_is_one_line(launch, tmp_path, capsys):

@@ -12,7 +12,14 @@ from threestudio.models.geometry.shape_init import load_mesh, shape_distance
 from threestudio.models.isosurface import EmptyFieldError
 from threestudio.utils.errors import UserError
 
-GRID = {"otype": "HashGrid", "n_levels": 4, "n_features_per_level": 2, "log2_hashmap_size": 12, "base_resolution": 4, "per_level_scale": 1.5}
+GRID = {
+    "otype": "HashGrid",
+    "n_levels": 4,
+    "n_features_per_level": 2,
+    "log2_hashmap_size": 12,
+    "base_resolution": 4,
+    "per_level_scale": 1.5,
+}
 PROGRESSIVE = {**GRID, "otype": "ProgressiveBandHashGrid", "start_level": 2, "start_step": 10, "update_steps": 5}
 MLP = {"otype": "VanillaMLP", "activation": "ReLU", "output_activation": "none", "n_neurons": 32, "n_hidden_layers": 1}
 
@@ -40,7 +47,9 @@ def solid(mesh):
 # ------------------------------------------------------------------------------------------- field
 
 
-@pytest.mark.parametrize("kind, tolerance", [("analytic", 1e-5), ("finite_difference_laplacian", 2e-3), ("finite_difference", 5e-2)])
+@pytest.mark.parametrize(
+    "kind, tolerance", [("analytic", 1e-5), ("finite_difference_laplacian", 2e-3), ("finite_difference", 5e-2)]
+)
 def test_distance_and_gradient_of_a_ball(kind, tolerance):
     x = points()
     out = ball(normal_type=kind)(x, output_normal=True)
@@ -51,7 +60,10 @@ def test_distance_and_gradient_of_a_ball(kind, tolerance):
 
 
 def test_analytic_gradients_match_central_differences_and_train_the_field():
-    a, b = field(normal_type="analytic"), field(normal_type="finite_difference_laplacian", finite_difference_normal_eps=1e-4)
+    a, b = (
+        field(normal_type="analytic"),
+        field(normal_type="finite_difference_laplacian", finite_difference_normal_eps=1e-4),
+    )
     nn.init.normal_(a.encoding.encoding.params, std=0.5)
     b.load_state_dict(a.state_dict())
     out = a(points(), True)
@@ -194,17 +206,23 @@ def test_shape_init_with_only_the_open_levels():
 
 def test_mesh_axes_size_and_seams(tmp_path):
     path = tmp_path / "long.obj"
-    trimesh.creation.box(extents=(1.0, 2.0, 4.0), transform=trimesh.transformations.translation_matrix([9, 9, 9])).export(path)
+    trimesh.creation.box(
+        extents=(1.0, 2.0, 4.0), transform=trimesh.transformations.translation_matrix([9, 9, 9])
+    ).export(path)
     # The file's y points up and its z to the front.
     mesh = load_mesh(str(path), 0.8, "+y", "+z", 1.0)
     torch.testing.assert_close(mesh.v_pos.abs().amax(0), torch.tensor([0.8, 0.2, 0.4]))
     assert solid(mesh).is_watertight and solid(mesh).volume == pytest.approx(8 * 0.4**3, rel=1e-5)
     # glTF says so itself.
     trimesh.creation.box(extents=(1.0, 2.0, 4.0)).export(tmp_path / "long.glb")
-    torch.testing.assert_close(load_mesh(str(tmp_path / "long.glb"), 0.8, "+z", "+x", 1.0).v_pos.abs().amax(0), torch.tensor([0.8, 0.2, 0.4]))
+    torch.testing.assert_close(
+        load_mesh(str(tmp_path / "long.glb"), 0.8, "+z", "+x", 1.0).v_pos.abs().amax(0), torch.tensor([0.8, 0.2, 0.4])
+    )
     # Turned inside out, and split at every face.
     box = trimesh.creation.box()
-    torn = trimesh.Trimesh(box.vertices[box.faces[:, ::-1]].reshape(-1, 3), torch.arange(36).reshape(12, 3).numpy(), process=False)
+    torn = trimesh.Trimesh(
+        box.vertices[box.faces[:, ::-1]].reshape(-1, 3), torch.arange(36).reshape(12, 3).numpy(), process=False
+    )
     torn.export(tmp_path / "torn.ply")
     closed = solid(load_mesh(str(tmp_path / "torn.ply"), 0.5, "+z", "+x", 1.0))
     assert closed.is_watertight and closed.volume == pytest.approx(1.0)
@@ -280,7 +298,12 @@ def test_bad_meshes(tmp_path):
         field(shape_init=f"mesh:{block}", shape_init_mesh_up="z")
     with pytest.raises(UserError, match="mesh_front.*other than"):
         field(shape_init=f"mesh:{block}", shape_init_mesh_front="-z")
-    for name, content in (("broken.ply", b"ply\nformat nonsense\n"), ("broken.glb", b"glTF"), ("empty.obj", b"# nothing\n"), ("file.what", b"?")):
+    for name, content in (
+        ("broken.ply", b"ply\nformat nonsense\n"),
+        ("broken.glb", b"glTF"),
+        ("empty.obj", b"# nothing\n"),
+        ("file.what", b"?"),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=f"shape_init.*{name}"):
             field(shape_init=f"mesh:{tmp_path / name}").initialize_shape()

@@ -29,7 +29,13 @@ class Ball(BaseImplicitGeometry):
 
     def forward(self, points, output_normal=False):
         normal = F.normalize(points, dim=-1)
-        return {"sdf": self.forward_sdf(points), "features": 0.5 * normal, "normal": normal, "shading_normal": normal, "sdf_grad": normal}
+        return {
+            "sdf": self.forward_sdf(points),
+            "features": 0.5 * normal,
+            "normal": normal,
+            "shading_normal": normal,
+            "sdf_grad": normal,
+        }
 
 
 def renderer(**config):
@@ -69,7 +75,11 @@ def truth(batch, margin):
     return nearest_squared < RADIUS**2, depth, (o + d * depth[..., None]) / RADIUS, clear
 
 
-MODES = [{}, {"use_volsdf": True}, {"use_volsdf": True, "estimator": "importance", "num_samples_per_ray_importance": 96}]
+MODES = [
+    {},
+    {"use_volsdf": True},
+    {"use_volsdf": True, "estimator": "importance", "num_samples_per_ray_importance": 96},
+]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -86,7 +96,9 @@ def test_a_ball_has_its_silhouette_depth_and_normals(mode):
     torch.testing.assert_close(seen[inside], depth[inside], atol=0.03, rtol=0)
     normals = out["comp_normal"][0] * 2 - 1
     assert F.cosine_similarity(normals[inside], normal[inside], dim=-1).min() > 0.99
-    torch.testing.assert_close(out["comp_rgb"][0][~hit & clear], torch.tensor([0.0, 0, 1]).expand((~hit & clear).sum(), 3), atol=soft, rtol=0)
+    torch.testing.assert_close(
+        out["comp_rgb"][0][~hit & clear], torch.tensor([0.0, 0, 1]).expand((~hit & clear).sum(), 3), atol=soft, rtol=0
+    )
 
 
 def test_weights_are_unbiased():
@@ -157,7 +169,15 @@ def test_training_output_and_pruning():
     out = made(**batch)
     n = out["weights"].shape[0]
     assert 0 < n < 9 * 9 * 256 / 8  # a shell of the ball
-    for key, width in (("sdf", 1), ("sdf_grad", 3), ("normal", 3), ("t_dirs", 3), ("points", 3), ("t_intervals", 1), ("features", 3)):
+    for key, width in (
+        ("sdf", 1),
+        ("sdf_grad", 3),
+        ("normal", 3),
+        ("t_dirs", 3),
+        ("points", 3),
+        ("t_intervals", 1),
+        ("features", 3),
+    ):
         assert out[key].shape == (n, width), key
     assert "z_variance" not in out and "comp_normal" not in out
     assert out["inv_std"].item() == pytest.approx(400, rel=1e-4)

@@ -10,7 +10,14 @@ from threestudio.models.geometry.tetrahedra_sdf_grid import distance_like
 from threestudio.models.isosurface import EmptyFieldError, MarchingTetrahedraHelper
 from threestudio.utils.errors import UserError
 
-GRID = {"otype": "HashGrid", "n_levels": 3, "n_features_per_level": 2, "log2_hashmap_size": 10, "base_resolution": 4, "per_level_scale": 1.5}
+GRID = {
+    "otype": "HashGrid",
+    "n_levels": 3,
+    "n_features_per_level": 2,
+    "log2_hashmap_size": 10,
+    "base_resolution": 4,
+    "per_level_scale": 1.5,
+}
 MLP = {"otype": "VanillaMLP", "activation": "ReLU", "output_activation": "none", "n_neurons": 16, "n_hidden_layers": 1}
 NETS = {"pos_encoding_config": GRID, "mlp_network_config": MLP}
 
@@ -38,7 +45,14 @@ def volume_source(**config):
     """An implicit-volume whose level sets are balls: density 50 exp(-|x|^2 / (2 0.4^2))."""
     torch.manual_seed(0)
     source = threestudio.find("implicit-volume")(
-        {"density_bias": "blob_dreamfusion", "density_blob_scale": 50, "density_blob_std": 0.4, "density_activation": None, **NETS, **config}
+        {
+            "density_bias": "blob_dreamfusion",
+            "density_blob_scale": 50,
+            "density_blob_std": 0.4,
+            "density_activation": None,
+            **NETS,
+            **config,
+        }
     )
     nn.init.zeros_(source.density_network.layers[-1].weight)
     return source
@@ -112,9 +126,16 @@ def test_outliers_are_removed():
 
 def test_features():
     geometry = ball()
-    assert geometry(points())["features"].shape == (100, 3) and torch.equal(geometry.export(points())["features"], geometry(points())["features"])
+    assert geometry(points())["features"].shape == (100, 3) and torch.equal(
+        geometry.export(points())["features"], geometry(points())["features"]
+    )
     bare = ball(geometry_only=True)
-    assert bare(points()) == {} and {name.split(".")[0] for name in bare.state_dict()} == {"bbox", "isosurface_bbox", "sdf", "deformation"}
+    assert bare(points()) == {} and {name.split(".")[0] for name in bare.state_dict()} == {
+        "bbox",
+        "isosurface_bbox",
+        "sdf",
+        "deformation",
+    }
     assert "deformation" not in ball(isosurface_deformable_grid=False).state_dict()
 
 
@@ -132,7 +153,10 @@ def test_a_fixed_geometry_has_no_parameters_of_shape_and_one_mesh():
     fixed = grid(fix_geometry=True)
     fixed.load_state_dict(source.state_dict())  # parameters of one stage are buffers of the next, under the same names
     assert {name.split(".")[0] for name, _ in fixed.named_parameters()} == {"encoding", "feature_network"}
-    assert torch.equal(fixed.isosurface().v_pos, source.isosurface().v_pos.detach()) and not fixed.isosurface().requires_grad
+    assert (
+        torch.equal(fixed.isosurface().v_pos, source.isosurface().v_pos.detach())
+        and not fixed.isosurface().requires_grad
+    )
     assert fixed.isosurface() is fixed.isosurface()
     other = ball()
     fixed.load_state_dict(other.state_dict())
@@ -213,7 +237,9 @@ def test_impossible_hand_overs():
 
 def test_scaling_of_a_level_keeps_its_zero_set():
     helper = MarchingTetrahedraHelper(12)
-    level = 300 * ((helper.grid_vertices - 0.5).norm(dim=-1, keepdim=True) - 0.3) ** 3 + 40 * (helper.grid_vertices[:, :1] - 0.4)
+    level = 300 * ((helper.grid_vertices - 0.5).norm(dim=-1, keepdim=True) - 0.3) ** 3 + 40 * (
+        helper.grid_vertices[:, :1] - 0.4
+    )
     scaled = distance_like(level, helper.all_edges)
     assert scaled.abs().max() <= 1
     before, after = helper(level).v_pos, helper(scaled).v_pos

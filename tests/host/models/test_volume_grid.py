@@ -45,13 +45,17 @@ def test_a_linear_grid_is_interpolated_exactly_along_its_axes():
     out = geometry(at, output_normal=True)
     torch.testing.assert_close(out["features"], at, atol=1e-5, rtol=0)
     torch.testing.assert_close(out["density"], at @ torch.tensor([[2.0], [-1.0], [3.0]]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(out["normal"], -F.normalize(torch.tensor([[2.0, -1.0, 3.0]]), dim=-1).expand(200, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        out["normal"], -F.normalize(torch.tensor([[2.0, -1.0, 3.0]]), dim=-1).expand(200, 3), atol=1e-5, rtol=0
+    )
 
 
 def test_twice_differentiable_interpolation_is_grid_sample():
     grid = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     unit = points(side=1.3).double() + 0.5  # beyond the border, too
-    expected = F.grid_sample(grid[None], (unit * 2 - 1)[None, None, None], align_corners=False, padding_mode="border")[0, :, 0, 0].T
+    expected = F.grid_sample(grid[None], (unit * 2 - 1)[None, None, None], align_corners=False, padding_mode="border")[
+        0, :, 0, 0
+    ].T
     torch.testing.assert_close(trilinear(grid, unit), expected)
     inside = points(6, side=0.5).double().add(0.5).requires_grad_()
     assert torch.autograd.gradgradcheck(lambda u: trilinear(grid, u), (inside,))
@@ -73,7 +77,13 @@ def test_normals(kind):
 
 
 def test_surface_checkpoint_and_resampling():
-    geometry = volume(density_activation=None, density_blob_scale=50.0, density_blob_std=0.4, isosurface_threshold=25.0, isosurface_resolution=24)
+    geometry = volume(
+        density_activation=None,
+        density_blob_scale=50.0,
+        density_blob_std=0.4,
+        isosurface_threshold=25.0,
+        isosurface_resolution=24,
+    )
     solid = geometry.isosurface()
     radius = 0.4 * math.sqrt(2 * math.log(2))
     mesh = trimesh.Trimesh(solid.v_pos.detach().numpy(), solid.t_pos_idx.numpy(), process=False)

@@ -71,7 +71,9 @@ class _CoarseLevels(nn.Module):
     def __init__(self, grid: HashGrid, n_levels: int) -> None:
         super().__init__()
         full = grid.layout
-        self.layout = HashGridLayout(n_levels, full.n_features, full.log2_hashmap_size, full.base_resolution, full.per_level_scale)
+        self.layout = HashGridLayout(
+            n_levels, full.n_features, full.log2_hashmap_size, full.base_resolution, full.per_level_scale
+        )
         self.params = nn.Parameter(grid.params[: self.layout.n_entries].detach().clone())
         self.backend, self.n_input_dims, self.n_output_dims = grid.backend, grid.n_input_dims, grid.n_output_dims
 
@@ -90,9 +92,14 @@ def _coarse(encoding: CompositeEncoding) -> Tuple[nn.Module, Optional[Tuple[Hash
     layout = inner.layout
     n_levels = 1
     for count in range(2, (open_levels or layout.n_levels) + 1):
-        coarser = HashGridLayout(count, layout.n_features, layout.log2_hashmap_size, layout.base_resolution, layout.per_level_scale)
+        coarser = HashGridLayout(
+            count, layout.n_features, layout.log2_hashmap_size, layout.base_resolution, layout.per_level_scale
+        )
         if coarser.n_entries > LARGEST_TABLE:
             break
         n_levels = count
     levels = _CoarseLevels(inner, n_levels)
-    return CompositeEncoding(levels, encoding.include_xyz, encoding.xyz_scale, encoding.xyz_offset), (inner, levels.params)
+    return CompositeEncoding(levels, encoding.include_xyz, encoding.xyz_scale, encoding.xyz_offset), (
+        inner,
+        levels.params,
+    )

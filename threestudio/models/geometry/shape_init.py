@@ -60,7 +60,9 @@ def check_shape_init(shape_init: Optional[str], params: Any, up: str, front: str
         if not os.path.isfile(path):
             raise UserError(f"geometry.shape_init: mesh file not found: {path or '(no path)'}")
         if params is not None and (not isinstance(params, (int, float)) or isinstance(params, bool) or not params > 0):
-            raise UserError(f"geometry.shape_init_params: of a mesh: expected its size > 0 (largest coordinate, world units) or null, got {params!r}")
+            raise UserError(
+                f"geometry.shape_init_params: of a mesh: expected its size > 0 (largest coordinate, world units) or null, got {params!r}"
+            )
         _rotation_to_world(up, front)
     else:
         raise UserError(f"geometry.shape_init: expected sphere, ellipsoid, mesh:<file> or null, got {shape_init!r}")
@@ -144,7 +146,9 @@ def _rotation_to_world(up: str, front: str) -> Tensor:
         if axis not in _AXES:
             raise UserError(f"geometry.{key}: expected one of {', '.join(_AXES)}, got {axis!r}")
     if up[1] == front[1]:
-        raise UserError(f"geometry.shape_init_mesh_front: expected an axis other than shape_init_mesh_up's, got {front} and {up}")
+        raise UserError(
+            f"geometry.shape_init_mesh_front: expected an axis other than shape_init_mesh_up's, got {front} and {up}"
+        )
     x, z = _axis(front), _axis(up)
     return torch.stack([x, torch.linalg.cross(z, x), z])
 

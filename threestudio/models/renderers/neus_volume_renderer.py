@@ -79,7 +79,9 @@ class NeuSVolumeRenderer(VolumeRenderer):
         use_volsdf: bool = False  # density from distance as in VolSDF, in place of NeuS' opacity
         near_plane: float = 0.0  # nearest sample, world units
         far_plane: float = 1e10  # farthest sample
-        estimator: str = "occgrid"  # occgrid: occupancy grid; importance: coarse samples, then resampled (use_volsdf only)
+        estimator: str = (
+            "occgrid"  # occgrid: occupancy grid; importance: coarse samples, then resampled (use_volsdf only)
+        )
         grid_prune: bool = True  # occgrid: skip cells found empty
         prune_alpha_threshold: bool = True  # occgrid: skip samples of opacity < 0.01
         num_samples_per_ray_importance: int = 64  # importance: samples of a ray that are shaded
@@ -180,7 +182,9 @@ class NeuSVolumeRenderer(VolumeRenderer):
         if self.cfg.use_volsdf:
             return -torch.expm1(-volsdf_density(sdf, inv_std) * t_intervals)
         if "normal" not in geo_out:
-            raise UserError("renderer neus-volume-renderer: needs normals; expected geometry.normal_type other than null (or use_volsdf=true)")
+            raise UserError(
+                "renderer neus-volume-renderer: needs normals; expected geometry.normal_type other than null (or use_volsdf=true)"
+            )
         cosine = annealed_cosine(dot(t_dirs, geo_out["normal"].float()), self.cos_anneal_ratio)
         return neus_alpha(sdf, cosine, t_intervals, inv_std)
 
@@ -238,7 +242,9 @@ class NeuSVolumeRenderer(VolumeRenderer):
 
         def query(points: Tensor, t_dirs: Tensor, light_positions: Tensor) -> tuple:
             geo_out = self.geometry(points, output_normal=True)
-            rgb = self.material(viewdirs=t_dirs, positions=points, light_positions=light_positions, **geo_out, **options)
+            rgb = self.material(
+                viewdirs=t_dirs, positions=points, light_positions=light_positions, **geo_out, **options
+            )
             return geo_out, rgb
 
         chunk_size = 0 if self.training else self.cfg.eval_chunk_size
@@ -264,7 +270,9 @@ class NeuSVolumeRenderer(VolumeRenderer):
             return
         if self.training and not on_load_weights:
             length = self.bbox.new_full((1, 1), self.render_step_size)
-            self.estimator.update_every_n_steps(global_step, lambda points: self._opacity_without_normal(points, length))
+            self.estimator.update_every_n_steps(
+                global_step, lambda points: self._opacity_without_normal(points, length)
+            )
 
     def train(self, mode: bool = True) -> "NeuSVolumeRenderer":
         self.randomized = mode and self.cfg.randomized
