@@ -78,9 +78,9 @@ def test_volume_to_grid_to_fixed_grid(launch, tmp_path):
 def test_distance_field_to_grid(launch, tmp_path, monkeypatch):
     monkeypatch.setattr(shape_fit, "STEPS", 150)
     monkeypatch.setattr(shape_fit, "BATCH", 512)
-    assert launch("--train", *SDF) == 0
+    assert launch("--train", *SDF, "system.optimizer.args.lr=1e-5") == 0  # the start, nearly as it was
     convert = "system.geometry_convert_from=outputs/sdf/trial/ckpts/last.ckpt"
-    assert launch("--train", *GRID, convert, "trainer.max_steps=1") == 0
+    assert launch("--train", *GRID, convert, "trainer.max_steps=1") == 0  # in a box a fifth larger than the ball
     weights = state(tmp_path / "outputs/refine/trial/ckpts/last.ckpt")
     assert weights["geometry.isosurface_bbox"][1].sub(0.72).abs().max() < 0.12
 
