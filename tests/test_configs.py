@@ -1,16 +1,22 @@
-"""Every config that is shipped can be run: it passes --dry-run, with a tiny model in the big one's place."""
+"""Every config that is shipped can be run: --dry-run for all, and threestudio's methods train, hand over and export.
+
+With tiny real models in the big ones' place, at the smallest sizes.
+"""
 
 from pathlib import Path
+from typing import Callable, Iterator
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from launch import main
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+NAMES = [str(path.relative_to(ROOT / "configs")) for path in CONFIGS]
 
-# What is set where a config has the key (a bare number stays as it is, a required one gets a value).
+# What is set where a config has the key.
 SMALL = {
     "data.height": 8,
     "data.width": 8,
@@ -19,21 +25,66 @@ SMALL = {
     "system.geometry.text_dim": 16,
     "system.geometry.pos_encoding_config.log2_hashmap_size": 8,
     "system.judge": "null",
+    "system.evaluation.judge": "''",
 }
 REQUIRED = {"system.prompt_processor.prompt": "a red car"}
-MODEL_KEYS = ("system.prompt_processor", "system.guidance")
+
+# threestudio's methods, and the config whose run each of them goes on from.
+METHODS = {
+    "dreamfusion-sd": None,
+    "dreamfusion-if": None,
+    "magic3d-coarse-sd": None,
+    "magic3d-refine-sd": "magic3d-coarse-sd",
+    "textmesh-if": None,
+    "prolificdreamer": None,
+    "prolificdreamer-geometry": "prolificdreamer",
+    "prolificdreamer-texture": "prolificdreamer-geometry",
+    "hifa": None,
+    "fantasia3d": None,
+    "latentnerf": None,
+    "sjc": None,
+    "sdi": None,
+}
+TINY_HASH_GRID = (
+    "{otype: HashGrid, n_levels: 2, n_features_per_level: 2, log2_hashmap_size: 8, base_resolution: 4, per_level_scale: 2.0}"
+)
+TINY = [
+    "data.height=8", "data.width=8", "data.eval_height=8", "data.eval_width=8", "data.n_test_views=2",
+    "trainer.max_steps=2", "use_timestamp=false", "tag=trial", "system.exporter.texture_size=32",
+]  # fmt: skip
+TINY_GEOMETRY = {
+    "implicit-volume": ["isosurface_resolution=8", "isosurface_threshold=auto"],
+    "implicit-sdf": ["isosurface_resolution=8"],
+    "tetrahedra-sdf-grid": ["isosurface_resolution=8"],
+    "volume-grid": ["isosurface_resolution=8", "grid_size=[8,8,8]"],
+}
 
 
-def overrides(config, tiny_model: Path) -> list[str]:
+@pytest.fixture(scope="session")
+def models(tiny_sd_folder: Path, tiny_sd_v_folder: Path, tiny_if_folder: Path) -> Callable[[OmegaConf], list[str]]:
+    """The overrides that put tiny models in the place of those that a config names."""
+
+    def given(config: OmegaConf) -> list[str]:
+        overrides = []
+        for part in ("prompt_processor", "guidance"):
+            node = config.system.get(part) or {}
+            kind = config.system.get(f"{part}_type", "")
+            key = f"system.{part}.pretrained_model_name_or_path"
+            if "pretrained_model_name_or_path" in node:
+                overrides.append(f"{key}={tiny_if_folder if kind.startswith('deep-floyd') else tiny_sd_folder}")
+            if "pretrained_model_name_or_path_lora" in node:
+                overrides.append(f"{key}_lora={tiny_sd_v_folder}")
+        return overrides
+
+    return given
+
+
+def small_overrides(config: OmegaConf) -> list[str]:
     given = []
     for key, value in SMALL.items():
         present = OmegaConf.select(config, key, throw_on_missing=False)
-        if present is not None and not OmegaConf.is_config(present):
+        if present is not None and not (isinstance(value, int) and OmegaConf.is_config(present)):
             given.append(f"{key}={value}")
-    for part in MODEL_KEYS:
-        node = OmegaConf.select(config, part)
-        if node is not None and "pretrained_model_name_or_path" in node:
-            given.append(f"{part}.pretrained_model_name_or_path={tiny_model}")
     for key, value in REQUIRED.items():
         part, name = key.rsplit(".", 1)
         node = OmegaConf.select(config, part)
@@ -42,22 +93,159 @@ def overrides(config, tiny_model: Path) -> list[str]:
     return given
 
 
+def tiny_overrides(config: OmegaConf) -> list[str]:
+    system = config.system
+    given = [*TINY, f"system.geometry.pos_encoding_config={TINY_HASH_GRID}"]
+    band = OmegaConf.select(config, "system.geometry.pos_encoding_config.start_level") is not None
+    if band:  # finer levels open while training
+        banded = TINY_HASH_GRID.replace("HashGrid", "ProgressiveBandHashGrid").replace("}", ", start_level: 1, start_step: 1, update_steps: 1}")
+        given[-1] = f"system.geometry.pos_encoding_config={banded}"
+    if system.geometry_type == "volume-grid":
+        given.pop()
+    if system.geometry.get("shape_init"):  # a bias in place of a fit of 1000 steps
+        shape, params = system.geometry.shape_init, system.geometry.shape_init_params
+        given += ["system.geometry.shape_init=null", f"system.geometry.sdf_bias={shape}", f"system.geometry.sdf_bias_params={params}"]
+    given += [f"system.geometry.{override}" for override in TINY_GEOMETRY[system.geometry_type]]
+    if "num_samples_per_ray" in system.get("renderer", {}):
+        given.append("system.renderer.num_samples_per_ray=16")
+    if "resolution_milestones" in config.data:  # pictures grow while training
+        given += ["data.width=[4,8]", "data.height=[4,8]", "data.resolution_milestones=[1]"]
+    return given + [f"{key}={value}" for key, value in REQUIRED.items()]
+
+
+class Runs:
+    """Trains each method's config once, after the stage before it; `trial(name)` is its folder."""
+
+    def __init__(self, root: Path, models: Callable[[OmegaConf], list[str]]) -> None:
+        self.root, self.models = root, models
+        self.done: dict[str, Path] = {}
+
+    def arguments(self, name: str) -> list[str]:
+        config = OmegaConf.load(ROOT / "configs" / f"{name}.yaml")
+        given = [f"exp_root_dir={self.root}", *self.models(config), *tiny_overrides(config)]
+        return given + self.start(name)
+
+    def start(self, name: str) -> list[str]:
+        """Where a later stage starts from, by the newest trial of the stage before."""
+        before = METHODS.get(name)
+        if before is None:
+            return []
+        return [f"system.geometry_convert_from={self.trial(before).parent}/LAST/ckpts/last.ckpt"]
+
+    def launch(self, name: str, mode: str, *more: str) -> int:
+        return main(["--config", str(ROOT / "configs" / f"{name}.yaml"), mode, *self.arguments(name), *more])
+
+    def trial(self, name: str) -> Path:
+        if name not in self.done:
+            assert self.launch(name, "--train") == 0, name
+            self.done[name] = self.root / OmegaConf.load(ROOT / "configs" / f"{name}.yaml").name / "trial"
+        return self.done[name]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, models) -> Iterator[Runs]:
+    root = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)  # paths in configs are relative to the project
+        patch.setenv("TURBOPROP_CACHE", str(root / "cache"))
+        yield Runs(root / "outputs", models)
+
+
 def test_there_are_configs():
-    assert {"asd-3dconv.yaml", "dreamfusion-sd.yaml"} <= {path.name for path in CONFIGS}
+    assert {"asd-3dconv.yaml", *(f"{name}.yaml" for name in METHODS)} <= set(NAMES)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=[str(p.relative_to(ROOT / "configs")) for p in CONFIGS])
-def test_dry_run(path, tiny_sd_folder, text_cache, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)  # paths in configs are relative to the project
+@pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
+def test_dry_run(path, runs, models, tmp_path, capsys):
     output = tmp_path / "outputs"
-    given = overrides(OmegaConf.load(path), tiny_sd_folder)
+    config = OmegaConf.load(path)
+    given = [*small_overrides(config), *models(config)]
+    if path.stem in METHODS:
+        given += [*tiny_overrides(config), *runs.start(path.stem)]
+    capsys.readouterr()
     assert main(["--config", str(path), "--dry-run", f"exp_root_dir={output}", *given]) == 0, capsys.readouterr().err
     resolved = OmegaConf.create(capsys.readouterr().out)
-    assert resolved.name == OmegaConf.load(path).name
+    assert resolved.name == config.name
     assert not output.exists()
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=[str(p.relative_to(ROOT / "configs")) for p in CONFIGS])
+@pytest.mark.parametrize("name", METHODS)
+def test_method_trains_and_exports(name, runs):
+    trial = runs.trial(name)
+    checkpoint = trial / "ckpts" / "last.ckpt"
+    loaded = torch.load(checkpoint, weights_only=True)
+    assert loaded["global_step"] == 2
+    assert all(torch.isfinite(value).all() for value in loaded["state_dict"].values() if value.is_floating_point())
+    assert (trial / "save" / "it2-test.mp4").stat().st_size > 0
+    assert runs.launch(name, "--export", f"resume={checkpoint}") == 0
+    assert (trial / "save" / "it2-export" / "model.obj").stat().st_size > 100
+
+
+@pytest.mark.slow
+def test_fantasia3d_fits_its_first_shape(runs):
+    fit = ["system.geometry.shape_init=sphere", "system.geometry.shape_init_params=0.5", "system.geometry.sdf_bias=0.0", "tag=fit"]
+    assert runs.launch("fantasia3d", "--train", *fit, "trainer.max_steps=1") == 0
+    checkpoint = runs.root / "fantasia3d" / "fit" / "ckpts" / "last.ckpt"
+    assert runs.launch("fantasia3d", "--export", f"resume={checkpoint}", *fit) == 0
+    lines = (checkpoint.parents[1] / "save" / "it1-export" / "model.obj").read_text().splitlines()
+    vertices = torch.tensor([[float(x) for x in line.split()[1:4]] for line in lines if line.startswith("v ")])
+    assert (vertices.norm(dim=-1) - 0.5).abs().mean() < 0.1
+
+
+def test_the_guidance_of_prolificdreamer_trains_and_is_saved(runs):
+    state = torch.load(runs.trial("prolificdreamer") / "ckpts" / "last.ckpt", weights_only=True)
+    assert any(key.startswith("guidance.") for key in state["state_dict"])
+    names = [group["name"] for group in state["optimizer_states"][0]["param_groups"]]
+    assert "guidance" in names
+    moments = state["optimizer_states"][0]["state"]
+    indices = [i for group in state["optimizer_states"][0]["param_groups"] if group["name"] == "guidance" for i in group["params"]]
+    assert any(moments[i]["exp_avg"].abs().max() > 0 for i in indices if i in moments)
+
+
+def test_a_later_stage_starts_from_the_surface_of_the_one_before(runs):
+    """Magic3D's mesh takes over texture and shape; two steps move it little."""
+
+    def surface(name: str) -> torch.Tensor:
+        lines = (runs.trial(name) / "save" / "it2-export" / "model.obj").read_text().splitlines()
+        return torch.tensor([[float(x) for x in line.split()[1:4]] for line in lines if line.startswith("v ")])
+
+    for name in ("magic3d-coarse-sd", "magic3d-refine-sd"):
+        assert runs.launch(name, "--export", f"resume={runs.trial(name)}/ckpts/last.ckpt") == 0
+    coarse, fine = surface("magic3d-coarse-sd"), surface("magic3d-refine-sd")
+    extent = (coarse.amax(0) - coarse.amin(0)).max()
+    assert ((coarse.amax(0) - fine.amax(0)).abs() < 0.3 * extent).all()
+    assert ((coarse.amin(0) - fine.amin(0)).abs() < 0.3 * extent).all()
+
+
+WRONG = [
+    ("dreamfusion-sd", "system.loss.lambda_orientt=1", "system.loss.lambda_orientt: no loss has this weight; nearest: lambda_orient"),
+    ("dreamfusion-if", "system.loss.lambda_sparcity=1", "nearest: lambda_sparsity"),
+    ("magic3d-coarse-sd", "system.loss.lambda_normal_consistensy=1", "nearest: lambda_normal_consistency"),
+    ("textmesh-if", "system.loss.lambda_ikonal=1", "nearest: lambda_eikonal"),
+    ("prolificdreamer", "system.loss.lambda_lorra=1", "nearest: lambda_lora"),
+    ("prolificdreamer", "system.stage=corse", "system.stage: expected one of coarse, geometry, texture, got 'corse'"),
+    ("fantasia3d", "system.loss.lambda_laplacian=1", "nearest: lambda_laplacian_smoothness"),
+    ("latentnerf", "system.guide_shape=shape.obj", "system.guide_shape: guide meshes are not supported"),
+    ("sjc", "system.loss.emptines_scale=1", "nearest: emptiness_scale"),
+    ("sdi", "system.convexity_res=1", "system.convexity_res: expected >= 2, got 1"),
+    ("sdi", "system.loss.lambda_convexe=1", "nearest: lambda_convex"),
+    ("asd-3dconv", "system.loss.lambda_coverege=1", "nearest: lambda_coverage"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, override, message", WRONG, ids=[f"{name} {override}" for name, override, _ in WRONG])
+def test_a_wrong_key_is_one_line_before_any_work(name, override, message, runs, models, tmp_path, capsys):
+    path = ROOT / "configs" / f"{name}.yaml"
+    config = OmegaConf.load(path)
+    tiny = tiny_overrides(config) if name in METHODS else small_overrides(config)
+    arguments = [f"exp_root_dir={tmp_path}", *models(config), *tiny, override]
+    assert main(["--config", str(path), "--train", *arguments]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
 def test_files_that_configs_name_are_there(path):
     """Prompt libraries of this project; assets are named by their folder."""
     config = OmegaConf.load(path)

@@ -262,8 +262,11 @@ class BaseLift3DSystem(BaseSystem):
         self.guidance = self._build("guidance")
 
     def initialize_shape(self) -> None:
-        """Gives the geometry the shape that its config starts from, the same for the same seed; not on resuming."""
-        if self.resumed:
+        """Gives the geometry the shape that its config starts from, the same for the same seed; not on resuming.
+
+        A run of no steps, which a dry run is, leaves it out: it may take a minute.
+        """
+        if self.resumed or self.trainer.max_steps == 0:
             return
         with preserved_random_state():
             seed_step(self.run_seed, 0, 0, "shape_init")  # one start for all ranks

@@ -23,12 +23,17 @@ OTHER_PARTS = ("material", "background", "renderer")
 
 def optimizer_config(system: Any) -> Any:
     """The system's optimizer config with a group for each parameter of the geometry, and one for each other part that
-    has parameters and no group in the config."""
+    has parameters and no group in the config. A config that names no optimizer has Adam, as in Kerbl et al. 2023."""
     config = OmegaConf.to_container(system.cfg.optimizer, resolve=True)
+    if "name" not in config:
+        config = {"name": "Adam", "args": {"lr": 0.001, "eps": 1.0e-15}, **config}
     groups = dict(config.get("params") or {})
     wrong = [name for name in groups if name.split(".")[0] == "geometry"]
     if wrong:
-        raise ValueError(f"optimizer.params.{wrong[0]}: the learning rates of Gaussians are system.geometry.position_lr, feature_lr, ...")
+        raise ValueError(
+            f"optimizer.params.{wrong[0]}: the learning rates of Gaussians are system.geometry.position_lr, "
+            "scaling_lr, rotation_lr, opacity_lr, feature_lr"
+        )
     for part in OTHER_PARTS:
         trainable = any(parameter.requires_grad for parameter in getattr(system, part).parameters())
         if trainable and not any(name.split(".")[0] == part for name in groups):
@@ -45,7 +50,9 @@ class GaussianTraining:
         if not isinstance(self.geometry, GaussianSplatting):
             raise ValueError(f"system.geometry_type: expected gaussian-splatting, got a {type(self.geometry).__name__}")
         if self.cfg.scheduler is not None:
-            raise ValueError("system.scheduler: Gaussians have schedules of their own, system.geometry.position_lr, feature_lr, ...")
+            raise ValueError(
+                "system.scheduler: Gaussians have schedules of their own, system.geometry.position_lr, feature_lr, ..."
+            )
         return {"optimizer": parse_optimizer(optimizer_config(self), self)}
 
     def on_train_start(self) -> None:
