@@ -30,7 +30,9 @@ def test_the_first_gaussians():
     assert gaussians.means.norm(dim=-1).max() <= 0.5 and torch.allclose(gaussians.opacities, torch.full((20,), 0.3))
     names = {name for name, _ in geometry.named_parameters()}
     assert names == {"means", "log_scales", "quaternions", "opacity_logits", "sh_dc", "sh_rest", "normals"}
-    assert torch.allclose(geometry_of(shape_init="sphere", pc_init_radius=0.5).means.norm(dim=-1), torch.full((20,), 0.5))
+    assert torch.allclose(
+        geometry_of(shape_init="sphere", pc_init_radius=0.5).means.norm(dim=-1), torch.full((20,), 0.5)
+    )
 
 
 def test_starts_from_files(tmp_path):
@@ -41,8 +43,12 @@ def test_starts_from_files(tmp_path):
     source.export_gaussians_ply(tmp_path / "deep" / "a.ply")
     copy = geometry_of(geometry_convert_from=str(tmp_path / "deep" / "a.ply"), sh_degree=2)
     assert torch.equal(copy.means, source.means) and torch.equal(copy.sh_rest[:, :3], source.sh_rest)
-    points = geometry_of(geometry_convert_from=str(tmp_path / "deep" / "a.ply"), load_ply_only_vertex=True, opacity_init=0.7)
-    assert torch.equal(points.means, source.means) and torch.allclose(points.gaussians().opacities, torch.full((20,), 0.7))
+    points = geometry_of(
+        geometry_convert_from=str(tmp_path / "deep" / "a.ply"), load_ply_only_vertex=True, opacity_init=0.7
+    )
+    assert torch.equal(points.means, source.means) and torch.allclose(
+        points.gaussians().opacities, torch.full((20,), 0.7)
+    )
     assert torch.allclose(points.colors(), source.colors(), atol=1e-5)
     trimesh.creation.box((1.0, 1.0, 1.0)).export(tmp_path / "box.obj")
     for key in ({"geometry_convert_from": str(tmp_path / "box.obj")}, {"shape_init": f"mesh:{tmp_path / 'box.obj'}"}):
@@ -79,7 +85,9 @@ def test_schedules():
         color_clip=[0, 1.0, 2.0, 10], densify_grad_threshold=[0, 0.1, 0.2, 10],
     )  # fmt: skip
     rates = geometry.learning_rates(0, 50)
-    assert rates["means"] == pytest.approx(0.001) and rates["sh_dc"] == 0.02 and rates["sh_rest"] == pytest.approx(0.001)
+    assert (
+        rates["means"] == pytest.approx(0.001) and rates["sh_dc"] == 0.02 and rates["sh_rest"] == pytest.approx(0.001)
+    )
     degrees = []
     for step in (0, 9, 10, 25, 1000):
         geometry.do_update_step(0, step)
@@ -180,7 +188,11 @@ def test_other_geometries_become_gaussians(tmp_path):
     assert made.count == 400
     near = made.means.norm(dim=-1) < 0.5
     assert torch.allclose(made.colors()[near].mean(0), torch.tensor([0.9, 0.1, 0.1]), atol=0.05)
-    assert torch.allclose(made.means[near].norm(dim=-1), torch.full((int(near.sum()),), 0.3 * math.sqrt(2 * math.log(2 * 0.9933))), atol=0.03)
+    assert torch.allclose(
+        made.means[near].norm(dim=-1),
+        torch.full((int(near.sum()),), 0.3 * math.sqrt(2 * math.log(2 * 0.9933))),
+        atol=0.03,
+    )
 
 
 def test_a_file_that_is_no_gaussians_is_said(tmp_path):

@@ -96,4 +96,6 @@ def test_degrees_and_normals_come_and_go():
     more = with_sh_degree(parameters, 3)["sh_rest"]
     assert more.shape == (5, 15, 3) and bool((more[:, :3] == 1).all()) and bool((more[:, 3:] == 0).all())
     assert "sh_rest" not in with_sh_degree(parameters, 0)
-    assert with_normals(parameters, True)["normals"].shape == (5, 3) and "normals" not in with_normals(parameters, False)
+    assert with_normals(parameters, True)["normals"].shape == (5, 3) and "normals" not in with_normals(
+        parameters, False
+    )

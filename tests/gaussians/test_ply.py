@@ -10,7 +10,12 @@ from turboprop.gaussians.ply import points_of, read_3dgs_ply, read_ply_vertices,
 def parameters_of(n: int = 7, degree: int = 0, normals: bool = False) -> dict:
     generator = torch.Generator().manual_seed(2)
     parameters = from_points(
-        torch.randn(n, 3, generator=generator), torch.rand(n, 3, generator=generator), torch.full((n,), 0.1), 0.4, degree, normals
+        torch.randn(n, 3, generator=generator),
+        torch.rand(n, 3, generator=generator),
+        torch.full((n,), 0.1),
+        0.4,
+        degree,
+        normals,
     )
     return {name: value + 0.1 * torch.randn(value.shape, generator=generator) for name, value in parameters.items()}
 

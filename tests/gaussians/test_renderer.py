@@ -15,7 +15,9 @@ from turboprop.gaussians.rasterizer import intrinsics_from_fov
 def batch_of(size: int = 24, count: int = 2, width: int = 0) -> dict:
     positions = torch.tensor([[2.5, 0.0, 0.0], [0.0, 2.0, 1.5], [-1.0, 1.0, 2.0]])[:count]
     c2w = look_at(positions, torch.zeros(count, 3), torch.tensor([0.0, 0, 1]).expand(count, 3))
-    batch = batch_of_cameras(c2w, torch.full((count,), math.radians(45)), unit_focal_directions(size, width or size), False)
+    batch = batch_of_cameras(
+        c2w, torch.full((count,), math.radians(45)), unit_focal_directions(size, width or size), False
+    )
     return {**batch, "light_positions": positions}
 
 
@@ -138,7 +140,9 @@ def test_learned_normals_and_normals_while_training():
 
 def test_shading_lights_the_side_of_the_lamp():
     """A ball of many small Gaussians, lit from above: its upper half is brighter."""
-    geometry = GaussianSplatting({"init_num_pts": 3000, "shape_init": "sphere", "pc_init_radius": 0.6, "opacity_init": 0.95})
+    geometry = GaussianSplatting(
+        {"init_num_pts": 3000, "shape_init": "sphere", "pc_init_radius": 0.6, "opacity_init": 0.95}
+    )
     renderer = renderer_of(
         "diff-gaussian-rasterizer-shading", geometry, material="gaussian-diffuse-with-point-light-material"
     ).eval()
@@ -163,6 +167,8 @@ def test_wrong_configs_are_said(cfg, message):
 
 
 def test_it_draws_gaussians_only():
-    volume = threestudio.find("implicit-volume")({"pos_encoding_config": {"otype": "ProgressiveBandFrequency", "n_frequencies": 2}})
+    volume = threestudio.find("implicit-volume")(
+        {"pos_encoding_config": {"otype": "ProgressiveBandFrequency", "n_frequencies": 2}}
+    )
     with pytest.raises(ValueError, match="set system.geometry_type=gaussian-splatting"):
         renderer_of(geometry=volume)

@@ -57,7 +57,9 @@ def test_a_run_fits_and_changes_the_number(whole):
     shapes = [s["exp_avg"].shape[0] for s in optimizer["state"].values()]
     assert shapes == [n] * 6 and all(float(s["step"]) == 40 for s in optimizer["state"].values())
     names = [group["name"] for group in optimizer["param_groups"]]
-    assert names == [f"geometry.{x}" for x in ("means", "log_scales", "quaternions", "opacity_logits", "sh_dc", "sh_rest")]
+    assert names == [
+        f"geometry.{x}" for x in ("means", "log_scales", "quaternions", "opacity_logits", "sh_dc", "sh_rest")
+    ]
     assert optimizer["param_groups"][0]["lr"] == pytest.approx(0.001, rel=0.1)
     assert optimizer["param_groups"][5]["lr"] == pytest.approx(0.001)
     assert (whole / "tiny/run/save/it40-test.mp4").is_file()
@@ -90,7 +92,9 @@ def test_a_killed_run_ends_the_same(launch, whole, tmp_path):
     assert process.returncode == -signal.SIGKILL
     killed_at = torch.load(folder / "last.ckpt", weights_only=True)["global_step"]
     assert target - 1 <= killed_at < 40
-    assert launch("--train", f"exp_root_dir={tmp_path}", f"resume={folder}/last.ckpt", "trainer.limit_test_batches=1") == 0
+    assert (
+        launch("--train", f"exp_root_dir={tmp_path}", f"resume={folder}/last.ckpt", "trainer.limit_test_batches=1") == 0
+    )
     assert_same(state_of(whole), state_of(tmp_path))
 
 
@@ -124,7 +128,8 @@ def test_score_distillation(tiny_sd_folder, text_cache, tmp_path, monkeypatch):
     given = [
         f"system.prompt_processor.pretrained_model_name_or_path={tiny_sd_folder}",
         f"system.guidance.pretrained_model_name_or_path={tiny_sd_folder}",
-        "system.prompt_processor.prompt=a red car", "data.height=8", "data.width=8", "data.eval_height=8", "data.eval_width=8",
+        "system.prompt_processor.prompt=a red car",
+        "data.height=8", "data.width=8", "data.eval_height=8", "data.eval_width=8",
         "data.n_test_views=2", "system.geometry.init_num_pts=40", "trainer.max_steps=2", f"exp_root_dir={tmp_path}",
         "trainer.enable_progress_bar=false", "use_timestamp=false",
     ]  # fmt: skip
@@ -138,7 +143,12 @@ def test_score_distillation(tiny_sd_folder, text_cache, tmp_path, monkeypatch):
 
 def test_the_mixin_trains_gaussians_in_another_system(launch, tmp_path):
     options = ["system_type=dreamfusion-system:turboprop-gaussian-training", "trainer.max_steps=6"]
-    zeros = ["system.loss.lambda_sds=0", "system.loss.lambda_orient=0", "system.loss.lambda_sparsity=0", "system.loss.lambda_opaque=0"]
+    zeros = [
+        "system.loss.lambda_sds=0",
+        "system.loss.lambda_orient=0",
+        "system.loss.lambda_sparsity=0",
+        "system.loss.lambda_opaque=0",
+    ]
     config = Path(CONFIG).read_text()
     for name in ("position", "opacity", "scales", "tv_loss", "depth_tv_loss"):
         config = config.replace(f"    lambda_{name}: 0.01\n", "")

@@ -1,7 +1,8 @@
 """Adaptive density control: Gaussians are cloned, split, removed and made transparent again while they train.
 
-After Kerbl et al. 2023, 3D Gaussian Splatting, section 5.2. Pure functions: a state and a step number go in, a state and
-what became of each Gaussian come out. Split positions are drawn from torch's global generator; all else is determined.
+After Kerbl et al. 2023, 3D Gaussian Splatting, section 5.2. Pure functions: a state and a step number go in, a state
+and what became of each Gaussian come out. Only the places of split
+Gaussians are random, from torch's global generator.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def density_control_step(
 ) -> tuple[GaussianState, Optional[Change]]:
     """What is due after optimizer step number `step` (1 after the first).
 
-    Returns the state and, if the number or order of Gaussians changed, the change. The state that is given stays as it is.
+    Returns the state and, if the number or order of Gaussians changed, the change. The given state is left as it is.
     """
     change = None
     if control.densifies_at(step):
@@ -222,5 +223,3 @@ def reset_opacity(state: GaussianState, opacity: float) -> GaussianState:
         moments["opacity_logits"] = {key: torch.zeros_like(value) for key, value in moments["opacity_logits"].items()}
     parameters = {**state.parameters, "opacity_logits": torch.minimum(logits, ceiling)}
     return state._replace(parameters=parameters, moments=moments)
-
-

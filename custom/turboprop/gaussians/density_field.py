@@ -2,8 +2,8 @@
 
     density(x) = sum_i opacity_i exp(-1/2 (x - mean_i)^T Sigma_i^-1 (x - mean_i))
 
-Terms further than CUTOFF standard deviations out are left out (at most 1.1 % of an opacity each). Space is cut into cubic
-cells, each with a list of the Gaussians whose box reaches it, and a point asks those of its cell.
+Terms further than CUTOFF standard deviations out are left out (at most 1.1 % of an opacity each). Space is cut into
+cubic cells, each with a list of the Gaussians whose box reaches it, and a point asks those of its cell.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CellLists(NamedTuple):
 
 
 def expanded_ranges(first: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """Ranges first[k], ..., first[k] + length[k] - 1, one after another: their numbers and their k, [sum of lengths] each."""
+    """Ranges first[k], ..., first[k] + length[k] - 1 one after another: the numbers, and the k of each [sum]."""
     owner = torch.repeat_interleave(torch.arange(len(length), device=length.device), length)
     start = length.cumsum(0) - length
     return torch.arange(len(owner), device=length.device) - start[owner] + first[owner], owner

@@ -31,7 +31,9 @@ class GaussianMeshExporter(Exporter):
         if self.cfg.fmt not in FORMATS:
             raise ValueError(f"exporter.fmt: expected one of {', '.join(FORMATS)}, got {self.cfg.fmt!r}")
         if not isinstance(geometry, GaussianSplatting):
-            raise ValueError(f"exporter_type: gaussian-mesh-exporter is for gaussian-splatting, got {type(geometry).__name__}")
+            raise ValueError(
+                f"exporter_type: gaussian-mesh-exporter is for gaussian-splatting, got {type(geometry).__name__}"
+            )
 
     def __call__(self) -> List[ExporterOutput]:
         """point_cloud.ply, and the mesh; without one, and with a warning, where the Gaussians have no surface."""

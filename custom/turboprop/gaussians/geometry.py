@@ -103,7 +103,9 @@ class GaussianSplattingConfig(BaseGeometry.Config):
     isosurface_resolution: int = 128  # grid points along the longest side
     isosurface_threshold: float = 0.5  # sum of opacities at the surface
     isosurface_fill: bool = True  # closed cavities inside are filled
-    isosurface_outlier_n_faces_threshold: float = 0.02  # pieces with fewer faces than this share of the largest are dropped
+    isosurface_outlier_n_faces_threshold: float = (
+        0.02  # pieces with fewer faces than this share of the largest are dropped
+    )
 
 
 class GaussianSplatting(BaseGeometry):
@@ -149,7 +151,9 @@ class GaussianSplatting(BaseGeometry):
         try:
             return float(C(self.cfg[key], epoch, step, interpolation=interpolation))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"geometry.{key}: expected a number or a schedule, got {self.cfg[key]} ({error})") from error
+            raise ValueError(
+                f"geometry.{key}: expected a number or a schedule, got {self.cfg[key]} ({error})"
+            ) from error
 
     # -------------------------------------------------------------------------------- the first Gaussians
 
@@ -162,7 +166,9 @@ class GaussianSplatting(BaseGeometry):
             state, _, _ = load_module_weights(source, module_name="geometry", map_location="cpu")
             missing = [name for name in parameter_names(0, False) if name not in state]
             if missing:
-                raise ValueError(f"geometry.geometry_convert_from: {source} has no Gaussians (no geometry.{missing[0]})")
+                raise ValueError(
+                    f"geometry.geometry_convert_from: {source} has no Gaussians (no geometry.{missing[0]})"
+                )
             return self._adapted({name: state[name] for name in SHAPES if name in state})
         if cfg.load_ply_only_vertex:
             return self._at_points(file_points(source, cfg.init_num_pts))
@@ -189,7 +195,7 @@ class GaussianSplatting(BaseGeometry):
 
     @staticmethod
     def create_from(other: BaseGeometry, cfg: Optional[Any] = None, **kwargs: Any) -> "GaussianSplatting":
-        """Gaussians on the surface of another geometry, with its mesh's vertex colours or grey; or copies of Gaussians."""
+        """Gaussians on the surface of another geometry, with its mesh's colours or grey; or copies of Gaussians."""
         geometry = GaussianSplatting(cfg)
         if isinstance(other, GaussianSplatting):
             geometry.set_parameters(geometry._adapted(other.raw()))

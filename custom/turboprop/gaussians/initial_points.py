@@ -103,7 +103,9 @@ def _vertex_colors(visual, is_gltf: bool) -> Optional[np.ndarray]:
         visual, is_gltf = visual.to_color(), False  # textures are sRGB everywhere
     colors = np.asarray(visual.vertex_colors)[:, :3].astype(np.float32) / 255.0
     if is_gltf:  # glTF's vertex colours are linear, ours sRGB (IEC 61966-2-1)
-        colors = np.where(colors <= 0.0031308, 12.92 * colors, 1.055 * np.maximum(colors, 0.0031308) ** (1 / 2.4) - 0.055)
+        colors = np.where(
+            colors <= 0.0031308, 12.92 * colors, 1.055 * np.maximum(colors, 0.0031308) ** (1 / 2.4) - 0.055
+        )
     return colors.astype(np.float32)
 
 
@@ -133,7 +135,7 @@ def read_gaussians_or_points(
 
 
 def point_spacing(points: Tensor, least: float = 1e-4) -> Tensor:
-    """[N]: root mean square distance of each point [N, 3] to its three nearest others; at least `least`, 0.1 for a lone one."""
+    """[N]: root mean square distance of points [N, 3] to their three nearest others; 0.1 for a lone one."""
     from scipy.spatial import cKDTree
 
     n = points.shape[0]

@@ -58,7 +58,8 @@ def gaussian_surface(
     density, origin, spacing = density_grid(gaussians, colors, resolution)
     if not density.max() > threshold:
         raise EmptyDensity(
-            f"no surface: the Gaussians' density is at most {density.max():.4g} on a grid of {resolution} points, the surface's is {threshold:g}"
+            f"no surface: the Gaussians' density is at most {density.max():.4g} on a grid of {resolution} points, "
+            f"the surface's is {threshold:g}"
         )
     if fill:
         density = fill_cavities(density, threshold)

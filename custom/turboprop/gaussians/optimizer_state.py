@@ -29,7 +29,7 @@ def exchange_parameters(
     new: Dict[str, nn.Parameter],
     moments: Moments,  # of the new ones
 ) -> None:
-    """Puts new parameters in the place of old ones, with their moments; what else is kept by parameter (steps) moves over."""
+    """Puts new parameters in the place of old ones, with their moments; other state by parameter (steps) moves over."""
     replacement = {id(old[name]): new[name] for name in new}
     for group in optimizer.param_groups:
         group["params"] = [replacement.get(id(parameter), parameter) for parameter in group["params"]]

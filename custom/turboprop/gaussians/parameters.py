@@ -1,7 +1,7 @@
 """The trainable numbers of 3D Gaussians, and what they stand for.
 
-Unbounded numbers are trained: the logarithm of scales, the logit of opacities, quaternions of any length, coefficients of
-spherical harmonics (Kerbl et al. 2023, 3D Gaussian Splatting, section 4 and 5.1).
+Unbounded numbers are trained: the logarithm of scales, the logit of opacities, quaternions of any length, coefficients
+of spherical harmonics (Kerbl et al. 2023, 3D Gaussian Splatting, section 4 and 5.1).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .spherical_harmonics import rgb_to_sh, sh_size, sh_to_rgb
 
-# name: shape of one Gaussian's part; sh_rest has sh_size(degree) - 1 rows and is left out at degree 0, normals are optional
+# name: shape of one Gaussian's part; sh_rest has sh_size(degree) - 1 rows, none at degree 0; normals are optional
 SHAPES = {
     "means": (3,),  # world units
     "log_scales": (3,),  # log of the standard deviation along each own axis

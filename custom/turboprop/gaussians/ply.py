@@ -19,12 +19,21 @@ from .spherical_harmonics import MAX_DEGREE, sh_size, sh_to_rgb
 
 PathLike = Union[str, Path]
 _TYPES = {
-    "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2", "uint16": "u2",
-    "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4", "double": "f8", "float64": "f8",
+    "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1",
+    "short": "i2", "int16": "i2", "ushort": "u2", "uint16": "u2",
+    "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4",
+    "float": "f4", "float32": "f4", "double": "f8", "float64": "f8",
 }  # fmt: skip
 _BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}
 _POSITION = ("x", "y", "z")
-_GAUSSIAN = ("f_dc_0", "f_dc_1", "f_dc_2", "opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4)))
+_GAUSSIAN = (
+    "f_dc_0",
+    "f_dc_1",
+    "f_dc_2",
+    "opacity",
+    *(f"scale_{i}" for i in range(3)),
+    *(f"rot_{i}" for i in range(4)),
+)
 
 
 class PlyVertices(NamedTuple):
@@ -50,10 +59,14 @@ def read_ply_vertices(path: PathLike) -> PlyVertices:
     if form not in _BYTE_ORDERS:
         raise ValueError(f"{path}: unknown PLY format {form!r}, expected one of {', '.join(_BYTE_ORDERS)}")
     if not elements or elements[0][0] != "vertex":
-        raise ValueError(f"{path}: expected a PLY file that begins with its vertices, got {[name for name, _, _ in elements]}")
+        raise ValueError(
+            f"{path}: expected a PLY file that begins with its vertices, got {[name for name, _, _ in elements]}"
+        )
     _, count, properties = elements[0]
     if any(kind not in _TYPES for _, kind in properties):
-        raise ValueError(f"{path}: vertex properties of unknown type or lists: {[k for _, k in properties if k not in _TYPES]}")
+        raise ValueError(
+            f"{path}: vertex properties of unknown type or lists: {[k for _, k in properties if k not in _TYPES]}"
+        )
     columns = _read_table(path, content[body_start:], form, count, properties)
     return PlyVertices(columns, any(name == "face" and n > 0 for name, n, _ in elements))
 
@@ -99,7 +112,9 @@ def _columns(path: PathLike, columns: Dict[str, np.ndarray], names: tuple, wante
     """[N, len(names)] float32"""
     missing = [name for name in names if name not in columns]
     if missing:
-        raise ValueError(f"{path}: {wanted_for} need the columns {', '.join(missing)}; the file has {', '.join(columns)}")
+        raise ValueError(
+            f"{path}: {wanted_for} need the columns {', '.join(missing)}; the file has {', '.join(columns)}"
+        )
     table = np.stack([columns[name] for name in names], 1).astype(np.float32)
     if not np.isfinite(table).all():
         raise ValueError(f"{path}: a value among {', '.join(names)} is not finite")
@@ -126,7 +141,7 @@ def points_of(path: PathLike, columns: Dict[str, np.ndarray]) -> tuple[Tensor, O
 
 
 def read_3dgs_ply(path: PathLike) -> Parameters:
-    """Raw parameters of the Gaussians in a PLY file, with as many degrees of harmonics as it has. Raises as read_ply_vertices."""
+    """Raw parameters of a PLY file's Gaussians, with all its degrees of harmonics. Raises as read_ply_vertices."""
     return gaussians_of(path, read_ply_vertices(path).columns)
 
 

@@ -15,7 +15,7 @@ from .training import GaussianTraining
 
 
 class GaussianSplattingSystem(GaussianTraining, BaseLift3DSystem):
-    """Losses: all that the guidance answers as loss_X, times lambda_X; position, opacity, scales, tv_loss, depth_tv_loss."""
+    """Losses, each times its lambda_X: the guidance's loss_X; position, opacity, scales, tv_loss, depth_tv_loss."""
 
     @dataclass
     class Config(BaseLift3DSystem.Config):
@@ -103,7 +103,9 @@ class GaussianSplattingSystem(GaussianTraining, BaseLift3DSystem):
 
     def on_test_epoch_end(self) -> None:
         folder = f"it{self.true_global_step}-test"
-        self.save_img_sequence(folder, folder, r"(\d+)\.png", save_format="mp4", fps=30, name="test", step=self.true_global_step)
+        self.save_img_sequence(
+            folder, folder, r"(\d+)\.png", save_format="mp4", fps=30, name="test", step=self.true_global_step
+        )
 
 
 threestudio.register("turboprop-gaussian-splatting-system")(GaussianSplattingSystem)
