@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
 import torch
@@ -105,7 +105,15 @@ def write_mesh(mesh: "trimesh.Trimesh", path: str) -> None:
     mesh = mesh.copy()
     mesh.apply_transform(WORLD_TO_GLTF)
     mesh.visual.vertex_colors = _linear_colors(mesh.visual.vertex_colors)
-    Path(path).write_bytes(export_glb(mesh))
+    Path(path).write_bytes(export_glb(mesh, tree_postprocessor=_matt))
+
+
+def _matt(tree: dict[str, Any]) -> None:
+    """Gives every mesh of a glTF tree a material of its own: the default one is all metal."""
+    tree["materials"] = [{"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}}]
+    for mesh in tree["meshes"]:
+        for primitive in mesh["primitives"]:
+            primitive["material"] = 0
 
 
 def _linear_colors(colors: np.ndarray) -> np.ndarray:

@@ -10,7 +10,9 @@ from torch import Tensor
 import threestudio
 from threestudio.models.geometry.base import BaseExplicitGeometry, contract_to_unisphere
 from threestudio.models.geometry.implicit_volume import hash_grid_defaults, mlp_defaults
+from threestudio.models.geometry.mesh_start import fit_to_mesh
 from threestudio.models.geometry.shape_init import check_shape_init, load_mesh
+from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.mesh import Mesh
 from threestudio.models.networks import get_encoding, get_mlp
 from threestudio.utils.errors import UserError
@@ -71,3 +73,9 @@ class CustomMesh(BaseExplicitGeometry):
         unit = contract_to_unisphere(points, self.bbox)
         features = self.feature_network(self.encoding(unit.reshape(-1, self.cfg.n_input_dims)))
         return {"features": features.view(*points.shape[:-1], self.cfg.n_feature_dims)}
+
+    def init_from_mesh(self, mesh: Mesh, material: BaseMaterial, steps: int) -> None:
+        """Takes the mesh in place of ``shape_init``'s and fits the features to its colours."""
+        self.v_buffer, self.t_buffer = mesh.v_pos.to(self.v_buffer), mesh.t_pos_idx.to(self.t_buffer)
+        if self.cfg.n_feature_dims > 0:
+            fit_to_mesh(self, material, mesh, self.cfg.radius, steps)

@@ -18,7 +18,8 @@ from threestudio.utils.mesh_reading import load_mesh_file
 from threestudio.utils.ops import get_activation
 
 POINTS_PER_STEP = 2**13
-FIRST_RATE, LAST_RATE = 1e-2, 1e-3
+LARGEST_POOL = 2**17  # points whose distance to the mesh is known to a fit
+LEARNING_RATE, LAST_SHARE = 1e-2, 0.1  # of Adam; the rate falls to this share of itself
 # Half the width of what counts as the surface, as a share of the box's half side. Colours are fitted within it, as a
 # renderer of volumes sees the surface blurred; densities rise from empty to solid over it.
 SHELL = 0.02
@@ -91,6 +92,7 @@ def fit_to_mesh(
     radius: float,
     steps: int,
     shape_loss: Optional[ShapeLoss] = None,
+    learning_rate: float = LEARNING_RATE,
 ) -> Dict[str, float]:
     """Trains geometry and material until the material's albedo, and with `shape_loss` the shape, are the mesh's.
 
@@ -106,19 +108,20 @@ def fit_to_mesh(
 
     sampler = SurfaceSampler(mesh)
     device = geometry._dummy.device
-    distance = mesh_distance(mesh, device) if shape_loss is not None else None
+    # Signed distances cost more than a step: they are asked for once.
+    around = None if shape_loss is None else _distance_pool(sampler, mesh, radius, steps, device)
     colored = bool(mesh.extras.get("has_colors")) and bool(geometry.export(points=torch.zeros(1, 3, device=device)))
     parameters = [p for part in (geometry, material) for p in part.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=FIRST_RATE, eps=1e-15)
-    decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, (LAST_RATE / FIRST_RATE) ** (1 / steps))
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, eps=1e-15)
+    decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, LAST_SHARE ** (1 / steps))
     losses: Dict[str, Tensor] = {}
     with torch.enable_grad(), tqdm(total=steps, desc="init_from_mesh", leave=False, disable=None) as progress:
         for _ in range(steps):
             surface = sampler(POINTS_PER_STEP)
             losses = {}
-            if distance is not None and shape_loss is not None:
-                points = _points_around(surface, radius).to(device)
-                losses["shape"] = shape_loss(points, distance(points))
+            if around is not None and shape_loss is not None:
+                chosen = torch.randint(around.points.shape[0], (POINTS_PER_STEP,)).to(device)
+                losses["shape"] = shape_loss(around.points[chosen], around.distance[chosen])
             if colored:
                 losses["color"] = _color_loss(geometry, material, surface, radius)
             if not losses:
@@ -142,6 +145,19 @@ def mesh_distance(mesh: Mesh, device: torch.device) -> Callable[[Tensor], Tensor
     from threestudio.ops.mesh_distance import MeshDistance
 
     return MeshDistance(mesh.v_pos.to(device), mesh.t_pos_idx.to(device))
+
+
+class DistancePool(NamedTuple):
+    points: Tensor  # [N, 3]
+    distance: Tensor  # [N, 1] to the mesh, negative inside
+
+
+def _distance_pool(
+    sampler: SurfaceSampler, mesh: Mesh, radius: float, steps: int, device: torch.device
+) -> DistancePool:
+    count = min(LARGEST_POOL, steps * POINTS_PER_STEP)
+    points = _points_around(sampler(count), radius).to(device)
+    return DistancePool(points, mesh_distance(mesh, device)(points))
 
 
 def _points_around(surface: SurfacePoints, radius: float) -> Tensor:
@@ -175,7 +191,7 @@ class DensityProfile:
 
     def __init__(self, activation: Optional[str], surface_density: float, width: float) -> None:
         self.width = width
-        solid = max(4.0 * surface_density, 2.0 / width)  # an opaque skin: e^-2 of the light gets this far into it
+        solid = max(2.0 * surface_density, 1.0 / width)  # an opaque skin: a third of the light gets this far into it
         values = (1e-4 * surface_density, surface_density, solid)
         self.empty, self.surface, self.solid = (inverse_activation(activation, value) for value in values)
 

@@ -12,7 +12,16 @@ from torch import Tensor
 
 import threestudio
 from threestudio.models.geometry.base import BaseGeometry, BaseImplicitGeometry, contract_to_unisphere
+from threestudio.models.geometry.mesh_start import (
+    SHELL,
+    DensityProfile,
+    fit_to_mesh,
+    mesh_distance,
+    surface_density,
+)
 from threestudio.models.geometry.normals import NORMAL_TYPES, analytic_gradient, finite_difference_gradient
+from threestudio.models.materials.base import BaseMaterial
+from threestudio.models.mesh import Mesh
 from threestudio.utils.errors import UserError
 from threestudio.utils.ops import get_activation
 
@@ -97,11 +106,13 @@ class VolumeGrid(BaseImplicitGeometry):
 
     def _density(self, points: Tensor, raw: Tensor) -> Tensor:
         """Grid values [..., 1] at points [..., 3] -> density [..., 1]; all values have one learned scale (SJC, appendix)."""
-        bias = self.cfg.density_bias
-        if bias == "blob":
-            spread = points.square().sum(-1, keepdim=True) / self.cfg.density_blob_std**2
-            bias = self.cfg.density_blob_scale * torch.exp(-0.5 * spread)
-        return get_activation(self.cfg.density_activation)(raw * torch.exp(self.density_scale) + bias)
+        return get_activation(self.cfg.density_activation)(raw * torch.exp(self.density_scale) + self._bias(points))
+
+    def _bias(self, points: Tensor) -> Union[float, Tensor]:
+        if self.cfg.density_bias != "blob":
+            return float(self.cfg.density_bias)
+        spread = points.square().sum(-1, keepdim=True) / self.cfg.density_blob_std**2
+        return self.cfg.density_blob_scale * torch.exp(-0.5 * spread)
 
     def _downhill(self, points: Tensor, density: Tensor, create_graph: bool) -> Tensor:
         """Direction [..., 3] in which the density falls, not normalized."""
@@ -128,6 +139,20 @@ class VolumeGrid(BaseImplicitGeometry):
     def export(self, points: Tensor, **kwargs: Any) -> Dict[str, Any]:
         """points [N, 3] on the surface -> features [N, n_feature_dims]."""
         return {} if self.cfg.n_feature_dims == 0 else {"features": self._interpolate(self.grid[:, 1:], points)}
+
+    def init_from_mesh(self, mesh: Mesh, material: BaseMaterial, steps: int) -> None:
+        """Sets each voxel's density by its distance to the mesh, and fits the features."""
+        cfg, (nz, ny, nx) = self.cfg, self.grid.shape[2:]
+        axes = [((torch.arange(n) + 0.5) / n * 2 - 1) * cfg.radius for n in (nx, ny, nz)]
+        points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).transpose(0, 2).to(self.grid)  # [nz, ny, nx, 3]
+        # A surface thinner than a voxel would be lost between two of them.
+        width = max(SHELL, 2.0 / min(nx, ny, nz)) * cfg.radius
+        profile = DensityProfile(cfg.density_activation, surface_density(cfg.isosurface_threshold), width)
+        with torch.no_grad():
+            target = profile(mesh_distance(mesh, self.grid.device)(points))
+            self.grid[0, 0] = ((target - self._bias(points)) * torch.exp(-self.density_scale))[..., 0]
+        if cfg.n_feature_dims > 0:
+            fit_to_mesh(self, material, mesh, cfg.radius, steps, learning_rate=0.1)  # of voxels, which nothing amplifies
 
     @staticmethod
     def create_from(other: BaseGeometry, cfg: Optional[Any] = None, copy_net: bool = True, **kwargs: Any) -> "VolumeGrid":
