@@ -81,7 +81,10 @@ def mesh_file_points(path: Union[str, Path], count: int) -> ColoredPoints:
     if not path.is_file():
         raise FileNotFoundError(f"no mesh file at {path}")
     try:
-        mesh = trimesh.load(path, force="mesh")
+        scene = trimesh.load_scene(path)
+        for part in scene.geometry.values():
+            _keep_colors_beside_material(part)
+        mesh = scene.to_mesh()
     except Exception as error:  # trimesh's readers raise what they like for a broken file
         raise ValueError(f"{path}: not a readable mesh ({type(error).__name__}: {error})") from error
     if not isinstance(mesh, trimesh.Trimesh) or len(mesh.faces) == 0:
@@ -93,6 +96,15 @@ def mesh_file_points(path: Union[str, Path], count: int) -> ColoredPoints:
     faces, colors = torch.from_numpy(np.asarray(mesh.faces, np.int64)), _vertex_colors(mesh.visual, is_gltf)
     color_at = None if colors is None else vertex_color_at(torch.from_numpy(colors), faces)
     return surface_points(vertices[:, GLTF_TO_WORLD] if is_gltf else vertices, faces, color_at, count)
+
+
+def _keep_colors_beside_material(part) -> None:
+    """A glTF mesh of vertex colours has a material too; trimesh drops such colours where it joins meshes."""
+    import trimesh
+
+    visual = part.visual
+    if isinstance(visual, trimesh.visual.TextureVisuals) and visual.uv is None and "color" in visual.vertex_attributes:
+        part.visual = trimesh.visual.ColorVisuals(part, vertex_colors=visual.vertex_attributes["color"])
 
 
 def _vertex_colors(visual, is_gltf: bool) -> Optional[np.ndarray]:
