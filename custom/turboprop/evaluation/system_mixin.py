@@ -72,6 +72,7 @@ class EvaluatedSystem(SystemMixin):
             if self.evaluation[key] < 1:
                 raise ValueError(f"system.evaluation.{key}: expected at least 1, got {self.evaluation[key]}")
         self._held_out: list[HeldOutScores] = []
+        self._evaluating = False
         super().configure()
 
     def on_fit_start(self) -> None:
@@ -98,24 +99,23 @@ class EvaluatedSystem(SystemMixin):
 
     def on_test_epoch_end(self) -> None:
         super().on_test_epoch_end()
-        if not self.trainer.testing:  # exporters that make a video come here too
-            return
+        # Exporting comes back here where an exporter makes a video, in --export too.
+        if self.trainer.testing and not self._evaluating:
+            self._evaluating = True
+            self._evaluate()
+            self._evaluating = False
+
+    def _evaluate(self) -> None:
         folder = Path(self.get_save_path(f"it{self.true_global_step}-evaluation/evaluation.json")).parent
         mesh = self._mesh()
         if self.evaluation.export and mesh is not None:
-            self._export()
+            self.on_predict_start()
+            self.on_predict_epoch_end()
         if self._held_out:
             self._report_held_out(folder, mesh)
         if self.evaluation.judge:
             self._report_views(folder, mesh)
         self._held_out = []
-
-    def _export(self) -> None:
-        """Writes what the exporter makes, as --export does, but no video: testing has made it."""
-        self.on_predict_start()
-        for output in self.exporter():
-            save = getattr(self, f"save_{output.save_type}")
-            save(f"it{self.true_global_step}-export/{output.save_name}", **output.params)
 
     @torch.no_grad()
     def _mesh(self) -> Any:
