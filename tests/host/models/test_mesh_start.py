@@ -6,6 +6,7 @@ import torch
 import trimesh
 
 import threestudio
+from tests.host.conftest import ROOT
 from threestudio.models.geometry import mesh_start
 from threestudio.models.geometry.mesh_start import MeshStartConfig, inverse_activation, read_start_mesh
 from threestudio.utils.errors import UserError
@@ -103,3 +104,32 @@ class Nothing(mesh_start.BaseGeometry):
 def test_a_geometry_that_cannot_says_so():
     with pytest.raises(UserError, match="system.init_from_mesh: Nothing cannot start from a mesh"):
         Nothing({}).init_from_mesh(None, None, 1)
+
+
+# -------------------------------------------------------------------- through the command line
+
+SYSTEM = [
+    "data.caption=a red ball", "system.geometry.isosurface_resolution=24", "system.geometry.pos_encoding_config.n_levels=2",
+    "data.size=8", "data.n_train_views=2", "data.n_test_views=1", "trainer.max_steps=1", "data.batch_size=1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "is empty"),
+        (b"glTF" + (2).to_bytes(4, "little") + (4000).to_bytes(4, "little") + b"half of a file", "cut short: 26 of 4000 bytes"),
+        (None, "no file"),
+    ],
+)
+def test_a_broken_file_ends_the_run_in_one_line(tmp_path, monkeypatch, capsys, content, message):
+    from launch import main
+
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "start.glb").write_bytes(content)
+    arguments = ["--config", str(ROOT / "configs/fit-nerf.yaml"), "--train", *SYSTEM, "system.init_from_mesh=start.glb"]
+    assert main(arguments) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert line.startswith("error: system.init_from_mesh: ") and message in line and "start.glb" in line
+    assert not (tmp_path / "outputs").exists()

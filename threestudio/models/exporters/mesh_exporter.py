@@ -91,7 +91,7 @@ class MeshExporter(Exporter):
         if self.textured:
             size = self.cfg.texture_size
             check_memory(BYTES_BY_TEXEL * size**2, self._device(), "exporter.texture_size", size)
-        dense = _checked(self.geometry.isosurface())
+        dense = _checked(self._isosurface())
         mesh = simplify(dense, self.cfg.simplify_to) if self.cfg.simplify_to else dense
         surface = _Surface(self.geometry, self.material, DenseSurface(dense) if mesh is not dense else None, dense)
         params: Dict[str, Any] = {"mesh": mesh}
@@ -105,6 +105,14 @@ class MeshExporter(Exporter):
             params.pop("v_tng", None)  # OBJ has no tangents: viewers derive them from the texture coordinates
         ending = "obj" if fmt == "obj-mtl" else fmt
         return [ExporterOutput(f"{name}.{ending}", ending, params, summary)]
+
+    def _isosurface(self) -> Mesh:
+        try:
+            return self.geometry.isosurface()
+        except UserError:
+            raise
+        except ValueError as error:  # how plugins' geometries say that there is none
+            raise UserError(f"export: {error}") from error
 
     def _device(self) -> torch.device:
         for tensor in (*self.geometry.parameters(), *self.geometry.buffers()):
