@@ -1,8 +1,8 @@
 """Adaptive density control: Gaussians are cloned, split, removed and made transparent again while they train.
 
 After Kerbl et al. 2023, 3D Gaussian Splatting, section 5.2. Pure functions: a state and a step number go in, a state
-and what became of each Gaussian come out. Only the places of split
-Gaussians are random, from torch's global generator.
+and what became of each Gaussian come out. Only the places of split Gaussians are random, from torch's
+global generator.
 """
 
 from __future__ import annotations
