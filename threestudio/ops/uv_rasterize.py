@@ -64,7 +64,8 @@ def _barycentric(corners: Tensor, points: Tensor) -> Tensor:
     pa, pb, pc = a - points, b - points, c - points
     weights = torch.stack([_cross(pb, pc), _cross(pc, pa), _cross(pa, pb)], -1)
     flat = (area.abs() < 1e-12)[:, None]
-    return torch.where(flat, -torch.ones_like(weights), weights / torch.where(flat, torch.ones_like(weights), area[:, None]))
+    safe = torch.where(flat, torch.ones_like(weights), area[:, None])
+    return torch.where(flat, -torch.ones_like(weights), weights / safe)
 
 
 def _cross(p: Tensor, q: Tensor) -> Tensor:

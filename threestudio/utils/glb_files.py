@@ -76,7 +76,8 @@ def _finish(tree: dict[str, Any], attributes: list[str]) -> None:
         for primitive in mesh["primitives"]:
             for name in attributes:
                 primitive["attributes"][name] = primitive["attributes"].pop(f"_{name}")
-            for accessors, target in ((primitive["attributes"].values(), _VERTICES), ([primitive["indices"]], _INDICES)):
+            vertices, indices = primitive["attributes"].values(), [primitive["indices"]]
+            for accessors, target in ((vertices, _VERTICES), (indices, _INDICES)):
                 for accessor in accessors:
                     tree["bufferViews"][tree["accessors"][accessor]["bufferView"]]["target"] = target
             if "material" not in primitive:

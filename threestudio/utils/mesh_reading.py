@@ -139,7 +139,12 @@ def _read_parts(path: str) -> List[Tuple["trimesh.Trimesh", np.ndarray]]:
 
 
 def _joined(
-    path: str, parts: List[Tuple["trimesh.Trimesh", np.ndarray]], rotation: np.ndarray, colors: bool, linear: bool, key: str
+    path: str,
+    parts: List[Tuple["trimesh.Trimesh", np.ndarray]],
+    rotation: np.ndarray,
+    colors: bool,
+    linear: bool,
+    key: str,
 ) -> Mesh:
     """One mesh of all parts, in the world's axes."""
     corners, rgb, uv, index, textures, colored = [], [], [], [], [], False
@@ -160,7 +165,7 @@ def _joined(
     triangles = np.concatenate(corners).astype(np.float32)  # [F, 3, 3]
     broken = int((~np.isfinite(triangles)).any((1, 2)).sum())
     if broken:
-        raise UserError(f"{key}: {broken} of the {len(triangles)} triangles of {path} have coordinates that are not finite")
+        raise UserError(f"{key}: {path} has {broken} triangles with coordinates that are not finite")
     unique, t_pos_idx = np.unique(triangles.reshape(-1, 3), axis=0, return_inverse=True)
     t_pos_idx = t_pos_idx.reshape(-1, 3)
     kept = (t_pos_idx != np.roll(t_pos_idx, 1, axis=1)).all(1)  # those that were points or lines are gone

@@ -29,7 +29,7 @@ ShapeLoss = Callable[[Tensor, Tensor], Tensor]  # points [N, 3], signed distance
 
 @dataclass
 class MeshStartConfig:
-    size: Optional[float] = None  # half of the mesh's longest side, world units, and it is centred; null: as in its file
+    size: Optional[float] = None  # half of the mesh's longest side, world units, centred; null: as in its file
     up: Optional[str] = None  # the file's axis that points up, e.g. +y; null: +y for glb and gltf, else +z
     front: Optional[str] = None  # the file's axis that points to the front; null: +z for glb and gltf, else +x
     steps: int = 1000  # of the fit
@@ -133,7 +133,7 @@ def fit_to_mesh(
             progress.update()
     optimizer.zero_grad(set_to_none=True)
     if "color" not in losses:
-        threestudio.warn("system.init_from_mesh: the file has no colours or the geometry no features: the shape is taken alone")
+        threestudio.warn("system.init_from_mesh: the file has no colours, or the geometry no features: its shape alone")
     report = {name: loss.item() for name, loss in losses.items()}
     broken = [name for name, value in report.items() if not value < float("inf")]
     if broken:
