@@ -48,7 +48,7 @@ def test_a_run_fits_and_changes_the_number(whole):
     counts, losses = logged(whole, "train/gaussians"), logged(whole, "train/loss_rgb")
     assert len(counts) == 40 and counts[0] == 60 and len(set(counts)) > 4 and max(counts) <= 150
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
-    for name in ("position", "opacity", "scales", "tv_loss", "depth_tv_loss"):
+    for name in ("position", "opacity", "scales", "tv_loss", "depth_tv_loss", "sparsity", "opaque"):
         assert len(logged(whole, f"train/loss_{name}")) == 40
     state = state_of(whole)
     n = state["state_dict"]["geometry.means"].shape[0]
@@ -150,7 +150,7 @@ def test_the_mixin_trains_gaussians_in_another_system(launch, tmp_path):
         "system.loss.lambda_opaque=0",
     ]
     config = Path(CONFIG).read_text()
-    for name in ("position", "opacity", "scales", "tv_loss", "depth_tv_loss"):
+    for name in ("position", "opacity", "scales", "tv_loss", "depth_tv_loss", "sparsity", "opaque"):
         config = config.replace(f"    lambda_{name}: 0.01\n", "")
     (tmp_path / "other.yaml").write_text(config)
     assert main(["--config", str(tmp_path / "other.yaml"), "--train", *options, *zeros]) == 0

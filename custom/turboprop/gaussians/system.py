@@ -15,7 +15,8 @@ from .training import GaussianTraining
 
 
 class GaussianSplattingSystem(GaussianTraining, BaseLift3DSystem):
-    """Losses, each times its lambda_X: the guidance's loss_X; position, opacity, scales, tv_loss, depth_tv_loss."""
+    """Losses, each times its lambda_X: the guidance's loss_X; position, opacity, scales, tv_loss, depth_tv_loss,
+    sparsity, opaque."""
 
     @dataclass
     class Config(BaseLift3DSystem.Config):
