@@ -1,3 +1,3 @@
 """3D Gaussians: splatting, densification, system, files."""
 
-from . import exporter, geometry, material, renderer, system, training  # noqa: F401
+from . import background, exporter, geometry, material, renderer, system, training  # noqa: F401
