@@ -114,6 +114,7 @@ class GaussianSplatting(BaseGeometry):
 
     Config = GaussianSplattingConfig
     cfg: GaussianSplattingConfig
+    accumulated_buffers = {"gradient_sum": "sum", "view_count": "sum", "max_radius": "max"}  # how views add up
 
     def configure(self) -> None:
         self._check_config()
@@ -273,6 +274,10 @@ class GaussianSplatting(BaseGeometry):
             **{key: self._schedule(key, epoch, step) for key in scheduled},
             largest_scale=BIG_POINT * cfg.radius if cfg.prune_big_points else float("inf"),
         )
+
+    def next_structure_change(self, epoch: int, step: int) -> Optional[int]:
+        """The first number of finished steps after `step` at which Gaussians may be exchanged; None: never again."""
+        return self.density_control(epoch, step).next_event(step)
 
     def observe(self, gradients: Tensor, radii: Tensor, visible: Tensor, height: int, width: int) -> None:
         """Adds B views to the statistics; see densification.observe."""

@@ -68,14 +68,16 @@ class GaussianTraining:
             if views.means2d.grad is not None:
                 self.geometry.observe(views.means2d.grad, views.radii, views.visible, views.height, views.width)
 
+    def set_learning_rates(self, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> None:
+        """Of the geometry's groups, for the optimizer step that follows `step` finished ones."""
+        rates = {f"geometry.{name}": rate for name, rate in self.geometry.learning_rates(epoch, step).items()}
+        for group in optimizer.param_groups:
+            group["lr"] = rates.get(group["name"], group["lr"])
+
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         finished = self.true_global_step
-        rates = self.geometry.learning_rates(epoch, finished)
         plain: torch.optim.Optimizer = self.optimizers(use_pl_optimizer=False)
-        by_id = {id(parameter): rates[name] for name, parameter in self.geometry.raw().items()}
-        for group in plain.param_groups:
-            if id(group["params"][0]) in by_id:
-                group["lr"] = by_id[id(group["params"][0])]
+        self.set_learning_rates(plain, epoch, finished)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.geometry.density_step(plain, epoch, finished + 1)
         self.log("train/gaussians", float(self.geometry.count))

@@ -1,0 +1,28 @@
+"""What parts of a system may tell about themselves, so that windows fit them. All of it is optional."""
+
+from __future__ import annotations
+
+from typing import Any, Mapping, Optional, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class AccumulatesBuffers(Protocol):
+    """A module with buffers that steps add to and that no gradient depends on."""
+
+    accumulated_buffers: Mapping[str, str]  # buffer's name: "sum" or "max" (of values that are never negative)
+
+
+@runtime_checkable
+class ChangesStructure(Protocol):
+    """A module whose parameters are now and then exchanged for others, of other shapes."""
+
+    def next_structure_change(self, epoch: int, step: int) -> Optional[int]:
+        """The first number of finished steps after `step` at which that may happen; None: never again."""
+
+
+@runtime_checkable
+class SetsLearningRates(Protocol):
+    """A system that sets learning rates by the step itself, without a torch scheduler."""
+
+    def set_learning_rates(self, optimizer: Any, epoch: int, step: int) -> None:
+        """For the optimizer step that follows `step` finished ones; parameter groups are known by their names."""

@@ -1,0 +1,37 @@
+"""First guesses for the states that come into a window: the end of the rollout, continued by cheap updates."""
+
+from __future__ import annotations
+
+from typing import Callable, Dict, Optional
+
+import torch
+
+from .state import Gradients, State
+
+# (the state to move on by one step, the last gradients seen, the update)
+Continuation = Callable[[State, Optional[Gradients], Callable[[State, Optional[Gradients]], None]], None]
+
+
+def copy_state(state: State, last: Optional[Gradients], update: Callable) -> None:
+    """The same parameters again, as in DreamPropeller."""
+    state.step += 1
+
+
+def continue_moments(state: State, last: Optional[Gradients], update: Callable) -> None:
+    """An update with gradients of zero: parameters go on by what the moments remember."""
+    update(state, {name: torch.zeros_like(state.parameters[name]) for name, of in state.moments.items() if of})
+
+
+def repeat_gradient(state: State, last: Optional[Gradients], update: Callable) -> None:
+    """An update with the last gradients once more."""
+    if last is None:
+        continue_moments(state, last, update)
+    else:
+        update(state, last)
+
+
+CONTINUATIONS: Dict[str, Continuation] = {
+    "copy": copy_state,
+    "zero_gradient": continue_moments,
+    "last_gradient": repeat_gradient,
+}

@@ -1,0 +1,88 @@
+"""What the rounds of a run were like: a table, a line, and a picture."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Sequence
+
+from .window import Round
+
+
+class RoundFigures(NamedTuple):
+    step: int  # of the base
+    window: int  # gradients computed
+    stride: int  # gradients accepted
+    error: float  # largest of the accepted guesses
+    threshold: float
+
+
+class History:
+    def __init__(self) -> None:
+        self.rows: List[RoundFigures] = []
+        self.missed = 0  # steps whose optimizer settings were not those that the rollout reckoned with
+
+    @staticmethod
+    def of(rows: Sequence[Sequence[float]]) -> "History":
+        history = History()
+        history.rows = [RoundFigures(int(r[0]), int(r[1]), int(r[2]), float(r[3]), float(r[4])) for r in rows]
+        return history
+
+    def rows_as_lists(self) -> List[List[float]]:
+        return [list(row) for row in self.rows]
+
+    def add(self, result: Round) -> None:
+        self.rows.append(
+            RoundFigures(result.step, result.length, result.stride, result.worst_accepted, result.threshold)
+        )
+
+    def take_back(self, steps: int) -> None:
+        """The last accepted gradients of the last round were not used."""
+        if steps:
+            self.rows[-1] = self.rows[-1]._replace(stride=self.rows[-1].stride - steps)
+
+    def last_figures(self) -> Dict[str, float]:
+        row = self.rows[-1]
+        return {"window": float(row.window), "stride": float(row.stride), "error": row.error, "threshold": row.threshold}
+
+    def mean_stride(self) -> float:
+        return sum(row.stride for row in self.rows) / max(len(self.rows), 1)
+
+    def summary_line(self) -> str:
+        gradients = sum(row.window for row in self.rows)
+        steps = sum(row.stride for row in self.rows)
+        return (
+            f"Picard: {steps} steps in {len(self.rows)} rounds, mean stride {self.mean_stride():.2f}, "
+            f"{gradients} gradients computed"
+        )
+
+    def save(self, path: str) -> None:
+        """The table as CSV, and beside it the picture as PNG."""
+        with Path(path).open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(RoundFigures._fields)
+            writer.writerows(self.rows)
+        draw(self.rows, Path(path).with_suffix(".png"))
+
+
+def draw(rows: Sequence[RoundFigures], path: Path) -> None:
+    """Stride and window above, error and threshold below, over the steps of the run."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True)
+    steps = [row.step for row in rows]
+    above.step(steps, [row.window for row in rows], where="post", color="0.7", label="window")
+    above.plot(steps, [row.stride for row in rows], ".", markersize=4, label="stride")
+    above.set_ylabel("steps a round")
+    below.plot(steps, [row.error for row in rows], ".", markersize=4, label="largest accepted error")
+    below.plot(steps, [row.threshold for row in rows], color="0.4", label="threshold")
+    if any(row.error > 0 for row in rows):
+        below.set_yscale("log")
+    below.set_xlabel("step")
+    below.set_ylabel("error")
+    for axes in (above, below):
+        axes.legend(loc="lower right", fontsize="small")
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,80 @@
+"""`system.picard`: keys, their defaults, and DreamPropeller's own names for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Callable, Iterable, Mapping
+
+from threestudio.utils.config import parse_structured
+
+from .distances import DISTANCES
+from .guesses import CONTINUATIONS
+from .thresholds import STATISTICS, AdaptiveThreshold, FixedThreshold
+from .updates import OptimizerUpdate
+from .window import Evaluate, PicardWindow
+
+RULES = ("fixed", *STATISTICS)
+
+
+@dataclass
+class PicardConfig:
+    window: int = 8  # gradients a round
+    rule: str = "fixed"  # of the threshold: fixed, or adaptive to the windows' mean or median error
+    threshold: float = 2.0  # largest error of a guess whose gradient is accepted; where the rule is adaptive, at first
+    distance: str = "update"  # unit of errors: update (squared learning rates) or mean_square (DreamPropeller's, 1e-6)
+    ema_decay: float = 0.9  # adaptive rules: share of the threshold that stays, each round
+    guess: str = "zero_gradient"  # of states new in a window: zero_gradient, last_gradient or copy
+    adapt_window: bool = False  # smaller windows after short strides, larger ones, up to `window`, after full ones
+    report: bool = True  # write save/picard.csv and draw save/picard.png when training ends
+    # DreamPropeller's block of that name: P, threshold, ema_decay, adaptivity_type. What it says goes before the above,
+    # with its distance and its guesses.
+    speedup: dict = field(default_factory=dict)
+
+
+SPEEDUP = {"P": "window", "threshold": "threshold", "ema_decay": "ema_decay", "adaptivity_type": "rule"}
+
+
+def picard_config(given: Any) -> PicardConfig:
+    """Raises ValueError for an impossible value, naming the key."""
+    config: PicardConfig = parse_structured(PicardConfig, given)
+    if config.speedup:
+        config = with_speedup(config, config.speedup)
+    _check_choice("rule", config.rule, RULES)
+    _check_choice("distance", config.distance, DISTANCES)
+    _check_choice("guess", config.guess, CONTINUATIONS)
+    _check("window", config.window, "at least 1", lambda value: value >= 1)
+    _check("threshold", config.threshold, "at least 0", lambda value: value >= 0)
+    _check("ema_decay", config.ema_decay, "from 0 to 1", lambda value: 0 <= value <= 1)
+    return config
+
+
+def with_speedup(config: Any, block: Mapping[str, Any]) -> Any:
+    """The config with what a `speedup` block of DreamPropeller says."""
+    unknown = sorted(set(block) - set(SPEEDUP))
+    if unknown:
+        raise ValueError(f"system.picard.speedup.{unknown[0]}: expected one of {', '.join(SPEEDUP)}")
+    config = config.copy()
+    config.distance, config.guess, config.rule = "mean_square", "copy", "median"
+    for name, value in block.items():
+        config[SPEEDUP[name]] = value
+    return config
+
+
+def _check_choice(key: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"system.picard.{key}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def _check(key: str, value: float, expected: str, holds: Callable[[float], bool]) -> None:
+    if not holds(value):
+        raise ValueError(f"system.picard.{key}: expected {expected}, got {value}")
+
+
+def build_window(config: PicardConfig, evaluate: Evaluate, update: OptimizerUpdate) -> PicardWindow:
+    if config.rule == "fixed":
+        threshold: Any = FixedThreshold(config.threshold)
+    else:
+        threshold = AdaptiveThreshold(config.threshold, config.ema_decay, config.rule)
+    return PicardWindow(
+        evaluate, update, config.window, threshold, config.distance, config.guess, config.adapt_window
+    )

@@ -1,0 +1,73 @@
+"""The buffers of a system as auxiliaries of the engine: put in, and looked at for what a step has done to them."""
+
+from __future__ import annotations
+
+from typing import Dict, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from .contract import AccumulatesBuffers
+from .state import Change, Changes, Tensors
+
+LARGEST = 2**20  # elements; larger buffers are constants, which no slot gets a copy of
+
+
+class SystemBuffers:
+    """The buffers of a module by their full names, as they are when this is made."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._places: Dict[str, Tuple[nn.Module, str]] = {}
+        self._kinds: Dict[str, str] = {}
+        for prefix, owner in module.named_modules():
+            kinds = owner.accumulated_buffers if isinstance(owner, AccumulatesBuffers) else {}
+            for key, value in owner._buffers.items():
+                if value is not None:
+                    name = f"{prefix}.{key}" if prefix else key
+                    self._places[name] = (owner, key)
+                    if key in kinds:
+                        self._kinds[name] = kinds[key]
+        self.real = self.now()
+
+    def now(self) -> Tensors:
+        return {name: owner._buffers[key] for name, (owner, key) in self._places.items()}
+
+    def install(self, values: Tensors) -> None:
+        for name, value in values.items():
+            owner, key = self._places[name]
+            owner._buffers[key] = value
+
+    def auxiliaries(self) -> Tensors:
+        """What a step may change."""
+        return {name: value for name, value in self.real.items() if value.numel() <= LARGEST}
+
+    def slot_values(self, auxiliaries: Tensors) -> Tensors:
+        """Copies that a step can change; those that steps add to begin at 0, so that they end as what the step adds."""
+        return {
+            name: torch.zeros_like(value) if name in self._kinds else value.clone()
+            for name, value in auxiliaries.items()
+        }
+
+    def marks(self) -> Dict[str, Tuple[int, int]]:
+        """What differs later where a buffer has been changed or exchanged in between."""
+        return {name: (id(value), value._version) for name, value in self.now().items()}
+
+    def changes_since(self, marks: Dict[str, Tuple[int, int]]) -> Changes:
+        """Raises ValueError for a buffer that is too large to be copied for each slot."""
+        found: Changes = {}
+        for name, value in self.now().items():
+            if (id(value), value._version) == marks[name]:
+                continue
+            if self.real[name].numel() > LARGEST:
+                raise ValueError(
+                    f"picard: a training step changes the buffer {name} of {value.numel():,} elements; "
+                    f"at most {LARGEST:,} can be followed"
+                )
+            found[name] = Change(self._kinds.get(name, "replace"), value)
+        return found
+
+    def apply(self, changes: Changes) -> None:
+        """Makes accepted changes to the real buffers."""
+        self.install({name: change.after(self.now()[name]) for name, change in changes.items()})
+
+

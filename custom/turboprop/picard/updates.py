@@ -1,0 +1,78 @@
+"""The cheap part of a step: an optimizer's update as a function of (state, gradients).
+
+DreamPropeller (Zhou et al. 2023, arXiv 2311.17082, section 4.2) calls it the pseudo-inverse h+: given the gradient, which
+is expensive, the next state costs little. Any torch optimizer does whose update is elementwise.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+import torch
+from torch import nn
+
+from .state import Gradients, State
+
+GroupSettings = List[Dict[str, Any]]  # for each parameter group: lr, betas, eps, weight_decay, ...
+
+
+class OptimizerUpdate:
+    """Moves states on as `optimizer` would, which itself stays untouched.
+
+    Its arithmetic is the optimizer's own `step`, so that it is the same bit for bit on every device.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        groups: Sequence[Sequence[str]],  # names of the parameters of each group, in the optimizer's order
+        settings: Optional[Callable[[int], GroupSettings]] = None,  # by finished steps; default: as they are now
+    ) -> None:
+        self.groups = [list(names) for names in groups]
+        fixed = group_settings(optimizer)
+        self.settings = settings or (lambda step: fixed)
+        self._replica = bare_replica(optimizer)
+
+    def learning_rates(self, step: int) -> List[float]:
+        """Of each group, for the update that follows `step` finished ones."""
+        return [float(group["lr"]) for group in self.settings(step)]
+
+    def __call__(self, state: State, gradients: Optional[Gradients]) -> None:
+        """One update, in place; without gradients a step that was left out."""
+        if gradients is not None:
+            self._step(state, gradients)
+        state.step += 1
+
+    @torch.no_grad()
+    def _step(self, state: State, gradients: Gradients) -> None:
+        replica = self._replica
+        bound: Dict[str, nn.Parameter] = {}
+        replica.state = defaultdict(dict)
+        for group, names, settings in zip(replica.param_groups, self.groups, self.settings(state.step)):
+            group.update(settings)
+            group["params"] = []
+            for name in names:
+                parameter = nn.Parameter(state.parameters[name])  # shares the state's memory
+                parameter.grad = gradients.get(name)
+                group["params"].append(parameter)
+                bound[name] = parameter
+                if state.moments.get(name):
+                    replica.state[parameter] = state.moments[name]
+        replica.step()
+        for name, parameter in bound.items():
+            if parameter in replica.state:
+                state.moments[name] = replica.state[parameter]
+            parameter.grad = None
+
+
+def group_settings(optimizer: torch.optim.Optimizer) -> GroupSettings:
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+def bare_replica(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """An optimizer of the same class and settings, without parameters and without state."""
+    replica = type(optimizer).__new__(type(optimizer))
+    groups = [{**settings, "params": []} for settings in group_settings(optimizer)]
+    replica.__setstate__({"defaults": dict(optimizer.defaults), "state": defaultdict(dict), "param_groups": groups})
+    return replica

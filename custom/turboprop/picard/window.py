@@ -1,0 +1,149 @@
+"""Generalized Picard iteration over a sliding window of training steps (Zhou et al. 2023, DreamPropeller, section 4).
+
+Training is a recurrence of states, x_{t+1} = h+(s(x_t), x_t), with the gradient s, which is expensive, and the optimizer's
+update h+, which is cheap. From guesses x^k of all states of a window, one round computes
+
+    x^{k+1}_{t+1} = h+(s(x^k_t), x^{k+1}_t),    x^{k+1}_0 = x_0        (DreamPropeller, eq. 9)
+
+all gradients s(x^k_t) at once, then the updates in turn. As far as guesses were near enough to the states that came out,
+gradients are accepted: the window slides by that stride. The first gradient is always that of the state itself, so a round
+moves on by one step at least; with a threshold of zero, states are those of training step by step, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+import torch
+
+from .distances import DISTANCES, identical
+from .guesses import CONTINUATIONS
+from .state import Evaluation, Gradients, Point, State, changed
+from .thresholds import AdaptiveThreshold, FixedThreshold
+from .updates import OptimizerUpdate
+
+Evaluate = Callable[[Sequence[Point]], List[Evaluation]]  # an executor: gradients at all points
+
+
+@dataclass
+class Round:
+    """What one round has brought."""
+
+    step: int  # of the base
+    length: int  # gradients that were computed
+    accepted: List[Evaluation]  # of the steps from the base on; as many as the stride
+    errors: List[float]  # of guess 1, 2, ... of the window, in the distance's unit
+    threshold: float  # that they were held to
+    reached: Point  # the state after the accepted updates
+
+    @property
+    def stride(self) -> int:
+        return len(self.accepted)
+
+    @property
+    def worst_accepted(self) -> float:
+        """The largest error of an accepted guess; 0 where only the base was accepted."""
+        return max(self.errors[: self.stride - 1], default=0.0)
+
+
+class PicardWindow:
+    """The guesses of a window, and how they get better. Knows neither models nor what runs them."""
+
+    def __init__(
+        self,
+        evaluate: Evaluate,
+        update: OptimizerUpdate,
+        window: int,  # gradients a round
+        threshold: FixedThreshold | AdaptiveThreshold,
+        distance: str = "update",  # a name of DISTANCES
+        guess: str = "zero_gradient",  # a name of CONTINUATIONS
+        adapt: bool = False,  # smaller windows after short strides, larger ones after full strides
+    ) -> None:
+        self.evaluate = evaluate
+        self.update = update
+        self.window = window
+        self.threshold = threshold
+        self.distance = DISTANCES[distance]
+        self.continuation = CONTINUATIONS[guess]
+        self.adapt = adapt
+        self.size = window  # now
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets all guesses: the next round makes them from its base alone."""
+        self._guesses: Dict[int, Point] = {}  # by step
+        self._tail: Optional[State] = None  # the last state of the rollout, and from where guesses go on
+        self._last: Optional[Gradients] = None
+
+    def state_dict(self) -> Dict[str, Any]:
+        """What a restarted window still goes by."""
+        return {"threshold": self.threshold.value, "size": self.size}
+
+    def load_state_dict(self, saved: Dict[str, Any]) -> None:
+        self.threshold.value = float(saved["threshold"])
+        self.size = min(int(saved["size"]), self.window)
+
+    @torch.no_grad()
+    def round(self, base: State, limit: Optional[int] = None) -> Round:
+        """One round from `base`, which stays as it is; with a window of at most `limit` gradients.
+
+        The caller makes the accepted updates and hands the state that results to the next round.
+        """
+        length = self.size if limit is None else min(self.size, limit)
+        if length < 1:
+            raise ValueError(f"limit of a round: expected at least 1, got {limit}")
+        points = self._points(base, length)
+        evaluations = self.evaluate(points)
+        result = self._roll_out(base, points, evaluations)
+        self.threshold.observe(result.errors)
+        if self.adapt and length == self.size:
+            self.size = adapted(self.size, result.stride, self.window)
+        return result
+
+    def _points(self, base: State, length: int) -> List[Point]:
+        """Where gradients are computed: the base and guesses of the states after it."""
+        if self._tail is None or self._tail.step <= base.step:
+            self._tail = base.clone()
+            self._guesses = {}
+        while self._tail.step < base.step + length - 1:
+            self.continuation(self._tail, self._last, self.update)
+            self._guesses[self._tail.step] = self._tail.point()
+        return [base, *(self._guesses[base.step + i] for i in range(1, length))]
+
+    def _roll_out(self, base: State, points: List[Point], evaluations: List[Evaluation]) -> Round:
+        moving, states, distances = base.clone(), [], []
+        self._last = None
+        for index, evaluation in enumerate(evaluations):
+            rates = self.update.learning_rates(moving.step)
+            self.update(moving, evaluation.gradients if evaluation.finite else None)
+            moving.auxiliaries = changed(moving.auxiliaries, evaluation.changes)
+            states.append(moving.point())
+            if index + 1 < len(points):
+                guess = points[index + 1].parameters
+                distances.append(self.distance(moving.parameters, guess, self.update.groups, rates))
+            self._last = evaluation.gradients if evaluation.finite else self._last
+        errors = torch.stack([d.double().cpu() for d in distances]).tolist() if distances else []
+        stride = self._stride(errors, points, states, evaluations)
+        # Guesses of a round are the states of its rollout; those after it come from where it ended.
+        self._tail = moving
+        self._guesses = {state.step: state for state in states[stride:]}
+        return Round(base.step, len(points), evaluations[:stride], errors, self.threshold.value, states[stride - 1])
+
+    def _stride(self, errors: List[float], points: List[Point], states: List[Point], evaluations: List[Evaluation]) -> int:
+        stride = 1
+        for index, error in enumerate(errors):
+            # A gradient that is not finite at a guess may be finite at the state: it is computed there.
+            near = error <= self.threshold.value and math.isfinite(error) and evaluations[index + 1].finite
+            if not near or (self.threshold.value == 0 and not identical(states[index], points[index + 1])):
+                break
+            stride += 1
+        return stride
+
+
+def adapted(size: int, stride: int, largest: int) -> int:
+    """The next window: a quarter larger after a full stride, else no more than twice the stride."""
+    if stride >= size:
+        return min(largest, size + max(1, size // 4))
+    return min(size, max(2, 2 * stride), largest)
