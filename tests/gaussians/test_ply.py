@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from turboprop.gaussians.geometry import GaussianSplatting
 from turboprop.gaussians.parameters import from_points
 from turboprop.gaussians.ply import points_of, read_3dgs_ply, read_ply_vertices, write_3dgs_ply
+
+import threestudio
+from threestudio.models.geometry.mesh_start import MeshStartConfig, read_start_mesh
 
 
 def parameters_of(n: int = 7, degree: int = 0, normals: bool = False) -> dict:
@@ -142,3 +146,28 @@ def test_values_that_cannot_be(tmp_path):
     path.write_text(ASCII_POINTS.replace("1 2 3 0 0 0\n", "1 2"))
     with pytest.raises(ValueError, match="cut short or broken, expected 2 lines of 6 numbers"):
         read_ply_vertices(path)
+
+
+def test_a_gaussian_ply_starts_other_representations(tmp_path):
+    """A red ball of Gaussians becomes a red distance field of its size."""
+    torch.manual_seed(0)
+    source = GaussianSplatting({"init_num_pts": 600, "pc_init_radius": 0.4, "opacity_init": 0.9})
+    with torch.no_grad():
+        source.sh_dc.copy_(torch.tensor([1.4, -1.4, -1.4]).expand_as(source.sh_dc))
+    path = tmp_path / "ball.ply"
+    source.export_gaussians_ply(str(path))
+    mesh = read_start_mesh(str(path), MeshStartConfig(), 1.0)
+    surface = source.isosurface()
+    assert torch.allclose(mesh.v_pos.amax(0), surface.v_pos.amax(0), atol=1e-5)
+    turned = read_start_mesh(str(path), MeshStartConfig(up="+y", front="+z"), 1.0)
+    assert torch.allclose(turned.v_pos, mesh.v_pos[:, [2, 0, 1]], atol=1e-6)
+    encoding = {"otype": "HashGrid", "n_levels": 4, "n_features_per_level": 2, "log2_hashmap_size": 12, "base_resolution": 4, "per_level_scale": 1.5}
+    field = threestudio.find("implicit-sdf")({"pos_encoding_config": encoding, "isosurface_resolution": 24})
+    material = threestudio.find("no-material")({})
+    field.init_from_mesh(mesh, material, steps=100)
+    with torch.no_grad():
+        made = field.isosurface()
+        albedo = material.export(points=made.v_pos, **field.export(points=made.v_pos))["albedo"]
+    reach = float(surface.v_pos.norm(dim=-1).median())
+    assert abs(float(made.v_pos.norm(dim=-1).median()) - reach) < 0.06
+    assert albedo[:, 0].mean() > 0.7 and albedo[:, 1:].mean() < 0.3

@@ -104,6 +104,8 @@ def test_a_killed_run_ends_the_same(launch, whole, tmp_path):
         (["system.exporter.save_video=false"], {"model.obj", "point_cloud.ply"}),
         (["system.exporter_type=mesh-exporter", "system.exporter.fmt=obj"], {"model.obj"}),
         (["system.exporter_type=mesh-exporter", "system.exporter.fmt=3dgs-ply"], {"model.ply"}),
+        (["system.exporter.fmt=stl", "system.exporter.save_video=false"], {"model.stl"}),
+        (["system.exporter.fmt=3dgs-ply", "system.exporter.save_video=false"], {"model.ply"}),
     ],
 )
 def test_exports(launch, whole, tmp_path, exporter, files):
@@ -135,7 +137,7 @@ def test_score_distillation(tiny_sd_folder, text_cache, tmp_path, monkeypatch):
     ]  # fmt: skip
     for name in ("gaussian_splatting", "gaussian_splatting_background"):
         assert main(["--config", f"configs/{name}.yaml", "--train", *given]) == 0
-    path = tmp_path / "gaussian_splatting_background/a_red_car/ckpts/last.ckpt"
+    path = tmp_path / "gs-sds-generation-background/a_red_car/ckpts/last.ckpt"
     (optimizer,) = torch.load(path, weights_only=True)["optimizer_states"]
     assert optimizer["param_groups"][-1]["name"] == "background" and optimizer["param_groups"][-1]["lr"] == 0.001
     assert all(bool(s["exp_avg"].abs().sum() > 0) for s in optimizer["state"].values() if s["exp_avg"].dim() == 2)

@@ -25,6 +25,15 @@ def check_whole(path: str, ending: str) -> None:
         _check_obj(path)
 
 
+def holds_gaussians(path: str) -> bool:
+    """Whether a file is a PLY of 3D Gaussians: points with f_dc_0 in its header, and no faces."""
+    if not path.lower().endswith(".ply") or not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        header = file.read(2**16).split(b"end_header")[0]
+    return b"f_dc_0" in header and b"element face" not in header
+
+
 def _check_glb(path: str, size: int) -> None:
     with open(path, "rb") as file:
         head = file.read(12)

@@ -14,13 +14,15 @@ from threestudio.models.materials.base import BaseMaterial
 from .geometry import GaussianSplatting
 from .meshing import EmptyDensity
 
-FORMATS = ("obj", "glb")
+OWN_FORMATS = ("obj", "glb")
+HOST_FORMATS = ("obj-mtl", "ply", "stl", "3dgs-ply")  # written by the host's mesh-exporter
 
 
 class GaussianMeshExporter(Exporter):
     @dataclass
     class Config(Exporter.Config):
-        fmt: str = "obj"  # obj or glb, of the mesh, with vertex colours
+        # obj, glb: vertex colours, and point_cloud.ply beside; obj-mtl, ply, stl, 3dgs-ply: what mesh-exporter makes of them
+        fmt: str = "obj"
         save_name: str = "model"  # file name of the mesh before its ending
         save_video: bool = True  # also render the test views
 
@@ -28,8 +30,9 @@ class GaussianMeshExporter(Exporter):
 
     def configure(self, geometry: BaseGeometry, material: BaseMaterial, background: BaseBackground) -> None:
         super().configure(geometry, material, background)
-        if self.cfg.fmt not in FORMATS:
-            raise ValueError(f"exporter.fmt: expected one of {', '.join(FORMATS)}, got {self.cfg.fmt!r}")
+        known = (*OWN_FORMATS, *HOST_FORMATS)
+        if self.cfg.fmt not in known:
+            raise ValueError(f"exporter.fmt: expected one of {', '.join(known)}, got {self.cfg.fmt!r}")
         if not isinstance(geometry, GaussianSplatting):
             raise ValueError(
                 f"exporter_type: gaussian-mesh-exporter is for gaussian-splatting, got {type(geometry).__name__}"
@@ -37,6 +40,9 @@ class GaussianMeshExporter(Exporter):
 
     def __call__(self) -> List[ExporterOutput]:
         """point_cloud.ply, and the mesh; without one, and with a warning, where the Gaussians have no surface."""
+        if self.cfg.fmt in HOST_FORMATS:
+            config = {"fmt": self.cfg.fmt, "save_name": self.cfg.save_name}
+            return threestudio.find("mesh-exporter")(config, self.geometry, self.material, self.background)()
         outputs = [ExporterOutput("point_cloud.ply", "gaussians_ply", {"geometry": self.geometry})]
         try:
             mesh = self.geometry.isosurface()
