@@ -11,6 +11,7 @@ from torch import Tensor
 
 import threestudio
 from threestudio.models.geometry.base import BaseGeometry
+from threestudio.models.geometry.shape_init import place_in_box, warn_if_open
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.mesh import Mesh
 from threestudio.utils.errors import UserError
@@ -46,15 +47,10 @@ def read_start_mesh(path: str, cfg: MeshStartConfig, radius: float) -> Mesh:
         mesh = gaussians_as_mesh(path, cfg.up or "+z", cfg.front or "+x")
     else:
         mesh = load_mesh_file(path, cfg.up, cfg.front, key="system.init_from_mesh")
-    low, high = mesh.v_pos.amin(0), mesh.v_pos.amax(0)
-    if cfg.size is not None:
-        mesh.v_pos = (mesh.v_pos - (low + high) / 2) * (2 * cfg.size / float((high - low).max()))
-    reach = float(mesh.v_pos.abs().max())
-    if reach > radius * (1 + 1e-6):
-        raise UserError(
-            f"system.init_from_mesh: {path} reaches to {reach:.4g}, beyond geometry.radius={radius:g}; "
-            f"system.init_from_mesh_options.size={0.8 * radius:g} centres it and scales it to fit"
-        )
+    warn_if_open(mesh, path)
+    mesh.v_pos = place_in_box(
+        mesh.v_pos, cfg.size, radius, path, "system.init_from_mesh", "system.init_from_mesh_options.size"
+    )
     return mesh
 
 

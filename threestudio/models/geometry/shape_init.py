@@ -11,12 +11,10 @@ from torch import Tensor
 import threestudio
 from threestudio.models.mesh import Mesh
 from threestudio.utils.errors import UserError
+from threestudio.utils.mesh_reading import AXES, load_mesh_file
 
 SignedDistance = Callable[[Tensor], Tensor]  # points [..., 3] -> distance [..., 1], negative inside
 
-_AXES = ("+x", "+y", "+z", "-x", "-y", "-z")
-# glTF 2.0, section 3.4: y is up and models face +z.
-_GLTF_UP, _GLTF_FRONT = "+y", "+z"
 _WORLD_UP, _WORLD_FRONT = "+z", "+x"
 
 
@@ -63,7 +61,7 @@ def check_shape_init(shape_init: Optional[str], params: Any, up: str, front: str
             raise UserError(
                 f"geometry.shape_init_params: of a mesh: expected its size > 0 (largest coordinate, world units) or null, got {params!r}"
             )
-        _rotation_to_world(up, front)
+        _check_axes(up, front)
     else:
         raise UserError(f"geometry.shape_init: expected sphere, ellipsoid, mesh:<file> or null, got {shape_init!r}")
 
@@ -91,69 +89,61 @@ def load_mesh(path: str, size: Optional[float], up: str, front: str, radius: flo
     """Reads a mesh (OBJ, PLY, GLB, STL, ...), turns it to the world's axes and places it in the box.
 
     Args:
-        size: the box around the mesh is centred and its largest half side becomes this; None: the mesh stays where
-            its file has it.
+        size: see ``place_in_box``.
         up, front: the file's axes that become the world's up (+z) and front (+x). In .glb and .gltf files the
             defaults +z and +x mean glTF's own up (+y) and front (+z).
         radius: half the side of the box that the mesh has to fit in.
     Raises UserError where the file cannot be read, has no triangles, or does not fit.
     """
-    import numpy as np
+    # None: the axes of the file's format.
+    given = (None, None) if (up, front) == (_WORLD_UP, _WORLD_FRONT) else (up, front)
+    mesh = load_mesh_file(path, *given, colors=False, key="geometry.shape_init")
+    warn_if_open(mesh, path)
+    mesh.v_pos = place_in_box(mesh.v_pos, size, radius, path, "geometry.shape_init", "geometry.shape_init_params")
+    return mesh
+
+
+def place_in_box(
+    v_pos: Tensor,  # [V, 3]
+    size: Optional[float],
+    radius: float,
+    path: str,
+    key: str,
+    size_key: str,
+) -> Tensor:
+    """The vertices, scaled and centred so that the largest half side of their box is `size`; None: where they are.
+
+    radius: half the side of the box around the origin that they have to fit in, or UserError names `key` and what
+    to set `size_key` to.
+    """
+    low, high = v_pos.amin(0), v_pos.amax(0)
+    if size is not None:
+        v_pos = (v_pos - (low + high) / 2) * (2 * float(size) / float((high - low).max()))
+    largest = float(v_pos.abs().max())
+    if largest > radius * (1 + 1e-6):
+        raise UserError(
+            f"{key}: the mesh {path} reaches to {largest:.4g}, beyond geometry.radius={radius:g}; "
+            f"{size_key}={0.8 * radius:g} centres it and scales it to fit"
+        )
+    return v_pos
+
+
+def warn_if_open(mesh: Mesh, path: str) -> None:
+    """Says how a mesh that is not closed is understood."""
     import trimesh
 
-    try:
-        solid = trimesh.load_mesh(path)
-        if isinstance(solid, trimesh.Scene):
-            solid = solid.to_mesh()
-    except Exception as error:  # every format's reader raises its own types; each means an unreadable file
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"geometry.shape_init: cannot read the mesh {path}: {reason}") from error
-    if not isinstance(solid, trimesh.Trimesh) or len(solid.faces) == 0:
-        raise UserError(f"geometry.shape_init: the mesh {path} has no triangles")
-    if not np.isfinite(solid.vertices).all():
-        raise UserError(f"geometry.shape_init: the mesh {path} has coordinates that are not finite")
-    # Readers split vertices at seams of texture and normals; the surface itself goes on there.
-    solid = trimesh.Trimesh(solid.vertices, solid.faces, process=True)
-    if solid.is_watertight:
-        if solid.volume < 0:
-            solid.invert()
-    else:
+    if not trimesh.Trimesh(mesh.v_pos.numpy(), mesh.t_pos_idx.numpy(), process=False).is_watertight:
         threestudio.warn(
             f"the mesh {path} is not closed: its inside is where the winding number exceeds one half, "
             "which closes small holes; a mere sheet has no inside"
         )
-    if path.lower().endswith((".glb", ".gltf")) and (up, front) == (_WORLD_UP, _WORLD_FRONT):
-        up, front = _GLTF_UP, _GLTF_FRONT
-    v_pos = torch.from_numpy(np.asarray(solid.vertices, dtype=np.float64)) @ _rotation_to_world(up, front).T
-    low, high = v_pos.amin(0), v_pos.amax(0)
-    if size is not None:
-        extent = float((high - low).max())
-        if not extent > 0:
-            raise UserError(f"geometry.shape_init: the mesh {path} has no extent")
-        v_pos = (v_pos - (low + high) / 2) * (2 * float(size) / extent)
-    largest = float(v_pos.abs().max())
-    if largest > radius * (1 + 1e-6):
-        raise UserError(
-            f"geometry.shape_init: the mesh {path} reaches to {largest:.4g}, beyond geometry.radius={radius:g}; "
-            f"geometry.shape_init_params={0.8 * radius:g} centres it and scales it to fit"
-        )
-    return Mesh(v_pos.float(), torch.from_numpy(np.array(solid.faces, dtype=np.int64)))
 
 
-def _rotation_to_world(up: str, front: str) -> Tensor:
-    """Matrix [3, 3] that turns the file's front to +x and its up to +z."""
+def _check_axes(up: str, front: str) -> None:
     for key, axis in (("shape_init_mesh_up", up), ("shape_init_mesh_front", front)):
-        if axis not in _AXES:
-            raise UserError(f"geometry.{key}: expected one of {', '.join(_AXES)}, got {axis!r}")
+        if axis not in AXES:
+            raise UserError(f"geometry.{key}: expected one of {', '.join(AXES)}, got {axis!r}")
     if up[1] == front[1]:
         raise UserError(
             f"geometry.shape_init_mesh_front: expected an axis other than shape_init_mesh_up's, got {front} and {up}"
         )
-    x, z = _axis(front), _axis(up)
-    return torch.stack([x, torch.linalg.cross(z, x), z])
-
-
-def _axis(name: str) -> Tensor:
-    vector = torch.zeros(3, dtype=torch.float64)
-    vector["xyz".index(name[1])] = 1.0 if name[0] == "+" else -1.0
-    return vector
