@@ -36,7 +36,7 @@ def run(config: str, overrides: list[str], outputs: Path, threads: int) -> dict:
     begin = time.perf_counter()
     with open(outputs / "log.txt", "w") as log:
         code = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
-    result = {"seconds": time.perf_counter() - begin, "returncode": code, **_figures(outputs)}
+    result = {"seconds": time.perf_counter() - begin, "returncode": code, "threads": threads, **_figures(outputs)}
     if code == 0:
         record.write_text(json.dumps(result, indent=1))
     return result
@@ -146,8 +146,8 @@ def main() -> None:
     text = [
         "# Every representation: fitted and distilled",
         "",
-        "Each run from launch to the exported mesh, one process at a time "
-        f"({args.threads} threads, {platform.machine()}, {platform.system()}, seed 0). Command: `python benchmarks/representations.py --write`.",
+        f"Each run from launch to the exported mesh, seed 0, on {os.cpu_count()} cores ({platform.machine()}, {platform.system()}); "
+        "threads of each run are in the JSON. Command: `python benchmarks/representations.py --write`.",
         "",
         "## Fitted to exact pictures, 64 px",
         "",
@@ -169,7 +169,7 @@ def main() -> None:
         folder = ROOT / "docs" / "benchmarks"
         (folder / "representations.md").write_text("\n".join(text))
         records = [{"job": job, "kind": kind, "text": t, **{k: v for k, v in r.items() if k != "views"}} for job, rs in (("fit", fits), ("asd", distilled)) for (kind, t), r in rs.items()]
-        content = {"command": "python benchmarks/representations.py --write", "machine": f"{os.cpu_count()} cores, {platform.machine()}", "threads": args.threads, "seed": 0, "runs": records}
+        content = {"command": "python benchmarks/representations.py --write", "machine": f"{os.cpu_count()} cores, {platform.machine()}", "seed": 0, "runs": records}
         (folder / "representations.json").write_text(json.dumps(content, indent=1) + "\n")
         if distilled:
             picture(distilled, ROOT / "docs" / "images" / "representations.png")
