@@ -5,9 +5,9 @@ update h+, which is cheap. From guesses x^k of all states of a window, one round
 
     x^{k+1}_{t+1} = h+(s(x^k_t), x^{k+1}_t),    x^{k+1}_0 = x_0        (DreamPropeller, eq. 9)
 
-all gradients s(x^k_t) at once, then the updates in turn. As far as guesses were near enough to the states that came out,
-gradients are accepted: the window slides by that stride. The first gradient is always that of the state itself, so a round
-moves on by one step at least; with a threshold of zero, states are those of training step by step, bit for bit.
+all gradients s(x^k_t) at once, then the updates in turn. As far as guesses were near enough to the states that came
+out, gradients are accepted: the window slides by that stride. The first gradient is always that of the state itself, so
+a round moves on by one step at least; with a threshold of zero, states are those of training step by step, bit for bit.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class PicardWindow:
         self._guesses: Dict[int, Point] = {}  # by step
         self._tail: Optional[State] = None  # the last state of the rollout, and from where guesses go on
         self._last: Optional[Gradients] = None
+        self._next = -1  # the step that guesses go on from
 
     def state_dict(self) -> Dict[str, Any]:
         """What a restarted window still goes by."""
@@ -104,9 +105,9 @@ class PicardWindow:
 
     def _points(self, base: State, length: int) -> List[Point]:
         """Where gradients are computed: the base and guesses of the states after it."""
-        if self._tail is None or self._tail.step <= base.step:
+        if self._tail is None or base.step != self._next or self._tail.step <= base.step:
+            self.restart()
             self._tail = base.clone()
-            self._guesses = {}
         while self._tail.step < base.step + length - 1:
             self.continuation(self._tail, self._last, self.update)
             self._guesses[self._tail.step] = self._tail.point()
@@ -129,9 +130,13 @@ class PicardWindow:
         # Guesses of a round are the states of its rollout; those after it come from where it ended.
         self._tail = moving
         self._guesses = {state.step: state for state in states[stride:]}
+        self._next = states[stride - 1].step
         return Round(base.step, len(points), evaluations[:stride], errors, self.threshold.value, states[stride - 1])
 
-    def _stride(self, errors: List[float], points: List[Point], states: List[Point], evaluations: List[Evaluation]) -> int:
+    def _stride(
+        self, errors: List[float], points: List[Point], states: List[Point], evaluations: List[Evaluation]
+    ) -> int:
+        """One, and as many guesses from the first on as were near enough."""
         stride = 1
         for index, error in enumerate(errors):
             # A gradient that is not finite at a guess may be finite at the state: it is computed there.

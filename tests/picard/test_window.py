@@ -1,0 +1,315 @@
+"""The engine on a small problem of its own: exactness, strides, what it leaves alone."""
+
+import math
+
+import pytest
+import torch
+from turboprop.picard.guesses import CONTINUATIONS
+from turboprop.picard.state import Change, Evaluation, Point, State, changed
+from turboprop.picard.thresholds import AdaptiveThreshold, FixedThreshold
+from turboprop.picard.updates import OptimizerUpdate
+from turboprop.picard.window import PicardWindow, adapted
+
+SHAPES = {"weight": (4, 3), "bias": (4,), "unused": (2,)}
+OPTIMIZERS = {
+    "Adam": (torch.optim.Adam, {"lr": 0.02, "betas": (0.9, 0.99), "eps": 1e-15}),
+    "AdamW": (torch.optim.AdamW, {"lr": 0.02, "weight_decay": 0.1}),
+    "SGD": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}),
+    "RMSprop": (torch.optim.RMSprop, {"lr": 0.01}),
+    "Adamax": (torch.optim.Adamax, {"lr": 0.02}),
+}
+
+
+class Problem:
+    """Regression whose data come from the step's own key; `seen` lists the steps whose gradient was computed."""
+
+    def __init__(self, dtype=torch.float64):
+        self.dtype, self.seen, self.nan_at = dtype, [], {}
+
+    def start(self) -> State:
+        generator = torch.Generator().manual_seed(7)
+        parameters = {name: torch.randn(shape, generator=generator, dtype=self.dtype) for name, shape in SHAPES.items()}
+        zeros = torch.zeros(2, dtype=self.dtype)
+        return State(0, parameters, {"sum": zeros, "largest": zeros.clone(), "grid": zeros.clone()}, {})
+
+    def evaluate(self, point: Point) -> Evaluation:
+        self.seen.append(point.step)
+        generator = torch.Generator().manual_seed(1000 + point.step)
+        x = torch.randn(8, 3, generator=generator, dtype=self.dtype)
+        y = torch.tanh(x @ torch.tensor([[1.0, -2.0, 0.5]] * 4, dtype=self.dtype).T)
+        weight, bias = (point.parameters[name].clone().requires_grad_(True) for name in ("weight", "bias"))
+        with torch.enable_grad():
+            loss = (torch.tanh(x @ weight.T + bias + point.auxiliaries["grid"].sum()) - y).square().mean()
+        gradients = dict(zip(("weight", "bias"), torch.autograd.grad(loss, (weight, bias))), unused=None)
+        if self.nan_at.get(point.step, 0) > 0:
+            self.nan_at[point.step] -= 1
+            gradients["weight"] = gradients["weight"] * float("nan")
+        size = gradients["bias"][:2].abs()
+        changes = {"sum": Change("sum", size), "largest": Change("max", size)}
+        if point.step % 5 == 4:  # as an occupancy grid is updated now and then, from the parameters and what it was
+            changes["grid"] = Change("replace", 0.9 * point.auxiliaries["grid"] + 0.01 * point.parameters["bias"][:2])
+        return Evaluation.of(gradients, changes)
+
+    def evaluate_all(self, points):
+        return [self.evaluate(point) for point in points]
+
+
+def optimizer_of(name: str) -> torch.optim.Optimizer:
+    kind, settings = OPTIMIZERS[name]
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(SHAPES[n]))]} for n in ("weight", "bias", "unused")]
+    return kind(groups, foreach=False, **settings)
+
+
+def update_of(name: str = "Adam") -> OptimizerUpdate:
+    """With a rate that falls by the step, the second group's half as large."""
+    optimizer = optimizer_of(name)
+
+    def settings(step: int) -> list:
+        rate = OPTIMIZERS[name][1]["lr"] * 0.99**step
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        return [{**group, "lr": factor * rate} for group, factor in zip(groups, (1.0, 0.5, 1.0))]
+
+    return OptimizerUpdate(optimizer, [["weight"], ["bias"], ["unused"]], settings)
+
+
+def advance(update: OptimizerUpdate, state: State, evaluation: Evaluation) -> None:
+    update(state, evaluation.gradients if evaluation.finite else None)
+    state.auxiliaries = changed(state.auxiliaries, evaluation.changes)
+
+
+def sequential(problem: Problem, update: OptimizerUpdate, steps: int) -> list[State]:
+    state, states = problem.start(), [problem.start()]
+    for _ in range(steps):
+        advance(update, state, problem.evaluate(state))
+        states.append(state.clone())
+    return states
+
+
+def picard(problem, update, steps, window, threshold, **options):
+    if not isinstance(threshold, (FixedThreshold, AdaptiveThreshold)):
+        threshold = FixedThreshold(threshold)
+    engine = PicardWindow(problem.evaluate_all, update, window, threshold, **options)
+    state, rounds = problem.start(), []
+    while state.step < steps:
+        result = engine.round(state, steps - state.step)
+        for evaluation in result.accepted:
+            advance(update, state, evaluation)
+        rounds.append(result)
+    return state, rounds
+
+
+def assert_equal(a: State, b: State) -> None:
+    assert a.step == b.step
+    for one, other in ((a.parameters, b.parameters), (a.auxiliaries, b.auxiliaries)):
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert a.moments.keys() == b.moments.keys()
+    for name, moments in a.moments.items():
+        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(b.moments[name][k])) for k, v in moments.items())
+
+
+def distance(a: State, b: State) -> float:
+    return max(float((a.parameters[n] - b.parameters[n]).abs().max()) for n in SHAPES)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_updates_are_the_optimizers_own_bit_for_bit(name, dtype):
+    problem, update = Problem(dtype), update_of(name)
+    state = problem.start()
+    kind, settings = OPTIMIZERS[name]
+    parameters = {n: torch.nn.Parameter(v.clone()) for n, v in state.parameters.items()}
+    optimizer = kind([{"params": [parameters[n]]} for n in SHAPES], foreach=False, **settings)
+    for step in range(12):
+        evaluation = problem.evaluate(state)
+        for group, values in zip(optimizer.param_groups, update.settings(step)):
+            group["lr"] = values["lr"]
+        for n, parameter in parameters.items():
+            parameter.grad = evaluation.gradients[n]
+        optimizer.step()
+        update(state, evaluation.gradients)
+        assert all(torch.equal(parameters[n], state.parameters[n]) for n in SHAPES)
+    for n in ("weight", "bias"):
+        kept = optimizer.state[parameters[n]]
+        assert kept.keys() == state.moments[n].keys() and len(kept) > 0
+        assert all(torch.equal(torch.as_tensor(kept[k]), torch.as_tensor(state.moments[n][k])) for k in kept)
+    assert "unused" not in state.moments
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("window, threshold", [(1, 2.0), (2, 0.0), (5, 0.0), (40, 0.0)])
+def test_threshold_zero_and_window_one_are_training_step_by_step(name, window, threshold):
+    whole = sequential(Problem(), update_of(name), 23)
+    state, rounds = picard(Problem(), update_of(name), 23, window, threshold)
+    assert_equal(state, whole[-1])
+    assert sum(r.stride for r in rounds) == 23
+
+
+def test_after_k_rounds_at_least_k_states_are_exact():
+    """DreamPropeller, section 4.2: each round makes one more state that of the sequential run."""
+    whole = sequential(Problem(), update_of(), 6)
+    engine = PicardWindow(Problem().evaluate_all, update_of(), 6, FixedThreshold(float("inf")))
+    engine_state = Problem().start()
+    points = engine._points(engine_state, 6)
+    for exact in range(1, 7):
+        evaluations = [Problem().evaluate(point) for point in points]
+        engine._roll_out(engine_state, points, evaluations)
+        states = [Problem().start()]
+        for evaluation in evaluations:
+            states.append(states[-1].clone())
+            advance(update_of(), states[-1], evaluation)
+        for step in range(exact + 1):
+            assert_equal(states[step], whole[step])
+        points = states[:-1]
+
+
+def test_strides_are_between_one_and_the_window_and_the_last_window_is_cut():
+    for window, threshold in ((4, 0.01), (7, 0.3), (7, 1e9)):
+        problem = Problem()
+        state, rounds = picard(problem, update_of(), 30, window, threshold)
+        assert state.step == 30
+        assert all(1 <= r.stride <= r.length <= window for r in rounds)
+        assert all(r.length == min(window, 30 - r.step) for r in rounds)
+        assert all(e <= threshold for r in rounds for e in r.errors[: r.stride - 1])
+        assert all(r.stride == r.length or r.errors[r.stride - 1] > threshold for r in rounds)
+    assert len(rounds) == math.ceil(30 / 7)  # any guess will do: all windows are full
+
+
+def test_every_step_is_accepted_once_with_its_own_key():
+    problem = Problem()
+    _, rounds = picard(problem, update_of(), 30, 7, 0.3)
+    accepted = [r.step + i for r in rounds for i in range(r.stride)]
+    assert accepted == list(range(30))
+    assert sorted(set(problem.seen)) == list(range(30)) and len(problem.seen) == sum(r.length for r in rounds)
+
+
+def test_smaller_thresholds_end_nearer_to_the_sequential_run():
+    whole = sequential(Problem(), update_of(), 60)[-1]
+    ends = [distance(picard(Problem(), update_of(), 60, 8, t)[0], whole) for t in (1e9, 0.5, 0.01)]
+    assert ends[0] > ends[1] > ends[2] > 0
+
+
+def test_the_base_is_left_alone():
+    """Its moments above all: an optimizer that has been handed them changes them in place."""
+    problem, update = Problem(), update_of()
+    base = sequential(problem, update, 5)[-1]
+    kept = base.clone()
+    engine = PicardWindow(problem.evaluate_all, update, 6, FixedThreshold(1.0))
+    result = engine.round(base)
+    assert_equal(base, kept)
+    shared = {t.data_ptr() for of in base.moments.values() for t in of.values()}
+    shared |= {t.data_ptr() for t in base.parameters.values()}
+    assert not shared & {t.data_ptr() for of in engine._tail.moments.values() for t in of.values()}
+    assert not shared & {t.data_ptr() for t in result.reached.parameters.values()}
+    first = result.reached.parameters["weight"].clone()
+    engine.round(base)
+    assert torch.equal(first, result.reached.parameters["weight"])
+    assert_equal(base, kept)
+
+
+def test_what_a_round_reaches_is_what_its_gradients_lead_to():
+    problem, update = Problem(), update_of()
+    engine = PicardWindow(problem.evaluate_all, update, 6, FixedThreshold(0.5))
+    state = problem.start()
+    for _ in range(5):
+        result = engine.round(state)
+        for evaluation in result.accepted:
+            advance(update, state, evaluation)
+        assert all(torch.equal(state.parameters[n], result.reached.parameters[n]) for n in SHAPES)
+        assert all(torch.equal(state.auxiliaries[n], result.reached.auxiliaries[n]) for n in state.auxiliaries)
+
+
+def test_a_nan_at_a_guess_costs_that_slot_alone():
+    """It is computed again at the state, where it is finite: the run ends as if nothing had happened."""
+    clean, _ = picard(Problem(), update_of(), 30, 5, 0.0)
+    problem = Problem()
+    problem.nan_at = {9: 1}
+    state, rounds = picard(problem, update_of(), 30, 5, 0.0)
+    assert_equal(state, clean)
+    problem = Problem()
+    problem.nan_at = {9: 1}
+    state, rounds = picard(problem, update_of(), 30, 5, 1e9)
+    cut = [r for r in rounds if r.step + r.stride == 9]
+    assert len(cut) == 1 and cut[0].stride < cut[0].length and state.step == 30
+    assert all(bool(torch.isfinite(v).all()) for v in state.parameters.values())
+
+
+def test_a_nan_at_the_state_itself_skips_the_update():
+    problem = Problem()
+    problem.nan_at = {9: 10**9}
+    whole = Problem()
+    whole.nan_at = {9: 10**9}
+    state, rounds = picard(problem, update_of(), 20, 5, 0.0)
+    assert_equal(state, sequential(whole, update_of(), 20)[-1])
+    assert int(state.moments["weight"]["step"]) == 19
+
+
+@pytest.mark.parametrize("guess", ["copy", "zero_gradient", "last_gradient"])
+@pytest.mark.parametrize("unit", ["update", "mean_square"])
+def test_all_guesses_and_units_are_exact_at_zero(guess, unit):
+    whole = sequential(Problem(), update_of(), 12)[-1]
+    assert_equal(picard(Problem(), update_of(), 12, 4, 0.0, guess=guess, distance=unit)[0], whole)
+
+
+def test_guesses_are_what_they_are_called():
+    problem, update = Problem(), update_of()
+    base = sequential(problem, update, 5)[-1]
+    made = {}
+    for guess, continuation in CONTINUATIONS.items():
+        made[guess] = base.clone()
+        continuation(made[guess], problem.evaluate(base).gradients, update)
+        assert made[guess].step == 6
+    assert torch.equal(made["copy"].parameters["weight"], base.parameters["weight"])
+    moved = base.clone()
+    update(moved, {"weight": torch.zeros(4, 3).double(), "bias": torch.zeros(4).double(), "unused": None})
+    assert torch.equal(made["zero_gradient"].parameters["weight"], moved.parameters["weight"])
+    moved = base.clone()
+    update(moved, problem.evaluate(base).gradients)
+    assert torch.equal(made["last_gradient"].parameters["weight"], moved.parameters["weight"])
+
+
+def test_the_unit_is_the_learning_rate_of_the_group_that_is_farthest():
+    from turboprop.picard.distances import mean_square_distance, update_distance
+
+    a = {"x": torch.zeros(4), "y": torch.zeros(2), "still": torch.zeros(3)}
+    b = {"x": torch.full((4,), 0.3), "y": torch.full((2,), 0.02), "still": torch.ones(3)}
+    groups, rates = [["x"], ["y"], ["still"]], [0.1, 0.01, 0.0]
+    assert float(update_distance(a, b, groups, rates)) == pytest.approx(9.0)
+    assert float(update_distance(a, b, groups, [1.0, 0.01, 0.0])) == pytest.approx(4.0)
+    square = (4 * 0.3**2 + 2 * 0.02**2 + 3) / 9 * 1e6
+    assert float(mean_square_distance(a, b, groups, rates)) == pytest.approx(square)
+
+
+def test_adaptive_thresholds_follow_mean_or_true_median():
+    errors = [1.0, 9.0, 2.0, 100.0, float("inf")]
+    mean, median = AdaptiveThreshold(8.0, 0.75, "mean"), AdaptiveThreshold(8.0, 0.75, "median")
+    mean.observe(errors)
+    median.observe(errors)
+    assert mean.value == pytest.approx(0.75 * 8 + 0.25 * 28) and median.value == pytest.approx(0.75 * 8 + 0.25 * 5.5)
+    median.observe([])
+    assert median.value == pytest.approx(0.75 * 8 + 0.25 * 5.5)
+
+
+def test_the_published_rule_sets_the_stride_near_half_the_window():
+    """The reference's observation: the moving average pins the speed."""
+    _, rounds = picard(Problem(), update_of(), 300, 7, AdaptiveThreshold(1.0, 0.9, "median"), distance="mean_square", guess="copy")
+    late = [r.stride for r in rounds[10:]]
+    assert 3.0 < sum(late) / len(late) < 6.5
+
+
+def test_windows_that_adapt_follow_the_stride():
+    assert [adapted(8, s, 32) for s in (1, 2, 3, 4, 7, 8)] == [2, 4, 6, 8, 8, 10]
+    assert adapted(31, 31, 32) == 32 and adapted(2, 1, 32) == 2 and adapted(1, 1, 1) == 1
+    _, fixed = picard(Problem(), update_of(), 200, 24, 0.02)
+    _, adaptive = picard(Problem(), update_of(), 200, 24, 0.02, adapt=True)
+    assert sum(r.length for r in adaptive) < 0.85 * sum(r.length for r in fixed)
+
+
+def test_a_limit_below_one_is_refused():
+    engine = PicardWindow(Problem().evaluate_all, update_of(), 3, FixedThreshold(0.0))
+    with pytest.raises(ValueError, match="limit of a round: expected at least 1, got 0"):
+        engine.round(Problem().start(), 0)
+
+
+def test_a_change_of_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="expected replace, sum or max, got 'mean'"):
+        Change("mean", torch.zeros(1)).after(torch.zeros(1))
