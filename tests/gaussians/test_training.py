@@ -143,6 +143,32 @@ def test_score_distillation(tiny_sd_folder, text_cache, tmp_path, monkeypatch):
     assert all(bool(s["exp_avg"].abs().sum() > 0) for s in optimizer["state"].values() if s["exp_avg"].dim() == 2)
 
 
+def test_a_guidance_with_weights_trains_beside_gaussians(tiny_sd_folder, text_cache, tmp_path, monkeypatch):
+    """VSD in ASD's place: its adapters are in the optimizer and in the checkpoint."""
+    monkeypatch.chdir(ROOT)
+    given = [
+        f"system.prompt_processor.pretrained_model_name_or_path={tiny_sd_folder}", f"exp_root_dir={tmp_path}",
+        f"system.guidance={{pretrained_model_name_or_path: {tiny_sd_folder}, pretrained_model_name_or_path_lora: {tiny_sd_folder}}}",
+        "data.height=8", "data.width=8", "data.batch_size=1", "data.eval_height=8", "data.eval_width=8", "data.n_test_views=1",
+        "system.geometry.init_num_pts=50", "system.geometry.isosurface_resolution=16",
+        "system_type=gaussian-splatting-system", "system.guidance_type=turboprop-vsd-guidance",
+        "system.loss={lambda_vsd: 1.0, lambda_lora: 1.0}", "system.optimizer.params.guidance.lr=0.01", "trainer.max_steps=2",
+        "trainer.enable_progress_bar=false", "use_timestamp=false", "tag=vsd",
+    ]  # fmt: skip
+    config = (ROOT / "configs" / "asd-gaussians.yaml").read_text()
+    start, end = config.index("  evaluation:"), config.index("  geometry_type")
+    guidance, loss = config.index("  guidance:"), config.index("  exporter")
+    without = config[:start] + config[end:guidance] + config[loss:]
+    start, end = without.index("  loss:"), without.index("  optimizer")
+    (tmp_path / "vsd.yaml").write_text(without[:start] + without[end:])
+    assert main(["--config", str(tmp_path / "vsd.yaml"), "--train", *given]) == 0
+    state = torch.load(tmp_path / "asd-gaussians/vsd/ckpts/last.ckpt", weights_only=True)
+    adapters = {name: value for name, value in state["state_dict"].items() if "lora_B" in name}
+    assert adapters and any(bool(value.abs().sum() > 0) for value in adapters.values())  # they begin at zero
+    (optimizer,) = state["optimizer_states"]
+    assert "guidance" in [group["name"] for group in optimizer["param_groups"]]
+
+
 def test_the_mixin_trains_gaussians_in_another_system(launch, tmp_path):
     options = ["system_type=dreamfusion-system:turboprop-gaussian-training", "trainer.max_steps=6"]
     zeros = [

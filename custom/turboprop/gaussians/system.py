@@ -31,6 +31,13 @@ class GaussianSplattingSystem(GaussianTraining, BaseLift3DSystem):
         if not any(name.startswith("lambda_") for name in self.cfg.loss):
             raise ValueError("system.loss: expected at least one lambda_X, e.g. lambda_sds")
         super().configure()
+        if self._guidance_trains():
+            self.build_prompts_and_guidance()
+
+    def _guidance_trains(self) -> bool:
+        """Whether the guidance has weights of its own, which the optimizer and checkpoints need from the start."""
+        name = self.cfg.guidance_type
+        return bool(name) and issubclass(threestudio.find(name), torch.nn.Module)
 
     def build_prompts_and_guidance(self) -> None:
         """Opens the model's folders; called before training, and by a dry run."""
@@ -39,7 +46,8 @@ class GaussianSplattingSystem(GaussianTraining, BaseLift3DSystem):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self.build_prompts_and_guidance()
+        if not self._guidance_trains():
+            self.build_prompts_and_guidance()
 
     def forward(self, batch: Dict[str, Any]) -> Dict[str, Any]:
         return self.renderer.batch_forward(batch)
