@@ -21,9 +21,11 @@ import threestudio
 from threestudio.utils.base import Updateable
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
+from threestudio.utils.memory import check_memory
 from threestudio.utils.ops import get_mvp_matrix, get_projection_matrix, get_ray_directions, get_rays
 
 NEAR, FAR = 0.01, 100.0  # planes of the projection matrix, world units
+BYTES_BY_RAY = 4 * (3 + 3 + 3)  # its origin, its direction, and the camera's own direction
 
 
 @dataclass
@@ -71,6 +73,14 @@ def _check_config(cfg: RandomCameraDataModuleConfig) -> None:
     for key in ("eval_height", "eval_width", "n_val_views", "n_test_views"):
         if getattr(cfg, key) < 1:
             raise UserError(f"data.{key}: expected >= 1, got {getattr(cfg, key)}")
+    if not (0 < cfg.fovy_range[0] and cfg.fovy_range[1] < 180):
+        raise UserError(f"data.fovy_range: expected angles between 0 and 180 degrees, got {list(cfg.fovy_range)}")
+    if not cfg.camera_distance_range[0] > 0:
+        raise UserError(f"data.camera_distance_range: expected more than 0, got {list(cfg.camera_distance_range)}")
+    for key, low, high in (("eval_fovy_deg", 0, 180), ("eval_camera_distance", 0, float("inf"))):
+        if not low < getattr(cfg, key) < high:
+            raise UserError(f"data.{key}: expected between {low} and {high:g}, got {getattr(cfg, key):g}")
+    check_memory(cfg.eval_height * cfg.eval_width * BYTES_BY_RAY, torch.device("cpu"), "data.eval_height", cfg.eval_height)
     if cfg.light_sample_strategy not in ("dreamfusion", "magic3d"):
         raise UserError(f"data.light_sample_strategy: expected dreamfusion or magic3d, got {cfg.light_sample_strategy!r}")
 
@@ -129,6 +139,8 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
         milestones = list(cfg.resolution_milestones)
         if n_stages > 1 and len(milestones) != n_stages - 1:
             raise UserError(f"data.resolution_milestones: expected {n_stages - 1} steps for {n_stages} stages, got {milestones}")
+        for height, width, size in zip(self.heights, self.widths, self.batch_sizes):
+            check_memory(size * height * width * BYTES_BY_RAY, torch.device("cpu"), "data.height", height)
         # Without stages, milestones have nothing to switch.
         self.resolution_milestones = [-1, *milestones] if n_stages > 1 else [-1]
         self.directions_unit_focals = [unit_focal_directions(h, w) for h, w in zip(self.heights, self.widths)]

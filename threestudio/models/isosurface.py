@@ -51,7 +51,7 @@ class MarchingCubeCPUHelper(IsosurfaceHelper):
 
     def __init__(self, resolution: int) -> None:
         super().__init__()
-        check_resolution(resolution, bytes_needed=BYTES_A_VOXEL * resolution**3)
+        check_resolution("mc-cpu", resolution)
         self.resolution = resolution
 
     @property
@@ -83,7 +83,7 @@ class MarchingTetrahedraHelper(IsosurfaceHelper):
     def __init__(self, resolution: int, tets_path: str = "") -> None:
         super().__init__()
         del tets_path  # upstream's third-party callers name a file of tetrahedra; none is needed
-        check_resolution(resolution, bytes_needed=BYTES_A_CELL * ((resolution + 1) // 2) ** 3)
+        check_resolution("mt", resolution)
         self.resolution = resolution
         # Non-persistent: the lattice follows the module's device but stays out of checkpoints.
         vertices, tets = tetrahedral_lattice(resolution)
@@ -127,10 +127,15 @@ BYTES_A_VOXEL = 30  # of marching cubes' grid
 BYTES_A_CELL = 480  # of the lattice, which has 12 tetrahedra a cell
 
 
-def check_resolution(resolution: int, bytes_needed: int) -> None:
-    """Raises UserError for a resolution that makes no grid, or one that this machine's memory cannot hold."""
+def check_resolution(method: str, resolution: int) -> None:
+    """Raises UserError for a resolution that makes no grid, or one that this machine's memory cannot hold.
+
+    method: mt or mc-cpu.
+    """
     if resolution < 2:
         raise UserError(f"isosurface_resolution: expected at least 2, got {resolution}")
+    cells = {"mt": BYTES_A_CELL * ((resolution + 1) // 2) ** 3, "mc-cpu": BYTES_A_VOXEL * resolution**3}
+    bytes_needed = cells[method]
     check_memory(bytes_needed, torch.device("cpu"), "geometry.isosurface_resolution", resolution)
 
 

@@ -166,3 +166,9 @@ def test_contraction():
 def test_wrong_configs_are_refused_by_name(config, message):
     with pytest.raises(UserError, match=message):
         volume(**config)
+
+
+@pytest.mark.parametrize("method", ["mt", "mc-cpu"])
+def test_an_isosurface_that_no_memory_holds_is_refused_before_training(method):
+    with pytest.raises(UserError, match="geometry.isosurface_resolution: 20000 needs .* GB of memory"):
+        threestudio.find("implicit-volume")({"isosurface_resolution": 20000, "isosurface_method": method})

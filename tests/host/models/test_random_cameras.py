@@ -152,3 +152,21 @@ def test_wrong_configs_are_refused_by_name(keys, message):
     with pytest.raises(UserError, match=message):
         RandomCameraIterableDataset(config(**keys))
         RandomCameraDataset(config(**keys), "val")
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"fovy_range": [0, 0]}, "data.fovy_range: expected angles between 0 and 180"),
+        ({"fovy_range": [40, 190]}, "data.fovy_range: expected angles between 0 and 180"),
+        ({"camera_distance_range": [0, 1]}, "data.camera_distance_range: expected more than 0"),
+        ({"eval_fovy_deg": 0}, "data.eval_fovy_deg: expected between 0 and 180"),
+        ({"eval_camera_distance": 0}, "data.eval_camera_distance"),
+        ({"height": 10**6, "width": 10**6}, "data.height: 1000000 needs .* GB of memory"),
+        ({"eval_height": 10**6, "eval_width": 10**6}, "data.eval_height: 1000000 needs .* GB of memory"),
+    ],
+)
+def test_degenerate_cameras_and_pictures_that_no_memory_holds_are_refused(given, message):
+    module = threestudio.find("random-camera-datamodule")(given)
+    with pytest.raises(UserError, match=message):
+        module.setup("fit")

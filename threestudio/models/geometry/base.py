@@ -14,6 +14,7 @@ from threestudio.models.isosurface import (
     IsosurfaceHelper,
     MarchingCubeCPUHelper,
     MarchingTetrahedraHelper,
+    check_resolution,
 )
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.mesh import Mesh
@@ -98,6 +99,8 @@ class BaseImplicitGeometry(BaseGeometry):
             raise UserError(f"geometry.radius: expected > 0, got {self.cfg.radius}")
         if self.cfg.isosurface_method not in ("mt", "mc-cpu"):
             raise UserError(f"geometry.isosurface_method: expected mt or mc-cpu, got {self.cfg.isosurface_method!r}")
+        if self.cfg.isosurface:
+            check_resolution(self.cfg.isosurface_method, self.cfg.isosurface_resolution)
         if self.cfg.isosurface_deformable_grid and self.cfg.isosurface_method != "mt":
             raise UserError("geometry.isosurface_deformable_grid: works with isosurface_method=mt only")
         threshold = self.cfg.isosurface_threshold
