@@ -16,7 +16,7 @@ SYSTEMS = {
 }
 GRID = [f"system.geometry.pos_encoding_config.{key}" for key in ("n_levels=2", "log2_hashmap_size=8")]
 GEOMETRY = {
-    "nerf": [*GRID, "system.renderer.num_samples_per_ray=24"],
+    "nerf": [*GRID, "system.renderer.num_samples_per_ray=24", "system.scheduler.args.T_max=20"],
     "sdf": [*GRID, "system.renderer.num_samples_per_ray=16"],
     "dmtet": [*GRID, "system.geometry.isosurface_resolution=8"],
     "gaussians": [

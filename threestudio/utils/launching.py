@@ -191,8 +191,14 @@ def trainer_arguments(cfg: DictConfig, on_gpu: bool) -> dict[str, Any]:
     if not on_gpu:
         arguments["accelerator"] = "cpu"
     arguments.setdefault("devices", -1 if arguments["accelerator"] == "gpu" else 1)
+    processes = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun, as LOCAL_WORLD_SIZE: those of this machine
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    if processes > here:
+        arguments.setdefault("num_nodes", processes // here)
     if arguments["accelerator"] == "cpu":
-        arguments["devices"] = 1
+        arguments["devices"] = here
+        if processes > 1:
+            arguments["strategy"] = "ddp"
         if str(arguments.get("precision", 32)) in ("16", "16-mixed", "16-true"):
             threestudio.info(f"precision {arguments['precision']} is for GPUs: 32 on the CPU.")
             arguments["precision"] = 32

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, List, Optional
 
 from threestudio.utils.base import update_if_possible
-from threestudio.utils.misc import get_rank
 
 from .contract import SetsLearningRates
 from .keys import seed_step
@@ -15,7 +15,7 @@ from .updates import GroupSettings, bare_replica, group_settings
 
 
 class ComingBatches:
-    """The train loader's batches, drawn ahead of the trainer and kept until their step is over.
+    """The batches of coming steps, drawn ahead of the trainer and kept until their step is over.
 
     A batch is drawn under its step's key, as the bundled host draws it: the trainer gets the same one later.
     """
@@ -24,30 +24,47 @@ class ComingBatches:
         self._system = system
         self._epoch: Optional[int] = None
         self._batches: Dict[int, Any] = {}
-        self._iterator: Iterator[Any] = iter(())
-        self._next = 0
 
     def get(self, index: int, step: int) -> Any:
         """The batch of loader index `index` and step number `step`: a copy, as steps write into their batch."""
-        trainer = self._system.trainer
-        if self._epoch != trainer.current_epoch:
-            self._epoch, self._batches = trainer.current_epoch, {}
-            self._iterator = iter(trainer.train_dataloader)
-            self._next = finished_batches(trainer)
+        if self._epoch != self._system.trainer.current_epoch:
+            self._begin_epoch()
         while self._next <= index:
-            self._batches[self._next] = self._draw(self._next, step - index + self._next)
-            self._next += 1
+            drawn = self._next
+            self._batches[drawn] = self._draw(step - index + drawn)
         return copy.copy(self._batches[index])
 
-    def _draw(self, index: int, step: int) -> Any:
+    def _begin_epoch(self) -> None:
+        trainer, seed = self._system.trainer, self._system.run_seed
+        self._epoch, self._batches, self._next = trainer.current_epoch, {}, finished_batches(trainer)
+        self._loader = plain_train_loader(trainer)
+        self._position: Optional[int] = None  # in an epoch of finite length
+        epoch = 0
+        if math.isfinite(trainer.num_training_batches):
+            epoch, self._position = divmod(self._next, int(trainer.num_training_batches))
+        seed_step(seed, self._next if self._position is None else epoch, "data order")
+        self._iterator = iter(self._loader)
+        for _ in range(self._position or 0):
+            next(self._iterator)
+
+    def _draw(self, step: int) -> Any:
         trainer = self._system.trainer
-        update_if_possible(getattr(trainer.train_dataloader, "dataset", None), trainer.current_epoch, step)
-        seed_step(self._system.run_seed, index, get_rank(), "data")
+        update_if_possible(getattr(self._loader, "dataset", None), trainer.current_epoch, step)
+        if self._position != 0:  # whose order is drawn with the first batch
+            seed_step(self._system.run_seed, self._next, "data")
+        self._position = None if self._position is None else self._position + 1
+        self._next += 1
         batch = trainer.precision_plugin.convert_input(next(self._iterator))
         return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
     def forget_before(self, index: int) -> None:
         self._batches = {i: batch for i, batch in self._batches.items() if i >= index}
+
+
+def plain_train_loader(trainer: Any) -> Any:
+    """A train loader of its own, the same for all processes: without what a host or a trainer has made of it."""
+    datamodule = trainer.datamodule
+    return trainer.train_dataloader if datamodule is None else type(datamodule).train_dataloader(datamodule)
 
 
 def finished_batches(trainer: Any) -> int:

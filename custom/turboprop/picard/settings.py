@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Callable, Iterable, Mapping
 
+import torch
 from threestudio.utils.config import parse_structured
 
 from .distances import DISTANCES
@@ -13,6 +14,7 @@ from .thresholds import STATISTICS, AdaptiveThreshold, FixedThreshold
 from .updates import OptimizerUpdate
 from .window import Evaluate, PicardWindow
 
+EXCHANGE_TYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RULES = ("fixed", *STATISTICS)
 
 
@@ -25,6 +27,8 @@ class PicardConfig:
     ema_decay: float = 0.9  # adaptive rules: share of the threshold that stays, each round
     guess: str = "zero_gradient"  # of states new in a window: zero_gradient, last_gradient or copy
     adapt_window: bool = False  # smaller windows after short strides, larger ones, up to `window`, after full ones
+    exchange: str = "float32"  # type of gradients on their way between processes: float32, bfloat16 or float16
+    check_every: int = 100  # rounds between two checks that all processes have the same parameters
     report: bool = True  # write save/picard.csv and draw save/picard.png when training ends
     # DreamPropeller's block of that name: P, threshold, ema_decay, adaptivity_type. What it says goes before the above,
     # with its distance and its guesses.
@@ -42,6 +46,8 @@ def picard_config(given: Any) -> PicardConfig:
     _check_choice("rule", config.rule, RULES)
     _check_choice("distance", config.distance, DISTANCES)
     _check_choice("guess", config.guess, CONTINUATIONS)
+    _check_choice("exchange", config.exchange, EXCHANGE_TYPES)
+    _check("check_every", config.check_every, "at least 1", lambda value: value >= 1)
     _check("window", config.window, "at least 1", lambda value: value >= 1)
     _check("threshold", config.threshold, "at least 0", lambda value: value >= 0)
     _check("ema_decay", config.ema_decay, "from 0 to 1", lambda value: 0 <= value <= 1)
@@ -56,7 +62,8 @@ def with_speedup(config: Any, block: Mapping[str, Any]) -> Any:
     config = config.copy()
     config.distance, config.guess, config.rule = "mean_square", "copy", "median"
     for name, value in block.items():
-        config[SPEEDUP[name]] = value
+        key = SPEEDUP[name]
+        config[key] = float(value) if isinstance(config[key], float) else value
     return config
 
 
