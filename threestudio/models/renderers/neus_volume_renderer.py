@@ -16,7 +16,8 @@ from threestudio.models.estimators import ImportanceEstimator, OccupancyGridEsti
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.renderers.base import VolumeRenderer
-from threestudio.ops.ray_sampling import RaySamples, ray_aabb_intersect
+from threestudio.models.renderers.volume_parts import background_colors, importance_samples, shade_samples
+from threestudio.ops.ray_sampling import RaySamples
 from threestudio.ops.volume_rendering import accumulate_along_rays, render_weight_from_alpha
 from threestudio.utils.errors import UserError
 from threestudio.utils.ops import chunk_batch, dot, validate_empty_rays
@@ -139,8 +140,9 @@ class NeuSVolumeRenderer(VolumeRenderer):
         points = rays_o_flat[ray_indices] + t_dirs * t_points
         image_of_ray = ray_indices // (image_shape[1] * image_shape[2])
 
-        geo_out, rgb = self._shade(points, t_dirs, light_positions[image_of_ray], kwargs)
-        rgb_bg = self._background(rays_d, bg_color)
+        chunk_size, lights = 0 if self.training else self.cfg.eval_chunk_size, light_positions[image_of_ray]
+        geo_out, rgb = shade_samples(self.geometry, self.material, points, t_dirs, lights, kwargs, True, chunk_size)
+        rgb_bg = background_colors(self.background, rays_d, bg_color).reshape(n_rays, -1).float()
 
         alpha = self._alpha(geo_out, t_dirs, t_intervals)
         weights, _ = render_weight_from_alpha(alpha[:, 0], ray_indices)
@@ -222,44 +224,17 @@ class NeuSVolumeRenderer(VolumeRenderer):
                 alpha_thre=0.01 if self.cfg.prune_alpha_threshold else 0.0,
                 stratified=stratified,
             )
-        near, far, hit = ray_aabb_intersect(rays_o, rays_d, self.bbox, self.cfg.near_plane, self.cfg.far_plane)
-        ray = hit.nonzero()[:, 0]  # rays that miss the cube have nothing to sample
-        n = self.cfg.num_samples_per_ray_importance
-
-        def proposal(t_starts: Tensor, t_ends: Tensor) -> Tensor:
-            which = ray[:, None].expand_as(t_starts).reshape(-1)
-            return density(t_starts.reshape(-1), t_ends.reshape(-1), which)
-
-        t_starts, t_ends = self.estimator.sampling(
-            [proposal], [self.cfg.num_samples_per_ray], n, ray.shape[0], near[ray], far[ray], "uniform", stratified
+        return importance_samples(
+            self.estimator,
+            density,
+            rays_o,
+            rays_d,
+            self.bbox,
+            (self.cfg.near_plane, self.cfg.far_plane),
+            self.cfg.num_samples_per_ray,
+            self.cfg.num_samples_per_ray_importance,
+            stratified,
         )
-        return RaySamples(ray.repeat_interleave(n), t_starts.reshape(-1), t_ends.reshape(-1))
-
-    # -------------------------------------------------------------------------- shading
-
-    def _shade(self, points: Tensor, t_dirs: Tensor, light_positions: Tensor, options: Dict[str, Any]) -> tuple:
-        """What the geometry and the material say at points [S, 3]; in chunks outside training."""
-
-        def query(points: Tensor, t_dirs: Tensor, light_positions: Tensor) -> tuple:
-            geo_out = self.geometry(points, output_normal=True)
-            rgb = self.material(
-                viewdirs=t_dirs, positions=points, light_positions=light_positions, **geo_out, **options
-            )
-            return geo_out, rgb
-
-        chunk_size = 0 if self.training else self.cfg.eval_chunk_size
-        return chunk_batch(query, chunk_size, points, t_dirs, light_positions)
-
-    def _background(self, rays_d: Tensor, bg_color: Optional[Tensor]) -> Tensor:
-        """[B * H * W, C]"""
-        batch, height, width, _ = rays_d.shape
-        if bg_color is None:
-            colors = self.background(dirs=rays_d)
-        elif bg_color.ndim == 2:
-            colors = bg_color[:, None, None, :].expand(batch, height, width, -1)
-        else:
-            colors = bg_color
-        return colors.reshape(batch * height * width, -1).float()
 
     # ----------------------------------------------------------------------- life cycle
 

@@ -15,6 +15,7 @@ from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.mesh import Mesh
 from threestudio.models.renderers.base import Rasterizer
+from threestudio.models.renderers.volume_parts import background_colors
 from threestudio.ops.mesh_antialias import antialias
 from threestudio.ops.mesh_rasterization import Fragments, interpolate, invert_camera, pixel_centre, rasterize
 from threestudio.utils.rasterize import check_context_type
@@ -63,7 +64,8 @@ class NVDiffRasterizer(Rasterizer):
         images = {"opacity": mask, "comp_normal": (normal + 1.0) / 2.0 * mask}
         out: Dict[str, Any] = {"mesh": mesh}
         if render_rgb:
-            background = self._background(mvp_mtx, height, width, rays_d, bg_color).to(mask)
+            dirs = view_directions(mvp_mtx, height, width) if rays_d is None else F.normalize(rays_d, dim=-1)
+            background = background_colors(self.background, dirs, bg_color).to(mask)
             images["comp_rgb"] = self._shade(
                 mesh, fragments, normal, background, camera_positions, light_positions, kwargs
             )
@@ -73,16 +75,6 @@ class NVDiffRasterizer(Rasterizer):
         smooth = antialias(torch.cat(list(images.values()), -1), fragments, mesh.v_pos, mesh.t_pos_idx, mvp_mtx)
         out.update(zip(images, smooth.split(channels, -1)))
         return out
-
-    def _background(
-        self, mvp_mtx: Tensor, height: int, width: int, rays_d: Optional[Tensor], bg_color: Optional[Tensor]
-    ) -> Tensor:
-        """[B, H, W, C]"""
-        if bg_color is not None:
-            plain = bg_color[:, None, None, :] if bg_color.dim() == 2 else bg_color
-            return plain.expand(mvp_mtx.shape[0], height, width, -1)
-        dirs = view_directions(mvp_mtx, height, width) if rays_d is None else F.normalize(rays_d, dim=-1)
-        return self.background(dirs=dirs)
 
     def _shade(
         self,

@@ -1,0 +1,74 @@
+"""What renderers of volumes share: importance samples of rays, shading of samples, the background behind them."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from threestudio.models.background.base import BaseBackground
+from threestudio.models.estimators import ImportanceEstimator
+from threestudio.models.geometry.base import BaseGeometry
+from threestudio.models.materials.base import BaseMaterial
+from threestudio.ops.ray_sampling import RaySamples, ray_aabb_intersect
+from threestudio.utils.ops import chunk_batch
+
+IntervalDensity = Callable[[Tensor, Tensor, Tensor], Tensor]  # t_starts, t_ends [S], ray [S] -> density [S]
+
+
+def importance_samples(
+    estimator: ImportanceEstimator,
+    density: IntervalDensity,
+    rays_o: Tensor,  # [N, 3]
+    rays_d: Tensor,  # [N, 3]
+    bbox: Tensor,  # [2, 3]
+    planes: Tuple[float, float],  # nearest and farthest sample
+    coarse: int,  # samples of a ray that density is asked at
+    fine: int,  # samples of a ray that come out
+    stratified: bool,
+) -> RaySamples:
+    """Packed samples where coarse ones found matter; rays that miss the box have none."""
+    near, far, hit = ray_aabb_intersect(rays_o, rays_d, bbox, *planes)
+    ray = hit.nonzero()[:, 0]
+
+    def proposal(t_starts: Tensor, t_ends: Tensor) -> Tensor:
+        which = ray[:, None].expand_as(t_starts).reshape(-1)
+        return density(t_starts.reshape(-1), t_ends.reshape(-1), which)
+
+    t_starts, t_ends = estimator.sampling(
+        [proposal], [coarse], fine, ray.shape[0], near[ray], far[ray], "uniform", stratified
+    )
+    return RaySamples(ray.repeat_interleave(fine), t_starts.reshape(-1), t_ends.reshape(-1))
+
+
+def shade_samples(
+    geometry: BaseGeometry,
+    material: BaseMaterial,
+    points: Tensor,  # [S, 3]
+    t_dirs: Tensor,  # [S, 3]
+    light_positions: Tensor,  # [S, 3]
+    options: Dict[str, Any],  # the rest of the batch, for the material
+    output_normal: bool,
+    chunk_size: int,  # points at once; 0: all
+) -> Tuple[Dict[str, Tensor], Tensor]:
+    """What the geometry says at points, and the material's colours [S, C]."""
+
+    def query(points: Tensor, t_dirs: Tensor, light_positions: Tensor) -> tuple:
+        geo_out = geometry(points, output_normal=output_normal)
+        rgb = material(viewdirs=t_dirs, positions=points, light_positions=light_positions, **geo_out, **options)
+        return geo_out, rgb
+
+    return chunk_batch(query, chunk_size, points, t_dirs, light_positions)
+
+
+def background_colors(
+    background: BaseBackground,
+    rays_d: Tensor,  # [B, H, W, 3]
+    bg_color: Optional[Tensor],  # [B, C] or [B, H, W, C], in the background's place
+) -> Tensor:
+    """[B, H, W, C]"""
+    if bg_color is None:
+        return background(dirs=rays_d)
+    plain = bg_color[:, None, None, :] if bg_color.ndim == 2 else bg_color
+    return torch.broadcast_to(plain, (*rays_d.shape[:3], plain.shape[-1]))
