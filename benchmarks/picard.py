@@ -3,10 +3,10 @@
     python benchmarks/picard.py --write
     python benchmarks/picard.py --jobs fit-nerf --windows 7 --seeds 0 -- data.size=24 trainer.max_steps=100
 
-Runs launch.py for each job, seed, window and threshold rule, one process after another; what follows `--` goes to all of
-them. Distances are PSNRs between the final test renders of two runs: of a Picard run and the sequential run of its seed,
-and, to compare, of sequential runs of two seeds. A finished run in --outputs is not run again. With --write, the table goes
-to docs/benchmarks/picard.md and .json.
+Runs launch.py for each job, seed, window and threshold rule, one process after another; what follows `--` goes to all
+of them. Distances are PSNRs between the final test renders of two runs: of a Picard run and the sequential run of its
+seed, and, to compare, of sequential runs of two seeds. A finished run in --outputs is not run again. With --write, the
+table goes to docs/benchmarks/picard.md and .json.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def run(job: str, folder: Path, overrides: list[str], threads: int) -> dict:
             raise SystemExit(f"{' '.join(command)}\nended with {code}, see {folder / 'log.txt'}")
         (folder / "done").touch()
     result: dict = {"folder": folder, "quality": {}}
-    for file in [*folder.glob("*/*/save/*-evaluation/held_out.json"), *folder.glob("*/*/save/*-evaluation/evaluation.json")]:
+    reports = ("held_out.json", "evaluation.json")
+    for file in [path for name in reports for path in folder.glob(f"*/*/save/*-evaluation/{name}")]:
         figures = json.loads(file.read_text())
         figures = figures.get("mean", figures)
         result["quality"] = {name: figures[name] for name in QUALITY if figures.get(name) is not None}
@@ -100,20 +101,26 @@ def measure(args: argparse.Namespace) -> list[dict]:
     rows = []
     for job, seed in itertools.product(args.jobs, args.seeds):
         folder = args.outputs / job / f"seed{seed}"
-        plain = run(job, folder / "sequential", [f"seed={seed}", *args.overrides], args.threads)
-        other = run(job, args.outputs / job / f"seed{seed + 1}" / "sequential", [f"seed={seed + 1}", *args.overrides], args.threads)
-        rows.append(
-            {"job": job, "seed": seed, "rule": "another seed", "psnr_to_sequential": psnr(other["folder"], plain["folder"]),
-             "quality": plain["quality"]}
-        )  # fmt: skip
+        plain, other = (
+            run(job, args.outputs / job / f"seed{s}" / "sequential", [f"seed={s}", *args.overrides], args.threads)
+            for s in (seed, seed + 1)
+        )
+        distance = psnr(other["folder"], plain["folder"])
+        labels = {"job": job, "seed": seed, "rule": "another seed"}
+        rows.append({**labels, "psnr_to_sequential": distance, "quality": plain["quality"]})
         show(rows[-1])
         for window, name in itertools.product(args.windows, args.rules):
             given = [f"seed={seed}", *picard_overrides(job, window, RULES[name]), *args.overrides]
-            result = run(job, folder / f"window{window}-{name.replace(' ', '_').replace(',', '')}", given, args.threads)
+            result = run(job, folder / f"window{window}-{slug(name)}", given, args.threads)
             distance = psnr(result.pop("folder"), plain["folder"])
-            rows.append({"job": job, "seed": seed, "window": window, "rule": name, "psnr_to_sequential": distance, **result})
+            labels = {"job": job, "seed": seed, "window": window, "rule": name}
+            rows.append({**labels, "psnr_to_sequential": distance, **result})
             show(rows[-1])
     return rows
+
+
+def slug(name: str) -> str:
+    return name.replace(" ", "_").replace(",", "")
 
 
 def show(row: dict) -> None:
@@ -130,13 +137,15 @@ def table(rows: list[dict]) -> list[str]:
         def mean(name: str, group: list[dict] = group) -> float:
             return sum(row[name] for row in group) / len(group)
 
-        names = group[0]["quality"]
-        quality = ", ".join(f"{name} {sum(r['quality'][name] for r in group) / len(group):.3f}" for name in names)
+        totals = {name: sum(float(r["quality"][name]) for r in group) for name in group[0]["quality"]}
+        quality = ", ".join(f"{name} {total / len(group):.3f}" for name, total in totals.items())
         if window is None:
-            lines.append(f"| {job} | | sequential; distance of two seeds | | 1.00 | {mean('psnr_to_sequential'):.1f} | {quality} |")
+            figures = f"| | 1.00 | {mean('psnr_to_sequential'):.1f} | {quality} |"
+            lines.append(f"| {job} | | sequential; distance of two seeds {figures}")
         else:
             work = sum(r["gradients"] for r in group) / sum(r["steps"] for r in group)
-            lines.append(f"| {job} | {window} | {rule} | {mean('stride'):.2f} | {work:.2f} | {mean('psnr_to_sequential'):.1f} | {quality} |")
+            figures = f"{mean('stride'):.2f} | {work:.2f} | {mean('psnr_to_sequential'):.1f} | {quality}"
+            lines.append(f"| {job} | {window} | {rule} | {figures} |")
     return lines
 
 
@@ -149,7 +158,8 @@ def _grouped(rows: list[dict]) -> dict[tuple, list[dict]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", nargs="+", default=["fit-nerf", "fit-dmtet", "asd-nerf", "asd-sdf", "asd-dmtet", "asd-gaussians"], choices=JOBS)
+    jobs = ["fit-nerf", "fit-dmtet", "asd-nerf", "asd-sdf", "asd-dmtet", "asd-gaussians"]
+    parser.add_argument("--jobs", nargs="+", default=jobs, choices=JOBS)
     parser.add_argument("--windows", nargs="+", type=int, default=[7, 15])
     parser.add_argument("--rules", nargs="+", default=["fixed 2", "published"], choices=list(RULES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
