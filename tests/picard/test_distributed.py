@@ -1,6 +1,9 @@
 """Two processes over gloo: the same run as in one."""
 
+import os
 import socket
+import subprocess
+import sys
 from datetime import timedelta
 
 import pytest
@@ -11,6 +14,8 @@ from turboprop.picard.executors import Distributed, check_agreement, checksum
 from turboprop.picard.thresholds import FixedThreshold
 from turboprop.picard.window import PicardWindow
 
+from tests.host.test_resume import assert_same
+from tests.picard.runs import COMMON, DATA, GEOMETRY, ROOT, checkpoint, fit, small_config, state_of
 from tests.picard.test_window import Problem, advance, assert_equal, picard, update_of
 
 
@@ -88,3 +93,18 @@ def test_checksums_tell_bits_apart(change):
     value = torch.tensor([1.0, 2.0, 3.0])
     assert checksum({"a": value}) == checksum({"a": value.clone()})
     assert checksum({"a": value}) != checksum({"a": change(value)})
+
+
+@pytest.mark.slow
+def test_a_launch_under_torchrun_ends_as_one_process(tmp_path):
+    picard_keys = ("window=4", "threshold=0.5", "check_every=1")
+    alone = fit("nerf", tmp_path / "alone", picard=picard_keys, steps=18)
+    config = small_config("nerf", tmp_path / "two")
+    given = [*COMMON, *DATA, *GEOMETRY["nerf"], f"exp_root_dir={tmp_path / 'two'}", "trainer.max_steps=18"]
+    mixin = ["system_type=dreamfusion-system:picard", *(f"system.picard.{key}" for key in picard_keys)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    command = [*torchrun, "launch.py", "--config", config, "--train", *given, *mixin]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    together = checkpoint(tmp_path / "two")
+    assert_same(state_of(together), state_of(alone))
+    assert together["picard"] == alone["picard"]

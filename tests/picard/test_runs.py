@@ -130,3 +130,19 @@ def test_what_a_trainer_must_not_do_is_named(given, tmp_path, capsys):
     arguments = ["--config", config, "--train", *COMMON, *GEOMETRY["nerf"], "system_type=dreamfusion-system:picard"]
     assert main([*arguments, f"exp_root_dir={tmp_path}", "data.size=8", "data.n_train_views=2", given]) == 2
     assert given.split("=")[0] in capsys.readouterr().err
+
+
+def test_an_amortized_generator_is_the_same_at_threshold_zero(tmp_path, monkeypatch, tiny_sd_folder, text_cache):
+    from tests.test_main_job import CONFIG, SMALL, library, model
+
+    monkeypatch.chdir(tmp_path)
+    shipped = ["--config", CONFIG, "--train", library(tmp_path), model(tiny_sd_folder), *SMALL]
+    ends = []
+    for name in ("", ":picard"):
+        system = f"system_type=turboprop-multiprompt-generator-system{name}"
+        keys = ["system.picard.threshold=0", "system.picard.window=2"] if name else []
+        folder = f"exp_root_dir={tmp_path / ('run' + name.strip(':'))}"
+        assert main([*shipped, system, folder, *keys]) == 0
+        (last,) = (tmp_path / ("run" + name.strip(":"))).glob("*/*/ckpts/last.ckpt")
+        ends.append(torch.load(last, weights_only=True))
+    assert_same(state_of(ends[1]), state_of(ends[0]))
