@@ -27,7 +27,9 @@ GEOMETRY = {
     ],
 }  # fmt: skip
 DATA = ["data.size=8", "data.batch_size=1", "data.n_train_views=4", "data.n_test_views=1"]
-COMMON = ["use_timestamp=false", "tag=run", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1", "name=fit"]
+COMMON = [
+    "use_timestamp=false", "name=fit", "tag=run", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1",
+]  # fmt: skip
 
 
 def fit(kind: str, folder: Path, *extra: str, picard: tuple[str, ...] = (), steps: int = 20) -> dict:

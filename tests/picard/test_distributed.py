@@ -85,7 +85,8 @@ def test_gradients_may_travel_in_half_precision(tmp_path):
 
 
 def test_ranks_that_differ_are_named(tmp_path):
-    assert in_processes("disagree", tmp_path) == ["picard: at step 7 the parameters of rank 1 are not those of rank 0"] * 2
+    message = "picard: at step 7 the parameters of rank 1 are not those of rank 0"
+    assert in_processes("disagree", tmp_path) == [message, message]
 
 
 @pytest.mark.parametrize("change", [lambda t: t.flip(0), lambda t: t + 2.0**-20, lambda t: -t])

@@ -291,7 +291,8 @@ def test_adaptive_thresholds_follow_mean_or_true_median():
 
 def test_the_published_rule_sets_the_stride_near_half_the_window():
     """The reference's observation: the moving average pins the speed."""
-    _, rounds = picard(Problem(), update_of(), 300, 7, AdaptiveThreshold(1.0, 0.9, "median"), distance="mean_square", guess="copy")
+    rule = AdaptiveThreshold(1.0, 0.9, "median")
+    _, rounds = picard(Problem(), update_of(), 300, 7, rule, distance="mean_square", guess="copy")
     late = [r.stride for r in rounds[10:]]
     assert 3.0 < sum(late) / len(late) < 6.5
 

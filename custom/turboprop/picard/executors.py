@@ -100,7 +100,8 @@ class Note:
     @staticmethod
     def of(evaluation: Evaluation) -> "Note":
         present = [name for name, value in evaluation.gradients.items() if value is not None]
-        return Note(present, moved(evaluation.changes, torch.device("cpu")), moved(evaluation.extra, torch.device("cpu")))
+        cpu = torch.device("cpu")
+        return Note(present, moved(evaluation.changes, cpu), moved(evaluation.extra, cpu))
 
     def evaluation(self, layout: Layout, row: Tensor) -> Evaluation:
         gradients = layout.gradients(row, self.present)
@@ -146,4 +147,5 @@ def check_agreement(parameters: Tensors, step: int, group: Optional[dist.Process
     dist.all_gather_object(found, checksum(parameters), group=group)
     apart = [rank for rank, value in enumerate(found) if value != found[0]]
     if apart:
-        raise RuntimeError(f"picard: at step {step} the parameters of rank {', '.join(map(str, apart))} are not those of rank 0")
+        names = ", ".join(map(str, apart))
+        raise RuntimeError(f"picard: at step {step} the parameters of rank {names} are not those of rank 0")

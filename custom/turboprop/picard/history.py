@@ -43,7 +43,7 @@ class History:
 
     def last_figures(self) -> Dict[str, float]:
         row = self.rows[-1]
-        return {"window": float(row.window), "stride": float(row.stride), "error": row.error, "threshold": row.threshold}
+        return {name: float(value) for name, value in row._asdict().items() if name != "step"}
 
     def mean_stride(self) -> float:
         return sum(row.stride for row in self.rows) / max(len(self.rows), 1)

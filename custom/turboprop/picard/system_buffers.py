@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Dict, Tuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .contract import AccumulatesBuffers
 from .state import Change, Changes, Tensors

@@ -3,9 +3,9 @@
     system_type: "dreamfusion-system:picard"
 
 Each step of the trainer is one step of training, as ever, but its gradient comes from a round: when none is left, the
-gradients of a window of coming steps are computed at guessed states, and those whose guess proves near enough are handed
-to the coming steps one by one. Everything else of a step (update, schedules, changes of the number of Gaussians, logs,
-validation, checkpoints) is the system's and the trainer's own, at the true state and the true step.
+gradients of a window of coming steps are computed at guessed states, and those whose guess proves near enough are
+handed to the coming steps one by one. Everything else of a step (update, schedules, changes of the number of Gaussians,
+logs, validation, checkpoints) is the system's and the trainer's own, at the true state and the true step.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The cheap part of a step: an optimizer's update as a function of (state, gradients).
 
-DreamPropeller (Zhou et al. 2023, arXiv 2311.17082, section 4.2) calls it the pseudo-inverse h+: given the gradient, which
-is expensive, the next state costs little. Any torch optimizer does whose update is elementwise.
+DreamPropeller (Zhou et al. 2023, arXiv 2311.17082, section 4.2) calls it the pseudo-inverse h+: given the gradient,
+which is expensive, the next state costs little. Any torch optimizer does whose update is elementwise.
 """
 
 from __future__ import annotations

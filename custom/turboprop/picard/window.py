@@ -1,7 +1,7 @@
 """Generalized Picard iteration over a sliding window of training steps (Zhou et al. 2023, DreamPropeller, section 4).
 
-Training is a recurrence of states, x_{t+1} = h+(s(x_t), x_t), with the gradient s, which is expensive, and the optimizer's
-update h+, which is cheap. From guesses x^k of all states of a window, one round computes
+Training is a recurrence of states, x_{t+1} = h+(s(x_t), x_t), with the gradient s, which is expensive, and the
+optimizer's update h+, which is cheap. From guesses x^k of all states of a window, one round computes
 
     x^{k+1}_{t+1} = h+(s(x^k_t), x^{k+1}_t),    x^{k+1}_0 = x_0        (DreamPropeller, eq. 9)
 
