@@ -11,10 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import trimesh
+from scipy.ndimage import gaussian_filter
+from skimage.measure import marching_cubes
 
 import threestudio
 from tests.host.models.mesh_pictures import Solid, first_hits, intersection_over_union, picture, psnr
-from threestudio.models.exporters.simplification import is_watertight, simplify
+from threestudio.models.exporters.simplification import _by_quadrics, is_watertight, simplify
 from threestudio.models.geometry.base import BaseImplicitGeometry
 from threestudio.models.mesh import Mesh
 from threestudio.utils.errors import UserError
@@ -253,6 +255,19 @@ def test_simplification_keeps_the_shape_closed():
     solid = trimesh.Trimesh(simple.v_pos, simple.t_pos_idx, process=False)
     assert solid.volume == pytest.approx(ball.volume, rel=0.03) and solid.euler_number == 0
     assert simplify(mesh, 10**6) is mesh
+
+
+def test_a_rough_surface_that_quadrics_open_stays_closed():
+    noise = gaussian_filter(np.random.default_rng(0).normal(size=(28, 28, 28)), 1.2)
+    noise[[0, -1]] = noise[:, [0, -1]] = noise[:, :, [0, -1]] = -1
+    vertices, faces, _, _ = marching_cubes(noise, 0.05, gradient_direction="ascent")
+    mesh = Mesh(torch.from_numpy(vertices.copy()), torch.from_numpy(faces.astype(np.int64)))
+    points, triangles = _by_quadrics(vertices.astype(np.float64), faces.astype(np.int64), 9000)
+    assert is_watertight(mesh) and not is_watertight(Mesh(torch.from_numpy(points), torch.from_numpy(triangles).long()))
+    simple = simplify(mesh, 9000)
+    assert 6000 < simple.t_pos_idx.shape[0] <= 9000 and is_watertight(simple)
+    solids = [trimesh.Trimesh(m.v_pos, m.t_pos_idx, process=False) for m in (mesh, simple)]
+    assert solids[1].volume == pytest.approx(solids[0].volume, rel=0.05) and solids[0].volume > 0
 
 
 def shape(mesh):
