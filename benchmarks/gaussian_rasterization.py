@@ -12,10 +12,8 @@ docs/benchmarks/gaussian_rasterization.{md,json}.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import platform
 import statistics
 import sys
 import time
@@ -25,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+
+from reporting import machine, write_report  # noqa: E402
 
 from threestudio.utils.extensions import load_extensions  # noqa: E402
 
@@ -122,14 +122,6 @@ def kept_bytes(backend: str, case: Case, device: torch.device) -> int:
     return sum(storages.values())
 
 
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except FileNotFoundError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def report(arguments: argparse.Namespace, device: torch.device) -> dict:
     backends = list(available_backends(device))
     fast = [backend for backend in backends if backend != "torch"]
@@ -140,7 +132,7 @@ def report(arguments: argparse.Namespace, device: torch.device) -> dict:
     tables = {name: measure(rows, backends, device, arguments.repeats) for name, rows in cases.items()}
     return {
         "command": f"python benchmarks/gaussian_rasterization.py --device {device.type} --repeats {arguments.repeats}",
-        "machine": torch.cuda.get_device_name() if device.type == "cuda" else f"{processor()}, {os.cpu_count()} cores",
+        "machine": machine(device),
         "torch_threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
         "torch": torch.__version__,
@@ -220,10 +212,7 @@ def main() -> None:
     text = markdown(result)
     print(text)
     if arguments.write:
-        folder = ROOT / "docs" / "benchmarks"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "gaussian_rasterization.md").write_text(text)
-        (folder / "gaussian_rasterization.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_report("gaussian_rasterization", text, result)
 
 
 if __name__ == "__main__":

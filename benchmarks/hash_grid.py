@@ -11,9 +11,7 @@ naive torch, of medians over the rounds. ``--write`` puts the table into docs/be
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -24,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+
+from reporting import machine, write_report  # noqa: E402
 
 from threestudio.ops.hash_grid import HashGridLayout, available_backends, entry_index, hash_grid  # noqa: E402
 from threestudio.utils.memory import keep_freed_memory  # noqa: E402
@@ -118,19 +118,11 @@ def measure(device: torch.device, n_points: int, repeats: int) -> Dict[str, Dict
     return times
 
 
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except FileNotFoundError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def report(arguments: argparse.Namespace, device: torch.device) -> dict:
     times = measure(device, arguments.points, arguments.repeats)
     return {
         "command": f"python benchmarks/hash_grid.py --device {device.type} --points {arguments.points} --repeats {arguments.repeats} --threads {arguments.threads}",
-        "machine": torch.cuda.get_device_name() if device.type == "cuda" else f"{processor()}, {os.cpu_count()} cores",
+        "machine": machine(device),
         "torch_threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
         "torch": torch.__version__,
@@ -183,10 +175,7 @@ def main() -> None:
     text = markdown(result)
     print(text)
     if arguments.write:
-        folder = ROOT / "docs" / "benchmarks"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "hash_grid.md").write_text(text)
-        (folder / "hash_grid.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_report("hash_grid", text, result)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import math
 import os
-import platform
 import statistics
 import sys
 import time
@@ -26,6 +24,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
+
+from reporting import machine, write_report  # noqa: E402
 
 from threestudio.data.uncond import (  # noqa: E402
     batch_of_cameras,
@@ -165,15 +165,9 @@ def slope(rows: dict, backend: str, power: int) -> float:
     """Growth of time with size^power, between the two largest sizes that the backend ran at."""
     sizes = sorted(size for size, row in rows.items() if backend in row["seconds"])[-2:]
     taken = [rows[size]["seconds"][backend] for size in sizes]
+    if len(taken) < 2:  # one size has no slope
+        return math.nan
     return math.log(taken[1] / taken[0]) / (power * math.log(sizes[1] / sizes[0]))
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except FileNotFoundError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def report(arguments: argparse.Namespace, device: torch.device) -> dict:
@@ -182,7 +176,7 @@ def report(arguments: argparse.Namespace, device: torch.device) -> dict:
     command = f"--device {device.type} --views {arguments.views} --repeats {arguments.repeats}"
     return {
         "command": f"python benchmarks/mesh_rasterization.py {command}",
-        "machine": torch.cuda.get_device_name() if device.type == "cuda" else f"{processor()}, {os.cpu_count()} cores",
+        "machine": machine(device),
         "torch_threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
         "torch": torch.__version__,
@@ -255,10 +249,7 @@ def main() -> None:
     text = markdown(result)
     print(text)
     if arguments.write:
-        folder = ROOT / "docs" / "benchmarks"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "mesh_rasterization.md").write_text(text)
-        (folder / "mesh_rasterization.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_report("mesh_rasterization", text, result)
 
 
 if __name__ == "__main__":

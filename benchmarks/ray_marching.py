@@ -11,9 +11,7 @@ docs/benchmarks/ray_marching.{md,json}.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -25,6 +23,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+
+from reporting import machine, write_report  # noqa: E402
 
 from threestudio.ops.ray_marching import march_occupied  # noqa: E402
 from threestudio.ops.ray_sampling import RaySamples, ray_aabb_intersect  # noqa: E402
@@ -121,18 +121,10 @@ def measure(device: torch.device, repeats: int) -> List[dict]:
     return rows
 
 
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except FileNotFoundError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def report(arguments: argparse.Namespace, device: torch.device) -> dict:
     return {
         "command": f"python benchmarks/ray_marching.py --device {device.type} --repeats {arguments.repeats} --threads {arguments.threads}",
-        "machine": torch.cuda.get_device_name() if device.type == "cuda" else f"{processor()}, {os.cpu_count()} cores",
+        "machine": machine(device),
         "torch_threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
         "torch": torch.__version__,
@@ -179,10 +171,7 @@ def main() -> None:
     text = markdown(result)
     print(text)
     if arguments.write:
-        folder = ROOT / "docs" / "benchmarks"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "ray_marching.md").write_text(text)
-        (folder / "ray_marching.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_report("ray_marching", text, result)
 
 
 if __name__ == "__main__":
