@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from turboprop.picard.distances import mean_square_distance, squared_differences, update_distance
 from turboprop.picard.guesses import CONTINUATIONS
 from turboprop.picard.state import Change, Evaluation, Point, State, changed
 from turboprop.picard.thresholds import AdaptiveThreshold, FixedThreshold
@@ -268,15 +269,24 @@ def test_guesses_are_what_they_are_called():
 
 
 def test_the_unit_is_the_learning_rate_of_the_group_that_is_farthest():
-    from turboprop.picard.distances import mean_square_distance, update_distance
-
     a = {"x": torch.zeros(4), "y": torch.zeros(2), "still": torch.zeros(3)}
     b = {"x": torch.full((4,), 0.3), "y": torch.full((2,), 0.02), "still": torch.ones(3)}
-    groups, rates = [["x"], ["y"], ["still"]], [0.1, 0.01, 0.0]
-    assert float(update_distance(a, b, groups, rates)) == pytest.approx(9.0)
-    assert float(update_distance(a, b, groups, [1.0, 0.01, 0.0])) == pytest.approx(4.0)
+    sums = squared_differences(a, b, [["x"], ["y"], ["still"]]).expand(2, 3)
+    elements, rates = torch.tensor([4, 2, 3]), torch.tensor([[0.1, 0.01, 0.0], [1.0, 0.01, 0.0]])
+    assert update_distance(sums, elements, rates).tolist() == pytest.approx([9.0, 4.0])
     square = (4 * 0.3**2 + 2 * 0.02**2 + 3) / 9 * 1e6
-    assert float(mean_square_distance(a, b, groups, rates)) == pytest.approx(square)
+    assert mean_square_distance(sums, elements, rates).tolist() == pytest.approx([square, square])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_squared_differences_are_summed_precisely_and_by_group(dtype):
+    """Over more elements than a block; float32 sums in one piece would be wrong by 1e-3."""
+    generator = torch.Generator().manual_seed(0)
+    a = {name: torch.randn(size, generator=generator).to(dtype) for name, size in (("x", (3, 100_003)), ("y", ()))}
+    b = {name: value + (0.3 + torch.rand(value.shape, generator=generator)).to(dtype) for name, value in a.items()}
+    exact = [float((a[name] - b[name]).double().square().sum()) for name in ("y", "x")]
+    found = squared_differences(a, b, [["y"], [], ["x"]]).tolist()
+    assert [found[0], found[2]] == pytest.approx(exact, rel=1e-5) and found[1] == 0.0
 
 
 def test_adaptive_thresholds_follow_mean_or_true_median():

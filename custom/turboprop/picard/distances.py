@@ -1,42 +1,57 @@
-"""How far a state is from the guess at which its step's gradient was evaluated."""
+"""How far a state is from the guess at which its step's gradient was evaluated.
+
+Every distance is made of one thing, the sums of squared differences by parameter group. Sums of parts of the parameters
+add up, so parts may lie in different processes; and the sums of all slots leave the device at once.
+"""
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, Sequence
+from typing import Callable, Dict, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from .state import Point, Tensors
 
-# (rolled out, guess, names of each parameter group, learning rate of each group) -> 0-dim tensor
-Distance = Callable[[Tensors, Tensors, Sequence[Sequence[str]], List[float]], Tensor]
+# (sums of squared differences [S, G] of S slots and G groups, elements of each group [G], rates [S, G]) -> errors [S]
+Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+BLOCK = 1 << 17  # elements; a difference of so many stays in a processor's cache, and float32 sums it up to 1e-6
 
 
-def _sum_of_squares(a: Tensors, b: Tensors, names: Sequence[str]) -> Tensor:
-    return torch.stack([(a[name] - b[name]).float().square().sum() for name in names]).sum()
+def squared_differences(a: Tensors, b: Tensors, groups: Sequence[Sequence[str]]) -> Tensor:
+    """Of each parameter group, the sum of squared differences [G], float64, on the parameters' device."""
+    device = next(iter(a.values())).device
+    sums = torch.zeros(len(groups), dtype=torch.float64, device=device)
+    for index, names in enumerate(groups):
+        norms = [norm for name in names for norm in _norms(a[name], b[name])]
+        if norms:
+            sums[index] = torch.stack(norms).double().square().sum()
+    return sums
 
 
-def update_distance(a: Tensors, b: Tensors, groups: Sequence[Sequence[str]], rates: List[float]) -> Tensor:
+def _norms(a: Tensor, b: Tensor) -> Iterator[Tensor]:
+    """Of a - b, block by block on a processor, where a difference in one piece would go through memory and back."""
+    block = BLOCK if a.device.type == "cpu" else max(a.numel(), 1)
+    dtype = torch.promote_types(a.dtype, torch.float32)
+    for one, other in zip(a.reshape(-1).split(block), b.reshape(-1).split(block)):
+        yield torch.linalg.vector_norm(one - other, dtype=dtype)
+
+
+def update_distance(sums: Tensor, elements: Tensor, rates: Tensor) -> Tensor:
     """Mean of (difference / learning rate)^2 over the elements of a parameter group; the largest of all groups.
 
     Adam moves an element by about one learning rate a step (Kingma and Ba 2015, section 2.1), so 1 is as far as one
     update moves, whatever the parameters stand for. Groups that do not move (rate 0) do not count.
     """
-    means = []
-    for names, rate in zip(groups, rates):
-        elements = sum(a[name].numel() for name in names)
-        if rate > 0 and elements > 0:
-            means.append(_sum_of_squares(a, b, names) / (elements * rate**2))
-    return torch.stack(means).amax() if means else torch.zeros(())
+    counts = (rates > 0) & (elements > 0)
+    return torch.where(counts, sums / (elements * rates.square()), 0.0).amax(-1)
 
 
-def mean_square_distance(a: Tensors, b: Tensors, groups: Sequence[Sequence[str]], rates: List[float]) -> Tensor:
+def mean_square_distance(sums: Tensor, elements: Tensor, rates: Tensor) -> Tensor:
     """Mean squared difference of all parameters, times 10^6: DreamPropeller's (arXiv 2311.17082, eq. 14; its code's
     unit), for its thresholds."""
-    names = [name for group in groups for name in group]
-    elements = sum(a[name].numel() for name in names)
-    return _sum_of_squares(a, b, names) * (1e6 / max(elements, 1))
+    return sums.sum(-1) * (1e6 / elements.sum().clamp(min=1))
 
 
 DISTANCES: Dict[str, Distance] = {"update": update_distance, "mean_square": mean_square_distance}

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
+from torch import Tensor
 
-from .distances import DISTANCES, identical
+from .distances import DISTANCES, identical, squared_differences
 from .guesses import CONTINUATIONS
-from .state import Evaluation, Gradients, Point, State, changed
+from .state import Evaluation, Gradients, Point, State, Tensors, changed
 from .thresholds import AdaptiveThreshold, FixedThreshold
 from .updates import OptimizerUpdate
 
@@ -114,24 +115,30 @@ class PicardWindow:
         return [base, *(self._guesses[base.step + i] for i in range(1, length))]
 
     def _roll_out(self, base: State, points: List[Point], evaluations: List[Evaluation]) -> Round:
-        moving, states, distances = base.clone(), [], []
+        moving, states, sums, rates = base.clone(), [], [], []
         self._last = None
         for index, evaluation in enumerate(evaluations):
-            rates = self.update.learning_rates(moving.step)
+            rates.append(self.update.learning_rates(moving.step))
             self.update(moving, evaluation.gradients if evaluation.finite else None)
             moving.auxiliaries = changed(moving.auxiliaries, evaluation.changes)
             states.append(moving.point())
             if index + 1 < len(points):
-                guess = points[index + 1].parameters
-                distances.append(self.distance(moving.parameters, guess, self.update.groups, rates))
+                sums.append(squared_differences(moving.parameters, points[index + 1].parameters, self.update.groups))
             self._last = evaluation.gradients if evaluation.finite else self._last
-        errors = torch.stack([d.double().cpu() for d in distances]).tolist() if distances else []
+        errors = self._errors(sums, rates, base.parameters)
         stride = self._stride(errors, points, states, evaluations)
         # Guesses of a round are the states of its rollout; those after it come from where it ended.
         self._tail = moving
         self._guesses = {state.step: state for state in states[stride:]}
         self._next = states[stride - 1].step
         return Round(base.step, len(points), evaluations[:stride], errors, self.threshold.value, states[stride - 1])
+
+    def _errors(self, sums: List[Tensor], rates: List[List[float]], parameters: Tensors) -> List[float]:
+        """Of guess 1, 2, ..., from the sums of squared differences [G] of each; one transfer from the device."""
+        if not sums:
+            return []
+        elements = torch.tensor([sum(parameters[name].numel() for name in group) for group in self.update.groups])
+        return self.distance(torch.stack(sums).cpu(), elements, torch.tensor(rates[: len(sums)]).double()).tolist()
 
     def _stride(
         self, errors: List[float], points: List[Point], states: List[Point], evaluations: List[Evaluation]
