@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from .distances import DISTANCES, identical, squared_differences
 from .guesses import CONTINUATIONS
-from .state import Evaluation, Gradients, Point, State, Tensors, changed
+from .state import Evaluation, Gradients, Point, State, changed
 from .thresholds import AdaptiveThreshold, FixedThreshold
 from .updates import OptimizerUpdate
 
@@ -61,6 +61,7 @@ class PicardWindow:
         distance: str = "update",  # a name of DISTANCES
         guess: str = "zero_gradient",  # a name of CONTINUATIONS
         adapt: bool = False,  # smaller windows after short strides, larger ones after full strides
+        total: Callable[[Tensor], Tensor] = lambda values: values,  # sum over all ranks that share the parameters
     ) -> None:
         self.evaluate = evaluate
         self.update = update
@@ -69,6 +70,7 @@ class PicardWindow:
         self.distance = DISTANCES[distance]
         self.continuation = CONTINUATIONS[guess]
         self.adapt = adapt
+        self.total = total
         self.size = window  # now
         self.restart()
 
@@ -125,30 +127,37 @@ class PicardWindow:
             if index + 1 < len(points):
                 sums.append(squared_differences(moving.parameters, points[index + 1].parameters, self.update.groups))
             self._last = evaluation.gradients if evaluation.finite else self._last
-        errors = self._errors(sums, rates, base.parameters)
-        stride = self._stride(errors, points, states, evaluations)
+        errors, same = self._errors(sums, rates, states, points)
+        stride = self._stride(errors, same, evaluations)
         # Guesses of a round are the states of its rollout; those after it come from where it ended.
         self._tail = moving
         self._guesses = {state.step: state for state in states[stride:]}
         self._next = states[stride - 1].step
         return Round(base.step, len(points), evaluations[:stride], errors, self.threshold.value, states[stride - 1])
 
-    def _errors(self, sums: List[Tensor], rates: List[List[float]], parameters: Tensors) -> List[float]:
-        """Of guess 1, 2, ..., from the sums of squared differences [G] of each; one transfer from the device."""
+    def _errors(
+        self, sums: List[Tensor], rates: List[List[float]], states: List[Point], points: List[Point]
+    ) -> Tuple[List[float], List[bool]]:
+        """Of guess 1, 2, ..., from the sums of squared differences [G] of each: its error, and whether it was the state
+        itself, which is asked where the threshold is zero. One transfer from the device, and one sum over ranks."""
         if not sums:
-            return []
-        elements = torch.tensor([sum(parameters[name].numel() for name in group) for group in self.update.groups])
-        return self.distance(torch.stack(sums).cpu(), elements, torch.tensor(rates[: len(sums)]).double()).tolist()
+            return [], []
+        parameters = points[0].parameters
+        elements = [sum(parameters[name].numel() for name in group) for group in self.update.groups]
+        pairs = zip(states, points[1:]) if self.threshold.value == 0 else ()
+        differ = [0.0 if identical(state, guess) else 1.0 for state, guess in pairs] or [0.0] * len(sums)
+        own = torch.stack([*sums, sums[0].new_tensor(elements)])  # [S + 1, G]
+        table = self.total(torch.cat([own, own.new_tensor([*differ, 0.0])[:, None]], dim=1)).cpu()
+        errors = self.distance(table[:-1, :-1], table[-1, :-1], torch.tensor(rates[: len(sums)]).double())
+        return errors.tolist(), [count == 0 for count in table[:-1, -1].tolist()]
 
-    def _stride(
-        self, errors: List[float], points: List[Point], states: List[Point], evaluations: List[Evaluation]
-    ) -> int:
+    def _stride(self, errors: List[float], same: List[bool], evaluations: List[Evaluation]) -> int:
         """One, and as many guesses from the first on as were near enough."""
         stride = 1
         for index, error in enumerate(errors):
             # A gradient that is not finite at a guess may be finite at the state: it is computed there.
             near = error <= self.threshold.value and math.isfinite(error) and evaluations[index + 1].finite
-            if not near or (self.threshold.value == 0 and not identical(states[index], points[index + 1])):
+            if not near or not same[index]:
                 break
             stride += 1
         return stride
