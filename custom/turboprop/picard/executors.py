@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from .state import Change, Changes, Evaluation, Gradients, Point, Tensors, all_finite
 
@@ -20,6 +20,16 @@ class InProcess:
 
     def __call__(self, points: Sequence[Point]) -> List[Evaluation]:
         return [self._evaluate(point) for point in points]
+
+    def bind(self, trained: Dict[str, nn.Parameter], values: Tensors) -> Dict[str, nn.Parameter]:
+        """Gives a slot's values to the system's parameters. Returns those that the slot's gradients come to."""
+        for name, parameter in trained.items():
+            parameter.data = values[name]
+        return trained
+
+    def backward(self, loss: Tensor) -> None:
+        """Of a slot's loss; its gradients are there afterwards."""
+        loss.backward()
 
 
 class Distributed:

@@ -16,6 +16,7 @@ from .window import Evaluate, PicardWindow
 
 EXCHANGE_TYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RULES = ("fixed", *STATISTICS)
+EXECUTORS = ("in_process", "batched")
 
 
 @dataclass
@@ -27,6 +28,8 @@ class PicardConfig:
     ema_decay: float = 0.9  # adaptive rules: share of the threshold that stays, each round
     guess: str = "zero_gradient"  # of states new in a window: zero_gradient, last_gradient or copy
     adapt_window: bool = False  # smaller windows after short strides, larger ones, up to `window`, after full ones
+    executor: str = "in_process"  # in_process: slots one after another; batched: one call of the teacher for all slots
+    batched_slots: int = 0  # batched: how many slots are together at most, for memory; 0: the whole window
     exchange: str = "float32"  # type of gradients on their way between processes: float32, bfloat16 or float16
     check_every: int = 100  # rounds between two checks that all processes have the same parameters
     report: bool = True  # write save/picard.csv and draw save/picard.png when training ends
@@ -46,7 +49,9 @@ def picard_config(given: Any) -> PicardConfig:
     _check_choice("rule", config.rule, RULES)
     _check_choice("distance", config.distance, DISTANCES)
     _check_choice("guess", config.guess, CONTINUATIONS)
+    _check_choice("executor", config.executor, EXECUTORS)
     _check_choice("exchange", config.exchange, EXCHANGE_TYPES)
+    _check("batched_slots", config.batched_slots, "at least 0", lambda value: value >= 0)
     _check("check_every", config.check_every, "at least 1", lambda value: value >= 1)
     _check("window", config.window, "at least 1", lambda value: value >= 1)
     _check("threshold", config.threshold, "at least 0", lambda value: value >= 0)

@@ -10,6 +10,7 @@ logs, validation, checkpoints) is the system's and the trainer's own, at the tru
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections import deque
 from dataclasses import dataclass
@@ -77,7 +78,8 @@ class PicardSystem(SystemMixin):
         if self.__saved_window is not None:
             self.__window.load_state_dict(self.__saved_window)
         self.__batches = ComingBatches(self)
-        self.__executor: Any = InProcess(self.__evaluate)
+        self.__local = self.__local_executor()
+        self.__executor: Any = self.__local
         if self.trainer.world_size > 1:
             self.__executor = Distributed(self.__evaluate, EXCHANGE_TYPES[self.picard.exchange])
         if isinstance(self.trainer.model, DistributedDataParallel):
@@ -85,6 +87,15 @@ class PicardSystem(SystemMixin):
         self.__settings: Dict[int, GroupSettings] = {}
         self.__shown_parameters: List[int] = []
         self.__restart = True
+
+    def __local_executor(self) -> Any:
+        if self.picard.executor == "in_process":
+            return InProcess(self.__evaluate)
+        if importlib.util.find_spec("greenlet") is None:
+            raise ValueError("system.picard.executor: batched needs the package greenlet: pip install greenlet")
+        from .batched import Batched
+
+        return Batched(self, self.__evaluate, self.picard.batched_slots)
 
     def __check_trainer(self) -> None:
         trainer = self.trainer
@@ -230,8 +241,7 @@ class PicardSystem(SystemMixin):
         ahead = point.step - self.trainer.global_step
         index = finished_batches(self.trainer) + ahead
         batch = self.__batches.get(index, point.step)
-        for name, parameter in self.__trained.items():
-            parameter.data = point.parameters[name]
+        trained = self.__local.bind(self.__trained, point.parameters)
         self.__clear_gradients()
         self.__slot_buffers.install(self.__slot_buffers.real)
         self.__slot_buffers.install(self.__slot_buffers.slot_values(point.auxiliaries))
@@ -242,7 +252,7 @@ class PicardSystem(SystemMixin):
         begun, self.__slot_logs = self.__slot_buffers.marks(), []
         loss = self.__backward_of_step(batch, self.__batch_idx + ahead)
         recorded = Recorded(loss, self.__slot_logs, self.__slot_buffers.changes_since(begun), RandomState.now())
-        gradients = {name: parameter.grad for name, parameter in self.__trained.items()}
+        gradients = {name: parameter.grad for name, parameter in trained.items()}
         self.__clear_gradients()
         return Evaluation.of(gradients, self.__slot_buffers.changes_since(before), recorded)
 
@@ -252,7 +262,7 @@ class PicardSystem(SystemMixin):
         loss = output["loss"] if isinstance(output, dict) else output
         if not isinstance(loss, Tensor):
             raise ValueError("picard: expected a training step that returns its loss")
-        loss.backward()
+        self.__local.backward(loss)
         super().on_after_backward()
         return loss.detach()
 

@@ -75,6 +75,10 @@ class Teacher(ABC):
     ) -> Tensor:
         """Latents of images, in the unit that the diffusion runs in. Returns [B, C, h, w], differentiable in `images`."""
 
+    def encoding_noise(self, images: Tensor) -> Optional[Tensor]:  # [B, 3, H, W]
+        """What `encode` draws for these images where no noise is given, by the same draws: [B, C, h, w]; here nothing."""
+        return None
+
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:  # [B, C, h, w]
         """Images of latents. Returns [B, 3, image_size, image_size], near [-1, 1], differentiable in `latents`."""

@@ -80,9 +80,15 @@ class LatentDiffusionTeacher(Teacher):
         with torch.autocast(self.device.type, enabled=False):
             posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
             if noise is None:
-                noise = torch.randn_like(posterior.mean)
+                noise = self.encoding_noise(images)
             latents = posterior.mean + posterior.std * noise.to(posterior.mean)
         return (latents * self.vae.config.scaling_factor).to(images.dtype)
+
+    def encoding_noise(self, images: Tensor) -> Tensor:
+        factor = self.image_size // self.latent_size
+        height, width = (side // factor for side in images.shape[-2:])
+        shape = (images.shape[0], self.latent_channels, height, width)
+        return torch.randn(shape, dtype=self.vae.dtype, device=images.device)
 
     def decode(self, latents: Tensor) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):

@@ -75,6 +75,9 @@ class LowRankTeacher(nn.Module, Teacher):
     def encode(self, images: Tensor, noise: Optional[Tensor] = None) -> Tensor:
         return self._base[0].encode(images, noise)
 
+    def encoding_noise(self, images: Tensor) -> Optional[Tensor]:
+        return self._base[0].encoding_noise(images)
+
     def decode(self, latents: Tensor) -> Tensor:
         return self._base[0].decode(latents)
 
