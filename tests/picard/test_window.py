@@ -197,26 +197,48 @@ def test_the_base_is_left_alone():
     engine = PicardWindow(problem.evaluate_all, update, 6, FixedThreshold(1.0))
     result = engine.round(base)
     assert_equal(base, kept)
-    shared = {t.data_ptr() for of in base.moments.values() for t in of.values()}
-    shared |= {t.data_ptr() for t in base.parameters.values()}
-    assert not shared & {t.data_ptr() for of in engine._tail.moments.values() for t in of.values()}
-    assert not shared & {t.data_ptr() for t in result.reached.parameters.values()}
-    first = result.reached.parameters["weight"].clone()
+    shared = pointers(base)
+    assert not shared & pointers(engine._tail)
+    following = engine.round(sequential(problem, update, 5 + result.stride)[-1])  # from another state: all are new
+    assert not shared & pointers(engine._tail) and following.step == 5 + result.stride
     engine.round(base)
-    assert torch.equal(first, result.reached.parameters["weight"])
     assert_equal(base, kept)
 
 
-def test_what_a_round_reaches_is_what_its_gradients_lead_to():
+def pointers(state: State) -> set[int]:
+    tensors = [*state.parameters.values(), *(v for of in state.moments.values() for v in of.values())]
+    return {tensor.data_ptr() for tensor in tensors}
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.05, 0.5, 1e9])
+def test_guesses_are_the_states_that_a_rounds_gradients_lead_to(threshold):
+    """Those after the stride; none is the same memory as another, nor as the end of the rollout."""
     problem, update = Problem(), update_of()
-    engine = PicardWindow(problem.evaluate_all, update, 6, FixedThreshold(0.5))
-    state = problem.start()
-    for _ in range(5):
+    evaluations = []
+
+    def evaluate(points):
+        evaluations[:] = problem.evaluate_all(points)
+        return evaluations
+
+    engine = PicardWindow(evaluate, update, 6, FixedThreshold(threshold))
+    state, strides = problem.start(), []
+    for _ in range(8):
         result = engine.round(state)
-        for evaluation in result.accepted:
-            advance(update, state, evaluation)
-        assert all(torch.equal(state.parameters[n], result.reached.parameters[n]) for n in SHAPES)
-        assert all(torch.equal(state.auxiliaries[n], result.reached.auxiliaries[n]) for n in state.auxiliaries)
+        rolled = state.clone()
+        for index, evaluation in enumerate(evaluations):
+            advance(update, rolled, evaluation)
+            if index < result.stride:
+                advance(update, state, evaluation)
+            else:
+                guess = engine._guesses[rolled.step]
+                assert all(torch.equal(rolled.parameters[n], guess.parameters[n]) for n in SHAPES)
+                assert all(torch.equal(rolled.auxiliaries[n], guess.auxiliaries[n]) for n in rolled.auxiliaries)
+        assert_equal(rolled, engine._tail)
+        assert len(engine._guesses) == 6 - result.stride
+        seen = [engine._tail, *engine._guesses.values()]
+        assert len({point.parameters["weight"].data_ptr() for point in seen}) == len(seen)
+        strides.append(result.stride)
+    assert sum(strides) == state.step
 
 
 def test_a_nan_at_a_guess_costs_that_slot_alone():

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from typing import Callable, Dict, Optional
 
-import torch
-
 from .state import Gradients, State
+from .updates import OptimizerUpdate
 
 # (the state to move on by one step, the last gradients seen, the update)
-Continuation = Callable[[State, Optional[Gradients], Callable[[State, Optional[Gradients]], None]], None]
+Continuation = Callable[[State, Optional[Gradients], OptimizerUpdate], None]
 
 
-def copy_state(state: State, last: Optional[Gradients], update: Callable) -> None:
+def copy_state(state: State, last: Optional[Gradients], update: OptimizerUpdate) -> None:
     """The same parameters again, as in DreamPropeller."""
     state.step += 1
 
 
-def continue_moments(state: State, last: Optional[Gradients], update: Callable) -> None:
+def continue_moments(state: State, last: Optional[Gradients], update: OptimizerUpdate) -> None:
     """An update with gradients of zero: parameters go on by what the moments remember."""
-    update(state, {name: torch.zeros_like(state.parameters[name]) for name, of in state.moments.items() if of})
+    update.coast(state)
 
 
-def repeat_gradient(state: State, last: Optional[Gradients], update: Callable) -> None:
+def repeat_gradient(state: State, last: Optional[Gradients], update: OptimizerUpdate) -> None:
     """An update with the last gradients once more."""
     if last is None:
         continue_moments(state, last, update)

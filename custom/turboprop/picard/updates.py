@@ -12,13 +12,13 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 import torch
 from torch import nn
 
-from .state import Gradients, State
+from .state import Gradients, State, Tensors
 
 GroupSettings = List[Dict[str, Any]]  # for each parameter group: lr, betas, eps, weight_decay, ...
 
 
 class OptimizerUpdate:
-    """Moves states on as `optimizer` would, which itself stays untouched.
+    """Moves states on as `optimizer` would, which itself stays untouched, and so do gradients.
 
     Its arithmetic is the optimizer's own `step`, so that it is the same bit for bit on every device.
     """
@@ -33,6 +33,7 @@ class OptimizerUpdate:
         fixed = group_settings(optimizer)
         self.settings = settings or (lambda step: fixed)
         self._replica = bare_replica(optimizer)
+        self._zeros: Tensors = {}
 
     def learning_rates(self, step: int) -> List[float]:
         """Of each group, for the update that follows `step` finished ones."""
@@ -43,6 +44,15 @@ class OptimizerUpdate:
         if gradients is not None:
             self._step(state, gradients)
         state.step += 1
+
+    def coast(self, state: State) -> None:
+        """An update with gradients of zero, in place: parameters go on by what the moments remember."""
+        moving = {name: state.parameters[name] for name, moments in state.moments.items() if moments}
+        for name, value in moving.items():
+            kept = self._zeros.get(name)
+            if kept is None or (kept.shape, kept.dtype, kept.device) != (value.shape, value.dtype, value.device):
+                self._zeros[name] = torch.zeros_like(value)  # made once: updates read gradients only
+        self(state, {name: self._zeros[name] for name in moving})
 
     @torch.no_grad()
     def _step(self, state: State, gradients: Gradients) -> None:

@@ -37,7 +37,6 @@ class Round:
     accepted: List[Evaluation]  # of the steps from the base on; as many as the stride
     errors: List[float]  # of guess 1, 2, ... of the window, in the distance's unit
     threshold: float  # that they were held to
-    reached: Point  # the state after the accepted updates
 
     @property
     def stride(self) -> int:
@@ -61,7 +60,7 @@ class PicardWindow:
         distance: str = "update",  # a name of DISTANCES
         guess: str = "zero_gradient",  # a name of CONTINUATIONS
         adapt: bool = False,  # smaller windows after short strides, larger ones after full strides
-        total: Callable[[Tensor], Tensor] = lambda values: values,  # sum over all ranks that share the parameters
+        total: Optional[Callable[[Tensor], Tensor]] = None,  # sum over all ranks, where each has a part of the states
     ) -> None:
         self.evaluate = evaluate
         self.update = update
@@ -117,47 +116,59 @@ class PicardWindow:
         return [base, *(self._guesses[base.step + i] for i in range(1, length))]
 
     def _roll_out(self, base: State, points: List[Point], evaluations: List[Evaluation]) -> Round:
-        moving, states, sums, rates = base.clone(), [], [], []
-        self._last = None
+        self._tail = self._last = None
+        self._guesses = {}
+        elements = [sum(base.parameters[name].numel() for name in group) for group in self.update.groups]
+        moving, rows, rates, compared = base.clone(), [], [], []
         for index, evaluation in enumerate(evaluations):
             rates.append(self.update.learning_rates(moving.step))
             self.update(moving, evaluation.gradients if evaluation.finite else None)
             moving.auxiliaries = changed(moving.auxiliaries, evaluation.changes)
-            states.append(moving.point())
-            if index + 1 < len(points):
-                sums.append(squared_differences(moving.parameters, points[index + 1].parameters, self.update.groups))
             self._last = evaluation.gradients if evaluation.finite else self._last
-        errors, same = self._errors(sums, rates, states, points)
-        stride = self._stride(errors, same, evaluations)
-        # Guesses of a round are the states of its rollout; those after it come from where it ended.
-        self._tail = moving
-        self._guesses = {state.step: state for state in states[stride:]}
-        self._next = states[stride - 1].step
-        return Round(base.step, len(points), evaluations[:stride], errors, self.threshold.value, states[stride - 1])
+            if index + 1 < len(points):
+                rows.append(self._row(moving, points[index + 1]))
+                points[index + 1] = base  # the guess has served: its memory is free
+            if self.total is None:
+                compared += self._compared(rows[index:], rates[index:], elements)
+            # Guesses of the next round are the states of this one, where no guess has been near enough. Which those
+            # are, ranks with parts of the states learn at the end.
+            if self.total is not None or self._stride(compared, evaluations) <= index:
+                self._guesses[moving.step] = moving.point()
+        if self.total is not None:
+            compared = self._compared(rows, rates, elements)
+        stride = self._stride(compared, evaluations)
+        # Those after them come from where the rollout ended.
+        self._tail, self._next = moving, base.step + stride
+        self._guesses = {step: guess for step, guess in self._guesses.items() if step > self._next}
+        errors = [error for error, _ in compared]
+        return Round(base.step, len(points), evaluations[:stride], errors, self.threshold.value)
 
-    def _errors(
-        self, sums: List[Tensor], rates: List[List[float]], states: List[Point], points: List[Point]
-    ) -> Tuple[List[float], List[bool]]:
-        """Of guess 1, 2, ..., from the sums of squared differences [G] of each: its error, and whether it was the state
-        itself, which is asked where the threshold is zero. One transfer from the device, and one sum over ranks."""
-        if not sums:
-            return [], []
-        parameters = points[0].parameters
-        elements = [sum(parameters[name].numel() for name in group) for group in self.update.groups]
-        pairs = zip(states, points[1:]) if self.threshold.value == 0 else ()
-        differ = [0.0 if identical(state, guess) else 1.0 for state, guess in pairs] or [0.0] * len(sums)
-        own = torch.stack([*sums, sums[0].new_tensor(elements)])  # [S + 1, G]
-        table = self.total(torch.cat([own, own.new_tensor([*differ, 0.0])[:, None]], dim=1)).cpu()
-        errors = self.distance(table[:-1, :-1], table[-1, :-1], torch.tensor(rates[: len(sums)]).double())
-        return errors.tolist(), [count == 0 for count in table[:-1, -1].tolist()]
+    def _row(self, state: State, guess: Point) -> Tensor:
+        """Of each group the sum of squared differences, and then, asked where the threshold is zero, 1 where any bit
+        differs [G + 1]. Rows of parts of the states add up."""
+        sums = squared_differences(state.parameters, guess.parameters, self.update.groups)
+        differs = self.threshold.value == 0 and not identical(state, guess)
+        return torch.cat([sums, sums.new_tensor([float(differs)])])
 
-    def _stride(self, errors: List[float], same: List[bool], evaluations: List[Evaluation]) -> int:
+    def _compared(
+        self, rows: List[Tensor], rates: List[List[float]], elements: List[int]
+    ) -> List[Tuple[float, bool]]:
+        """Of each row's guess its error, and whether it may be taken for the state. One transfer from the device, and
+        one sum over ranks."""
+        if not rows:
+            return []
+        table = torch.stack([*rows, rows[0].new_tensor([*elements, 0.0])])  # [S + 1, G + 1]
+        table = (table if self.total is None else self.total(table)).cpu()
+        errors = self.distance(table[:-1, :-1], table[-1, :-1], torch.tensor(rates[: len(rows)]).double())
+        # Rounded, so that they do not tell how many ranks the sums came from.
+        return [(error, count == 0) for error, count in zip(errors.float().tolist(), table[:-1, -1].tolist())]
+
+    def _stride(self, compared: List[Tuple[float, bool]], evaluations: List[Evaluation]) -> int:
         """One, and as many guesses from the first on as were near enough."""
         stride = 1
-        for index, error in enumerate(errors):
+        for (error, same), evaluation in zip(compared, evaluations[1:]):
             # A gradient that is not finite at a guess may be finite at the state: it is computed there.
-            near = error <= self.threshold.value and math.isfinite(error) and evaluations[index + 1].finite
-            if not near or not same[index]:
+            if not (same and error <= self.threshold.value and math.isfinite(error) and evaluation.finite):
                 break
             stride += 1
         return stride
