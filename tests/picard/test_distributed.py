@@ -1,92 +1,174 @@
-"""Two processes over gloo: the same run as in one."""
-
-import os
-import socket
-import subprocess
-import sys
-from datetime import timedelta
+"""Several processes over gloo: the same run as in one."""
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from turboprop.picard.communication import Communication
+from turboprop.picard.distances import BLOCK
+from turboprop.picard.exchange import gather_moments, gather_parameters
 from turboprop.picard.executors import Distributed, check_agreement, checksum
+from turboprop.picard.sharding import Sharding
+from turboprop.picard.state import Evaluation, Point, State
 from turboprop.picard.thresholds import FixedThreshold
+from turboprop.picard.updates import OptimizerUpdate
 from turboprop.picard.window import PicardWindow
 
 from tests.host.test_resume import assert_same
-from tests.picard.runs import COMMON, DATA, GEOMETRY, ROOT, checkpoint, fit, small_config, state_of
-from tests.picard.test_window import Problem, advance, assert_equal, picard, update_of
+from tests.picard.processes import fit_in_processes, in_processes
+from tests.picard.runs import fit, state_of
+from tests.picard.test_window import Problem, advance, assert_equal, picard
+
+STEPS = 21
 
 
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
+class WideProblem(Problem):
+    """The same, with float32 parameters of many shapes beside: a grid that is cut anywhere, a scalar, an empty one."""
+
+    extra = {"grid": (23, 2), "scalar": (), "empty": (0, 3)}
+
+    def start(self) -> State:
+        state = super().start()
+        generator = torch.Generator().manual_seed(8)
+        state.parameters |= {name: torch.randn(shape, generator=generator) for name, shape in self.extra.items()}
+        return state
+
+    def evaluate(self, point: Point) -> Evaluation:
+        evaluation = super().evaluate(point)
+        generator = torch.Generator().manual_seed(5000 + point.step)
+        for name, shape in self.extra.items():
+            pull = torch.randn(shape, generator=generator)
+            evaluation.gradients[name] = 0.1 * point.parameters[name] + pull
+        if point.step in (6, 7):  # a loss may leave a parameter out now and then
+            evaluation.gradients["grid"] = None
+        return evaluation
 
 
-def work(rank: int, size: int, port: int, task: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=size, timeout=timedelta(seconds=60))
-    try:
-        torch.save(TASKS[task](rank), f"{folder}/{task}{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def update_for(problem: Problem) -> OptimizerUpdate:
+    """Groups with rates of their own, one of them without any parameter."""
+    groups = [[name] for name in problem.start().parameters] + [[]]
+    rows = [{"params": [torch.nn.Parameter(torch.zeros(1)) for _ in names], "lr": 0.02} for names in groups[:-1]]
+    optimizer = torch.optim.Adam(rows, betas=(0.9, 0.99), eps=1e-15)
+    fixed = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+    def settings(step: int) -> list:
+        return [{**group, "lr": 0.02 * 0.99**step / (1 + index)} for index, group in enumerate(fixed)]
+
+    return OptimizerUpdate(optimizer, groups[:-1], settings)
 
 
-def run_picard(rank: int, dtype=None) -> dict:
-    problem, update = Problem(), update_of()
-    engine = PicardWindow(Distributed(problem.evaluate, dtype), update, 5, FixedThreshold(0.3))
-    state, strides = problem.start(), []
-    while state.step < 21:
-        result = engine.round(state, 21 - state.step)
+def run_picard(window: int, threshold: float, dtype=None, block: int = 1, nan_at: tuple = ()) -> dict:
+    """A rank's side of a run, which ends in the whole state."""
+    communication, problem = Communication(), WideProblem()
+    problem.nan_at = dict(nan_at)
+    update, whole = update_for(problem), problem.start()
+    sharding = Sharding(whole.parameters, communication.size, block)
+    executor = Distributed(problem.evaluate_all, communication, sharding, dtype)
+    engine = PicardWindow(executor, update, window, FixedThreshold(threshold), total=communication.sum)
+    state, rounds, sent = sharding.part_of_state(whole, communication.rank), [], []
+    while state.step < STEPS:
+        before = communication.sent
+        result = engine.round(state, STEPS - state.step)
+        sent.append(communication.sent - before)
         for evaluation in result.accepted:
             advance(update, state, evaluation)
-        strides.append(result.stride)
-        check_agreement(state.parameters, state.step)
-    return {"state": state, "strides": strides, "computed": len(problem.seen)}
+        rounds.append((result.step, result.length, result.stride, result.errors))
+    parameters = gather_parameters(communication, sharding, state.parameters)
+    moments = gather_moments(communication, sharding, state.moments)
+    check_agreement(communication, parameters, state.step)
+    state = State(state.step, parameters, state.auxiliaries, moments)
+    return {"state": state, "rounds": rounds, "computed": len(problem.seen), "sent": sent}
 
 
-def disagree(rank: int) -> str:
-    parameters = {"a": torch.zeros(3), "b": torch.tensor([1.0, 1.0 + rank * 2.0**-23])}
+def alone(window: int, threshold: float, nan_at: tuple = ()) -> tuple:
+    problem = WideProblem()
+    problem.nan_at = dict(nan_at)
+    state, rounds = picard(problem, update_for(problem), STEPS, window, threshold)
+    return state, [(r.step, r.length, r.stride, r.errors) for r in rounds], len(problem.seen)
+
+
+@pytest.mark.parametrize(
+    "processes, window, threshold, nan_at",
+    [(2, 5, 0.3, ()), (3, 5, 0.3, ((9, 1),)), (3, 2, 0.0, ((9, 10**9),)), (2, 1, 0.3, ()), (13, 4, 0.3, ())],
+)
+def test_processes_end_as_one(processes, window, threshold, nan_at, tmp_path):
+    """Also with fewer slots than ranks, with shards without any element, and where a gradient is not finite."""
+    state, rounds, computed = alone(window, threshold, nan_at)
+    results = in_processes(processes, run_picard, tmp_path, window, threshold, None, 1, nan_at)
+    for result in results:
+        assert_equal(result["state"], state)
+        assert [r[:3] for r in result["rounds"]] == [r[:3] for r in rounds]
+        for found, expected in zip(result["rounds"], rounds):  # errors are summed by other pieces here
+            assert found[3] == pytest.approx(expected[3], rel=1e-6)
+    each = [result["computed"] for result in results]
+    assert sum(each) == computed
+    if window >= processes:
+        assert min(each) >= computed // (2 * processes)  # nobody idles
+
+
+def test_errors_too_are_the_same_where_cuts_are_as_they_are_summed(tmp_path):
+    state, rounds, _ = alone(5, 0.3)
+    for result in in_processes(3, run_picard, tmp_path, 5, 0.3, None, BLOCK):
+        assert_equal(result["state"], state)
+        assert result["rounds"] == rounds
+
+
+def test_gradients_may_travel_in_half_precision(tmp_path):
+    one, other = in_processes(2, run_picard, tmp_path, 5, 0.3, torch.bfloat16)
+    assert_equal(one["state"], other["state"])  # rounded the same for all, the rank that computed them too
+    state, _, _ = alone(5, 0.3)
+    assert torch.allclose(one["state"].parameters["weight"], state.parameters["weight"], atol=0.05)
+    assert not torch.equal(one["state"].parameters["weight"], state.parameters["weight"])
+    full = in_processes(2, run_picard, tmp_path, 5, 0.3)
+    assert one["sent"][0] < full[0]["sent"][0]
+
+
+def disagree() -> str:
+    communication = Communication()
+    parameters = {"a": torch.zeros(3), "b": torch.tensor([1.0, 1.0 + communication.rank * 2.0**-23])}
     try:
-        check_agreement(parameters, 7)
+        check_agreement(communication, parameters, 7)
     except RuntimeError as error:
         return str(error)
     return ""
 
 
-TASKS = {"picard": run_picard, "half": lambda rank: run_picard(rank, torch.bfloat16), "disagree": disagree}
-
-
-def in_processes(task: str, folder, size: int = 2) -> list:
-    mp.start_processes(work, (size, free_port(), task, str(folder)), nprocs=size, start_method="fork")
-    return [torch.load(folder / f"{task}{rank}.pt", weights_only=False) for rank in range(size)]
-
-
-def test_two_processes_end_as_one(tmp_path):
-    alone = Problem()
-    state, rounds = picard(alone, update_of(), 21, 5, 0.3)
-    results = in_processes("picard", tmp_path)
-    for result in results:
-        assert_equal(result["state"], state)
-        assert result["strides"] == [r.stride for r in rounds]
-    assert sum(result["computed"] for result in results) == len(alone.seen)
-    assert min(result["computed"] for result in results) > 0.3 * len(alone.seen)  # nobody idles
-
-
-def test_gradients_may_travel_in_half_precision(tmp_path):
-    one, other = in_processes("half", tmp_path)
-    assert_equal(one["state"], other["state"])  # rounded the same for all, the rank that computed them too
-    state, _ = picard(Problem(), update_of(), 21, 5, 0.3)
-    assert torch.allclose(one["state"].parameters["weight"], state.parameters["weight"], atol=0.05)
-    assert not torch.equal(one["state"].parameters["weight"], state.parameters["weight"])
-
-
 def test_ranks_that_differ_are_named(tmp_path):
     message = "picard: at step 7 the parameters of rank 1 are not those of rank 0"
-    assert in_processes("disagree", tmp_path) == [message, message]
+    assert in_processes(2, disagree, tmp_path) == [message, message]
+
+
+ELEMENTS = 40_000  # of a problem whose parameters are most of what travels
+
+
+def bytes_of_a_round(window: int, half: bool = False) -> int:
+    """That this rank sends in the second round."""
+    communication = Communication()
+    whole = State(0, {"grid": torch.zeros(ELEMENTS // 2, 2)})
+    sharding = Sharding(whole.parameters, communication.size, block=1)
+
+    def evaluate(points: list) -> list:
+        return [Evaluation.of({"grid": torch.full((ELEMENTS // 2, 2), 0.1 + point.step)}) for point in points]
+
+    executor = Distributed(evaluate, communication, sharding, torch.bfloat16 if half else None)
+    update = OptimizerUpdate(torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))]), [["grid"]])
+    engine = PicardWindow(executor, update, window, FixedThreshold(1e9), total=communication.sum)
+    state = sharding.part_of_state(whole, communication.rank)
+    for evaluation in engine.round(state).accepted:
+        advance(update, state, evaluation)
+    before = communication.sent
+    engine.round(state)
+    return communication.sent - before
+
+
+def test_what_a_rank_sends_does_not_grow_with_the_window(tmp_path):
+    """A slot of its own costs a rank the parameters once and the gradients once, whatever the others do."""
+    for size in (2, 4, 8):
+        for sent in in_processes(size, bytes_of_a_round, tmp_path, size):
+            assert sent == pytest.approx(2 * 4 * ELEMENTS * (size - 1) / size, rel=0.05)
+    for window in (4, 8):
+        for sent in in_processes(2, bytes_of_a_round, tmp_path, window):
+            assert sent == pytest.approx(4 * ELEMENTS * window / 2, rel=0.05)
+    for sent in in_processes(2, bytes_of_a_round, tmp_path, 2, True):
+        assert sent == pytest.approx((4 + 2) * ELEMENTS / 2, rel=0.05)
 
 
 @pytest.mark.parametrize("change", [lambda t: t.flip(0), lambda t: t + 2.0**-20, lambda t: -t])
@@ -98,14 +180,8 @@ def test_checksums_tell_bits_apart(change):
 
 @pytest.mark.slow
 def test_a_launch_under_torchrun_ends_as_one_process(tmp_path):
-    picard_keys = ("window=4", "threshold=0.5", "check_every=1")
-    alone = fit("nerf", tmp_path / "alone", picard=picard_keys, steps=18)
-    config = small_config("nerf", tmp_path / "two")
-    given = [*COMMON, *DATA, *GEOMETRY["nerf"], f"exp_root_dir={tmp_path / 'two'}", "trainer.max_steps=18"]
-    mixin = ["system_type=dreamfusion-system:picard", *(f"system.picard.{key}" for key in picard_keys)]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    command = [*torchrun, "launch.py", "--config", config, "--train", *given, *mixin]
-    subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
-    together = checkpoint(tmp_path / "two")
+    keys = ("window=4", "threshold=0.5", "check_every=1")
+    alone = fit("nerf", tmp_path / "alone", picard=keys, steps=18)
+    together = fit_in_processes("nerf", tmp_path / "two", picard=keys, steps=18)
     assert_same(state_of(together), state_of(alone))
     assert together["picard"] == alone["picard"]

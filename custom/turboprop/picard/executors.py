@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from dataclasses import replace
+from typing import Callable, Dict, List, Optional, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from .state import Change, Changes, Evaluation, Gradients, Point, Tensors, all_finite
+from .communication import Communication
+from .exchange import Movable, collect, distribute, moved  # noqa: F401
+from .sharding import Sharding
+from .state import Evaluation, Gradients, Point, Tensors, all_finite
 
 
 class InProcess:
@@ -33,112 +35,38 @@ class InProcess:
 
 
 class Distributed:
-    """Slot i is computed by rank i modulo the number of ranks; then every rank has the gradients of all slots.
+    """Slot i is computed by rank i modulo the number of ranks. All ranks must call with points of the same steps.
 
-    All ranks must call with the same points. Every rank computes, and every rank rolls out: none is a controller.
+    Points are this rank's shards of the states, and so are the gradients of the answer: before the evaluation a rank
+    collects the parameters of its own slots, whole, and after it the gradients' slices go to the ranks that own them.
+    Every rank computes, and every rank rolls out: none is a controller.
     """
 
     def __init__(
         self,
-        evaluate: Callable[[Point], Evaluation],
+        evaluate: Callable[[Sequence[Point]], List[Evaluation]],  # whole points of this rank's own slots
+        communication: Communication,
+        sharding: Sharding,  # to be exchanged where the parameters are
         dtype: Optional[torch.dtype] = None,  # of gradients on their way; None: as they are
-        group: Optional[dist.ProcessGroup] = None,
     ) -> None:
+        self.sharding = sharding
         self._evaluate = evaluate
+        self._communication = communication
         self._dtype = dtype
-        self._group = group
-        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     def __call__(self, points: Sequence[Point]) -> List[Evaluation]:
-        mine = [self._evaluate(point) for point in points[self.rank :: self.size]]
-        layout = Layout(points[0].parameters)
-        notes = self._gather_objects([Note.of(evaluation) for evaluation in mine])
-        rows = -(-len(points) // self.size)  # a rank's slots, and empty ones up to the same number for all
-        dtype = self._dtype or layout.dtype
-        sent = torch.zeros(rows, layout.elements, dtype=dtype, device=layout.device)
-        for row, evaluation in zip(sent, mine):
-            layout.flatten(evaluation.gradients, row)
-        gathered = [torch.empty_like(sent) for _ in range(self.size)]
-        dist.all_gather(gathered, sent, group=self._group)
-        return [
-            notes[slot % self.size][slot // self.size].evaluation(layout, gathered[slot % self.size][slot // self.size])
-            for slot in range(len(points))
-        ]
+        mine = collect(self._communication, self.sharding, points)
+        evaluations = [self._on_its_way(evaluation) for evaluation in self._evaluate(mine)] if mine else []
+        return distribute(self._communication, self.sharding, evaluations, len(points))
 
-    def _gather_objects(self, mine: List["Note"]) -> List[List["Note"]]:
-        found: List[Any] = [None] * self.size
-        dist.all_gather_object(found, mine, group=self._group)
-        return found
-
-
-class Layout:
-    """Where each parameter's gradient lies in a flat row."""
-
-    def __init__(self, parameters: Tensors) -> None:
-        self._shapes = {name: value.shape for name, value in parameters.items()}
-        first = next(iter(parameters.values()))
-        self.dtype, self.device = first.dtype, first.device
-        self._dtypes = {name: value.dtype for name, value in parameters.items()}
-        self.elements = sum(shape.numel() for shape in self._shapes.values())
-
-    def flatten(self, gradients: Gradients, row: Tensor) -> None:  # [elements]
-        start = 0
-        for name, shape in self._shapes.items():
-            value = gradients.get(name)
-            if value is not None:
-                row[start : start + shape.numel()].copy_(value.reshape(-1))
-            start += shape.numel()
-
-    def gradients(self, row: Tensor, present: Sequence[str]) -> Gradients:
-        found: Gradients = {}
-        start = 0
-        for name, shape in self._shapes.items():
-            part = row[start : start + shape.numel()].view(shape).to(self._dtypes[name])
-            found[name] = part if name in present else None
-            start += shape.numel()
-        return found
-
-
-@dataclass
-class Note:
-    """Of an evaluation, all but the numbers of the gradients; tensors lie on the CPU."""
-
-    present: List[str]
-    changes: Dict[str, Any]
-    extra: Any
-
-    @staticmethod
-    def of(evaluation: Evaluation) -> "Note":
-        present = [name for name, value in evaluation.gradients.items() if value is not None]
-        cpu = torch.device("cpu")
-        return Note(present, moved(evaluation.changes, cpu), moved(evaluation.extra, cpu))
-
-    def evaluation(self, layout: Layout, row: Tensor) -> Evaluation:
-        gradients = layout.gradients(row, self.present)
-        changes: Changes = moved(self.changes, layout.device)
-        return Evaluation(gradients, changes, all_finite(gradients), moved(self.extra, layout.device))
-
-
-def moved(value: Any, device: torch.device) -> Any:
-    """Tensors in mappings, lists, tuples, changes and things with a method `to`, moved."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Change):
-        return Change(value.kind, value.value.to(device))
-    if isinstance(value, dict):
-        return {key: moved(item, device) for key, item in value.items()}
-    if isinstance(value, list):
-        return [moved(item, device) for item in value]
-    if type(value) is tuple:
-        return tuple(moved(item, device) for item in value)
-    return value.to(device) if isinstance(value, Movable) else value
-
-
-class Movable:
-    """Something that an evaluation carries along and that has tensors."""
-
-    def to(self, device: torch.device) -> Any:
-        raise TypeError(f"{type(self).__name__} does not say how it moves to {device}")
+    def _on_its_way(self, evaluation: Evaluation) -> Evaluation:
+        """With gradients rounded to the type that they travel in, for the rank too that has computed them."""
+        if self._dtype is None:
+            return evaluation
+        rounded: Gradients = {
+            name: None if value is None else value.to(self._dtype) for name, value in evaluation.gradients.items()
+        }
+        return replace(evaluation, gradients=rounded, finite=evaluation.finite and all_finite(rounded))
 
 
 def checksum(parameters: Tensors) -> int:
@@ -151,11 +79,10 @@ def checksum(parameters: Tensors) -> int:
     return total
 
 
-def check_agreement(parameters: Tensors, step: int, group: Optional[dist.ProcessGroup] = None) -> None:
+def check_agreement(communication: Communication, tensors: Tensors, step: int, what: str = "parameters") -> None:
     """Raises RuntimeError, naming the ranks, where not all ranks have the same bits."""
-    found: List[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(found, checksum(parameters), group=group)
+    found = communication.gather_objects(checksum(tensors))
     apart = [rank for rank, value in enumerate(found) if value != found[0]]
     if apart:
         names = ", ".join(map(str, apart))
-        raise RuntimeError(f"picard: at step {step} the parameters of rank {names} are not those of rank 0")
+        raise RuntimeError(f"picard: at step {step} the {what} of rank {names} are not those of rank 0")
