@@ -26,3 +26,10 @@ class SetsLearningRates(Protocol):
 
     def set_learning_rates(self, optimizer: Any, epoch: int, step: int) -> None:
         """For the optimizer step that follows `step` finished ones; parameter groups are known by their names."""
+
+
+@runtime_checkable
+class TrainsBeside(Protocol):
+    """A module that learns from the renders of each step: its weights are a process's own, and no part of the state."""
+
+    trains_beside: bool

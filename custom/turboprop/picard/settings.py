@@ -17,6 +17,7 @@ from .window import Evaluate, PicardWindow
 EXCHANGE_TYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RULES = ("fixed", *STATISTICS)
 EXECUTORS = ("in_process", "batched")
+BESIDE = ("local", "state")
 
 
 @dataclass
@@ -31,6 +32,9 @@ class PicardConfig:
     executor: str = "in_process"  # in_process: slots one after another; batched: one call of the teacher for all slots
     batched_slots: int = 0  # batched: how many slots are together at most, for memory; 0: the whole window
     exchange: str = "float32"  # type of gradients on their way between processes: float32, bfloat16 or float16
+    # weights that learn from each step's renders (VSD's second teacher): local, each process has its own, or state, as
+    # all others: exact, and exchanged
+    beside: str = "local"
     check_every: int = 100  # rounds between two checks that all processes have the same parameters
     report: bool = True  # write save/picard.csv and draw save/picard.png when training ends
     # DreamPropeller's block of that name: P, threshold, ema_decay, adaptivity_type. What it says goes before the above,
@@ -52,6 +56,7 @@ def picard_config(given: Any) -> PicardConfig:
     _check_choice("executor", config.executor, EXECUTORS)
     _check_choice("exchange", config.exchange, EXCHANGE_TYPES)
     _check("batched_slots", config.batched_slots, "at least 0", lambda value: value >= 0)
+    _check_choice("beside", config.beside, BESIDE)
     _check("check_every", config.check_every, "at least 1", lambda value: value >= 1)
     _check("window", config.window, "at least 1", lambda value: value >= 1)
     _check("threshold", config.threshold, "at least 0", lambda value: value >= 0)

@@ -22,13 +22,14 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..system_mixin import SystemMixin
+from .beside import Beside, names_beside, note_of, split
 from .coming_steps import ComingBatches, batches_left, coming_settings, finished_batches
 from .contract import ChangesStructure
 from .executors import Distributed, InProcess, Movable, check_agreement, moved
 from .history import History
 from .keys import RandomState, seed_step
 from .settings import EXCHANGE_TYPES, build_window, picard_config
-from .state import Changes, Evaluation, Point, State
+from .state import Changes, Evaluation, Gradients, Point, State, all_finite
 from .system_buffers import SystemBuffers
 from .updates import GroupSettings, OptimizerUpdate, group_settings
 
@@ -41,9 +42,10 @@ class Recorded(Movable):
     logs: List[tuple]  # (arguments, keyword arguments) of self.log
     changes: Changes  # of buffers, after the beginning of the step, which is done anew at the true state
     random_state: RandomState  # at the end
+    beside: Gradients  # of weights beside the state, where their updates are the true steps' too; stays in its process
 
     def to(self, device: torch.device) -> "Recorded":
-        return Recorded(*moved((self.loss, self.logs, self.changes), device), self.random_state)
+        return Recorded(*moved((self.loss, self.logs, self.changes), device), self.random_state, self.beside)
 
 
 class PicardSystem(SystemMixin):
@@ -73,7 +75,10 @@ class PicardSystem(SystemMixin):
         if len(self.trainer.optimizers) != 1:
             raise ValueError(f"picard: expected a system with one optimizer, got {len(self.trainer.optimizers)}")
         optimizer = self.trainer.optimizers[0]
-        update = OptimizerUpdate(optimizer, self.__group_names(), lambda step: self.__settings[step])
+        self.__names_beside = names_beside(self) if self.picard.beside == "local" else set()
+        state_groups, groups_beside = split(self.__group_names(), self.__names_beside)
+        update = OptimizerUpdate(optimizer, state_groups, lambda step: self.__settings[step])
+        self.__update_beside = OptimizerUpdate(optimizer, groups_beside, lambda step: self.__settings[step])
         self.__window = build_window(self.picard, self.__evaluate_all, update)
         if self.__saved_window is not None:
             self.__window.load_state_dict(self.__saved_window)
@@ -87,6 +92,8 @@ class PicardSystem(SystemMixin):
         self.__settings: Dict[int, GroupSettings] = {}
         self.__shown_parameters: List[int] = []
         self.__restart = True
+        if any(groups_beside):
+            threestudio.info(note_of(groups_beside, self.trainer.world_size))
 
     def __local_executor(self) -> Any:
         if self.picard.executor == "in_process":
@@ -163,6 +170,8 @@ class PicardSystem(SystemMixin):
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         for name, parameter in self.__trained.items():
             parameter.grad = self.__serving.gradients[name]
+        for name, parameter in self.__learners.items():
+            parameter.grad = self.__serving.extra.beside.get(name)
 
     def on_after_backward(self) -> None:
         """What the system does here it has done in the slot; it is the changes that are made now."""
@@ -171,8 +180,7 @@ class PicardSystem(SystemMixin):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
         if not self.__serving.finite:  # for hosts that do not leave out such updates themselves
-            for parameter in self.__trained.values():
-                parameter.grad = None
+            self.__clear_gradients()
         if group_settings(self.trainer.optimizers[0]) != self.__settings[self.trainer.global_step]:
             self.__history.missed += 1
             self.__restart = True
@@ -197,7 +205,9 @@ class PicardSystem(SystemMixin):
         trainer = self.trainer
         step, self.__batch_idx = trainer.global_step, batch_idx
         named = dict(self.named_parameters())
-        self.__trained = {name: named[name] for names in self.__group_names() for name in names}
+        trained = {name: named[name] for names in self.__group_names() for name in names}
+        self.__trained = {name: p for name, p in trained.items() if name not in self.__names_beside}
+        self.__learners = {name: p for name, p in trained.items() if name in self.__names_beside}
         self.__slot_buffers = SystemBuffers(self)
         rows = coming_settings(self, batch_idx, 2 * self.picard.window + 1)
         self.__settings = {step + ahead: row for ahead, row in enumerate(rows)}
@@ -228,12 +238,15 @@ class PicardSystem(SystemMixin):
     def __evaluate_all(self, points: Sequence[Point]) -> List[Evaluation]:
         """Gradients of all slots. The system is as before afterwards."""
         real = points[0].parameters
+        several = self.trainer.world_size > 1
+        self.__beside = Beside(self.trainer.optimizers[0], self.__update_beside, self.__learners, keeps_all=several)
         try:
             return self.__executor(points)
         finally:
             self.__slot_step = self.__slot_logs = None
             for name, parameter in self.__trained.items():
                 parameter.data = real[name]
+            self.__beside.end_round()
             self.__slot_buffers.install(self.__slot_buffers.real)
 
     @torch.enable_grad()
@@ -241,7 +254,8 @@ class PicardSystem(SystemMixin):
         ahead = point.step - self.trainer.global_step
         index = finished_batches(self.trainer) + ahead
         batch = self.__batches.get(index, point.step)
-        trained = self.__local.bind(self.__trained, point.parameters)
+        values = {**point.parameters, **self.__beside.values()}
+        trained = self.__local.bind({**self.__trained, **self.__learners}, values)
         self.__clear_gradients()
         self.__slot_buffers.install(self.__slot_buffers.real)
         self.__slot_buffers.install(self.__slot_buffers.slot_values(point.auxiliaries))
@@ -251,10 +265,14 @@ class PicardSystem(SystemMixin):
         super().on_train_batch_start(batch, self.__batch_idx + ahead)
         begun, self.__slot_logs = self.__slot_buffers.marks(), []
         loss = self.__backward_of_step(batch, self.__batch_idx + ahead)
-        recorded = Recorded(loss, self.__slot_logs, self.__slot_buffers.changes_since(begun), RandomState.now())
-        gradients = {name: parameter.grad for name, parameter in trained.items()}
+        random_state, changes = RandomState.now(), self.__slot_buffers.changes_since(begun)
+        gradients = {name: trained[name].grad for name in self.__trained}
+        beside = {name: trained[name].grad for name in self.__learners}
+        finite = all_finite(gradients) and all_finite(beside)
+        served = self.__beside.learn(point.step, beside, finite)
         self.__clear_gradients()
-        return Evaluation.of(gradients, self.__slot_buffers.changes_since(before), recorded)
+        recorded = Recorded(loss, self.__slot_logs, changes, random_state, served)
+        return Evaluation(gradients, self.__slot_buffers.changes_since(before), finite, recorded)
 
     def __backward_of_step(self, batch: Any, batch_idx: int) -> Tensor:
         with self.trainer.precision_plugin.train_step_context():

@@ -34,6 +34,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
         return_comp_normal: bool = False  # composited normals in training too
         return_normal_perturb: bool = False  # normals at points moved a little, for smoothness losses
         estimator: str = "occgrid"  # occgrid: occupancy grid; importance: coarse samples, then resampled
+        ema_decay: float = 0.95  # occgrid: share of a cell's value that is left by its next update
         grid_prune: bool = True  # occgrid: skip cells found empty
         prune_alpha_threshold: bool = True  # occgrid: skip samples of opacity < 0.01
         proposal_network_config: Optional[dict] = None  # of estimator=proposal, which is not available here
@@ -60,7 +61,6 @@ class NeRFVolumeRenderer(VolumeRenderer):
             raise UserError(f"renderer.num_samples_per_ray: expected >= 1, got {self.cfg.num_samples_per_ray}")
         # The cube's diagonal in num_samples_per_ray steps.
         self.render_step_size = 1.732 * 2 * self.cfg.radius / self.cfg.num_samples_per_ray
-        self.randomized = self.cfg.randomized
 
     def forward(
         self,
@@ -133,7 +133,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
 
     def _sample(self, rays_o: Tensor, rays_d: Tensor) -> RaySamples:
         """rays_o, rays_d [N, 3] -> packed samples."""
-        stratified = self.randomized and self.training
+        stratified = self.cfg.randomized and self.training
 
         def density(t_starts: Tensor, t_ends: Tensor, ray: Tensor) -> Tensor:
             return self._density_at(rays_o[ray], rays_d[ray], t_starts, t_ends)
@@ -173,13 +173,11 @@ class NeRFVolumeRenderer(VolumeRenderer):
             return
         if self.training and not on_load_weights:
             self.estimator.update_every_n_steps(
-                global_step, lambda points: self._density_for_grid(points) * self.render_step_size
+                global_step,
+                lambda points: self._density_for_grid(points) * self.render_step_size,
+                ema_decay=self.cfg.ema_decay,
             )
 
     @torch.no_grad()
     def _density_for_grid(self, points: Tensor) -> Tensor:
         return chunk_batch(self.geometry.forward_density, self.cfg.eval_chunk_size, points)
-
-    def train(self, mode: bool = True) -> "NeRFVolumeRenderer":
-        self.randomized = mode and self.cfg.randomized
-        return super().train(mode=mode)

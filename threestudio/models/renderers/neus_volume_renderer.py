@@ -83,6 +83,7 @@ class NeuSVolumeRenderer(VolumeRenderer):
         estimator: str = (
             "occgrid"  # occgrid: occupancy grid; importance: coarse samples, then resampled (use_volsdf only)
         )
+        ema_decay: float = 0.95  # occgrid: share of a cell's value that is left by its next update
         grid_prune: bool = True  # occgrid: skip cells found empty
         prune_alpha_threshold: bool = True  # occgrid: skip samples of opacity < 0.01
         num_samples_per_ray_importance: int = 64  # importance: samples of a ray that are shaded
@@ -109,7 +110,6 @@ class NeuSVolumeRenderer(VolumeRenderer):
         else:
             raise UserError(f"renderer.estimator: expected occgrid or importance, got {cfg.estimator!r}")
         self.render_step_size = 1.732 * 2 * cfg.radius / cfg.num_samples_per_ray  # the cube's diagonal in steps
-        self.randomized = cfg.randomized
         self.cos_anneal_ratio = 1.0 if cfg.cos_anneal_end_steps == 0 else 0.0
 
     def forward(
@@ -203,7 +203,7 @@ class NeuSVolumeRenderer(VolumeRenderer):
 
     def _sample(self, rays_o: Tensor, rays_d: Tensor) -> RaySamples:
         """rays_o, rays_d [N, 3] -> packed samples."""
-        stratified = self.randomized and self.training
+        stratified = self.cfg.randomized and self.training
 
         def density(t_starts: Tensor, t_ends: Tensor, ray: Tensor) -> Tensor:
             """Density [S] that gives the intervals [S] their opacity."""
@@ -246,9 +246,7 @@ class NeuSVolumeRenderer(VolumeRenderer):
         if self.training and not on_load_weights:
             length = self.bbox.new_full((1, 1), self.render_step_size)
             self.estimator.update_every_n_steps(
-                global_step, lambda points: self._opacity_without_normal(points, length)
+                global_step,
+                lambda points: self._opacity_without_normal(points, length),
+                ema_decay=self.cfg.ema_decay,
             )
-
-    def train(self, mode: bool = True) -> "NeuSVolumeRenderer":
-        self.randomized = mode and self.cfg.randomized
-        return super().train(mode=mode)
