@@ -14,6 +14,7 @@ from threestudio.systems.keyed_steps import KeyedLoader, KeyedSteps, SkipNonFini
 from threestudio.systems.loss_weights import (
     check_guidance_weights,
     check_loss_keys,
+    check_weights_of_each_step,
     guidance_loss_names,
 )
 from threestudio.systems.utils import parse_optimizer, parse_scheduler
@@ -248,6 +249,7 @@ class BaseLift3DSystem(BaseSystem):
         if self.loss_keys is not None and names is not None:
             check_loss_keys(self.cfg.loss, self.loss_keys, names)
             check_guidance_weights(self.cfg.loss, names, self.cfg.guidance_type)
+            check_weights_of_each_step(self.cfg.loss, threestudio.find(self.cfg.guidance_type), self.cfg.guidance_type)
 
     def _build(self, part: str, **kwargs: Any) -> Any:
         """The registered thing that `{part}_type` names, from the config `{part}`."""

@@ -41,3 +41,14 @@ def check_guidance_weights(loss: Any, names: Iterable[str], guidance_type: str) 
     if not any(key in loss for key in keys):
         message = f"system.loss.{keys[0]}: a weight of the loss of {guidance_type} is required"
         raise UserError(with_suggestion(message, keys[0], [key for key in loss if key not in keys]))
+
+
+def check_weights_of_each_step(loss: Any, guidance_class: Any, guidance_type: str) -> None:
+    """Raises UserError where a loss that the guidance returns at every step has no weight.
+
+    A guidance names such losses by an attribute `losses_of_each_step` of its class; it need not have it.
+    """
+    for name in getattr(guidance_class, "losses_of_each_step", ()):
+        key = f"lambda_{name}"
+        if key not in loss:
+            raise UserError(with_suggestion(f"system.loss.{key}: a weight of the loss of {guidance_type} is required", key, loss))

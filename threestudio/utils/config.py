@@ -14,6 +14,7 @@ from typing import Any, Optional, Union
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from threestudio.utils.config_blocks import apply_blocks
 from threestudio.utils.errors import UserError, with_suggestion
 
 
@@ -318,6 +319,7 @@ def load_config(
         raise UserError("a config file holds a mapping of keys to values")
     try:
         merged = OmegaConf.merge(*parts, _read_overrides(list(cli_args or [])), dict(kwargs))
+        apply_blocks(merged)
         OmegaConf.resolve(merged)
     except OmegaConfBaseException as error:
         raise UserError(_omegaconf_reason(error)) from error

@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional
 import threestudio
 import torch
 from threestudio.systems.base import BaseLift3DSystem
-from torch import Tensor
+from torch import Tensor, nn
 
 from .field import SpaceCache
 from .losses import binary_entropy, coverage, eikonal, sparsity, weighted_sum
@@ -44,10 +44,21 @@ class MultiPromptGeneratorSystem(BaseLift3DSystem):
         if not 0 < self.cfg.min_coverage < 1:
             raise ValueError(f"system.min_coverage: expected between 0 and 1, got {self.cfg.min_coverage:g}")
         self._shown: Dict[str, Tensor] = {}  # views of each prompt for the contact sheet
+        if self._guidance_trains():
+            self.build_guidance()
+
+    def _guidance_trains(self) -> bool:
+        """Whether the guidance has weights of its own, which the optimizer and checkpoints need from the start."""
+        name = self.cfg.guidance_type
+        return bool(name) and issubclass(threestudio.find(name), nn.Module)
 
     def build_prompts_and_guidance(self) -> None:
         """Open the model's folders; called before training, and by a dry run."""
         self.build_prompts()
+        if not self._guidance_trains():
+            self.build_guidance()
+
+    def build_guidance(self) -> None:
         self.guidance = threestudio.find(self.cfg.guidance_type)(self.cfg.guidance)
 
     def build_prompts(self) -> None:

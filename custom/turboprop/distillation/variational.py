@@ -46,6 +46,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
 
     cfg: Config
     loss_names = ("vsd", "lora", "vsd_img")
+    losses_of_each_step = ("vsd", "lora")
     trains_beside = True  # for Picard iterations: its weights are no part of the scene
 
     def configure(self, teacher: Optional[Teacher] = None, render_teacher: Optional[Teacher] = None) -> None:
