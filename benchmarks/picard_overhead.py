@@ -7,15 +7,19 @@ the parts of a round (guesses, updates of the rollout, copies, distances, checks
 the true steps that a trainer makes with the accepted gradients. Any guess is near enough here, so strides are full: a
 round of a shorter stride makes fewer guesses and fewer true steps.
 
-Shares are of a round of P gradients of --gradient-seconds each. On one device they are computed in turn; on n = P ranks
-at once, where each rank rolls out N / P elements (timed by itself), and what it exchanges (two ways, each
-N (P - 1) / P elements: its gradient out by shards, its next guess in) is timed between two processes over gloo.
+Shares are of a round of P gradients of --gradient-seconds each. On one device they are computed in turn. On P ranks they
+are computed at once; a rank checks its own gradient, rolls out its shard of the state, of which the largest is timed by
+itself, and makes the true steps of that. It sends and receives N (P - 1) / P elements twice, of its guess and of its
+gradient, at a speed that was measured between two processes over gloo on this machine, copies into and out of rows of
+bytes included, or at --bandwidth, of a better wire.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
+import math
 import os
 import statistics
 import sys
@@ -75,11 +79,22 @@ class Clock:
         setattr(owner, function, timed)
 
 
-def shapes_of(log2_table: int, share: int = 1) -> Dict[str, tuple]:
-    """Of a hash grid of 16 levels and the networks of a NeRF beside it, or of the `share`th part of each."""
+def shapes_of(log2_table: int) -> Dict[str, tuple]:
+    """Of a hash grid of 16 levels and the networks of a NeRF beside it."""
     layout = HashGridLayout(log2_hashmap_size=log2_table, per_level_scale=1.4472692012786865)
-    whole = {"grid": layout.n_entries * 2, "density.0": 32 * 64, "density.1": 64 * 4, "background.0": 16 * 16}
-    return {name: (-(-count // share),) for name, count in whole.items()}
+    return {"grid": (layout.n_entries, 2), "density.0": (64, 32), "density.1": (4, 64), "background.0": (16, 16)}
+
+
+def elements_of(shapes: Dict[str, tuple]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def largest_shard(shapes: Dict[str, tuple], ranks: int) -> Dict[str, tuple]:
+    from turboprop.picard.sharding import Sharding
+
+    sharding = Sharding({name: torch.empty(shape) for name, shape in shapes.items()}, ranks)
+    pieces = max(map(sharding.owned, range(ranks)), key=lambda found: sum(piece.elements for piece in found))
+    return {piece.name: tuple(sharding.shape_of(piece)) for piece in pieces}
 
 
 def measure_round(shapes: Dict[str, tuple], window: int, settings: dict, rounds: int, device: torch.device) -> dict:
@@ -94,7 +109,7 @@ def measure_round(shapes: Dict[str, tuple], window: int, settings: dict, rounds:
         for _ in range(3)
     ]
     parameters = {name: torch.nn.Parameter(torch.zeros(shape, device=device)) for name, shape in shapes.items()}
-    groups = [[name for name in shapes if name != "background.0"], ["background.0"]]
+    groups = [[name for name in shapes if name != "background.0"], [name for name in shapes if name == "background.0"]]
     optimizer = torch.optim.Adam(
         [{"params": [parameters[name] for name in names], "lr": lr} for names, lr in zip(groups, (0.01, 0.001))],
         betas=(0.9, 0.99),
@@ -154,85 +169,120 @@ def watched(clock: Clock) -> Iterator[None]:
             setattr(owner, function, original)
 
 
-def _exchange(rank: int, port: int, elements: int, repeats: int, answer: Any) -> None:
+def _exchange(rank: int, port: int, repeats: int, answer: Any) -> None:
+    """One of two ranks, each with one slot of a window of two."""
+    from turboprop.picard.communication import Communication
+    from turboprop.picard.exchange import collect, distribute
+    from turboprop.picard.sharding import Sharding
+    from turboprop.picard.state import Evaluation, Point
+
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    sent, received, seconds = torch.ones(elements), torch.empty(elements), []
+    communication = Communication()
+    whole = {name: torch.ones(shape) for name, shape in shapes_of(TABLES["12.6 M"]).items()}
+    sharding = Sharding(whole, 2)
+    points = [Point(step, {n: v.clone() for n, v in sharding.part(whole, rank).items()}) for step in (0, 1)]
+    evaluation = Evaluation(whole)
+    seconds, sent = [], communication.sent
     for _ in range(repeats + 1):
         dist.barrier()
         begin = time.perf_counter()
-        dist.all_to_all_single(received, sent)
+        collect(communication, sharding, points)
+        distribute(communication, sharding, [evaluation], 2)
         seconds.append(time.perf_counter() - begin)
     if rank == 0:
-        answer.put(statistics.median(seconds[1:]))
+        answer.put((communication.sent - sent) / (repeats + 1) / statistics.median(seconds[1:]))
     dist.destroy_process_group()
 
 
-def measure_bandwidth(elements: int, repeats: int) -> float:
-    """Bytes a second that a process sends to another over gloo on this machine, while it receives as many."""
+def _exchange_process(*args: Any) -> None:
+    keep_freed_memory()
+    load_extensions()
+    _exchange(*args)
+
+
+def measure_exchange(repeats: int) -> float:
+    """Bytes a second that a rank sends to another over gloo on this machine, while it receives as many."""
     context = multiprocessing.get_context("spawn")
     answer, port = context.SimpleQueue(), 29400 + os.getpid() % 500
-    processes = [context.Process(target=_exchange, args=(rank, port, elements, repeats, answer)) for rank in (0, 1)]
+    processes = [context.Process(target=_exchange_process, args=(rank, port, repeats, answer)) for rank in (0, 1)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     if any(process.exitcode for process in processes):
         raise RuntimeError("the exchange between two processes failed")
-    return elements // 2 * 4 / answer.get()
+    return answer.get()
+
+
+def measure_copies(repeats: int, device: torch.device) -> float:
+    """Bytes a second that are read and written where parameters are copied."""
+    clock, source = Clock(device), torch.ones(12_600_000, device=device)
+    target, seconds = torch.empty_like(source), []
+    for _ in range(repeats + 1):
+        begin = clock.now()
+        target.copy_(source)
+        seconds.append(clock.now() - begin)
+    return 2 * 4 * source.numel() / statistics.median(seconds[1:])
 
 
 def measure(args: argparse.Namespace) -> dict:
     device = torch.device(args.device)
-    bandwidth = measure_bandwidth(12_600_000, args.rounds)
-    rows = []
-    for size in args.sizes:
-        elements = sum(shape[0] for shape in shapes_of(TABLES[size]).values())
-        for name in args.optimizers:
-            for window in args.windows:
-                whole = measure_round(shapes_of(TABLES[size]), window, OPTIMIZERS[name], args.rounds, device)
-                shard = measure_round(shapes_of(TABLES[size], window), window, OPTIMIZERS[name], args.rounds, device)
-                row = {"size": size, "elements": elements, "window": window, "optimizer": name}
-                rows.append({**row, "seconds": whole, "shard_seconds": shard})
-                rows[-1].update(shares(rows[-1], bandwidth, args.gradient_seconds))
-                print(line(rows[-1]), flush=True)
-    return {"gloo_bytes_a_second": bandwidth, "gradient_seconds": args.gradient_seconds, "rows": rows}
-
-
-def shares(row: dict, bandwidth: float, gradient: float) -> dict:
-    """Of a round on one device, with and without its true steps, and on n = P ranks."""
-    whole, shard, window = row["seconds"], row["shard_seconds"], row["window"]
-    overhead, steps = whole["round"], whole["true steps"]
-    exchange = 2 * 4 * row["elements"] * (window - 1) / window / bandwidth
-    # A rank checks the one gradient that it computes, whole.
-    ranks = shard["round"] - shard["finiteness"] + whole["finiteness"] / window + exchange
-    return {
-        "share": overhead / (overhead + window * gradient),
-        "share_with_true_steps": (overhead + steps) / (overhead + steps + window * gradient),
-        "exchange_seconds": exchange,
-        "ranks_seconds": ranks,
-        "share_on_ranks": ranks / (ranks + gradient),
+    speeds = {
+        "gloo_bytes_a_second": measure_exchange(args.rounds),
+        "copy_bytes_a_second": measure_copies(args.rounds, device),
     }
+    rows = []
+    for size, name, window in itertools.product(args.sizes, args.optimizers, args.windows):
+        shapes = shapes_of(TABLES[size])
+        whole = measure_round(shapes, window, OPTIMIZERS[name], args.rounds, device)
+        shard = measure_round(largest_shard(shapes, window), window, OPTIMIZERS[name], args.rounds, device)
+        row = {"size": size, "elements": elements_of(shapes), "window": window, "optimizer": name}
+        row.update(seconds=whole, shard_seconds=shard)
+        wires = {"gloo": speeds["gloo_bytes_a_second"], "wire": args.bandwidth}
+        rows.append({**row, **shares(row, wires, args.gradient_seconds)})
+        print(line(rows[-1]), flush=True)
+    return {**speeds, "bandwidth": args.bandwidth, "gradient_seconds": args.gradient_seconds, "rows": rows}
 
 
-def header() -> List[str]:
-    parts = " | ".join(PARTS)
-    return [
-        f"| parameters | optimizer | window | {parts} | round (ms) | share | true steps (ms) | share with them "
-        "| P ranks: a rank (ms) | of it exchange | share |",
-        "| --- | --- | ---: |" + " ---: |" * (len(PARTS) + 7),
-    ]
+def shares(row: dict, wires: Dict[str, float], gradient: float) -> dict:
+    """Of a round: on one device without and with its true steps, and on P ranks with them, by wire."""
+    whole, shard, window = row["seconds"], row["shard_seconds"], row["window"]
+    steps = whole["round"] + whole["true steps"]
+    rank = shard["round"] - shard["finiteness"] + whole["finiteness"] / window + shard["true steps"]
+    found = {
+        "share": whole["round"] / (whole["round"] + window * gradient),
+        "share_with_true_steps": steps / (steps + window * gradient),
+        "rank_seconds": rank,
+    }
+    for wire, speed in wires.items():
+        exchange = 2 * 4 * row["elements"] * (window - 1) / window / speed
+        found[f"{wire}_exchange_seconds"] = exchange
+        found[f"{wire}_share"] = (rank + exchange) / (rank + exchange + gradient)
+    return found
+
+
+def header(bandwidth: float) -> List[str]:
+    titles = ["parameters", "optimizer", "window", *PARTS, "round (ms)", "share", "true steps (ms)", "share with them"]
+    titles += ["P ranks: a rank (ms)", "exchange, gloo (ms)", "share", f"exchange, {bandwidth / 1e9:g} GB/s (ms)", "share"]
+    return ["| " + " | ".join(titles) + " |", "| --- | --- |" + " ---: |" * (len(titles) - 2)]
 
 
 def line(row: dict) -> str:
+    def ms(seconds: float) -> str:
+        return f"{1e3 * seconds:.1f}"
+
+    def percent(share: float) -> str:
+        return f"{share:.1%}"
+
     seconds = row["seconds"]
-    parts = " | ".join(f"{1e3 * seconds[part]:.1f}" for part in PARTS)
-    return (
-        f"| {row['size']} | {row['optimizer']} | {row['window']} | {parts} | {1e3 * seconds['round']:.1f} "
-        f"| {row['share']:.2%} | {1e3 * seconds['true steps']:.1f} | {row['share_with_true_steps']:.2%} "
-        f"| {1e3 * row['ranks_seconds']:.1f} | {1e3 * row['exchange_seconds']:.1f} | {row['share_on_ranks']:.2%} |"
-    )
+    cells = [row["size"], row["optimizer"], str(row["window"]), *(ms(seconds[part]) for part in (*PARTS, "round"))]
+    cells += [percent(row["share"]), ms(seconds["true steps"]), percent(row["share_with_true_steps"])]
+    cells.append(ms(row["rank_seconds"]))
+    for wire in ("gloo", "wire"):
+        cells += [ms(row[f"{wire}_exchange_seconds"]), percent(row[f"{wire}_share"])]
+    return "| " + " | ".join(cells) + " |"
 
 
 def main() -> int:
@@ -242,6 +292,7 @@ def main() -> int:
     parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=OPTIMIZERS)
     parser.add_argument("--rounds", type=int, default=5, help="medians of so many")
     parser.add_argument("--gradient-seconds", type=float, default=1.0, help="of a guided step, an assumption")
+    parser.add_argument("--bandwidth", type=float, default=25e9, help="bytes/s between ranks, an assumption; PCIe 4.0 x16")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/picard_overhead.{md,json}")
     args = parser.parse_args()
@@ -257,9 +308,10 @@ def main() -> int:
         __doc__.split("\n\n", 2)[2].strip(),
         "",
         f"`{command}` on {where}; seed 0; medians of {args.rounds} rounds; load average {os.getloadavg()[0]:.1f}; a gradient "
-        f"is taken for {args.gradient_seconds} s; gloo brought {result['gloo_bytes_a_second'] / 1e9:.2f} GB/s each way.",
+        f"is taken for {args.gradient_seconds} s; ranks exchanged {result['gloo_bytes_a_second'] / 1e9:.2f} GB/s each way "
+        f"over gloo; memory is copied at {result['copy_bytes_a_second'] / 1e9:.1f} GB/s, read and written.",
         "",
-        *header(),
+        *header(args.bandwidth),
         *map(line, result["rows"]),
         "",
     ]
