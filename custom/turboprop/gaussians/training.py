@@ -16,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from threestudio.systems.utils import parse_optimizer
 
+from ..picard.contract import StepsTogether
 from .geometry import GaussianSplatting
 
 OTHER_PARTS = ("material", "background", "renderer")
@@ -57,8 +58,11 @@ class GaussianTraining:
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        if self.trainer.world_size > 1:
-            raise ValueError("Gaussians change in number while training, which takes a single device: --gpu 0")
+        if self.trainer.world_size > 1 and not isinstance(self, StepsTogether):
+            raise ValueError(
+                "Gaussians change in number while training, which takes a single device (--gpu 0), or Picard "
+                "iterations on several (system_type=...:picard)"
+            )
         if str(self.trainer.precision).startswith("16"):
             raise ValueError(f"trainer.precision: Gaussians train in 32 or bf16, got {self.trainer.precision}")
 

@@ -33,3 +33,21 @@ class TrainsBeside(Protocol):
     """A module that learns from the renders of each step: its weights are a process's own, and no part of the state."""
 
     trains_beside: bool
+
+
+@runtime_checkable
+class ReadsParameters(Protocol):
+    """A system, a module or a callback with hooks that look at parameters, or change them, after each true step: in
+    several processes they are then gathered after each step, and not where they are known to be asked for alone.
+
+    That is so without a word for what overrides `update_step_end`; False says that it needs none.
+    """
+
+    reads_parameters: bool
+
+
+@runtime_checkable
+class StepsTogether(Protocol):
+    """A system whose processes make one run, all with the same update at each step."""
+
+    processes_step_together: bool

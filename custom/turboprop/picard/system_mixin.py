@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Deque, Dict, List, Optional, Sequence
 
 import threestudio
@@ -24,12 +24,16 @@ from torch.nn.parallel import DistributedDataParallel
 from ..system_mixin import SystemMixin
 from .beside import Beside, names_beside, note_of, split
 from .coming_steps import ComingBatches, batches_left, coming_settings, finished_batches
+from .communication import Communication
 from .contract import ChangesStructure
-from .executors import Distributed, InProcess, Movable, check_agreement, moved
+from .exchange import Movable, moved
+from .executors import Distributed, InProcess, check_agreement
 from .history import History
 from .keys import RandomState, seed_step
 from .settings import EXCHANGE_TYPES, build_window, picard_config
-from .state import Changes, Evaluation, Gradients, Point, State, all_finite
+from .shards import Shards, reads_parameters
+from .state import Evaluation, Gradients, Point, State, all_finite
+from .surroundings import parts_of
 from .system_buffers import SystemBuffers
 from .updates import GroupSettings, OptimizerUpdate, group_settings
 
@@ -40,12 +44,12 @@ class Recorded(Movable):
 
     loss: Tensor
     logs: List[tuple]  # (arguments, keyword arguments) of self.log
-    changes: Changes  # of buffers, after the beginning of the step, which is done anew at the true state
     random_state: RandomState  # at the end
+    not_finite: List[str]  # names of parameters whose gradients are not
     beside: Gradients  # of weights beside the state, where their updates are the true steps' too; stays in its process
 
     def to(self, device: torch.device) -> "Recorded":
-        return Recorded(*moved((self.loss, self.logs, self.changes), device), self.random_state, self.beside)
+        return replace(self, loss=self.loss.to(device), logs=moved(self.logs, device))
 
 
 class PicardSystem(SystemMixin):
@@ -56,6 +60,8 @@ class PicardSystem(SystemMixin):
     __slot_step: Optional[int] = None  # the step that a slot is computing
     __slot_logs: Optional[List[tuple]] = None
     __serving: Optional[Evaluation] = None
+    __shards: Optional[Shards] = None  # of several processes
+    processes_step_together = True
 
     def configure(self) -> None:
         self.picard = picard_config(self.cfg.picard)
@@ -79,14 +85,18 @@ class PicardSystem(SystemMixin):
         state_groups, groups_beside = split(self.__group_names(), self.__names_beside)
         update = OptimizerUpdate(optimizer, state_groups, lambda step: self.__settings[step])
         self.__update_beside = OptimizerUpdate(optimizer, groups_beside, lambda step: self.__settings[step])
+        if self.trainer.world_size > 1:
+            self.__shards = Shards(Communication(), optimizer, state_groups)
         self.__window = build_window(self.picard, self.__evaluate_all, update)
+        if self.__shards is not None:
+            self.__window.total = self.__shards.communication.sum
         if self.__saved_window is not None:
             self.__window.load_state_dict(self.__saved_window)
         self.__batches = ComingBatches(self)
         self.__local = self.__local_executor()
-        self.__executor: Any = self.__local
-        if self.trainer.world_size > 1:
-            self.__executor = Distributed(self.__evaluate, EXCHANGE_TYPES[self.picard.exchange])
+        self.__gathers = any(reads_parameters(part) for part in (*parts_of(self), *self.trainer.callbacks))
+        if self.__shards is not None and self.__gathers:
+            threestudio.debug("Picard: parameters are gathered after each step, for what reads them there")
         if isinstance(self.trainer.model, DistributedDataParallel):
             self.trainer.model.require_backward_grad_sync = False  # gradients are exchanged here, slot by slot
         self.__settings: Dict[int, GroupSettings] = {}
@@ -114,6 +124,25 @@ class PicardSystem(SystemMixin):
             raise ValueError("trainer.gradient_clip_val: picard takes none")
         if str(trainer.precision).startswith("16"):
             raise ValueError(f"trainer.precision: picard takes 32 or bf16-mixed, got {trainer.precision}")
+
+    # Where a rank's shard of the parameters is not enough. The end of an epoch is known beforehand.
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:
+        """All ranks must ask for it together, as they do for a checkpoint."""
+        if self.__shards is not None:
+            self.__shards.gather()
+        return super().state_dict(*args, **kwargs)
+
+    def on_validation_model_eval(self) -> None:
+        if self.__shards is not None:
+            self.__shards.gather_parameters()
+        super().on_validation_model_eval()
+
+    def on_train_end(self) -> None:
+        if self.__shards is not None:
+            self.__shards.gather()
+            self.__shards = None
+        super().on_train_end()
 
     def on_fit_end(self) -> None:
         super().on_fit_end()
@@ -155,7 +184,11 @@ class PicardSystem(SystemMixin):
         if not self.__accepted:
             self.__compute_round(batch_idx)
         seed_step(self.run_seed, finished_batches(self.trainer), "step")
-        return super().on_train_batch_start(batch, batch_idx, *args)
+        buffers = SystemBuffers(self)
+        buffers.install(buffers.slot_values(buffers.auxiliaries()))  # what changes them has done so in the slot
+        answer = super().on_train_batch_start(batch, batch_idx, *args)
+        buffers.install(buffers.real)
+        return answer
 
     def training_step(self, batch: Any, batch_idx: int) -> Dict[str, Tensor]:
         self.__serving = self.__accepted.popleft()
@@ -168,22 +201,33 @@ class PicardSystem(SystemMixin):
         return {"loss": recorded.loss}
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        gradients, recorded = self.__serving.gradients, self.__serving.extra
+        if self.__shards is not None:
+            gradients = {}  # the shards move on by their own; but the host is to see what is not finite
+            if not self.__serving.finite:
+                names = recorded.not_finite or self.__trained
+                gradients = {name: torch.full_like(self.__trained[name], math.nan) for name in names}
         for name, parameter in self.__trained.items():
-            parameter.grad = self.__serving.gradients[name]
+            parameter.grad = gradients.get(name)
         for name, parameter in self.__learners.items():
-            parameter.grad = self.__serving.extra.beside.get(name)
+            parameter.grad = recorded.beside.get(name)
 
     def on_after_backward(self) -> None:
         """What the system does here it has done in the slot; it is the changes that are made now."""
-        SystemBuffers(self).apply(self.__serving.extra.changes)
+        SystemBuffers(self).apply(self.__serving.changes)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
+        step = self.trainer.global_step
         if not self.__serving.finite:  # for hosts that do not leave out such updates themselves
             self.__clear_gradients()
-        if group_settings(self.trainer.optimizers[0]) != self.__settings[self.trainer.global_step]:
+        if group_settings(self.trainer.optimizers[0]) != self.__settings[step]:
             self.__history.missed += 1
             self.__restart = True
+        if self.__shards is not None:
+            self.__shards.advance(step, self.__serving.gradients if self.__serving.finite else None)
+            if self.__gathers or step + 1 == self.__event:
+                self.__shards.gather()
         self.__serving = None
 
     # -------------------------------------------------------------------------------- rounds
@@ -211,19 +255,28 @@ class PicardSystem(SystemMixin):
         self.__slot_buffers = SystemBuffers(self)
         rows = coming_settings(self, batch_idx, 2 * self.picard.window + 1)
         self.__settings = {step + ahead: row for ahead, row in enumerate(rows)}
-        state = trainer.optimizers[0].state
-        base = State(
-            step,
-            {name: parameter.data for name, parameter in self.__trained.items()},
-            self.__slot_buffers.auxiliaries(),
-            {name: state[parameter] for name, parameter in self.__trained.items() if parameter in state},
-        )
         self.__batches.forget_before(finished_batches(trainer))
-        if trainer.world_size > 1 and len(self.__history.rows) % self.picard.check_every == 0:
-            check_agreement(base.parameters, step)
-        result = self.__window.round(base, self.__limit(batch_idx))
+        base, limit = self.__base(step), self.__limit(batch_idx)
+        self.__event = None if limit is None else step + limit
+        result = self.__window.round(base, limit)
         self.__accepted.extend(result.accepted)
         self.__history.add(result)
+
+    def __base(self, step: int) -> State:
+        """The true state; of several processes this one's part."""
+        optimizer, auxiliaries = self.trainer.optimizers[0], self.__slot_buffers.auxiliaries()
+        if self.__shards is None:
+            parameters = {name: parameter.data for name, parameter in self.__trained.items()}
+            moments = {name: optimizer.state[p] for name, p in self.__trained.items() if p in optimizer.state}
+            self.__executor = self.__local
+            return State(step, parameters, auxiliaries, moments)
+        base = self.__shards.base(self.__trained, step, auxiliaries)
+        if len(self.__history.rows) % self.picard.check_every == 0:
+            check_agreement(self.__shards.communication, auxiliaries, step, "buffers")
+        self.__executor = Distributed(
+            self.__local, self.__shards.communication, self.__shards.sharding, EXCHANGE_TYPES[self.picard.exchange]
+        )
+        return base
 
     def __limit(self, batch_idx: int) -> Optional[int]:
         """The longest window from here: to the end of the epoch or run, or the next change of structure."""
@@ -237,8 +290,8 @@ class PicardSystem(SystemMixin):
 
     def __evaluate_all(self, points: Sequence[Point]) -> List[Evaluation]:
         """Gradients of all slots. The system is as before afterwards."""
-        real = points[0].parameters
-        several = self.trainer.world_size > 1
+        real = {name: parameter.data for name, parameter in self.__trained.items()}
+        several = self.__shards is not None
         self.__beside = Beside(self.trainer.optimizers[0], self.__update_beside, self.__learners, keeps_all=several)
         try:
             return self.__executor(points)
@@ -263,15 +316,16 @@ class PicardSystem(SystemMixin):
         before = self.__slot_buffers.marks()
         seed_step(self.run_seed, index, "step")
         super().on_train_batch_start(batch, self.__batch_idx + ahead)
-        begun, self.__slot_logs = self.__slot_buffers.marks(), []
+        self.__slot_logs = []
         loss = self.__backward_of_step(batch, self.__batch_idx + ahead)
-        random_state, changes = RandomState.now(), self.__slot_buffers.changes_since(begun)
+        random_state = RandomState.now()
         gradients = {name: trained[name].grad for name in self.__trained}
         beside = {name: trained[name].grad for name in self.__learners}
         finite = all_finite(gradients) and all_finite(beside)
         served = self.__beside.learn(point.step, beside, finite)
         self.__clear_gradients()
-        recorded = Recorded(loss, self.__slot_logs, changes, random_state, served)
+        not_finite = [] if finite else [name for name, value in gradients.items() if not all_finite({name: value})]
+        recorded = Recorded(loss, self.__slot_logs, random_state, not_finite, served)
         return Evaluation(gradients, self.__slot_buffers.changes_since(before), finite, recorded)
 
     def __backward_of_step(self, batch: Any, batch_idx: int) -> Tensor:
