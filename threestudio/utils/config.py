@@ -220,7 +220,7 @@ class ExperimentConfig:
     description: str = ""
     tag: str = ""  # of the trial
     seed: int = 0  # every random draw of the run is keyed by it
-    use_timestamp: bool = True  # whether the trial's folder name ends in the time of its start
+    use_timestamp: bool = True  # whether the trial's folder name ends in the time of its start; one process alone
     timestamp: Optional[str] = None  # "@YYYYmmdd-HHMMSS", set at the start
     exp_root_dir: str = "outputs"
     exp_dir: str = ""  # set: {exp_root_dir}/{name}
@@ -240,14 +240,20 @@ class ExperimentConfig:
         if not self.tag and not self.use_timestamp:
             raise UserError("tag: a trial needs a tag or use_timestamp=true; both are unset")
         if self.timestamp is None:
-            # Several processes would read several clocks and part into several folders.
-            stamped = self.use_timestamp and self.n_gpus <= 1
+            stamped = self.use_timestamp and self.n_gpus <= 1 and not _of_several_processes()
             self.timestamp = datetime.now().strftime("@%Y%m%d-%H%M%S") if stamped else ""
+        if not self.tag and not self.timestamp:
+            raise UserError("tag: a run of several processes has no timestamp, so its trial needs a tag")
         self.trial_name = f"{self.tag}{self.timestamp}"
         self.exp_dir = os.path.join(self.exp_root_dir, self.name)
         self.trial_dir = os.path.join(self.exp_dir, self.trial_name)
         _check_folder_name("name", self.name, may_nest=True)
         _check_folder_name("tag", self.trial_name, may_nest=False)
+
+
+def _of_several_processes() -> bool:
+    """Or of one that torchrun restarts: several clocks would part a run into several folders."""
+    return "TORCHELASTIC_RESTART_COUNT" in os.environ or int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 def _check_folder_name(key: str, name: str, may_nest: bool) -> None:

@@ -32,8 +32,14 @@ from threestudio.utils.errors import UserError, with_suggestion
 from threestudio.utils.extensions import ExtensionError, load_extensions
 from threestudio.utils.memory import keep_freed_memory
 from threestudio.utils.misc import find_last_path, get_rank, load_checkpoint
+from threestudio.utils.restarts import (
+    checkpoint_to_restart_from,
+    join_restarted_processes,
+    restart_count,
+)
 
 USAGE_EXIT_CODE = 2
+FAILURE_EXIT_CODE = 1
 
 
 class WorkStarted(pl.Callback):
@@ -57,6 +63,8 @@ def run_reporting_errors(args: Namespace, overrides: list[str], n_gpus: int) -> 
         return 0
     except UserError as error:
         return _report(error, args.verbose)
+    except ConnectionError as error:  # to another process of the run, which is gone: no bug of this one
+        return _report(error, args.verbose, FAILURE_EXIT_CODE)
     except (ValueError, OSError, ExtensionError, MisconfigurationException) as error:
         if started.yes:
             raise
@@ -67,12 +75,12 @@ def run_reporting_errors(args: Namespace, overrides: list[str], n_gpus: int) -> 
         return _report(error, args.verbose)
 
 
-def _report(error: Exception, verbose: bool) -> int:
+def _report(error: Exception, verbose: bool, code: int = USAGE_EXIT_CODE) -> int:
     if verbose:
         traceback.print_exception(error, file=sys.stderr)
     line = " ".join(str(error).split()) or type(error).__name__
     print(f"error: {line}", file=sys.stderr)
-    return USAGE_EXIT_CODE
+    return code
 
 
 def run(args: Namespace, overrides: list[str], n_gpus: int, started: WorkStarted) -> None:
@@ -83,6 +91,8 @@ def run(args: Namespace, overrides: list[str], n_gpus: int, started: WorkStarted
     load_extensions()
     load_extensions("custom")  # of the working folder, where it is another one
     cfg = load_config(args.config, cli_args=overrides, n_gpus=n_gpus if on_gpu else 1)
+    if args.train and not args.dry_run:
+        _go_on_after_restart(cfg)
     checkpoint = _checked_resume(cfg, args)
     trainer_args = trainer_arguments(cfg, on_gpu)
     check_arguments(ModelCheckpoint, cfg.checkpoint, "checkpoint", ("dirpath",))
@@ -114,6 +124,7 @@ def run(args: Namespace, overrides: list[str], n_gpus: int, started: WorkStarted
         **trainer_args,
     )
     existed = os.path.exists(cfg.trial_dir)
+    join_restarted_processes("nccl" if trainer_args["accelerator"] == "gpu" else "gloo")
     try:
         execute(args, cfg, trainer, datamodule, system)
     except Exception:
@@ -231,6 +242,17 @@ class CommandSnapshot(pl.Callback):
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write("python " + " ".join(sys.argv) + "\n")
+
+
+def _go_on_after_restart(cfg: DictConfig) -> None:
+    """Sets `resume` where torchrun has started this run anew, to the last checkpoint of its own."""
+    folder = os.path.join(cfg.trial_dir, "ckpts")
+    own = checkpoint_to_restart_from(folder)
+    if own is not None:
+        cfg.resume = own
+    if restart_count() > 0:
+        where = f"going on from {own}" if own else f"no last.ckpt of this run in {folder}, beginning anew"
+        threestudio.info(f"Restart {restart_count()} by torchrun: {where}")
 
 
 def _checked_resume(cfg: DictConfig, args: Namespace) -> Optional[dict]:

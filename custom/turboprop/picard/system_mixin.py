@@ -36,6 +36,7 @@ from .state import Evaluation, Gradients, Point, State, all_finite
 from .surroundings import parts_of
 from .system_buffers import SystemBuffers
 from .updates import GroupSettings, OptimizerUpdate, group_settings
+from .watching import WatchesRanks
 
 
 @dataclass
@@ -71,6 +72,9 @@ class PicardSystem(SystemMixin):
         super().configure()
 
     # ----------------------------------------------------------------------------- lifecycle
+
+    def configure_callbacks(self) -> List[Any]:
+        return [*super().configure_callbacks(), WatchesRanks(self.picard.dead_after)]
 
     def on_fit_start(self) -> None:
         self.__check_trainer()

@@ -1,0 +1,34 @@
+"""A plugin for runs that fail: the guidance of pictures, in which one rank has something happen to it at one step."""
+
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+
+import threestudio
+from threestudio.utils.misc import get_rank
+
+PicturesGuidance = threestudio.find("turboprop-pictures-guidance")
+
+
+@threestudio.register("test-failing-guidance")
+class FailingGuidance(PicturesGuidance):
+    @dataclass
+    class Config(PicturesGuidance.Config):
+        fault: str = ""  # kill, stop, error or ""
+        at_step: int = 0
+        on_rank: int = 0
+
+    def update_step(self, epoch, global_step, on_load_weights=False):
+        first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        here = get_rank() == self.cfg.on_rank and global_step == self.cfg.at_step
+        self.fails = bool(self.cfg.fault) and first and here
+
+    def __call__(self, rgb, *args, **kwargs):
+        if self.fails:
+            print(f"fault {self.cfg.fault} of {os.getpid()} at {time.time()}", file=sys.stderr, flush=True)
+            if self.cfg.fault == "error":
+                raise ValueError("a fault on purpose")
+            os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[self.cfg.fault])
+        return super().__call__(rgb, *args, **kwargs)
