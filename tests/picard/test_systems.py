@@ -11,17 +11,21 @@ from omegaconf import OmegaConf
 from launch import main
 from tests.host.test_resume import assert_same
 from tests.picard.runs import state_of
-from tests.test_configs import METHODS, ROOT, Runs, models, runs  # noqa: F401
+from tests.test_configs import METHODS, ROOT, TINY, Runs, models, runs, tiny_overrides  # noqa: F401
 
 STEPS, HALF = 6, 3
-MIXED = {"prolificdreamer", "prolificdreamer-texture"}  # with a teacher that learns
-GUIDANCE_LOSS = {"sdi": "sdi", "prolificdreamer": "vsd", "prolificdreamer-texture": "vsd"}
 # What a run of STEPS steps goes through: schedules of a weight and of timesteps, validation, checkpoints.
 COMMON = [
     "use_timestamp=false", "tag=trial", f"trainer.max_steps={STEPS}", "trainer.log_every_n_steps=1",
     f"trainer.val_check_interval={HALF}", "trainer.limit_test_batches=1", "trainer.enable_progress_bar=false",
     f"checkpoint.every_n_train_steps={HALF}", "checkpoint.save_top_k=-1", "data.n_val_views=1",
     "system.guidance.max_step_percent=[0,0.9,0.5,4]",
+]  # fmt: skip
+
+GAUSSIANS = [
+    "system.geometry.init_num_pts=60", "system.geometry.max_num=120", "system.geometry.densification_interval=2",
+    "system.geometry.densify_from_iter=2", "system.geometry.densify_grad_threshold=0.0001",
+    "system.geometry.prune_interval=4", "system.geometry.prune_from_iter=4", "data.batch_size=1",
 ]  # fmt: skip
 
 
@@ -59,14 +63,32 @@ class Systems:
     def __init__(self, stages: Runs, root: Path) -> None:
         self.stages, self.root = stages, root
 
-    def train(self, name: str, folder: str, *extra: str, picard: tuple[str, ...] = ()) -> Trial:
+    def command(self, name: str, folder: str, *extra: str, picard: tuple[str, ...] = (), change: Any = None) -> list[str]:
+        """Of the launcher; `change` makes another config of the one in configs/."""
         config = OmegaConf.load(ROOT / "configs" / f"{name}.yaml")
-        loss = GUIDANCE_LOSS.get(name, "sds")
-        given = [f"exp_root_dir={self.root / folder}", f"system.loss.lambda_{loss}=[0,1.0,2.0,4]", *COMMON]
+        if change is not None:
+            change(config)
+        path = self.root / folder / "config.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, path)
+        gaussians = config.system.geometry_type == "gaussian-splatting"
+        tiny = [*TINY, *GAUSSIANS, "system.prompt_processor.prompt=a red car"] if gaussians else tiny_overrides(config)
+        start = self.stages.start(name) if change is None else []
+        given = [*self.stages.models(config), *tiny, *start, f"exp_root_dir={self.root / folder}", *COMMON]
+        loss = f"system.loss.lambda_{guidance_loss(config)}=[0,1.0,2.0,4]"
         if picard:
             given += [f"system_type={config.system_type}:picard", *(f"system.picard.{key}" for key in picard)]
-        assert self.stages.launch(name, "--train", *given, *extra) == 0
-        return Trial(self.root / folder / config.name / "trial")
+        return ["--config", str(path), "--train", *given, loss, *extra]
+
+    def train(self, name: str, folder: str, *extra: str, picard: tuple[str, ...] = (), change: Any = None) -> "Trial":
+        assert main(self.command(name, folder, *extra, picard=picard, change=change)) == 0
+        (last,) = (self.root / folder).glob("*/trial/ckpts/last.ckpt")
+        return Trial(last.parents[1])
+
+
+def guidance_loss(config: Any) -> str:
+    kind = config.system.guidance_type
+    return "vsd" if "vsd" in kind else "sdi" if "sdi" in kind or "inversion" in kind else "sds"
 
 
 @pytest.fixture()
@@ -92,7 +114,8 @@ def test_a_threshold_of_zero_is_the_run_step_by_step(name, systems):
     run = systems.train(name, "run", picard=("threshold=0", "window=3"))
     assert_as_step_by_step(run, plain)
     logs = plain.logs()
-    weights = [float(value) for value in logs[f"train_params/lambda_{GUIDANCE_LOSS.get(name, 'sds')}"]]
+    loss = guidance_loss(OmegaConf.load(ROOT / "configs" / f"{name}.yaml"))
+    weights = [float(value) for value in logs[f"train_params/lambda_{loss}"]]
     assert weights == [1.0, 1.25, 1.5, 1.75, 2.0, 2.0]
 
 
@@ -115,3 +138,51 @@ def test_a_teacher_that_learns_follows_the_accepted_steps(systems, keys):
     expected = plain.checkpoint()["state_dict"]
     for name, value in run.checkpoint()["state_dict"].items():  # a larger batch's sums are rounded otherwise
         assert torch.allclose(value.float(), expected[name].float(), rtol=1e-3, atol=1e-4), name
+
+
+def test_a_coarse_stage_by_picard_is_handed_over(systems):
+    keys = ("threshold=1e30", "window=3")
+    coarse = systems.train("magic3d-coarse-sd", "coarse", picard=keys)
+    start = f"system.geometry_convert_from={coarse.folder}/ckpts/last.ckpt"
+    fine = systems.train("magic3d-refine-sd", "fine", start, picard=keys)
+    assert sum(fine.strides()) == STEPS and max(fine.strides()) > 1
+
+
+def test_the_texture_stage_of_fantasia3d(systems):
+    shape = systems.train("fantasia3d", "shape")
+
+    def texture(config: Any) -> None:
+        config.system.merge_with({
+            "texture": True, "geometry_convert_from": f"{shape.folder}/ckpts/last.ckpt",
+            "geometry_type": "tetrahedra-sdf-grid", "geometry": {"fix_geometry": True, "n_feature_dims": 3},
+            "material": {"n_output_dims": 3, "color_activation": "sigmoid"},
+        })  # fmt: skip
+        for key in ("isosurface_coarse_to_fine", "shape_init", "shape_init_params"):
+            config.system.geometry.pop(key)
+
+    plain = systems.train("fantasia3d", "plain", change=texture)
+    run = systems.train("fantasia3d", "run", picard=("threshold=0", "window=3"), change=texture)
+    assert_as_step_by_step(run, plain)
+
+
+def test_gaussians_by_score_distillation(systems):
+    """Their number changes within what would be a window."""
+    plain = systems.train("gaussian_splatting", "plain")
+    run = systems.train("gaussian_splatting", "run", picard=("threshold=0", "window=4"))
+    assert_as_step_by_step(run, plain)
+    assert len({*plain.logs()["train/gaussians"]}) > 1
+
+
+def with_vsd(config: Any) -> None:
+    config.system.guidance_type = "turboprop-vsd-guidance"
+    loss = {key: value for key, value in config.system.loss.items() if key not in ("lambda_sds", "lambda_asd", "lambda_csd")}
+    config.system.loss = {**loss, "lambda_vsd": 1.0, "lambda_lora": 1.0}
+    config.system.optimizer.params = {**config.system.optimizer.get("params", {}), "guidance": {"lr": 0.01}}
+    config.system.pop("evaluation", None)
+
+
+def test_gaussians_with_a_teacher_that_learns(systems):
+    plain = systems.train("gaussian_splatting", "plain", change=with_vsd)
+    run = systems.train("gaussian_splatting", "run", picard=("threshold=0", "window=4"), change=with_vsd)
+    assert_as_step_by_step(run, plain)
+    assert any(name.startswith("guidance.") for name in run.checkpoint()["state_dict"])
