@@ -32,7 +32,8 @@ def state_of(scales: list[float], gradients: list[float], opacity: float = 0.5) 
         for name, value in parameters.items()
     }
     views = torch.full((n,), 2.0)
-    return GaussianState(parameters, moments, Statistics(torch.tensor(gradients) * views, views, torch.ones(n)))
+    statistics = Statistics(torch.tensor(gradients) * views, views, torch.ones(n))
+    return GaussianState(parameters, moments, statistics, torch.arange(n))
 
 
 def copy_of(state: GaussianState) -> GaussianState:
@@ -40,6 +41,7 @@ def copy_of(state: GaussianState) -> GaussianState:
         {k: v.clone() for k, v in state.parameters.items()},
         {k: {m: v.clone() for m, v in moments.items()} for k, moments in state.moments.items()},
         Statistics(*(v.clone() for v in state.statistics)),
+        state.names.clone(),
     )
 
 
@@ -48,12 +50,13 @@ def assert_equal(a: GaussianState, b: GaussianState) -> None:
     assert all(torch.equal(a.parameters[k], b.parameters[k]) for k in a.parameters)
     assert all(torch.equal(a.moments[k][m], b.moments[k][m]) for k in a.moments for m in a.moments[k])
     assert all(torch.equal(x, y) for x, y in zip(a.statistics, b.statistics))
+    assert torch.equal(a.names, b.names)
 
 
 def test_small_ones_are_cloned():
     state = state_of([0.01, 0.02, 0.03], [0.0, 0.9, 0.1])
     before = copy_of(state)
-    after, change = densify(CONTROL, state)
+    after, change = densify(CONTROL, state, 50)
     assert change.parents.tolist() == [0, 1, 2, 1] and change.is_new.tolist() == [False, False, False, True]
     for name, value in after.parameters.items():
         assert torch.equal(value, state.parameters[name][[0, 1, 2, 1]])
@@ -66,7 +69,7 @@ def test_small_ones_are_cloned():
 def test_large_ones_are_split():
     state = state_of([0.01, 0.4, 0.03], [0.0, 0.9, 0.1])
     torch.manual_seed(0)
-    after, change = densify(CONTROL, state)
+    after, change = densify(CONTROL, state, 50)
     assert change.parents.tolist() == [0, 2, 1, 1] and change.is_new.tolist() == [False, False, True, True]
     halves = {name: value[2:] for name, value in after.parameters.items()}
     assert torch.allclose(halves["log_scales"].exp(), torch.full((2, 3), 0.4 / 1.6))
@@ -84,7 +87,7 @@ def test_halves_are_drawn_from_the_gaussian_they_halve():
     parameters["quaternions"] = torch.tensor([math.cos(angle), 0.0, 0.0, math.sin(angle)]).repeat(2000, 1) * 3
     full = Statistics(*(value.repeat(2000) for value in state.statistics))
     torch.manual_seed(3)
-    after, _ = densify(CONTROL, GaussianState(parameters, {}, full))
+    after, _ = densify(CONTROL, GaussianState(parameters, {}, full, torch.arange(2000)), 50)
     means = after.parameters["means"]
     assert means.shape == (4000, 3) and torch.allclose(means.mean(0), torch.zeros(3), atol=0.04)
     c, s = math.cos(2 * angle), math.sin(2 * angle)
@@ -98,18 +101,43 @@ def test_splitting_draws_from_the_global_generator():
     results = []
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
-        results.append(densify(CONTROL, state)[0])
+        results.append(densify(CONTROL, state, 50)[0])
     assert_equal(results[0], results[1])
     assert not torch.equal(results[0].parameters["means"], results[2].parameters["means"])
+
+
+def test_a_decision_changes_no_others_random_numbers():
+    """Of five large Gaussians the second is split or not: the halves of all others are the same."""
+    splits, spares = (state_of([0.4] * 5, [1.0, second, 1.0, 1.0, 0.0]) for second in (1.0, 0.0))
+    results = []
+    for state in (splits, spares):
+        torch.manual_seed(5)
+        after, _ = densify(CONTROL, state, 50)
+        results.append({int(name): mean for name, mean in zip(after.names, after.parameters["means"])})
+    assert len(results[0]) == 9 and len(results[1]) == 8
+    common = results[0].keys() & results[1].keys()
+    assert len(common) == 7 and all(torch.equal(results[0][name], results[1][name]) for name in common)
+
+
+def test_names_stay_with_gaussians_and_never_meet():
+    control = DensityControl(densify_grad_threshold=0.5, split_thresh=0.1, max_num=10_000)
+    state = state_of([0.01, 0.4, 0.3, 0.01], [0.9, 0.9, 0.0, 0.0])
+    after, _ = densify(control, state, 50)
+    assert after.names[:3].tolist() == [0, 2, 3]
+    for step in range(100, 500, 50):
+        full = torch.ones_like(after.statistics.view_count)
+        after, change = densify(control, after._replace(statistics=Statistics(full, full, full)), step)
+        assert len(set(after.names.tolist())) == len(after.names) == len(change.parents)
+    assert len(after.names) == 6 * 2**8
 
 
 def test_the_highest_gradients_come_first_where_room_is_short():
     control = DensityControl(densify_grad_threshold=0.5, split_thresh=0.1, max_num=6)
     state = state_of([0.01, 0.01, 0.4, 0.01], [0.6, 0.9, 0.8, 0.7])
-    after, change = densify(control, state)
+    after, change = densify(control, state, 50)
     assert sorted(change.parents.tolist()) == [0, 1, 1, 2, 2, 3]
     assert after.parameters["means"].shape[0] == 6
-    more, change = densify(DensityControl(densify_grad_threshold=0.5, max_num=3), state)
+    more, change = densify(DensityControl(densify_grad_threshold=0.5, max_num=3), state, 50)
     assert change.parents.tolist() == [0, 1, 2, 3] and more.parameters["means"].shape[0] == 4
 
 

@@ -1,8 +1,8 @@
 """Adaptive density control: Gaussians are cloned, split, removed and made transparent again while they train.
 
 After Kerbl et al. 2023, 3D Gaussian Splatting, section 5.2. Pure functions: a state and a step number go in, a state
-and what became of each Gaussian come out. Only the places of split Gaussians are random, from torch's
-global generator.
+and what became of each Gaussian come out. Only the places of split Gaussians are random: one draw from torch's
+global generator, and from it each Gaussian's own by its name.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Dict, NamedTuple, Optional
 import torch
 from torch import Tensor
 
+from .names import children, normals_by_name
 from .parameters import Parameters, activate
 from .rasterizer.projection import rotation_matrices
 
@@ -81,6 +82,7 @@ class GaussianState(NamedTuple):
     parameters: Parameters  # each [N, ...]
     moments: Moments  # those parameters that have any
     statistics: Statistics
+    names: Tensor  # [N] int64, no two alike
 
 
 class Change(NamedTuple):
@@ -135,7 +137,7 @@ def density_control_step(
     """
     change = None
     if control.densifies_at(step):
-        state, change = densify(control, state, isotropic)
+        state, change = densify(control, state, step, isotropic)
     if control.prunes_at(step):
         state, pruned = prune(control, state, isotropic)
         change = pruned if change is None else change.then(pruned)
@@ -153,10 +155,13 @@ def apply_change(state: GaussianState, change: Change) -> GaussianState:
             for name, moments in state.moments.items()
         },
         Statistics(*(change.gather(value) for value in state.statistics)),
+        change.gather(state.names),
     )
 
 
-def densify(control: DensityControl, state: GaussianState, isotropic: bool = False) -> tuple[GaussianState, Change]:
+def densify(
+    control: DensityControl, state: GaussianState, step: int, isotropic: bool = False
+) -> tuple[GaussianState, Change]:
     """Clones small and splits large Gaussians whose screen gradient is high; statistics start anew.
 
     Where there is no room for all, those with the highest gradient come first. Rows after: all that were not split,
@@ -173,21 +178,25 @@ def densify(control: DensityControl, state: GaussianState, isotropic: bool = Fal
     is_large = activate(state.parameters, isotropic).scales.amax(-1) > control.split_thresh
     kept = torch.nonzero(~(grows & is_large)).squeeze(1)
     clones = torch.nonzero(grows & ~is_large).squeeze(1)
-    halves = torch.nonzero(grows & is_large).squeeze(1).repeat(2)
-    new = torch.cat([clones, halves])
+    split = torch.nonzero(grows & is_large).squeeze(1)
+    new = torch.cat([clones, split, split])
     is_new = torch.cat([torch.zeros_like(kept), torch.ones_like(new)]).bool()
     change = Change(torch.cat([kept, new]), is_new)
     changed = apply_change(state, change)
     parameters = changed.parameters
-    if len(halves):
-        parameters = _separate_halves(parameters, len(halves), isotropic)
-    return GaussianState(parameters, changed.moments, Statistics.zeros(change.parents)), change
+    born = [children(state.names[rows], step, half) for half, rows in ((0, clones), (0, split), (1, split))]
+    names = torch.cat([state.names[kept], *born])
+    if len(split):
+        parameters = _separate_halves(parameters, names[-2 * len(split) :], isotropic)
+    return GaussianState(parameters, changed.moments, Statistics.zeros(change.parents), names), change
 
 
-def _separate_halves(parameters: Parameters, count: int, isotropic: bool) -> Parameters:
-    """The last `count` rows: means drawn from the Gaussians that they halve, and smaller scales."""
+def _separate_halves(parameters: Parameters, names: Tensor, isotropic: bool) -> Parameters:  # names [H] of the halves
+    """The last H rows: means drawn from the Gaussians that they halve, and smaller scales."""
+    count = len(names)
     halved = activate({name: value[-count:] for name, value in parameters.items()}, isotropic)
-    local = torch.randn_like(halved.means) * halved.scales
+    key = int(torch.randint(2**62, ()))
+    local = normals_by_name(names, key, 3).to(halved.means) * halved.scales
     offset = torch.einsum("nij,nj->ni", rotation_matrices(halved.quaternions), local)
     means, log_scales = parameters["means"].clone(), parameters["log_scales"].clone()
     means[-count:] += offset

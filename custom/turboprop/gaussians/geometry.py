@@ -26,6 +26,7 @@ from .initial_points import (
     vertex_color_at,
 )
 from .meshing import gaussian_surface
+from .names import first_names
 from .optimizer_state import exchange_parameters, read_moments
 from .parameters import (
     SHAPES,
@@ -124,6 +125,7 @@ class GaussianSplatting(BaseGeometry):
             self.register_parameter(name, nn.Parameter(parameters[name].float()))
         for name, value in zip(STATISTICS, Statistics.zeros(self.means)):
             self.register_buffer(name, value)
+        self.register_buffer("names", first_names(self.count, self.means.device))
         self.update_step(0, 0)
 
     def _check_config(self) -> None:
@@ -241,16 +243,23 @@ class GaussianSplatting(BaseGeometry):
         """Other Gaussians in the place of these, any number, with statistics of zeros."""
         for name in self.raw():
             self._parameters[name] = nn.Parameter(parameters[name].detach().clone().to(self.means))
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
         self.set_statistics(Statistics.zeros(self.means))
+        self.names = first_names(self.count, self.means.device)
 
     def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Takes over the number of Gaussians that are loaded; torch calls this for every way of loading."""
+        """Takes over the number of Gaussians that are loaded; torch calls this for every way of loading. Gaussians
+        that were saved without names get new ones."""
         loaded = state_dict.get(f"{prefix}means")
         if loaded is not None and loaded.shape[0] != self.count:
             n = loaded.shape[0]
             for name, parameter in self.raw().items():
                 self._parameters[name] = nn.Parameter(parameter.new_zeros(shape_of(name, n, self.cfg.sh_degree)))
-            self.set_statistics(Statistics.zeros(self.means))
+            self._begin_anew()
+        if loaded is not None:
+            state_dict.setdefault(f"{prefix}names", first_names(loaded.shape[0], loaded.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     # ------------------------------------------------------------------------------------------- training
@@ -290,12 +299,13 @@ class GaussianSplatting(BaseGeometry):
             return None
         old = self.raw()
         detached = {name: parameter.detach() for name, parameter in old.items()}
-        state = GaussianState(detached, read_moments(optimizer, old), self.statistics)
+        state = GaussianState(detached, read_moments(optimizer, old), self.statistics, self.names)
         state, change = density_control_step(control, state, step, self.cfg.sphere)
         for name, value in state.parameters.items():
             self._parameters[name] = nn.Parameter(value)
         exchange_parameters(optimizer, old, self.raw(), state.moments)
         self.set_statistics(state.statistics)
+        self.names = state.names
         return change
 
     # --------------------------------------------------------------------------------------------- export
