@@ -152,7 +152,7 @@ def watched(clock: Clock) -> Iterator[None]:
 
     watches = (
         (engine.PicardWindow, "_points", "guesses"),
-        (engine.OptimizerUpdate, "__call__", "updates"),
+        (engine.OptimizerUpdate, "_step", "updates"),
         (state.State, "clone", "copies"),
         (state.State, "point", "copies"),
         (engine, "squared_differences", "distances"),

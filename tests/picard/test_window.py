@@ -1,6 +1,7 @@
 """The engine on a small problem of its own: exactness, strides, what it leaves alone."""
 
 import math
+from typing import Callable
 
 import pytest
 import torch
@@ -8,12 +9,13 @@ from turboprop.picard.distances import mean_square_distance, squared_differences
 from turboprop.picard.guesses import CONTINUATIONS
 from turboprop.picard.state import Change, Evaluation, Point, State, changed
 from turboprop.picard.thresholds import AdaptiveThreshold, FixedThreshold
-from turboprop.picard.updates import OptimizerUpdate
+from turboprop.picard.updates import OptimizerUpdate, fused
 from turboprop.picard.window import PicardWindow, adapted
 
 SHAPES = {"weight": (4, 3), "bias": (4,), "unused": (2,)}
 OPTIMIZERS = {
     "Adam": (torch.optim.Adam, {"lr": 0.02, "betas": (0.9, 0.99), "eps": 1e-15}),
+    "Adam, fused": (torch.optim.Adam, {"lr": 0.02, "betas": (0.9, 0.99), "eps": 1e-15, "fused": True}),
     "AdamW": (torch.optim.AdamW, {"lr": 0.02, "weight_decay": 0.1}),
     "SGD": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}),
     "RMSprop": (torch.optim.RMSprop, {"lr": 0.01}),
@@ -73,7 +75,7 @@ def update_of(name: str = "Adam") -> OptimizerUpdate:
     return OptimizerUpdate(optimizer, [["weight"], ["bias"], ["unused"]], settings)
 
 
-def advance(update: OptimizerUpdate, state: State, evaluation: Evaluation) -> None:
+def advance(update: Callable, state: State, evaluation: Evaluation) -> None:
     update(state, evaluation.gradients if evaluation.finite else None)
     state.auxiliaries = changed(state.auxiliaries, evaluation.changes)
 
@@ -134,6 +136,36 @@ def test_updates_are_the_optimizers_own_bit_for_bit(name, dtype):
         assert kept.keys() == state.moments[n].keys() and len(kept) > 0
         assert all(torch.equal(torch.as_tensor(kept[k]), torch.as_tensor(state.moments[n][k])) for k in kept)
     assert "unused" not in state.moments
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_quick_updates_are_near_and_leave_gradients_alone(name):
+    """By the fused kernel where the optimizer has one; and exact updates after them are exact."""
+    problem, update, alone = Problem(torch.float32), update_of(name), update_of(name)
+    exact, quick = problem.start(), problem.start()
+    for _ in range(12):
+        evaluation = problem.evaluate(exact)
+        kept = {n: None if g is None else g.clone() for n, g in evaluation.gradients.items()}
+        update.quick(quick, evaluation.gradients)
+        update.coast(quick.clone())
+        alone(exact, evaluation.gradients)
+        twin = exact.clone()
+        update(twin, evaluation.gradients)
+        alone(exact, evaluation.gradients)
+        assert_equal(twin, exact)
+        update.quick(quick, evaluation.gradients)
+        assert all(g is None or torch.equal(g, kept[n]) for n, g in evaluation.gradients.items())
+        assert all(torch.allclose(quick.parameters[n], exact.parameters[n], rtol=1e-5, atol=1e-6) for n in SHAPES)
+        assert quick.moments.keys() == exact.moments.keys() and quick.step == exact.step
+    assert all(quick.moments[n].keys() == exact.moments[n].keys() for n in exact.moments)
+
+
+def test_the_fused_kernel_is_taken_where_the_optimizer_leaves_the_choice():
+    plain = {"lr": 0.1, "fused": None, "foreach": None, "capturable": False, "differentiable": False}
+    assert fused(plain) == {**plain, "fused": True}
+    for other in ({"fused": False}, {"foreach": True}, {"differentiable": True}, {"lr": torch.tensor(0.1)}):
+        assert fused({**plain, **other}) == {**plain, **other}
+    assert fused({"lr": 0.1}) == {"lr": 0.1}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -226,7 +258,7 @@ def test_guesses_are_the_states_that_a_rounds_gradients_lead_to(threshold):
         result = engine.round(state)
         rolled = state.clone()
         for index, evaluation in enumerate(evaluations):
-            advance(update, rolled, evaluation)
+            advance(update if threshold == 0 else update.quick, rolled, evaluation)
             if index < result.stride:
                 advance(update, state, evaluation)
             else:

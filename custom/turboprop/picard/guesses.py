@@ -26,7 +26,7 @@ def repeat_gradient(state: State, last: Optional[Gradients], update: OptimizerUp
     if last is None:
         continue_moments(state, last, update)
     else:
-        update(state, last)
+        update.quick(state, last)
 
 
 CONTINUATIONS: Dict[str, Continuation] = {

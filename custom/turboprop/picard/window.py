@@ -120,9 +120,10 @@ class PicardWindow:
         self._guesses = {}
         elements = [sum(base.parameters[name].numel() for name in group) for group in self.update.groups]
         moving, rows, rates, compared = base.clone(), [], [], []
+        update = self.update if self.threshold.value == 0 else self.update.quick  # true steps are exact in any case
         for index, evaluation in enumerate(evaluations):
             rates.append(self.update.learning_rates(moving.step))
-            self.update(moving, evaluation.gradients if evaluation.finite else None)
+            update(moving, evaluation.gradients if evaluation.finite else None)
             moving.auxiliaries = changed(moving.auxiliaries, evaluation.changes)
             self._last = evaluation.gradients if evaluation.finite else self._last
             if index + 1 < len(points):
