@@ -19,6 +19,7 @@ from turboprop.teachers.latent_diffusion import LatentDiffusionTeacher
 import threestudio
 from launch import main
 from tests.host.test_resume import assert_same
+from tests.picard.processes import fit_in_processes
 from tests.picard.runs import COMMON, GEOMETRY, KINDS, ROOT, checkpoint, fit, state_of
 
 SMALL = ["data.batch_size=2", "data.width=8", "data.height=8", "data.eval_width=8", "data.eval_height=8",
@@ -58,14 +59,15 @@ def distill(tmp_path, monkeypatch, tiny_sd_folder, text_cache):
     """Runs a config of distillation, small: its last checkpoint, and what it has logged."""
     monkeypatch.chdir(tmp_path)
 
-    def run(name: str, *extra: str, kind: str = "nerf", picard: tuple[str, ...] = (), steps: int = 4, method="asd"):
+    def run(name: str, *extra: str, kind: str = "nerf", picard: tuple[str, ...] = (), steps: int = 4, method="asd",
+            optimizer=None):  # fmt: skip
         config = OmegaConf.load(ROOT / f"configs/asd-{kind}.yaml")
         del config.system["evaluation"]
         config.system.loss[f"lambda_{method}"] = config.system.loss.pop("lambda_asd")
         for part in (config.system.guidance, config.system.prompt_processor):
             part.pretrained_model_name_or_path = str(tiny_sd_folder)
         if kind != "gaussians":  # updates that are linear in the gradients keep small differences small
-            config.system.optimizer = {"name": "SGD", "args": {"lr": 0.01, "momentum": 0.9}}
+            config.system.optimizer = optimizer or {"name": "SGD", "args": {"lr": 0.01, "momentum": 0.9}}
         OmegaConf.save(config, tmp_path / f"{name}.yaml")
         system = config.system_type.split(":")[0] + (":picard" if picard else "")
         given = [f"exp_root_dir={tmp_path / name}", f"system_type={system}", f"trainer.max_steps={steps}"]
@@ -161,6 +163,37 @@ def test_a_network_is_asked_once_a_round(distill, asked):
     assert runs["in_process"]["asked"] == [6] * 6  # ASD asks 3 questions about each of 2 pictures
     assert runs["batched"]["asked"] == [24, 12]
     assert largest_difference(runs["batched"], runs["in_process"], start) < 1e-4
+
+
+@pytest.mark.parametrize("beside", ["state", "local"])
+def test_a_teacher_that_learns_is_each_slots_own(beside, distill, asked):
+    """VSD: the frozen teacher is asked once, the learning one by each slot with the weights of its point."""
+    weights = {"geometry": {"lr": 0.01}, "background": {"lr": 0.01}, "guidance": {"lr": 0.01}}
+    optimizer = {"name": "SGD", "args": {"lr": 0.01, "momentum": 0.9}, "params": weights}
+    given = ("system.guidance_type=turboprop-vsd-guidance", "system.loss.lambda_lora=1")
+    start = distill("start", *given, steps=1, picard=("window=1",), method="vsd", optimizer=optimizer)[0]
+    runs, keys = {}, ("window=3", "threshold=1e30", f"beside={beside}")
+    for executor in ("in_process", "batched"):
+        asked.clear()
+        picard = (*keys, f"executor={executor}")
+        run, log = distill(executor, *given, steps=3, picard=picard, method="vsd", optimizer=optimizer)
+        losses = [float(row["train/loss_lora"]) for row in log if "train/loss_lora" in row]
+        runs[executor] = {**run, "asked": list(asked), "losses": losses}
+    one, other = runs["in_process"], runs["batched"]
+    assert one["asked"] == [4, 2, 2] * 3  # the frozen teacher; the learning one; its training
+    assert other["asked"] == [12, *[2, 2] * 3]
+    adapters = [name for name in start["state_dict"] if "adapters" in name and name.endswith("lora_B")]
+    assert all(not torch.equal(other["state_dict"][name], start["state_dict"][name]) for name in adapters)
+    same = 3 if beside == "state" else 1  # local: it moves on from slot to slot, or from round to round
+    assert other["losses"][:same] == pytest.approx(one["losses"][:same], rel=1e-5)
+    assert (largest_difference(other, one, start) < 1e-4) is (beside == "state")
+
+
+def test_processes_batch_their_own_slots(tmp_path):
+    keys = ("window=4", "threshold=1e30")
+    alone = fit("nerf", tmp_path / "alone", picard=keys, steps=6)
+    two = fit_in_processes("nerf", tmp_path / "two", picard=(*keys, "executor=batched"), steps=6)
+    assert_same(state_of(two), state_of(alone))
 
 
 def test_slots_may_meet_by_twos(distill, asked):

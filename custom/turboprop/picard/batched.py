@@ -48,6 +48,10 @@ class Batched:
             found += self._together(points[start : start + size])
         return found
 
+    def teachers(self) -> List[Teacher]:
+        """Whose calls by several slots are one."""
+        return [teacher for _, _, teacher in teachers_of(parts_of(self._system))]
+
     def _together(self, points: Sequence[Point]) -> List[Evaluation]:
         self._parts = parts_of(self._system)
         self._device_types = sorted({"cpu", next(iter(points[0].parameters.values())).device.type})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Optional, Protocol, runtime_checkable
+from typing import Any, Iterable, Mapping, Optional, Protocol, runtime_checkable
+
+from torch import nn
 
 
 @runtime_checkable
@@ -33,6 +35,14 @@ class TrainsBeside(Protocol):
     """A module that learns from the renders of each step: its weights are a process's own, and no part of the state."""
 
     trains_beside: bool
+
+
+@runtime_checkable
+class SharesParameters(Protocol):
+    """A module whose parameters others hold too that are no part of the system, such as layers of a frozen network."""
+
+    def sharing_modules(self) -> Iterable[nn.Module]:
+        """Those others."""
 
 
 @runtime_checkable

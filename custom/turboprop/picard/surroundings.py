@@ -9,6 +9,7 @@ from threestudio.utils.base import Updateable
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from .contract import SharesParameters
 from .keys import RandomState
 
 # What torch keeps in every module: its tensors are followed, what hangs on its calls (hooks) is not a step's to change.
@@ -44,6 +45,8 @@ def parts_of(system: nn.Module) -> List[Any]:
 def _held_by(part: Any) -> Iterator[Any]:
     if isinstance(part, nn.Module):
         yield from part._modules.values()
+    if isinstance(part, SharesParameters):
+        yield from part.sharing_modules()
     for name, value in vars(part).items():
         if name not in INTERNAL and not isinstance(value, Tensor):
             yield value

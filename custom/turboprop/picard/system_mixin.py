@@ -116,7 +116,10 @@ class PicardSystem(SystemMixin):
             raise ValueError("system.picard.executor: batched needs the package greenlet: pip install greenlet")
         from .batched import Batched
 
-        return Batched(self, self.__evaluate, self.picard.batched_slots)
+        batched = Batched(self, self.__evaluate, self.picard.batched_slots)
+        if not batched.teachers():
+            threestudio.info("Picard: batched finds no teacher here, so slots have only their backward pass in common")
+        return batched
 
     def __check_trainer(self) -> None:
         trainer = self.trainer

@@ -72,6 +72,12 @@ class LowRankTeacher(nn.Module, Teacher):
         self.camera_embedding = _camera_embedding(width).to(self.device)
         self._set_adapted(False)
 
+    def sharing_modules(self) -> Iterator[nn.Module]:
+        """The layers of the denoiser that hold the adapters' weights."""
+        own = {id(parameter) for parameter in self.adapters.values()}
+        for layer in self._layers:
+            yield from (m for m in layer.modules() if any(id(p) in own for p in m.parameters(recurse=False)))
+
     def encode(self, images: Tensor, noise: Optional[Tensor] = None) -> Tensor:
         return self._base[0].encode(images, noise)
 
