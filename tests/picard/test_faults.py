@@ -14,8 +14,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from turboprop.picard.history import History
+from turboprop.picard.pace import Pace, RoundSeconds, timed
 from turboprop.picard.ranks import RankLost, RankWatch
 from turboprop.picard.settings import picard_config
+from turboprop.picard.state import Evaluation
+from turboprop.picard.window import Round
 
 from tests.host.test_resume import assert_same
 from tests.picard.processes import free_port
@@ -150,9 +154,51 @@ def test_an_error_of_a_rank_is_told_to_the_others(outcomes):
         assert "has ended at step 16 with ValueError: bad weather" in last_line(rank.said)
 
 
-def test_the_limit_is_checked():
+def test_the_limits_are_checked():
     with pytest.raises(ValueError, match=r"system.picard.dead_after: expected at least 5 \(seconds\), got 1.0"):
         picard_config({"dead_after": 1.0})
+    with pytest.raises(ValueError, match="system.picard.slow_ratio: expected above 1, got 1.0"):
+        picard_config({"slow_ratio": 1.0})
+
+
+# -------------------------------------------------------------------------------- slow ranks
+
+
+def test_a_slow_rank_is_named_once_and_with_figures():
+    pace, told = Pace(ranks=3, slow_ratio=1.5), {}
+    for number in range(99):
+        slots = [1.0, 1.6, 1.1, 1.0, 1.6, 1.1, 1.0]  # of ranks 0 1 2 0 1 2 0: rank 0 has more of them, and is not slow
+        told.update({number: line for line in pace.warnings(slots)})
+    assert list(told) == [9]  # the tenth round
+    assert "rank 1 is slow: now 1.6 s for a gradient, the others 1.05 s (median)" in told[9]
+    assert "more than 1.5 times theirs for 10 rounds running" in told[9]
+    assert len(pace.warnings(slots)) == 1  # told again at the hundredth
+
+
+def test_a_rank_that_is_slow_now_and_then_is_not_named():
+    pace = Pace(ranks=2, slow_ratio=1.5)
+    assert [pace.warnings([1.0, 1.0 if number % 9 == 8 else 9.0]) for number in range(50)] == [[]] * 50
+    for ranks in (1, 3):  # nothing to compare with
+        assert Pace(ranks, slow_ratio=1.5, slow_rounds=1).warnings([1.0, 5.0]) == []
+
+
+def test_the_seconds_of_a_round_are_told_apart():
+    seconds = Pace(ranks=2, slow_ratio=1.5).of_round([1.0, 2.0, 1.0, 2.0, 1.0], 5.5)  # 3 s and 4 s
+    assert seconds == RoundSeconds(gradients=4.0, waiting=0.5, rest=1.5)
+    found = timed(lambda points: [Evaluation({}) for _ in points if time.sleep(0.02) is None], [None] * 3)
+    assert 0.02 <= found[0].seconds < 1 and len({evaluation.seconds for evaluation in found}) == 1
+
+
+def test_the_table_of_a_run_has_its_seconds(tmp_path):
+    history = History()
+    history.add(Round(0, 2, [Evaluation({}), Evaluation({})], [0.25], 0.5), RoundSeconds(2.0, 0.5, 0.25))
+    history.save(str(tmp_path / "picard.csv"))
+    header, row = (tmp_path / "picard.csv").read_text().splitlines()
+    assert header == "step,window,stride,error,threshold,gradients_s,waiting_s,rest_s"
+    assert row == "0,2,2,0.25,0.5,2.0,0.5,0.25"
+    assert history.summary_line().endswith("of the time 67% gradients, 22% waiting for others, 11% the rest")
+    again = History.of(history.rows_as_lists(), history.seconds_as_lists())
+    assert (again.rows, again.seconds) == (history.rows, history.seconds)
 
 
 # ------------------------------------------------------------------------------ whole launches

@@ -70,12 +70,14 @@ class Note:
     finite: bool
     changes: Dict[str, Any]
     extra: Any
+    seconds: float
 
     @staticmethod
     def of(evaluation: Evaluation) -> "Note":
         present = {name: value.dtype for name, value in evaluation.gradients.items() if value is not None}
         cpu = torch.device("cpu")
-        return Note(present, evaluation.finite, moved(evaluation.changes, cpu), moved(evaluation.extra, cpu))
+        changes, extra = moved(evaluation.changes, cpu), moved(evaluation.extra, cpu)
+        return Note(present, evaluation.finite, changes, extra, evaluation.seconds)
 
     def evaluation(self, sharding: Sharding, rank: int, arrived: Iterator[Tensor]) -> Evaluation:
         """With a rank's slices of the gradients, the next ones of those that have arrived."""
@@ -88,7 +90,7 @@ class Note:
             shape, dtype = sharding.shape_of(piece), sharding.dtypes[piece.name]
             gradients[piece.name] = None if value is None else value.to(dtype).view(shape)
         changes: Changes = moved(self.changes, sharding.device)
-        return Evaluation(gradients, changes, self.finite, moved(self.extra, sharding.device))
+        return Evaluation(gradients, changes, self.finite, moved(self.extra, sharding.device), self.seconds)
 
 
 def moved(value: Any, device: torch.device) -> Any:

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Sequence
 
+from .pace import RoundSeconds
 from .window import Round
 
 
@@ -20,21 +21,27 @@ class RoundFigures(NamedTuple):
 class History:
     def __init__(self) -> None:
         self.rows: List[RoundFigures] = []
+        self.seconds: List[RoundSeconds] = []  # of the same rounds; no two runs have the same
         self.missed = 0  # steps whose optimizer settings were not those that the rollout reckoned with
 
     @staticmethod
-    def of(rows: Sequence[Sequence[float]]) -> "History":
+    def of(rows: Sequence[Sequence[float]], seconds: Sequence[Sequence[float]]) -> "History":
         history = History()
         history.rows = [RoundFigures(int(r[0]), int(r[1]), int(r[2]), float(r[3]), float(r[4])) for r in rows]
+        history.seconds = [RoundSeconds(*map(float, row)) for row in seconds]
         return history
 
     def rows_as_lists(self) -> List[List[float]]:
         return [list(row) for row in self.rows]
 
-    def add(self, result: Round) -> None:
+    def seconds_as_lists(self) -> List[List[float]]:
+        return [list(row) for row in self.seconds]
+
+    def add(self, result: Round, seconds: RoundSeconds) -> None:
         self.rows.append(
             RoundFigures(result.step, result.length, result.stride, result.worst_accepted, result.threshold)
         )
+        self.seconds.append(seconds)
 
     def take_back(self, steps: int) -> None:
         """The last accepted gradients of the last round were not used."""
@@ -53,15 +60,24 @@ class History:
         steps = sum(row.stride for row in self.rows)
         return (
             f"Picard: {steps} steps in {len(self.rows)} rounds, mean stride {self.mean_stride():.2f}, "
-            f"{gradients} gradients computed"
+            f"{gradients} gradients computed; {self.shares()}"
         )
+
+    def shares(self) -> str:
+        """Of the rounds' time."""
+        totals = {name: sum(getattr(row, name) for row in self.seconds) for name in RoundSeconds._fields}
+        whole = max(totals["gradients"] + totals["rest"], 1e-9)
+        waiting, rest = totals["waiting"] / whole, totals["rest"] / whole
+        return f"of the time {1 - waiting - rest:.0%} gradients, {waiting:.0%} waiting for others, {rest:.0%} the rest"
 
     def save(self, path: str) -> None:
         """The table as CSV, and beside it the picture as PNG."""
         with Path(path).open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(RoundFigures._fields)
-            writer.writerows(self.rows)
+            writer.writerow([*RoundFigures._fields, *(f"{name}_s" for name in RoundSeconds._fields)])
+            writer.writerows(
+                [*row, *(round(value, 6) for value in seconds)] for row, seconds in zip(self.rows, self.seconds)
+            )
         draw(self.rows, Path(path).with_suffix(".png"))
 
 

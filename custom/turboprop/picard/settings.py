@@ -37,6 +37,7 @@ class PicardConfig:
     beside: str = "local"
     check_every: int = 100  # rounds between two checks that all processes have the same parameters
     dead_after: float = 20.0  # seconds without a sign of life of a process until it counts as dead and ends the run
+    slow_ratio: float = 1.5  # a process whose gradients take so many times the others' for 10 rounds running is named
     report: bool = True  # write save/picard.csv and draw save/picard.png when training ends
     # DreamPropeller's block of that name: P, threshold, ema_decay, adaptivity_type. What it says goes before the above,
     # with its distance and its guesses.
@@ -59,6 +60,7 @@ def picard_config(given: Any) -> PicardConfig:
     _check("batched_slots", config.batched_slots, "at least 0", lambda value: value >= 0)
     _check_choice("beside", config.beside, BESIDE)
     _check("dead_after", config.dead_after, "at least 5 (seconds)", lambda value: value >= 5)
+    _check("slow_ratio", config.slow_ratio, "above 1", lambda value: value > 1)
     _check("check_every", config.check_every, "at least 1", lambda value: value >= 1)
     _check("window", config.window, "at least 1", lambda value: value >= 1)
     _check("threshold", config.threshold, "at least 0", lambda value: value >= 0)

@@ -80,6 +80,7 @@ class Evaluation:
     changes: Changes = field(default_factory=dict)
     finite: bool = True  # no NaN or Inf among the gradients; an update with others is left out
     extra: Any = None  # what the caller wants to have with it when the step is accepted
+    seconds: float = 0.0  # that it took
 
     @staticmethod
     def of(gradients: Gradients, changes: Optional[Changes] = None, extra: Any = None) -> "Evaluation":

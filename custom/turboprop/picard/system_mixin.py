@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import time
 from collections import deque
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Deque, Dict, List, Optional, Sequence
 
 import threestudio
@@ -30,6 +32,7 @@ from .exchange import Movable, moved
 from .executors import Distributed, InProcess, check_agreement
 from .history import History
 from .keys import RandomState, seed_step
+from .pace import Pace, timed
 from .settings import EXCHANGE_TYPES, build_window, picard_config
 from .shards import Shards, reads_parameters
 from .state import Evaluation, Gradients, Point, State, all_finite
@@ -98,6 +101,7 @@ class PicardSystem(SystemMixin):
             self.__window.load_state_dict(self.__saved_window)
         self.__batches = ComingBatches(self)
         self.__local = self.__local_executor()
+        self.__pace = Pace(self.trainer.world_size, self.picard.slow_ratio)
         self.__gathers = any(reads_parameters(part) for part in (*parts_of(self), *self.trainer.callbacks))
         if self.__shards is not None and self.__gathers:
             threestudio.debug("Picard: parameters are gathered after each step, for what reads them there")
@@ -165,6 +169,7 @@ class PicardSystem(SystemMixin):
             self.__history.take_back(len(self.__accepted))
             self.__accepted.clear()
             checkpoint["picard"] = {"window": self.__window.state_dict(), "history": self.__history.rows_as_lists()}
+            checkpoint["picard_seconds"] = self.__history.seconds_as_lists()  # apart: no two runs have the same
             self.__restart = True
 
     def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
@@ -172,7 +177,7 @@ class PicardSystem(SystemMixin):
         saved = checkpoint.get("picard")
         if saved is not None:
             self.__saved_window = saved["window"]
-            self.__history = History.of(saved["history"])
+            self.__history = History.of(saved["history"], checkpoint["picard_seconds"])
 
     @property
     def global_step(self) -> int:
@@ -265,9 +270,12 @@ class PicardSystem(SystemMixin):
         self.__batches.forget_before(finished_batches(trainer))
         base, limit = self.__base(step), self.__limit(batch_idx)
         self.__event = None if limit is None else step + limit
+        begun = time.perf_counter()
         result = self.__window.round(base, limit)
         self.__accepted.extend(result.accepted)
-        self.__history.add(result)
+        self.__history.add(result, self.__pace.of_round(self.__slot_seconds, time.perf_counter() - begun))
+        for line in self.__pace.warnings(self.__slot_seconds):
+            threestudio.warn(line)
 
     def __base(self, step: int) -> State:
         """The true state; of several processes this one's part."""
@@ -275,14 +283,13 @@ class PicardSystem(SystemMixin):
         if self.__shards is None:
             parameters = {name: parameter.data for name, parameter in self.__trained.items()}
             moments = {name: optimizer.state[p] for name, p in self.__trained.items() if p in optimizer.state}
-            self.__executor = self.__local
+            self.__executor = partial(timed, self.__local)
             return State(step, parameters, auxiliaries, moments)
         base = self.__shards.base(self.__trained, step, auxiliaries)
         if len(self.__history.rows) % self.picard.check_every == 0:
             check_agreement(self.__shards.communication, auxiliaries, step, "buffers")
-        self.__executor = Distributed(
-            self.__local, self.__shards.communication, self.__shards.sharding, EXCHANGE_TYPES[self.picard.exchange]
-        )
+        communication, dtype = self.__shards.communication, EXCHANGE_TYPES[self.picard.exchange]
+        self.__executor = Distributed(partial(timed, self.__local), communication, self.__shards.sharding, dtype)
         return base
 
     def __limit(self, batch_idx: int) -> Optional[int]:
@@ -301,7 +308,9 @@ class PicardSystem(SystemMixin):
         several = self.__shards is not None
         self.__beside = Beside(self.trainer.optimizers[0], self.__update_beside, self.__learners, keeps_all=several)
         try:
-            return self.__executor(points)
+            evaluations = self.__executor(points)
+            self.__slot_seconds = [evaluation.seconds for evaluation in evaluations]
+            return evaluations
         finally:
             self.__slot_step = self.__slot_logs = None
             for name, parameter in self.__trained.items():
