@@ -175,3 +175,15 @@ def test_checksums_tell_bits_apart(change):
     value = torch.tensor([1.0, 2.0, 3.0])
     assert checksum({"a": value}) == checksum({"a": value.clone()})
     assert checksum({"a": value}) != checksum({"a": change(value)})
+
+
+def test_checksums_are_of_tensors_of_any_kind():
+    kinds = (torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool)
+    tensors = {str(dtype): torch.tensor([[1, 0, 3], [0, 5, 6]]).to(dtype) for dtype in kinds}
+    tensors |= {"scalar": torch.tensor(2.0), "empty": torch.empty(0, 3), "crossed": torch.rand(4, 3).T}
+    whole = checksum(tensors)
+    for name, value in tensors.items():
+        changed = value.clone().contiguous()
+        if changed.numel():
+            changed.view(-1)[-1] = 0
+            assert checksum({**tensors, name: changed}) != whole
