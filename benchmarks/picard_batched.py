@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -41,7 +42,7 @@ SIZES = {
     "mini-sd": [],
     "sd21": [
         "system.guidance.teacher_type=benchmark-sd21-teacher", "system.prompt_processor_type=benchmark-sd21-prompts",
-        "system.prompt_processor={}", "data.width=64", "data.height=64",
+        "data.width=64", "data.height=64",
     ],
 }  # fmt: skip
 SD21_UNET = {  # stabilityai/stable-diffusion-2-1-base, unet/config.json
@@ -72,6 +73,11 @@ def sd21_teacher(cfg: Any) -> Any:
 @threestudio.register("benchmark-sd21-prompts")
 class RandomPrompts(BaseObject):
     """Embeddings of the size of Stable Diffusion 2.1's, for any prompt."""
+
+    @dataclass
+    class Config(BaseObject.Config):  # the config's keys, which have no part in it
+        pretrained_model_name_or_path: str = ""
+        prompt: str = ""
 
     use_perp_neg = False
 
