@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from launch import main
 from tests.picard.runs import COMMON, DATA, GEOMETRY, ROOT, SYSTEMS, checkpoint, small_config
 
 
@@ -42,14 +43,36 @@ def in_processes(size: int, task: Callable, folder: Path, *arguments: Any) -> li
 def fit_in_processes(
     kind: str, folder: Path, *extra: str, picard: tuple[str, ...], processes: int = 2, steps: int = 20
 ) -> dict:
-    """As `runs.fit`, by a launch under torchrun."""
-    given = [*COMMON, *DATA, *GEOMETRY[kind], f"exp_root_dir={folder}", f"trainer.max_steps={steps}", *extra]
-    mixin = [f"system_type={SYSTEMS[kind]}:picard", *(f"system.picard.{key}" for key in picard)]
+    """As `runs.fit`, in several processes: children of this one, which torchrun's variables make one run."""
+    arguments = fit_arguments(kind, folder, *extra, picard=picard, steps=steps)
+    given = (processes, free_port(), arguments)
+    mp.start_processes(_launch, given, nprocs=processes, start_method="fork")
+    return checkpoint(folder)
+
+
+def fit_under_torchrun(
+    kind: str, folder: Path, *extra: str, picard: tuple[str, ...], processes: int = 2, steps: int = 20
+) -> dict:
+    arguments = fit_arguments(kind, folder, *extra, picard=picard, steps=steps)
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-    launch = ["launch.py", "--config", small_config(kind, folder), "--train", *given, *mixin]
-    command = [*torchrun, f"--master_port={free_port()}", *launch]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
-    )
+    command = [*torchrun, f"--master_port={free_port()}", "launch.py", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return checkpoint(folder)
+
+
+def fit_arguments(kind: str, folder: Path, *extra: str, picard: tuple[str, ...], steps: int) -> list[str]:
+    given = [*COMMON, *DATA, *GEOMETRY[kind], f"exp_root_dir={folder}", f"trainer.max_steps={steps}"]
+    mixin = [f"system_type={SYSTEMS[kind]}:picard", *(f"system.picard.{key}" for key in picard)]
+    return ["--config", small_config(kind, folder), "--train", *given, *mixin, *extra]
+
+
+def _launch(rank: int, size: int, port: int, arguments: list[str]) -> None:
+    torch.set_num_threads(1)
+    own = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
+    common = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    run = {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": 0, "TORCHELASTIC_MAX_RESTARTS": 0}
+    os.environ.update({key: str(value) for key, value in {**own, **common, **run}.items()})
+    assert main(arguments) == 0
+    dist.destroy_process_group()
