@@ -1,10 +1,13 @@
 """The engine on a small problem of its own: exactness, strides, what it leaves alone."""
 
 import math
+import weakref
 from typing import Callable
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from turboprop.picard.distances import mean_square_distance, squared_differences, update_distance
 from turboprop.picard.guesses import CONTINUATIONS
 from turboprop.picard.state import Change, Evaluation, Point, State, changed
@@ -271,6 +274,44 @@ def test_guesses_are_the_states_that_a_rounds_gradients_lead_to(threshold):
         assert len({point.parameters["weight"].data_ptr() for point in seen}) == len(seen)
         strides.append(result.stride)
     assert sum(strides) == state.step
+
+
+class Copies(TorchDispatchMode):
+    """Counts the tensors of so many elements that are alive after each operation; shared memory counts once."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements, self.seen, self.most = elements, [], 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.seen += [weakref.ref(t) for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+        alive = [tensor for tensor in (reference() for reference in self.seen) if tensor is not None]
+        self.seen = [weakref.ref(tensor) for tensor in alive]
+        self.most = max(self.most, len({t.data_ptr() for t in alive if t.numel() == self.elements}))
+        return result
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 1e9])
+def test_a_round_holds_two_copies_of_the_parameters_a_slot(threshold):
+    """A slot's gradient, and its guess or what is rolled out there; and a few besides."""
+    window, elements = 12, 1013
+    update = OptimizerUpdate(torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=0.01), [["only"]])
+
+    def evaluate(points):
+        return [Evaluation.of({"only": torch.sin(point.parameters["only"] + point.step)}) for point in points]
+
+    engine = PicardWindow(evaluate, update, window, FixedThreshold(threshold))
+    with Copies(elements) as copies:
+        state, result = State(0, {"only": torch.linspace(0, 1, elements)}), None
+        while state.step < 3 * window:
+            result = None
+            result = engine.round(state)
+            for evaluation in result.accepted:
+                advance(update, state, evaluation)
+                del evaluation
+    two_states_with_moments, zeros, of_an_operation = 6, 1, 2
+    assert copies.most <= 2 * window + two_states_with_moments + zeros + of_an_operation
 
 
 def test_a_nan_at_a_guess_costs_that_slot_alone():
