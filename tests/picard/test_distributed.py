@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from turboprop.picard.accumulated import Accumulated
 from turboprop.picard.communication import Communication
 from turboprop.picard.distances import BLOCK
 from turboprop.picard.exchange import gather_moments, gather_parameters
 from turboprop.picard.executors import Distributed, check_agreement, checksum
 from turboprop.picard.sharding import Sharding
-from turboprop.picard.state import Evaluation, Point, State
+from turboprop.picard.state import Change, Evaluation, Point, State
+from turboprop.picard.system_buffers import SystemBuffers
 from turboprop.picard.thresholds import FixedThreshold
 from turboprop.picard.updates import OptimizerUpdate
 from turboprop.picard.window import PicardWindow
@@ -187,3 +189,50 @@ def test_checksums_are_of_tensors_of_any_kind():
         if changed.numel():
             changed.view(-1)[-1] = 0
             assert checksum({**tensors, name: changed}) != whole
+
+
+class Counting(torch.nn.Module):
+    accumulated_buffers = {"total": "sum", "largest": "max"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.full((7, 3), 0.1))
+        self.register_buffer("largest", torch.zeros(5))
+        self.register_buffer("other", torch.ones(2))
+
+
+def added_at(step: int) -> dict:
+    generator = torch.Generator().manual_seed(step)
+    changes = {"total": Change("sum", torch.rand(7, 3, generator=generator))}
+    return changes if step % 4 == 3 else {**changes, "largest": Change("max", torch.rand(5, generator=generator))}
+
+
+def accumulate(rounds: tuple) -> dict:
+    communication, module = Communication(), Counting()
+    accumulated = Accumulated(communication)
+    buffers = SystemBuffers(module)
+    for base, length, stride in rounds:
+        accumulated.begin_round()
+        for step in range(base + communication.rank, base + length, communication.size):
+            accumulated.of_slot(step, added_at(step))
+        for step in range(base, base + stride):
+            accumulated.accept(step, buffers)
+        if base == 5:
+            accumulated.add_up(buffers)
+            accumulated.add_up(buffers)  # there is nothing more
+    accumulated.add_up(buffers)
+    return {name: value.clone() for name, value in buffers.now().items()}
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_what_accepted_steps_add_is_added_up_in_their_order(processes, tmp_path):
+    rounds = ((0, 4, 3), (3, 4, 2), (5, 4, 4), (9, 4, 1), (10, 2, 2))
+    module = Counting()
+    buffers, alone = SystemBuffers(module), Accumulated(None)
+    for step in range(12):
+        alone.of_slot(step, added_at(step))
+        alone.accept(step, buffers)
+    for found in in_processes(processes, accumulate, tmp_path, rounds):
+        assert all(torch.equal(found[name], value) for name, value in buffers.now().items())
+    assert set(buffers.auxiliaries()) == {"other"}
+    assert float(buffers.slot_values({})["total"].abs().max()) == 0

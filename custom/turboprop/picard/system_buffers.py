@@ -38,15 +38,14 @@ class SystemBuffers:
             owner._buffers[key] = value
 
     def auxiliaries(self) -> Tensors:
-        """What a step may change."""
-        return {name: value for name, value in self.real.items() if value.numel() <= LARGEST}
+        """What a step may change and the next one may see."""
+        small = {name: value for name, value in self.real.items() if value.numel() <= LARGEST}
+        return {name: value for name, value in small.items() if name not in self._kinds}
 
     def slot_values(self, auxiliaries: Tensors) -> Tensors:
         """Copies that a step can change; those that steps add to begin at 0, so that they end as what the step adds."""
-        return {
-            name: torch.zeros_like(value) if name in self._kinds else value.clone()
-            for name, value in auxiliaries.items()
-        }
+        values = {name: value.clone() for name, value in auxiliaries.items()}
+        return {**values, **{name: torch.zeros_like(self.real[name]) for name in self._kinds}}
 
     def marks(self) -> Dict[str, Tuple[int, int]]:
         """What differs later where a buffer has been changed or exchanged in between."""
@@ -58,7 +57,7 @@ class SystemBuffers:
         for name, value in self.now().items():
             if (id(value), value._version) == marks[name]:
                 continue
-            if self.real[name].numel() > LARGEST:
+            if self.real[name].numel() > LARGEST and name not in self._kinds:
                 raise ValueError(
                     f"picard: a training step changes the buffer {name} of {value.numel():,} elements; "
                     f"at most {LARGEST:,} can be followed"
@@ -66,8 +65,11 @@ class SystemBuffers:
             found[name] = Change(self._kinds.get(name, "replace"), value)
         return found
 
+    def split(self, changes: Changes) -> Tuple[Changes, Changes]:
+        """Of the state, and of what steps add to."""
+        added = {name: change for name, change in changes.items() if name in self._kinds}
+        return {name: change for name, change in changes.items() if name not in added}, added
+
     def apply(self, changes: Changes) -> None:
         """Makes accepted changes to the real buffers."""
         self.install({name: change.after(self.now()[name]) for name, change in changes.items()})
-
-

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..system_mixin import SystemMixin
+from .accumulated import Accumulated
 from .beside import Beside, names_beside, note_of, split
 from .coming_steps import ComingBatches, batches_left, coming_settings, finished_batches
 from .communication import Communication
@@ -97,13 +98,14 @@ class PicardSystem(SystemMixin):
         self.__window = build_window(self.picard, self.__evaluate_all, update)
         if self.__shards is not None:
             self.__window.total = self.__shards.communication.sum
+        self.__accumulated = Accumulated(None if self.__shards is None else self.__shards.communication)
         if self.__saved_window is not None:
             self.__window.load_state_dict(self.__saved_window)
         self.__batches = ComingBatches(self)
         self.__local = self.__local_executor()
         self.__pace = Pace(self.trainer.world_size, self.picard.slow_ratio)
-        self.__gathers = any(reads_parameters(part) for part in (*parts_of(self), *self.trainer.callbacks))
-        if self.__shards is not None and self.__gathers:
+        self.__gathers_each_step = any(reads_parameters(part) for part in (*parts_of(self), *self.trainer.callbacks))
+        if self.__shards is not None and self.__gathers_each_step:
             threestudio.debug("Picard: parameters are gathered after each step, for what reads them there")
         if isinstance(self.trainer.model, DistributedDataParallel):
             self.trainer.model.require_backward_grad_sync = False  # gradients are exchanged here, slot by slot
@@ -140,9 +142,13 @@ class PicardSystem(SystemMixin):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:
         """All ranks must ask for it together, as they do for a checkpoint."""
+        self.__gather()
+        return super().state_dict(*args, **kwargs)
+
+    def __gather(self) -> None:
         if self.__shards is not None:
             self.__shards.gather()
-        return super().state_dict(*args, **kwargs)
+            self.__accumulated.add_up(SystemBuffers(self))
 
     def on_validation_model_eval(self) -> None:
         if self.__shards is not None:
@@ -150,9 +156,8 @@ class PicardSystem(SystemMixin):
         super().on_validation_model_eval()
 
     def on_train_end(self) -> None:
-        if self.__shards is not None:
-            self.__shards.gather()
-            self.__shards = None
+        self.__gather()
+        self.__shards = None
         super().on_train_end()
 
     def on_fit_end(self) -> None:
@@ -226,7 +231,9 @@ class PicardSystem(SystemMixin):
 
     def on_after_backward(self) -> None:
         """What the system does here it has done in the slot; it is the changes that are made now."""
-        SystemBuffers(self).apply(self.__serving.changes)
+        buffers = SystemBuffers(self)
+        buffers.apply(self.__serving.changes)
+        self.__accumulated.accept(self.trainer.global_step, buffers)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
@@ -238,8 +245,8 @@ class PicardSystem(SystemMixin):
             self.__restart = True
         if self.__shards is not None:
             self.__shards.advance(step, self.__serving.gradients if self.__serving.finite else None)
-            if self.__gathers or step + 1 == self.__event:
-                self.__shards.gather()
+            if self.__gathers_each_step or step + 1 == self.__event:
+                self.__gather()
         self.__serving = None
 
     # -------------------------------------------------------------------------------- rounds
@@ -306,6 +313,7 @@ class PicardSystem(SystemMixin):
         """Gradients of all slots. The system is as before afterwards."""
         real = {name: parameter.data for name, parameter in self.__trained.items()}
         several = self.__shards is not None
+        self.__accumulated.begin_round()
         self.__beside = Beside(self.trainer.optimizers[0], self.__update_beside, self.__learners, keeps_all=several)
         try:
             evaluations = self.__executor(points)
@@ -342,7 +350,9 @@ class PicardSystem(SystemMixin):
         self.__clear_gradients()
         not_finite = [] if finite else [name for name, value in gradients.items() if not all_finite({name: value})]
         recorded = Recorded(loss, self.__slot_logs, random_state, not_finite, served)
-        return Evaluation(gradients, self.__slot_buffers.changes_since(before), finite, recorded)
+        changes, added = self.__slot_buffers.split(self.__slot_buffers.changes_since(before))
+        self.__accumulated.of_slot(point.step, added)
+        return Evaluation(gradients, changes, finite, recorded)
 
     def __backward_of_step(self, batch: Any, batch_idx: int) -> Tensor:
         with self.trainer.precision_plugin.train_step_context():
