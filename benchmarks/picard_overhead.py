@@ -7,11 +7,14 @@ the parts of a round (guesses, updates of the rollout, copies, distances, checks
 the true steps that a trainer makes with the accepted gradients. Any guess is near enough here, so strides are full: a
 round of a shorter stride makes fewer guesses and fewer true steps.
 
-Shares are of a round of P gradients of --gradient-seconds each. On one device they are computed in turn. On P ranks they
-are computed at once; a rank checks its own gradient, rolls out its shard of the state, of which the largest is timed by
-itself, and makes the true steps of that. It sends and receives N (P - 1) / P elements twice, of its guess and of its
-gradient, at a speed that was measured between two processes over gloo on this machine, copies into and out of rows of
-bytes included, or at --bandwidth, of a better wire.
+Shares are of a round of P gradients of --gradient-seconds each, without the true steps, which training step by step makes
+too. On one device gradients are computed in turn. On P ranks they are computed at once; a rank checks its own gradient
+and rolls out its shard of the state, of which the largest is timed by itself. It sends and receives N (P - 1) / P elements
+twice, of its guess and of its gradient, at a speed that was measured between two processes over gloo on this machine,
+copies into and out of rows of bytes included, or at --bandwidth, of a better wire.
+
+"Adam" is torch's default, "Adam, fused" has `fused: true` among the optimizer's arguments: both roll out by the fused
+kernel, but true steps are the optimizer's own.
 """
 
 from __future__ import annotations
@@ -242,15 +245,15 @@ def measure(args: argparse.Namespace) -> dict:
         row.update(seconds=whole, shard_seconds=shard)
         wires = {"gloo": speeds["gloo_bytes_a_second"], "wire": args.bandwidth}
         rows.append({**row, **shares(row, wires, args.gradient_seconds)})
-        print(line(rows[-1]), flush=True)
+        print(one_device(rows[-1:])[-1], flush=True)
     return {**speeds, "bandwidth": args.bandwidth, "gradient_seconds": args.gradient_seconds, "rows": rows}
 
 
 def shares(row: dict, wires: Dict[str, float], gradient: float) -> dict:
-    """Of a round: on one device without and with its true steps, and on P ranks with them, by wire."""
+    """Of a round, without true steps: on one device (there with them, too) and on P ranks, by wire."""
     whole, shard, window = row["seconds"], row["shard_seconds"], row["window"]
     steps = whole["round"] + whole["true steps"]
-    rank = shard["round"] - shard["finiteness"] + whole["finiteness"] / window + shard["true steps"]
+    rank = shard["round"] - shard["finiteness"] + whole["finiteness"] / window
     found = {
         "share": whole["round"] / (whole["round"] + window * gradient),
         "share_with_true_steps": steps / (steps + window * gradient),
@@ -263,26 +266,40 @@ def shares(row: dict, wires: Dict[str, float], gradient: float) -> dict:
     return found
 
 
-def header(bandwidth: float) -> List[str]:
-    titles = ["parameters", "optimizer", "window", *PARTS, "round (ms)", "share", "true steps (ms)", "share with them"]
-    titles += ["P ranks: a rank (ms)", "exchange, gloo (ms)", "share", f"exchange, {bandwidth / 1e9:g} GB/s (ms)", "share"]
-    return ["| " + " | ".join(titles) + " |", "| --- | --- |" + " ---: |" * (len(titles) - 2)]
+def one_device(rows: List[dict]) -> List[str]:
+    titles = [*PARTS, "round (ms)", "share", "true steps (ms)", "share with them"]
+    lines = []
+    for row in rows:
+        seconds = row["seconds"]
+        cells = [*map(ms, (seconds[part] for part in (*PARTS, "round"))), f"{row['share']:.1%}"]
+        lines.append([*labels(row), *cells, ms(seconds["true steps"]), f"{row['share_with_true_steps']:.1%}"])
+    return table(titles, lines)
 
 
-def line(row: dict) -> str:
-    def ms(seconds: float) -> str:
-        return f"{1e3 * seconds:.1f}"
+def many_ranks(rows: List[dict], bandwidth: float) -> List[str]:
+    wires = (("gloo", "gloo here"), ("wire", f"{bandwidth / 1e9:g} GB/s"))
+    titles = ["a rank's rollout (ms)", "its true steps (ms)"]
+    titles += [title for _, name in wires for title in (f"exchange, {name} (ms)", "share")]
+    lines = []
+    for row in rows:
+        cells = [ms(row["rank_seconds"]), ms(row["shard_seconds"]["true steps"])]
+        for wire, _ in wires:
+            cells += [ms(row[f"{wire}_exchange_seconds"]), f"{row[f'{wire}_share']:.1%}"]
+        lines.append([*labels(row), *cells])
+    return table(titles, lines)
 
-    def percent(share: float) -> str:
-        return f"{share:.1%}"
 
-    seconds = row["seconds"]
-    cells = [row["size"], row["optimizer"], str(row["window"]), *(ms(seconds[part]) for part in (*PARTS, "round"))]
-    cells += [percent(row["share"]), ms(seconds["true steps"]), percent(row["share_with_true_steps"])]
-    cells.append(ms(row["rank_seconds"]))
-    for wire in ("gloo", "wire"):
-        cells += [ms(row[f"{wire}_exchange_seconds"]), percent(row[f"{wire}_share"])]
-    return "| " + " | ".join(cells) + " |"
+def labels(row: dict) -> List[str]:
+    return [row["size"], row["optimizer"], str(row["window"])]
+
+
+def ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f}"
+
+
+def table(titles: List[str], lines: List[List[str]]) -> List[str]:
+    head = ["| " + " | ".join(["parameters", "optimizer", "window", *titles]) + " |"]
+    return [*head, "| --- | --- |" + " ---: |" * (len(titles) + 1), *("| " + " | ".join(cells) + " |" for cells in lines)]
 
 
 def main() -> int:
@@ -292,7 +309,7 @@ def main() -> int:
     parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=OPTIMIZERS)
     parser.add_argument("--rounds", type=int, default=5, help="medians of so many")
     parser.add_argument("--gradient-seconds", type=float, default=1.0, help="of a guided step, an assumption")
-    parser.add_argument("--bandwidth", type=float, default=25e9, help="bytes/s between ranks, an assumption; PCIe 4.0 x16")
+    parser.add_argument("--bandwidth", type=float, default=25e9, help="bytes/s between ranks, an assumption; PCIe 4 x16")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/picard_overhead.{md,json}")
     args = parser.parse_args()
@@ -311,8 +328,13 @@ def main() -> int:
         f"is taken for {args.gradient_seconds} s; ranks exchanged {result['gloo_bytes_a_second'] / 1e9:.2f} GB/s each way "
         f"over gloo; memory is copied at {result['copy_bytes_a_second'] / 1e9:.1f} GB/s, read and written.",
         "",
-        *header(args.bandwidth),
-        *map(line, result["rows"]),
+        "On one device:",
+        "",
+        *one_device(result["rows"]),
+        "",
+        "On P ranks, whose gradients are computed at once:",
+        "",
+        *many_ranks(result["rows"], args.bandwidth),
         "",
     ]
     print("\n".join(page))
