@@ -2,16 +2,16 @@
 
     python benchmarks/picard_overhead.py --write
 
-The engine and a real Adam move states of hash grids along; gradients are ready-made and cost nothing. What is timed are
-the parts of a round (guesses, updates of the rollout, copies, distances, checks that gradients are finite, the rest) and
-the true steps that a trainer makes with the accepted gradients. Any guess is near enough here, so strides are full: a
-round of a shorter stride makes fewer guesses and fewer true steps.
+The engine and a real Adam move states of hash grids along; gradients are ready-made and cost nothing. What is timed
+are the parts of a round (guesses, updates of the rollout, copies, distances, checks that gradients are finite, the rest)
+and the true steps that a trainer makes with the accepted gradients. Any guess is near enough here, so strides are full:
+a round of a shorter stride makes fewer guesses and fewer true steps.
 
-Shares are of a round of P gradients of --gradient-seconds each, without the true steps, which training step by step makes
-too. On one device gradients are computed in turn. On P ranks they are computed at once; a rank checks its own gradient
-and rolls out its shard of the state, of which the largest is timed by itself. It sends and receives N (P - 1) / P elements
-twice, of its guess and of its gradient, at a speed that was measured between two processes over gloo on this machine,
-copies into and out of rows of bytes included, or at --bandwidth, of a better wire.
+Shares are of a round of P gradients of --gradient-seconds each, without the true steps, which training step by step
+makes too. On one device gradients are computed in turn. On P ranks they are computed at once; a rank checks its own
+gradient and rolls out its shard of the state, of which the largest is timed by itself. It sends and receives
+N (P - 1) / P elements twice, of its guess and of its gradient, at a speed that was measured between two processes over
+gloo on this machine, copies into and out of rows of bytes included, or at --bandwidth, of a better wire.
 
 "Adam" is torch's default, "Adam, fused" has `fused: true` among the optimizer's arguments: both roll out by the fused
 kernel, but true steps are the optimizer's own.
@@ -298,8 +298,8 @@ def ms(seconds: float) -> str:
 
 
 def table(titles: List[str], lines: List[List[str]]) -> List[str]:
-    head = ["| " + " | ".join(["parameters", "optimizer", "window", *titles]) + " |"]
-    return [*head, "| --- | --- |" + " ---: |" * (len(titles) + 1), *("| " + " | ".join(cells) + " |" for cells in lines)]
+    rows = ["| " + " | ".join(cells) + " |" for cells in [["parameters", "optimizer", "window", *titles], *lines]]
+    return [rows[0], "| --- | --- |" + " ---: |" * (len(titles) + 1), *rows[1:]]
 
 
 def main() -> int:
@@ -309,7 +309,7 @@ def main() -> int:
     parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=OPTIMIZERS)
     parser.add_argument("--rounds", type=int, default=5, help="medians of so many")
     parser.add_argument("--gradient-seconds", type=float, default=1.0, help="of a guided step, an assumption")
-    parser.add_argument("--bandwidth", type=float, default=25e9, help="bytes/s between ranks, an assumption; PCIe 4 x16")
+    parser.add_argument("--bandwidth", type=float, default=25e9, help="bytes/s of another wire; PCIe 4.0 x16")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/picard_overhead.{md,json}")
     args = parser.parse_args()
@@ -324,9 +324,9 @@ def main() -> int:
         "",
         __doc__.split("\n\n", 2)[2].strip(),
         "",
-        f"`{command}` on {where}; seed 0; medians of {args.rounds} rounds; load average {os.getloadavg()[0]:.1f}; a gradient "
-        f"is taken for {args.gradient_seconds} s; ranks exchanged {result['gloo_bytes_a_second'] / 1e9:.2f} GB/s each way "
-        f"over gloo; memory is copied at {result['copy_bytes_a_second'] / 1e9:.1f} GB/s, read and written.",
+        f"`{command}` on {where}; seed 0; medians of {args.rounds} rounds; load average {os.getloadavg()[0]:.1f}; a "
+        f"gradient is taken for {args.gradient_seconds} s; ranks exchanged {result['gloo_bytes_a_second'] / 1e9:.2f} GB/s "
+        f"each way over gloo; memory is copied at {result['copy_bytes_a_second'] / 1e9:.1f} GB/s, read and written.",
         "",
         "On one device:",
         "",
