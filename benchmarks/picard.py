@@ -5,8 +5,13 @@
 
 Runs launch.py for each job, seed, window and threshold rule, one process after another; what follows `--` goes to all
 of them. Distances are PSNRs between the final test renders of two runs: of a Picard run and the sequential run of its
-seed, and, to compare, of sequential runs of two seeds. A finished run in --outputs is not run again. With --write, the
-table goes to docs/benchmarks/picard.md and .json.
+seed; to compare, of the sequential runs of two seeds, and of a sequential run whose guidance scale is larger by a
+millionth: how far this training carries what is hardly more than rounding. A finished run in --outputs is not run
+again, so several processes can share the work, each with some of the jobs, and a last one writes the page: with
+--write, the table goes to docs/benchmarks/picard.md and .json.
+
+--optimizer steady gives Adam an eps of the order of usual gradients, and networks a lower rate (STEADY); shipped leaves
+configs as they are.
 """
 
 from __future__ import annotations
@@ -16,17 +21,47 @@ import csv
 import itertools
 import json
 import os
-import platform
+import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Iterator
 
 import numpy as np
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-JOBS = tuple(f"{job}-{kind}" for job in ("fit", "asd") for kind in ("nerf", "sdf", "dmtet", "gaussians"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from reporting import machine, write_report  # noqa: E402
+
+KINDS = ("nerf", "sdf", "dmtet", "gaussians")
+SDS = ["system.guidance_type=turboprop-sds-guidance", "system.loss.lambda_sds=1.0"]
+VSD = ["system.guidance_type=turboprop-vsd-guidance", "system.loss.lambda_vsd=1.0", "system.loss.lambda_lora=1.0",
+       "system.optimizer.params.guidance={lr: 0.001, eps: 1.0e-8}"]  # fmt: skip
+JOBS: dict[str, tuple[str, list[str]]] = {  # name: config, and what makes another job of it
+    **{name: (name, []) for name in (f"{job}-{kind}" for job in ("fit", "asd") for kind in KINDS)},
+    "sds-nerf": ("asd-nerf", SDS),
+    "vsd-nerf": ("asd-nerf", VSD),
+}
+EPS = "system.optimizer.args.eps=1.0e-3"
+
+
+STEADY = {
+    "nerf": [EPS, "system.optimizer.params={geometry.encoding: {lr: 0.01}, geometry.density_network: {lr: 0.003}, "
+             "geometry.feature_network: {lr: 0.003}}"],
+    "sdf": [EPS, "system.optimizer.params={geometry.encoding: {lr: 0.01}, geometry.sdf_network: {lr: 0.003}, "
+            "geometry.feature_network: {lr: 0.003}, renderer: {lr: 0.001}}"],
+    "dmtet": ["system.optimizer.params={geometry.sdf: {lr: 0.01, eps: 0.1}, geometry.deformation: {lr: 0.002, "
+              "eps: 0.01}, geometry.encoding: {lr: 0.01, eps: 0.001}, geometry.feature_network: {lr: 0.003, "
+              "eps: 0.001}}"],
+    "gaussians": [EPS],
+}  # fmt: skip
+THRESHOLDS = {2: 2.0, 4: 2.0, 7: 2.0, 16: 10.0, 32: 40.0}  # by window: how far the noise of gradients carries a state
 RULES = {  # name: keys of system.picard
+    "fixed": {"rule": "fixed"},  # with the threshold of THRESHOLDS
     "fixed 2": {"rule": "fixed", "threshold": 2},
     "fixed 0.5": {"rule": "fixed", "threshold": 0.5},
     "fixed 0.1": {"rule": "fixed", "threshold": 0.1},
@@ -37,13 +72,16 @@ RULES = {  # name: keys of system.picard
     "published": {"speedup": "{P: WINDOW, threshold: 5, ema_decay: 0.9, adaptivity_type: median}"},
     "none": {"rule": "fixed", "threshold": 1e30},
 }
+POINTS = ["7:fixed", "16:fixed", "32:fixed", "7:published"]  # window:rule
+MORE_POINTS = {"asd-nerf": ["2:fixed", "4:fixed", "7:fixed 0.5"]}
+ANOTHER_SEED, NUDGED = "another seed", "guidance scale times 1.000001"
 QUALITY = ("psnr", "r_at_1", "iou", "chamfer_share")
 
 
 def system_type(job: str) -> str:
     from omegaconf import OmegaConf
 
-    return OmegaConf.load(ROOT / "configs" / f"{job}.yaml").system_type
+    return OmegaConf.load(ROOT / "configs" / f"{JOBS[job][0]}.yaml").system_type
 
 
 def run(job: str, folder: Path, overrides: list[str], threads: int) -> dict:
@@ -51,14 +89,16 @@ def run(job: str, folder: Path, overrides: list[str], threads: int) -> dict:
     if not (folder / "done").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         fixed = ["use_timestamp=false", "trainer.enable_progress_bar=false", f"exp_root_dir={folder}"]
-        command = [sys.executable, "launch.py", "--config", f"configs/{job}.yaml", "--train", *fixed, *overrides]
+        config = f"configs/{JOBS[job][0]}.yaml"
+        command = [sys.executable, "launch.py", "--config", config, "--train", *fixed, *overrides]
+        start = time.perf_counter()
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         with open(folder / "log.txt", "w") as log:
             code = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
         if code != 0:
             raise SystemExit(f"{' '.join(command)}\nended with {code}, see {folder / 'log.txt'}")
-        (folder / "done").touch()
-    result: dict = {"folder": folder, "quality": {}}
+        (folder / "done").write_text(f"{time.perf_counter() - start:.1f}")
+    result: dict = {"folder": folder, "quality": {}, "seconds": float((folder / "done").read_text())}
     reports = ("held_out.json", "evaluation.json")
     for file in [path for name in reports for path in folder.glob(f"*/*/save/*-evaluation/{name}")]:
         figures = json.loads(file.read_text())
@@ -97,26 +137,54 @@ def picard_overrides(job: str, window: int, rule: dict) -> list[str]:
     return [f"system_type={base}{',' if ':' in base else ':'}picard", *found]
 
 
-def measure(args: argparse.Namespace) -> list[dict]:
-    rows = []
-    for job, seed in itertools.product(args.jobs, args.seeds):
-        folder = args.outputs / job / f"seed{seed}"
-        plain, other = (
-            run(job, args.outputs / job / f"seed{s}" / "sequential", [f"seed={s}", *args.overrides], args.threads)
-            for s in (seed, seed + 1)
-        )
-        distance = psnr(other["folder"], plain["folder"])
-        labels = {"job": job, "seed": seed, "rule": "another seed"}
-        rows.append({**labels, "psnr_to_sequential": distance, "quality": plain["quality"]})
-        show(rows[-1])
-        for window, name in itertools.product(args.windows, args.rules):
-            given = [f"seed={seed}", *picard_overrides(job, window, RULES[name]), *args.overrides]
-            result = run(job, folder / f"window{window}-{slug(name)}", given, args.threads)
-            distance = psnr(result.pop("folder"), plain["folder"])
-            labels = {"job": job, "seed": seed, "window": window, "rule": name}
-            rows.append({**labels, "psnr_to_sequential": distance, **result})
-            show(rows[-1])
-    return rows
+def settings_of(args: argparse.Namespace, job: str) -> list[str]:
+    """What all runs of a job have, without its seed."""
+    steady = STEADY[job.split("-")[1]] if args.optimizer == "steady" else []
+    # Adapters of VSD learn by a rate and an eps of their own, which come after the groups of the scene.
+    return [*steady, *JOBS[job][1], *args.overrides]
+
+
+def plain_run(args: argparse.Namespace, job: str, seed: int, name: str = "sequential", extra: tuple = ()) -> dict:
+    folder = args.outputs / job / f"seed{seed}" / name
+    return run(job, folder, [*settings_of(args, job), f"seed={seed}", *extra], args.threads)
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict]:
+    for job, (place, seed) in itertools.product(args.jobs, enumerate(args.seeds)):
+        plain = plain_run(args, job, seed)
+        other = args.seeds[(place + 1) % len(args.seeds)] if len(args.seeds) > 1 else seed + 1
+        found = row_of(job, seed, plain, plain_run(args, job, other), ANOTHER_SEED)
+        yield {**found, "quality": plain["quality"], "seconds": plain["seconds"]}
+        if not job.startswith("fit"):
+            scale = (f"system.guidance.guidance_scale={guidance_scale(job) * (1 + 1e-6):.9f}",)
+            yield row_of(job, seed, plain, plain_run(args, job, seed, "nudged", scale), NUDGED)
+        for window, name in points_of(args, job):
+            rule = dict(RULES[name])
+            if name == "fixed":
+                rule["threshold"] = THRESHOLDS[window]
+            folder = args.outputs / job / f"seed{seed}" / f"window{window}-{slug(name)}"
+            given = [*settings_of(args, job), f"seed={seed}", *picard_overrides(job, window, rule)]
+            yield row_of(job, seed, plain, run(job, folder, given, args.threads), name, window, rule.get("threshold"))
+
+
+def row_of(
+    job: str, seed: int, plain: dict, result: dict, rule: str, window: int | None = None, threshold: float | None = None
+) -> dict:
+    """One line of the report: a run's figures, and its distance to the sequential one, `plain`."""
+    labels = {"job": job, "seed": seed, "window": window, "rule": rule, "threshold": threshold}
+    figures = {key: value for key, value in result.items() if key != "folder"}
+    return {**labels, "psnr_to_sequential": psnr(result["folder"], plain["folder"]), **figures}
+
+
+def points_of(args: argparse.Namespace, job: str) -> list[tuple[int, str]]:
+    given = args.points or [*POINTS, *MORE_POINTS.get(job, [])]
+    return [(int(window), name) for window, _, name in (point.partition(":") for point in given)]
+
+
+def guidance_scale(job: str) -> float:
+    from omegaconf import OmegaConf
+
+    return float(OmegaConf.load(ROOT / "configs" / f"{JOBS[job][0]}.yaml").system.guidance.guidance_scale)
 
 
 def slug(name: str) -> str:
@@ -127,25 +195,30 @@ def show(row: dict) -> None:
     print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
 
 
-def table(rows: list[dict]) -> list[str]:
-    """A line for each job, window and rule, with means over the seeds."""
-    lines = [
-        "| job | window | rule | mean stride | gradients a step | PSNR to the sequential run (dB) | quality |",
-        "| --- | ---: | --- | ---: | ---: | ---: | --- |",
-    ]
-    for (job, window, rule), group in _grouped(rows).items():
-        def mean(name: str, group: list[dict] = group) -> float:
-            return sum(row[name] for row in group) / len(group)
+def spread(values: list[float], digits: int) -> str:
+    """Mean, and beside it the standard deviation."""
+    deviation = f" +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{deviation}"
 
-        totals = {name: sum(float(r["quality"][name]) for r in group) for name in group[0]["quality"]}
-        quality = ", ".join(f"{name} {total / len(group):.3f}" for name, total in totals.items())
-        if window is None:
-            figures = f"| | 1.00 | {mean('psnr_to_sequential'):.1f} | {quality} |"
-            lines.append(f"| {job} | | sequential; distance of two seeds {figures}")
+
+def table(rows: list[dict]) -> list[str]:
+    """A line for each job, window and rule: means over the seeds, and standard deviations."""
+    names = [name for name in QUALITY if any(name in row["quality"] for row in rows)]
+    head = ["job", "window", "rule", "mean stride", "gradients a step", "PSNR to the sequential run (dB)", *names]
+    lines = [f"| {' | '.join(head)} |", f"| --- | ---: | --- | ---: | ---: | ---: |{' ---: |' * len(names)}"]
+    for (job, window, rule), group in _grouped(rows).items():
+        qualities = [[r["quality"][name] for r in group if name in r["quality"]] for name in names]
+        quality = " | ".join(spread(values, 3) if values else "" for values in qualities)
+        distance = spread([r["psnr_to_sequential"] for r in group], 1)
+        if rule == ANOTHER_SEED:
+            lines.append(f"| {job} | | step by step; distance of two seeds | 1 | 1.00 | {distance} | {quality} |")
+        elif window is None:
+            lines.append(f"| {job} | | step by step, {rule} | 1 | 1.00 | {distance} | {quality} |")
         else:
             work = sum(r["gradients"] for r in group) / sum(r["steps"] for r in group)
-            figures = f"{mean('stride'):.2f} | {work:.2f} | {mean('psnr_to_sequential'):.1f} | {quality}"
-            lines.append(f"| {job} | {window} | {rule} | {figures} |")
+            stride = statistics.fmean(r["stride"] for r in group)
+            name = f"fixed {group[0]['threshold']:g}" if rule == "fixed" else rule
+            lines.append(f"| {job} | {window} | {name} | {stride:.2f} | {work:.2f} | {distance} | {quality} |")
     return lines
 
 
@@ -158,33 +231,39 @@ def _grouped(rows: list[dict]) -> dict[tuple, list[dict]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    jobs = ["fit-nerf", "fit-dmtet", "asd-nerf", "asd-sdf", "asd-dmtet", "asd-gaussians"]
+    jobs = ["asd-nerf", "asd-sdf", "asd-dmtet", "asd-gaussians", "sds-nerf", "vsd-nerf"]
     parser.add_argument("--jobs", nargs="+", default=jobs, choices=JOBS)
-    parser.add_argument("--windows", nargs="+", type=int, default=[7, 15])
-    parser.add_argument("--rules", nargs="+", default=["fixed 2", "published"], choices=list(RULES))
+    points = f"default: {' '.join(POINTS)}, and more for asd-nerf; rules: {', '.join(RULES)}"
+    parser.add_argument("--points", nargs="+", metavar="WINDOW:RULE", help=points)
+    parser.add_argument("--optimizer", choices=("steady", "shipped"), default="steady")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each run")
+    parser.add_argument("--threads", type=int, default=1, help="of each run")
     parser.add_argument("--outputs", type=Path, default=Path("outputs/benchmark-picard"))
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/picard.md and .json")
     parser.add_argument("overrides", nargs="*", help="after --: for every run, e.g. data.size=24")
     args = parser.parse_args()
     args.outputs = args.outputs.resolve()
-    rows = measure(args)
+    rows = []
+    for row in measure(args):
+        rows.append(row)
+        show(row)
     command = " ".join(["python benchmarks/picard.py", *sys.argv[1:]])
+    where = machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    seeds = f"seeds {', '.join(map(str, args.seeds))}: mean +- standard deviation"
+    given = f"{where}; threads a run: {args.threads}; {seeds}; optimizer: {args.optimizer}"
     text = [
         "# Picard iterations",
         "",
-        f"Command: `{command}` ({platform.machine()}, {args.threads} threads a run; means over seeds {args.seeds}).",
+        f"Command: `{command}` ({given}).",
         "",
         *table(rows),
         "",
     ]
     print("\n".join(text))
     if args.write:
-        folder = ROOT / "docs" / "benchmarks"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "picard.md").write_text("\n".join(text))
-        (folder / "picard.json").write_text(json.dumps({"command": command, "rows": rows}, indent=1) + "\n")
+        settings = {job: settings_of(args, job) for job in args.jobs}
+        report = {"command": command, "machine": where, "seeds": args.seeds, "settings": settings, "rows": rows}
+        write_report("picard", "\n".join(text), report)
 
 
 if __name__ == "__main__":

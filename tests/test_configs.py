@@ -223,6 +223,7 @@ def test_a_later_stage_starts_from_the_surface_of_the_one_before(runs):
 
 WRONG = [
     ("dreamfusion-sd", "system.loss.lambda_orientt=1", "system.loss.lambda_orientt: no loss has this weight; nearest: lambda_orient"),
+    ("asd-nerf", "system.guidance_type=turboprop-vsd-guidance", "system.loss.lambda_vsd: a weight of the loss of turboprop-vsd-guidance is required"),
     ("dreamfusion-if", "system.loss.lambda_sparcity=1", "nearest: lambda_sparsity"),
     ("magic3d-coarse-sd", "system.loss.lambda_normal_consistensy=1", "nearest: lambda_normal_consistency"),
     ("textmesh-if", "system.loss.lambda_ikonal=1", "nearest: lambda_eikonal"),

@@ -4,8 +4,9 @@ from typing import Any, Iterable, Optional
 
 from threestudio.utils.errors import UserError, nearest_names, with_suggestion
 
-# X of each `loss_X` of threestudio's guidances. A config may weigh losses of several guidances, to switch by one key.
-USUAL_GUIDANCE_LOSSES = ("sds", "sds_img", "vsd", "vsd_img", "lora", "sdi", "sd", "sd_img", "train_phi")
+# X of each `loss_X` of threestudio's guidances, and of ScaleDreamer's. A config may weigh losses of several guidances,
+# to switch by one key.
+USUAL_GUIDANCE_LOSSES = ("sds", "sds_img", "vsd", "vsd_img", "lora", "asd", "csd", "sdi", "sd", "sd_img", "train_phi")
 
 
 def guidance_loss_names(guidance_class: Any) -> Optional[tuple[str, ...]]:
