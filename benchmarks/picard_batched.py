@@ -5,8 +5,8 @@
 
 Trains configs/asd-nerf.yaml by batch and window: step by step, by Picard with `executor: in_process` and with
 `executor: batched`. Every guess is near enough here, so strides are full: figures are the wall clock of a step in the
-best case, and a shorter stride divides the gain. Runs alternate, --repeats times; medians over rounds. `--size sd21` has
-random weights: time does not depend on them.
+best case, and a shorter stride divides the gain. Runs alternate, --repeats times; medians over rounds. `--size sd21`
+has random weights: time does not depend on them.
 """
 
 from __future__ import annotations
@@ -146,14 +146,14 @@ def measure(args: argparse.Namespace) -> List[Dict[str, Any]]:
 
 def table(rows: List[Dict[str, Any]]) -> List[str]:
     lines = [
-        "| batch | window | step by step (s) | in_process (s) | batched (s) | in_process: faster by | batched: faster by | memory (GiB) |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| batch | window | step by step (s) | in_process (s) | batched (s) | batched: faster by | memory (GiB) |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for row in rows:
         plain, alone, together = (row["seconds"][way] for way in WAYS)
-        memory = ", ".join("" if value is None else f"{value / 2**30:.1f}" for value in row["memory"].values()).strip(", ")
+        memory = ", ".join(f"{value / 2**30:.1f}" for value in row["memory"].values() if value is not None)
         lines.append(
-            f"| {row['batch']} | {row['window']} | {plain:.4f} | {alone:.4f} | {together:.4f} | {plain / alone:.2f} | "
+            f"| {row['batch']} | {row['window']} | {plain:.4f} | {alone:.4f} | {together:.4f} | "
             f"{plain / together:.2f} | {memory} |"
         )
     return lines
@@ -167,7 +167,7 @@ def main() -> int:
     parser.add_argument("--windows", nargs="+", type=int, default=[4, 7])
     parser.add_argument("--rounds", type=int, default=5, help="timed, of each run; one more to warm up")
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="process: of the processor, on a busy machine")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="process: the processor's time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/picard_batched[_sd21].{md,json}")
     parser.add_argument("overrides", nargs="*", help="after --: keys of the config, key=value")
@@ -183,11 +183,12 @@ def main() -> int:
     rows = measure(args)
     command = " ".join(["python benchmarks/picard_batched.py", *sys.argv[1:]])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    memory = "; memory: the most allocated, in the same order" if device.type == "cuda" else ""
     text = [
         f"# A window of Picard iterations on one device, {args.size}", "",
         f"Command: `{command}` ({machine(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}; seed "
-        f"{args.seed}; medians of {args.repeats * args.rounds} rounds, seconds a step by the {args.clock} clock at full strides"
-        f"{'; memory: the most allocated, in the same order' if device.type == 'cuda' else ''}).", "",
+        f"{args.seed}; medians of {args.repeats * args.rounds} rounds, seconds a step by the {args.clock} clock at "
+        f"full strides{memory}).", "",
         *table(rows), "",
     ]  # fmt: skip
     print("\n".join(text))

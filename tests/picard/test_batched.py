@@ -1,6 +1,7 @@
 """The batched executor: what slots ask for together they get as they would alone, and all else is their own."""
 
 import csv
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,6 +166,25 @@ def test_a_network_is_asked_once_a_round(distill, asked):
     assert largest_difference(runs["batched"], runs["in_process"], start) < 1e-4
 
 
+def test_autocast_is_each_slots_own(tmp_path):
+    keys, precision = ("window=3", "threshold=1e30", "executor="), "trainer.precision=bf16-mixed"
+    runs = [
+        fit("sdf", tmp_path / executor, precision, picard=(*keys[:2], keys[2] + executor), steps=3)
+        for executor in ("in_process", "batched")
+    ]
+    assert_same(state_of(runs[1]), state_of(runs[0]))
+    assert not torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
+
+
+def test_a_resumed_run_ends_as_one_that_was_not_stopped(distill):
+    """It has the same windows from the checkpoint on, and with them the same batches of the network."""
+    keys, saves = ("window=3", "threshold=1e30", "executor=batched"), "checkpoint.every_n_train_steps=2"
+    whole = distill("whole", saves, picard=keys, steps=5)[0]
+    (saved,) = Path("whole/fit/run/ckpts").glob("*step=2.ckpt")
+    resumed = distill("resumed", saves, f"resume='{saved}'", picard=keys, steps=5)[0]
+    assert_same(state_of(resumed), state_of(whole))
+
+
 @pytest.mark.parametrize("beside", ["state", "local"])
 def test_a_teacher_that_learns_is_each_slots_own(beside, distill, asked):
     """VSD: the frozen teacher is asked once, the learning one by each slot with the weights of its point."""
@@ -256,10 +276,11 @@ def test_an_amortized_generator(tmp_path, monkeypatch, tiny_sd_folder, text_cach
         (last,) = (tmp_path / executor).glob("*/*/ckpts/last.ckpt")
         ends.append(torch.load(last, weights_only=True))
         counts.append((len(asked), sum(asked)))
-    assert counts[1][0] < counts[0][0] and counts[1][1] == counts[0][1]  # fewer calls about as many samples
+    assert counts[1][0] < counts[0][0] and counts[1][1] == counts[0][1]  # fewer calls about the same samples
     moments = [end["optimizer_states"][0]["state"] for end in ends]
-    for one, other in zip(moments[0].values(), moments[1].values()):
-        assert torch.allclose(one["exp_avg"], other["exp_avg"], rtol=1e-3, atol=1e-3 * float(one["exp_avg"].abs().max()))
+    for one, other in zip(moments[0].values(), moments[1].values(), strict=True):
+        expected, found = one["exp_avg"], other["exp_avg"]
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
 # ------------------------------------------------------------------------------------------------- parts

@@ -1,9 +1,9 @@
 """Several computations in turns, so that what each of them asks for is computed once for all.
 
-A task runs until it asks for something; then the next one runs. When all wait, those that ask for the same kind of thing
-are answered together. Tasks are greenlets: they share one thread, so the device, its stream, the allocator and the order
-in which autograd counts its nodes are as without them. What is global in Python and in torch is put away and brought
-back at each turn by `enter` and `leave`.
+A task runs until it asks for something; then the next one runs. When all wait, those that ask for the same kind of
+thing are answered together. Tasks are greenlets: they share one thread, so the device, its stream, the allocator and
+the order in which autograd counts its nodes are as without them. What is global in Python and in torch is put away and
+brought back at each turn by `enter` and `leave`.
 """
 
 from __future__ import annotations
