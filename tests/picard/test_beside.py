@@ -6,6 +6,8 @@ from torch import nn
 from turboprop.picard.beside import Beside, names_beside, note_of, split
 from turboprop.picard.updates import OptimizerUpdate
 
+from threestudio.systems.adan import Adan
+
 
 class Learner(nn.Linear):
     trains_beside = True
@@ -18,19 +20,19 @@ class System(nn.Module):
         self.guidance = nn.ModuleDict({"teacher": Learner(2, 1), "frozen": nn.Linear(1, 1)})
 
 
-def start(rates=(0.1, 0.05)) -> tuple[dict, torch.optim.Optimizer]:
+def start(kind: type = torch.optim.AdamW, rates=(0.1, 0.05)) -> tuple[dict, torch.optim.Optimizer]:
     torch.manual_seed(0)
     parameters = {name: nn.Parameter(torch.randn(3)) for name in ("down", "up")}
     groups = [{"params": [p], "lr": rate} for p, rate in zip(parameters.values(), rates)]
-    return parameters, torch.optim.AdamW(groups)
+    return parameters, kind(groups)
 
 
 def gradient(value: torch.Tensor, step: int) -> torch.Tensor:
     return (value - torch.tensor([0.1, 0.2, 0.3])) * (1 + step % 3) + 0.01 * step
 
 
-def sequential(steps: int) -> dict[str, torch.Tensor]:
-    parameters, optimizer = start()
+def sequential(steps: int, kind: type = torch.optim.AdamW) -> dict[str, torch.Tensor]:
+    parameters, optimizer = start(kind)
     for step in range(steps):
         for parameter in parameters.values():
             parameter.grad = gradient(parameter.data, step)
@@ -38,9 +40,11 @@ def sequential(steps: int) -> dict[str, torch.Tensor]:
     return {name: parameter.data for name, parameter in parameters.items()}
 
 
-def rounds(accepted: list[int], window: int, keeps_all: bool) -> tuple[dict, torch.optim.Optimizer, int]:
+def rounds(
+    accepted: list[int], window: int, keeps_all: bool, kind: type = torch.optim.AdamW
+) -> tuple[dict, torch.optim.Optimizer, int]:
     """As the mixin does it: a round's slots, then the accepted steps by the real optimizer."""
-    parameters, optimizer = start()
+    parameters, optimizer = start(kind)
     update = OptimizerUpdate(optimizer, [[name] for name in parameters])
     step, computed = 0, 0
     for stride in accepted:
@@ -60,10 +64,11 @@ def rounds(accepted: list[int], window: int, keeps_all: bool) -> tuple[dict, tor
     return parameters, optimizer, computed
 
 
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, Adan])
 @pytest.mark.parametrize("accepted", [[1] * 7, [3, 1, 3], [2, 2, 3]])
-def test_one_process_has_learned_what_the_run_step_by_step_has(accepted):
-    parameters, optimizer, _ = rounds(accepted, window=3, keeps_all=False)
-    expected = sequential(7)
+def test_one_process_has_learned_what_the_run_step_by_step_has(accepted, kind):
+    parameters, optimizer, _ = rounds(accepted, 3, False, kind)
+    expected = sequential(7, kind)
     assert all(torch.equal(p.data, expected[name]) for name, p in parameters.items())
     assert {float(state["step"]) for state in optimizer.state.values()} == {7.0}
 

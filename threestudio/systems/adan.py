@@ -29,16 +29,17 @@ class Adan(torch.optim.Optimizer):
                 f"Adan needs lr >= 0, eps >= 0 and three betas in [0, 1); "
                 f"got lr={lr}, eps={eps}, betas={betas}"
             )
-        self.max_grad_norm = max_grad_norm
         defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, no_prox=no_prox)
         super().__init__(params, defaults)
+        self.defaults["max_grad_norm"] = max_grad_norm  # of all groups together
 
     def _clip_factor(self) -> float | torch.Tensor:
-        if self.max_grad_norm <= 0:
+        max_grad_norm = self.defaults["max_grad_norm"]
+        if max_grad_norm <= 0:
             return 1.0
         grads = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
-        return torch.clamp(self.max_grad_norm / (norm + 1e-12), max=1.0)
+        return torch.clamp(max_grad_norm / (norm + 1e-12), max=1.0)
 
     @torch.no_grad()
     def step(self, closure: Optional[Callable[[], Any]] = None) -> Any:

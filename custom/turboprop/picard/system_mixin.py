@@ -137,6 +137,8 @@ class PicardSystem(SystemMixin):
             raise ValueError("trainer.gradient_clip_val: picard takes none")
         if str(trainer.precision).startswith("16"):
             raise ValueError(f"trainer.precision: picard takes 32 or bf16-mixed, got {trainer.precision}")
+        if any(optimizer.defaults.get("max_grad_norm") for optimizer in trainer.optimizers):  # Adan's
+            raise ValueError("system.optimizer.args.max_grad_norm: picard takes 0, as an update has to be elementwise")
 
     # Where a rank's shard of the parameters is not enough. The end of an epoch is known beforehand.
 
