@@ -3,8 +3,8 @@
     python benchmarks/picard_overhead.py --write
 
 The engine and a real Adam move states of hash grids along; gradients are ready-made and cost nothing. What is timed
-are the parts of a round (guesses, updates of the rollout, copies, distances, checks that gradients are finite, the rest)
-and the true steps that a trainer makes with the accepted gradients. Any guess is near enough here, so strides are full:
+are the parts of a round (guesses, updates of the rollout, copies, distances, checks that gradients are finite, and the
+rest) and the true steps that a trainer makes with the accepted gradients. Any guess is near enough here, so strides are full:
 a round of a shorter stride makes fewer guesses and fewer true steps.
 
 Shares are of a round of P gradients of --gradient-seconds each, without the true steps, which training step by step
@@ -325,8 +325,8 @@ def main() -> int:
         __doc__.split("\n\n", 2)[2].strip(),
         "",
         f"`{command}` on {where}; seed 0; medians of {args.rounds} rounds; load average {os.getloadavg()[0]:.1f}; a "
-        f"gradient is taken for {args.gradient_seconds} s; ranks exchanged {result['gloo_bytes_a_second'] / 1e9:.2f} GB/s "
-        f"each way over gloo; memory is copied at {result['copy_bytes_a_second'] / 1e9:.1f} GB/s, read and written.",
+        f"gradient is taken for {args.gradient_seconds} s; over gloo ranks exchanged "
+        f"{result['gloo_bytes_a_second'] / 1e9:.2f} GB/s each way; memory is copied at {result['copy_bytes_a_second'] / 1e9:.1f} GB/s, read and written.",
         "",
         "On one device:",
         "",
