@@ -163,6 +163,22 @@ def test_quick_updates_are_near_and_leave_gradients_alone(name):
     assert all(quick.moments[n].keys() == exact.moments[n].keys() for n in exact.moments)
 
 
+@pytest.mark.parametrize("crossed", ["parameter", "gradient", "spread gradient"])
+def test_quick_updates_of_tensors_that_lie_in_another_order_are_near_too(crossed):
+    """torch's fused kernels for processors take memory as it lies."""
+    value, gradient = torch.randn(5, 6), torch.randn(5, 6)
+    value = value.T.contiguous().T if crossed == "parameter" else value
+    gradient = gradient.T.contiguous().T if crossed == "gradient" else gradient
+    gradient = gradient[:, :1].expand(5, 6) if crossed == "spread gradient" else gradient
+    update = OptimizerUpdate(torch.optim.Adam([torch.nn.Parameter(value)], lr=0.1), [["only"]])
+    exact = State(0, {"only": value})
+    quick = exact.clone()
+    for _ in range(3):
+        update(exact, {"only": gradient})
+        update.quick(quick, {"only": gradient})
+    assert torch.allclose(quick.parameters["only"], exact.parameters["only"], atol=1e-5)
+
+
 def test_the_fused_kernel_is_taken_where_the_optimizer_leaves_the_choice():
     plain = {"lr": 0.1, "fused": None, "foreach": None, "capturable": False, "differentiable": False}
     assert fused(plain) == {**plain, "fused": True}
