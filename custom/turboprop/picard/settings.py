@@ -35,7 +35,7 @@ class PicardConfig:
     # weights that learn from each step's renders (VSD's second teacher): local, each process has its own, or state, as
     # all others: exact, and exchanged
     beside: str = "local"
-    check_every: int = 100  # rounds between two checks that all processes have the same parameters
+    check_every: int = 100  # rounds between two checks that all processes have the same buffers
     dead_after: float = 20.0  # seconds without a sign of life of a process until it counts as dead and ends the run
     slow_ratio: float = 1.5  # a process whose gradients take so many times the others' for 10 rounds running is named
     report: bool = True  # write save/picard.csv and draw save/picard.png when training ends
