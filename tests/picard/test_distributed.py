@@ -8,6 +8,7 @@ from turboprop.picard.distances import BLOCK
 from turboprop.picard.exchange import gather_moments, gather_parameters
 from turboprop.picard.executors import Distributed, check_agreement, checksum
 from turboprop.picard.sharding import Sharding
+from turboprop.picard.shards import Shards
 from turboprop.picard.state import Change, Evaluation, Point, State
 from turboprop.picard.system_buffers import SystemBuffers
 from turboprop.picard.thresholds import FixedThreshold
@@ -236,3 +237,58 @@ def test_what_accepted_steps_add_is_added_up_in_their_order(processes, tmp_path)
         assert all(torch.equal(found[name], value) for name, value in buffers.now().items())
     assert set(buffers.auxiliaries()) == {"other"}
     assert float(buffers.slot_values({})["total"].abs().max()) == 0
+
+
+def parameters_of(seed: int) -> dict:
+    shapes = {"grid": (9, 3), "scalar": (), "bias": (4,)}
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in shapes.items()}
+
+
+def adam(parameters: dict) -> torch.optim.Adam:
+    grid, *others = parameters.values()
+    return torch.optim.Adam([{"params": [grid], "lr": 0.1}, {"params": others}], lr=0.02)
+
+
+def move_shards() -> dict:
+    """Steps of a plain optimizer and of shards side by side; what is changed where they are gathered is changed in
+    both. Returns whether they were the same there, and what a rank says of an exchange that it did not expect."""
+    communication = Communication()
+    plain, sharded = parameters_of(1), parameters_of(1)
+    optimizers = adam(plain), adam(sharded)
+    shards = Shards(communication, optimizers[1], [["grid"], ["scalar", "bias"]])
+    same = []
+    for step in range(12):
+        shards.base(sharded, step, {})
+        pulls = {name: parameter.detach().clone() for name, parameter in parameters_of(100 + step).items()}
+        for name, parameter in plain.items():
+            parameter.grad = pulls[name].clone()
+        optimizers[0].step()
+        shards.advance(step, shards.sharding.part(pulls, communication.rank))
+        assert not optimizers[1].state
+        if step % 4 == 1:
+            shards.gather_parameters()
+            same.append(all(torch.equal(sharded[name], plain[name]) for name in plain) and not optimizers[1].state)
+        if step % 4 == 3:
+            shards.gather()
+            shards.gather()  # there is nothing more
+            kept = [optimizer.state_dict()["state"] for optimizer in optimizers]
+            values = [(of[key], kept[1][i][key]) for i, of in kept[0].items() for key in of]
+            same.append(len(values) == 9 and all(torch.equal(*pair) for pair in values))
+        with torch.no_grad():
+            if step % 2 == 1:
+                plain["grid"].clamp_(-0.5, 0.5)
+                sharded["grid"].clamp_(-0.5, 0.5)
+    shards.base(sharded, 12, {})
+    try:
+        shards.base(parameters_of(2), 13, {})
+    except RuntimeError as error:
+        return {"same": same, "message": str(error)}
+    return {"same": same, "message": ""}
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_shards_move_as_a_plain_optimizer_does(processes, tmp_path):
+    for found in in_processes(processes, move_shards, tmp_path):
+        assert found["same"] == [True] * 6
+        assert "at step 13 parameters were exchanged for others, which no module's" in found["message"]

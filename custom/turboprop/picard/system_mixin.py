@@ -140,7 +140,7 @@ class PicardSystem(SystemMixin):
         if any(optimizer.defaults.get("max_grad_norm") for optimizer in trainer.optimizers):  # Adan's
             raise ValueError("system.optimizer.args.max_grad_norm: picard takes 0, as an update has to be elementwise")
 
-    # Where a rank's shard of the parameters is not enough. The end of an epoch is known beforehand.
+    # Where a rank's shard of the parameters is not enough. The end of an epoch is mostly known beforehand.
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:
         """All ranks must ask for it together, as they do for a checkpoint."""
@@ -156,6 +156,10 @@ class PicardSystem(SystemMixin):
         if self.__shards is not None:
             self.__shards.gather_parameters()
         super().on_validation_model_eval()
+
+    def on_train_epoch_end(self) -> None:
+        self.__gather()
+        super().on_train_epoch_end()
 
     def on_train_end(self) -> None:
         self.__gather()
