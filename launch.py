@@ -28,7 +28,10 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="check and build everything, print the resolved config; train and write nothing",
     )
     parser.add_argument(
-        "--gpu", default=None, metavar="IDS", help="CUDA devices, as 0 or 0,1; default 0 if any"
+        "--gpu",
+        default=None,
+        metavar="IDS",
+        help="CUDA devices, as 0 or 0,1; default 0 if any, under torchrun as many as processes",
     )
     parser.add_argument(
         "--verbose", action="store_true", help="debug messages, and full tracebacks of errors"
@@ -46,7 +49,9 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def select_gpus(gpu: Optional[str]) -> int:
     """Shows torch the chosen devices alone; must run before it is imported. Returns their number."""
-    ids = [i for i in (gpu or "0").split(",") if i.strip()]
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # that torchrun has started here
+    default = ",".join(map(str, range(processes)))
+    ids = [i for i in (gpu or default).split(",") if i.strip()]
     if "CUDA_VISIBLE_DEVICES" not in os.environ:
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(ids)

@@ -152,8 +152,8 @@ def report(args: argparse.Namespace, rows: List[Dict[str, Any]]) -> str:
         "# Picard iterations in two processes",
         "",
         f"Command: `{args.command}` ({processor()}, {os.cpu_count()} cores; one thread a process; load of the machine",
-        f"before {args.load_before:.1f}). `configs/{args.job}.yaml`, window {args.window}, seed {args.seed}: {args.steps} "
-        f"steps after {args.warm_up},",
+        f"before {args.load_before:.1f}). `configs/{args.job}.yaml`, window {args.window}, seed {args.seed}: "
+        f"{args.steps} steps after {args.warm_up},",
         f"medians of {args.repeats} repeats by turns, with the smallest and largest ratio.",
         "",
         "| | seconds a step | faster than step by step | faster than Picard in one process | mean stride | "

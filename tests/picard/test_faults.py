@@ -21,9 +21,12 @@ from turboprop.picard.settings import picard_config
 from turboprop.picard.state import Evaluation
 from turboprop.picard.window import Round
 
+from launch import select_gpus
 from tests.host.test_resume import assert_same
 from tests.picard.processes import free_port
 from tests.picard.runs import COMMON, DATA, GEOMETRY, ROOT, checkpoint, small_config, state_of
+from threestudio.utils.config import ExperimentConfig
+from threestudio.utils.restarts import checkpoint_to_restart_from
 
 FAULT_STEP = 16
 DEAD_AFTER = 2.0  # seconds; far less than a run would have
@@ -201,7 +204,44 @@ def test_the_table_of_a_run_has_its_seconds(tmp_path):
     assert (again.rows, again.seconds) == (history.rows, history.seconds)
 
 
-# ------------------------------------------------------------------------------ whole launches
+# ------------------------------------------------------------------------------------ launches
+
+
+def test_under_torchrun_every_process_has_a_device_by_default(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert select_gpus(None) == 3 and os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert select_gpus("1") == 1 and os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert select_gpus(None) == 1 and os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+def test_a_restart_takes_up_its_own_checkpoint_alone(monkeypatch, tmp_path):
+    """Not one that an earlier run has left in the same folder."""
+    last = tmp_path / "last.ckpt"
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+
+    def start(count: int) -> str | None:
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(count))
+        return checkpoint_to_restart_from(str(tmp_path))
+
+    assert start(0) is None and start(1) is None  # killed before the first checkpoint
+    last.write_bytes(b"of the first run")
+    assert start(2) == str(last)
+    assert start(0) is None and start(1) is None  # another run, which has written none yet
+    os.utime(last, ns=(0, last.stat().st_mtime_ns + 1))
+    assert start(1) == str(last)
+
+
+def test_processes_of_one_run_have_one_folder(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert ExperimentConfig(tag="a").trial_name == "a"
+    with pytest.raises(ValueError, match="tag: a run of several processes has no timestamp"):
+        ExperimentConfig()
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
+    assert ExperimentConfig(tag="a").trial_name.startswith("a@")
 
 KEYS = ["system_type=dreamfusion-system:picard", "system.picard.window=4", "checkpoint.every_n_train_steps=5"]
 
@@ -223,15 +263,22 @@ def launch(folder: Path, *extra: str, restarts: int = 0, timeout: float = 300) -
         output, _ = process.communicate(timeout=timeout)
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            os.killpg(process.pid, signal.SIGTERM)  # torchrun ends its processes, which have sessions of their own
+            process.communicate(timeout=60)
     return subprocess.CompletedProcess(command, process.returncode, output)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict:
+    """The state that a run ends in which nothing happens to."""
+    folder = tmp_path_factory.mktemp("whole")
+    process = launch(folder)
+    assert process.returncode == 0, process.stdout
+    return state_of(checkpoint(folder))
+
+
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_run_or_restarts_it(tmp_path):
-    whole = launch(tmp_path / "whole")
-    assert whole.returncode == 0, whole.stdout
+def test_a_killed_rank_ends_the_run_or_restarts_it(whole, tmp_path):
     fault = ["system.guidance.fault=kill", "system.guidance.at_step=12", "system.guidance.on_rank=1"]
     ended = launch(tmp_path / "ended", *fault)
     assert ended.returncode != 0
@@ -241,4 +288,14 @@ def test_a_killed_rank_ends_the_run_or_restarts_it(tmp_path):
     assert restarted.returncode == 0, restarted.stdout
     last = tmp_path / "restarted/fit/run/ckpts/last.ckpt"
     assert restarted.stdout.count(f"Restart 1 by torchrun: going on from {last}") == 1
-    assert_same(state_of(checkpoint(tmp_path / "restarted")), state_of(checkpoint(tmp_path / "whole")))
+    assert_same(state_of(checkpoint(tmp_path / "restarted")), whole)
+
+
+@pytest.mark.slow
+def test_a_rank_killed_while_it_saves_leaves_the_last_checkpoint_whole(whole, tmp_path):
+    fault = ["system.guidance.fault=kill_saving", "system.guidance.at_step=8", "system.guidance.on_rank=0"]
+    process = launch(tmp_path, *fault, restarts=1)
+    assert process.returncode == 0, process.stdout
+    assert "fault kill_saving" in process.stdout and "Restart 1 by torchrun: going on from" in process.stdout
+    assert_same(state_of(checkpoint(tmp_path)), whole)
+    assert not list(tmp_path.glob("fit/run/ckpts/.last.ckpt.*.part"))  # what was half written is gone
