@@ -48,7 +48,7 @@ class OptimizerUpdate:
 
     def quick(self, state: State, gradients: Optional[Gradients]) -> None:
         """As a call, but by torch's fused kernel where the optimizer would go over the tensors operation by operation,
-        as it does on a processor by default: some four times as fast, and other by rounding."""
+        as it does on a processor by default: three to four times as fast, and other by rounding."""
         if gradients is not None:
             self._step(state, gradients, fused if lie_alike(state.parameters, gradients) else None)
         state.step += 1
