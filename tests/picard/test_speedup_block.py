@@ -86,6 +86,7 @@ def test_impossible_values_are_one_line(block, message, runs, tmp_path, capsys):
 
 def test_without_the_block_nothing_changes():
     text = (ROOT / "configs" / "prolificdreamer.yaml").read_text()
-    config = load_config(text, from_string=True, cli_args=["system.prompt_processor.prompt=a car", "use_timestamp=false"])
+    given = ["system.prompt_processor.prompt=a car", "use_timestamp=false"]
+    config = load_config(text, from_string=True, cli_args=given)
     assert config.system_type == "prolificdreamer-system" and "picard" not in config.system
     assert "name" in config.system.optimizer

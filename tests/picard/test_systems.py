@@ -67,7 +67,9 @@ class Systems:
     def __init__(self, stages: Runs, root: Path) -> None:
         self.stages, self.root = stages, root
 
-    def command(self, name: str, folder: str, *extra: str, picard: tuple[str, ...] = (), change: Any = None) -> list[str]:
+    def command(
+        self, name: str, folder: str, *extra: str, picard: tuple[str, ...] = (), change: Any = None
+    ) -> list[str]:
         """Of the launcher; `change` makes another config of the one in configs/."""
         config = OmegaConf.load(ROOT / "configs" / f"{name}.yaml")
         if change is not None:
@@ -161,8 +163,8 @@ def test_a_teacher_that_learns_in_two_processes(systems):
     for beside in ("state", "local"):
         command = systems.command("prolificdreamer", beside, picard=(*keys, f"beside={beside}"))
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([*torchrun, "launch.py", *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+        options = {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "capture_output": True, "text": True}
+        done = subprocess.run([*torchrun, "launch.py", *command], **options)
         assert done.returncode == 0, done.stderr
         assert ("no fixed point" in done.stderr) == (beside == "local")
         run = Trial(systems.root / beside / "prolificdreamer" / "trial")
@@ -209,7 +211,8 @@ def test_gaussians_by_score_distillation(systems):
 
 def with_vsd(config: Any) -> None:
     config.system.guidance_type = "turboprop-vsd-guidance"
-    loss = {key: value for key, value in config.system.loss.items() if key not in ("lambda_sds", "lambda_asd", "lambda_csd")}
+    others = ("lambda_sds", "lambda_asd", "lambda_csd")
+    loss = {key: value for key, value in config.system.loss.items() if key not in others}
     config.system.loss = {**loss, "lambda_vsd": 1.0, "lambda_lora": 1.0}
     config.system.optimizer.params = {**config.system.optimizer.get("params", {}), "guidance": {"lr": 0.01}}
     config.system.pop("evaluation", None)

@@ -52,4 +52,5 @@ def check_weights_of_each_step(loss: Any, guidance_class: Any, guidance_type: st
     for name in getattr(guidance_class, "losses_of_each_step", ()):
         key = f"lambda_{name}"
         if key not in loss:
-            raise UserError(with_suggestion(f"system.loss.{key}: a weight of the loss of {guidance_type} is required", key, loss))
+            message = f"system.loss.{key}: a weight of the loss of {guidance_type} is required"
+            raise UserError(with_suggestion(message, key, loss))
