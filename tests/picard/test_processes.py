@@ -42,11 +42,11 @@ def test_several_processes_end_as_one(kind, processes, tmp_path):
 @pytest.mark.parametrize("before, after", [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_a_run_is_resumed_by_another_number_of_processes(kind, before, after, tmp_path):
     """With validations between, which see the true parameters."""
-    extra = ("checkpoint.every_n_train_steps=6", "trainer.val_check_interval=4", "trainer.check_val_every_n_epoch=null")
+    extra = ("checkpoint.every_n_train_steps=5", "trainer.val_check_interval=3", "trainer.check_val_every_n_epoch=null")
     keys = ("window=4", "threshold=2")
-    whole = fit(kind, tmp_path / "whole", *extra, picard=keys, steps=16)
+    whole = fit(kind, tmp_path / "whole", *extra, picard=keys, steps=13)
     resumed = None
-    for processes, steps in ((before, 12), (after, 16)):
+    for processes, steps in ((before, 10), (after, 13)):
         resume = [] if resumed is None else [f"resume={tmp_path}/part/{LAST}"]
         run = fit if processes == 1 else fit_in_processes
         resumed = run(kind, tmp_path / "part", *extra, *resume, picard=keys, steps=steps)
@@ -61,17 +61,17 @@ def test_a_run_is_resumed_by_another_number_of_processes(kind, before, after, tm
 def test_a_gradient_that_is_not_finite_is_left_out_by_all(tmp_path):
     nan = "system.guidance_type=test-nan-pictures-guidance"
     keys = ("window=5", "threshold=1e30")
-    alone = fit("dmtet", tmp_path / "alone", nan, picard=keys, steps=12)
-    together = fit_in_processes("dmtet", tmp_path / "together", nan, picard=keys, steps=12)
+    alone = fit("dmtet", tmp_path / "alone", nan, picard=keys, steps=11)
+    together = fit_in_processes("dmtet", tmp_path / "together", nan, picard=keys, steps=11)
     assert_same(state_of(together), state_of(alone))
     assert logged(tmp_path / "together", "train/skipped_steps")[-1] == 1
 
 
 def test_what_reads_parameters_after_a_step_sees_the_true_ones(tmp_path):
     background = ("system.background_type=test-pulled-background", "system.background.learned=true")
-    plain = fit("nerf", tmp_path / "plain", *background, steps=10)
+    plain = fit("nerf", tmp_path / "plain", *background, steps=7)
     keys = ("window=3", "threshold=0")
-    together = fit_in_processes("nerf", tmp_path / "together", *background, picard=keys, steps=10)
+    together = fit_in_processes("nerf", tmp_path / "together", *background, picard=keys, steps=7)
     assert_same(state_of(together), state_of(plain))
 
 
@@ -89,7 +89,7 @@ def test_what_is_taken_to_read_parameters():
 
 def test_a_launch_under_torchrun_ends_as_one_process(tmp_path):
     keys = ("window=4", "threshold=0.5", "check_every=1")
-    alone = fit("nerf", tmp_path / "alone", picard=keys, steps=18)
-    together = fit_under_torchrun("nerf", tmp_path / "together", picard=keys, steps=18)
+    alone = fit("nerf", tmp_path / "alone", picard=keys, steps=9)
+    together = fit_under_torchrun("nerf", tmp_path / "together", picard=keys, steps=9)
     assert_same(state_of(together), state_of(alone))
     assert together["picard"] == alone["picard"]
