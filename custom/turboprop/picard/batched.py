@@ -103,5 +103,10 @@ def teachers_of(parts: Sequence[Any]) -> List[Tuple[Any, str, Teacher]]:
         (part, name, value)
         for part in parts
         for name, value in vars(part).items()
-        if isinstance(value, Teacher) and not isinstance(value, nn.Module)  # which may learn, from one slot at a time
+        if isinstance(value, Teacher) and not learns(value)
     ]
+
+
+def learns(teacher: Teacher) -> bool:
+    """Then slots ask it one by one, each with weights of its own."""
+    return isinstance(teacher, nn.Module) and any(parameter.requires_grad for parameter in teacher.parameters())
