@@ -10,8 +10,8 @@ millionth: how far this training carries what is hardly more than rounding. A fi
 again, so several processes can share the work, each with some of the jobs, and a last one writes the page: with
 --write, the table goes to docs/benchmarks/picard.md and .json.
 
---optimizer steady gives Adam an eps of the order of usual gradients, and networks a lower rate (STEADY); shipped leaves
-configs as they are.
+--optimizer steady has learning rates that rise and fall, lower ones for networks, and an eps of the order of usual
+gradients (STEADY); shipped leaves configs as they are.
 """
 
 from __future__ import annotations
@@ -46,18 +46,37 @@ JOBS: dict[str, tuple[str, list[str]]] = {  # name: config, and what makes anoth
     "sds-nerf": ("asd-nerf", SDS),
     "vsd-nerf": ("asd-nerf", VSD),
 }
-EPS = "system.optimizer.args.eps=1.0e-3"
+RISE = "{name: LinearLR, interval: step, args: {start_factor: 0.1, total_iters: 50}}"
+FALL = "{name: CosineAnnealingLR, interval: step, args: {T_max: 250, eta_min: 0.0003}}"
+RISE_AND_FALL = f"{{name: SequentialLR, interval: step, milestones: [50], schedulers: [{RISE}, {FALL}]}}"
+
+
+def optimizer_groups(**groups: str) -> str:
+    parts = ", ".join(f"{name.replace('__', '.')}: {{{given}}}" for name, given in groups.items())
+    return f"system.optimizer.params={{{parts}}}"
 
 
 STEADY = {
-    "nerf": [EPS, "system.optimizer.params={geometry.encoding: {lr: 0.01}, geometry.density_network: {lr: 0.003}, "
-             "geometry.feature_network: {lr: 0.003}}"],
-    "sdf": [EPS, "system.optimizer.params={geometry.encoding: {lr: 0.01}, geometry.sdf_network: {lr: 0.003}, "
-            "geometry.feature_network: {lr: 0.003}, renderer: {lr: 0.001}}"],
-    "dmtet": ["system.optimizer.params={geometry.sdf: {lr: 0.01, eps: 0.1}, geometry.deformation: {lr: 0.002, "
-              "eps: 0.01}, geometry.encoding: {lr: 0.01, eps: 0.001}, geometry.feature_network: {lr: 0.003, "
-              "eps: 0.001}}"],
-    "gaussians": [EPS],
+    "nerf": ["system.optimizer.args.eps=1.0e-3", f"system.scheduler={RISE}", optimizer_groups(
+        geometry__encoding="lr: 0.01", geometry__density_network="lr: 0.003", geometry__feature_network="lr: 0.003"
+    )],
+    "sdf": ["system.optimizer.args.eps=1.0e-3", f"system.scheduler={RISE_AND_FALL}", optimizer_groups(
+        geometry__encoding="lr: 0.01", geometry__sdf_network="lr: 0.003", geometry__feature_network="lr: 0.003",
+        renderer="lr: 0.001",
+    )],
+    "dmtet": [f"system.scheduler={RISE_AND_FALL}", optimizer_groups(
+        geometry__sdf="lr: 0.01, eps: 0.1", geometry__deformation="lr: 0.002, eps: 0.01",
+        geometry__encoding="lr: 0.01, eps: 0.001", geometry__feature_network="lr: 0.003, eps: 0.001",
+    )],
+    "gaussians": [  # whose schedules are the geometry's, and whose numbers change half as often
+        "system.optimizer.args.eps=1.0e-3",
+        "system.geometry.densification_interval=100",
+        "system.geometry.prune_interval=100",
+        "system.geometry.scaling_lr=[0, 0.02, 0.002, 300]",
+        "system.geometry.feature_lr=[0, 0.02, 0.002, 300]",
+        "system.geometry.rotation_lr=[0, 0.01, 0.001, 300]",
+        "system.geometry.opacity_lr=[0, 0.05, 0.005, 300]",
+    ],
 }  # fmt: skip
 THRESHOLDS = {2: 2.0, 4: 2.0, 7: 2.0, 16: 10.0, 32: 40.0}  # by window: how far the noise of gradients carries a state
 RULES = {  # name: keys of system.picard
@@ -73,7 +92,11 @@ RULES = {  # name: keys of system.picard
     "none": {"rule": "fixed", "threshold": 1e30},
 }
 POINTS = ["7:fixed", "16:fixed", "32:fixed", "7:published"]  # window:rule
-MORE_POINTS = {"asd-nerf": ["2:fixed", "4:fixed", "7:fixed 0.5"]}
+OTHER_POINTS = {
+    "asd-nerf": [*POINTS, "2:fixed", "4:fixed", "7:fixed 0.5"],
+    "sds-nerf": ["7:fixed"],
+    "vsd-nerf": ["7:fixed"],
+}
 ANOTHER_SEED, NUDGED = "another seed", "guidance scale times 1.000001"
 QUALITY = ("psnr", "r_at_1", "iou", "chamfer_share")
 
@@ -150,19 +173,20 @@ def plain_run(args: argparse.Namespace, job: str, seed: int, name: str = "sequen
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict]:
-    for job, (place, seed) in itertools.product(args.jobs, enumerate(args.seeds)):
+    for job, (turn, seed) in itertools.product(args.jobs, enumerate(args.seeds)):
         plain = plain_run(args, job, seed)
-        other = args.seeds[(place + 1) % len(args.seeds)] if len(args.seeds) > 1 else seed + 1
+        other = args.seeds[(turn + 1) % len(args.seeds)] if len(args.seeds) > 1 else seed + 1
         found = row_of(job, seed, plain, plain_run(args, job, other), ANOTHER_SEED)
         yield {**found, "quality": plain["quality"], "seconds": plain["seconds"]}
-        if not job.startswith("fit"):
+        if turn == 0 and not job.startswith("fit"):
             scale = (f"system.guidance.guidance_scale={guidance_scale(job) * (1 + 1e-6):.9f}",)
             yield row_of(job, seed, plain, plain_run(args, job, seed, "nudged", scale), NUDGED)
         for window, name in points_of(args, job):
             rule = dict(RULES[name])
             if name == "fixed":
                 rule["threshold"] = THRESHOLDS[window]
-            folder = args.outputs / job / f"seed{seed}" / f"window{window}-{slug(name)}"
+            place = f"window{window}-{slug(name)}" + (f"-{rule['threshold']:g}" if name == "fixed" else "")
+            folder = args.outputs / job / f"seed{seed}" / place
             given = [*settings_of(args, job), f"seed={seed}", *picard_overrides(job, window, rule)]
             yield row_of(job, seed, plain, run(job, folder, given, args.threads), name, window, rule.get("threshold"))
 
@@ -177,7 +201,7 @@ def row_of(
 
 
 def points_of(args: argparse.Namespace, job: str) -> list[tuple[int, str]]:
-    given = args.points or [*POINTS, *MORE_POINTS.get(job, [])]
+    given = args.points or OTHER_POINTS.get(job, POINTS)
     return [(int(window), name) for window, _, name in (point.partition(":") for point in given)]
 
 
@@ -233,7 +257,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     jobs = ["asd-nerf", "asd-sdf", "asd-dmtet", "asd-gaussians", "sds-nerf", "vsd-nerf"]
     parser.add_argument("--jobs", nargs="+", default=jobs, choices=JOBS)
-    points = f"default: {' '.join(POINTS)}, and more for asd-nerf; rules: {', '.join(RULES)}"
+    points = f"default: {' '.join(POINTS)}, for some jobs others; rules: {', '.join(RULES)}"
     parser.add_argument("--points", nargs="+", metavar="WINDOW:RULE", help=points)
     parser.add_argument("--optimizer", choices=("steady", "shipped"), default="steady")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
