@@ -84,3 +84,11 @@ def test_without_an_optimizer_group_it_says_what_to_add(launch_here, tiny_sd_fol
     options = arguments(tiny_sd_folder, "dreamfusion-sd")
     assert launch_here("--train", *options, config=config) != 0
     assert "system.optimizer.params: turboprop-vsd-guidance has weights to train" in capsys.readouterr().err
+
+
+def test_the_weights_of_both_losses_are_asked_for_before_any_work(launch_here, tiny_sd_folder, capsys, tmp_path):  # noqa: F811
+    options = [key for key in arguments(tiny_sd_folder, "dreamfusion-sd") if "lambda_lora" not in key]
+    assert launch_here("--train", *options, config=str(ROOT / "configs/dreamfusion-sd.yaml")) == 2
+    message = "system.loss.lambda_lora: a weight of the loss of turboprop-vsd-guidance is required"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "outputs").exists()

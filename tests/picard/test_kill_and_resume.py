@@ -17,7 +17,7 @@ STEPS, EVERY = 24, 4
 SAVES = [f"checkpoint.every_n_train_steps={EVERY}", "checkpoint.save_top_k=-1", "trainer.limit_test_batches=1"]
 
 
-@pytest.mark.parametrize("kind", ["nerf", "gaussians"])
+@pytest.mark.parametrize("kind", ["nerf", pytest.param("gaussians", marks=pytest.mark.slow)])
 def test_a_killed_run_ends_the_same(kind, tmp_path):
     whole = fit(kind, tmp_path / "whole", *SAVES, picard=KEYS, steps=STEPS)
     killed = tmp_path / "killed"

@@ -120,10 +120,7 @@ def quick(*names: str) -> list:
     return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 
 
-@pytest.mark.parametrize(
-    "name",
-    quick("dreamfusion-if", "magic3d-refine-sd", "textmesh-if", "prolificdreamer-texture", "fantasia3d", "sjc", "sdi"),
-)
+@pytest.mark.parametrize("name", quick("magic3d-refine-sd", "textmesh-if", "fantasia3d", "sjc", "sdi"))
 def test_a_threshold_of_zero_is_the_run_step_by_step(name, systems):
     plain = systems.train(name, "plain")
     run = systems.train(name, "run", picard=("threshold=0", "window=3"))
@@ -143,7 +140,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(name, systems):
     assert_same(resumed.state(), whole.state())
 
 
-@pytest.mark.parametrize("keys", [(), ("beside=state",), ("executor=batched",)])
+@pytest.mark.parametrize("keys", [(), ("beside=state",), pytest.param(("executor=batched",), marks=pytest.mark.slow)])
 def test_a_teacher_that_learns_follows_the_accepted_steps(systems, keys):
     """VSD in one process is exact at a threshold of zero, though slots after the base teach it too."""
     plain = systems.train("prolificdreamer", "plain")
