@@ -15,6 +15,16 @@ class AccumulatesBuffers(Protocol):
 
 
 @runtime_checkable
+class UpdatesBuffersAlone(Protocol):
+    """A module whose `update_step` does nothing but change buffers: where a slot's are taken over, it need not run.
+
+    What is said is said of the `update_step` of the same class; one that overrides it has to say it again.
+    """
+
+    update_step_changes_buffers_alone: bool
+
+
+@runtime_checkable
 class ChangesStructure(Protocol):
     """A module whose parameters are now and then exchanged for others, of other shapes."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Dict, Tuple
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, Tuple
 
 import torch
 from torch import nn
@@ -73,3 +74,25 @@ class SystemBuffers:
     def apply(self, changes: Changes) -> None:
         """Makes accepted changes to the real buffers."""
         self.install({name: change.after(self.now()[name]) for name, change in changes.items()})
+
+
+@contextmanager
+def buffers_left_alone(system: nn.Module) -> Iterator[None]:
+    """Within it, no `update_step` runs that only changes buffers, such as those of occupancy grids."""
+    parts = [part for part in system.modules() if _changes_buffers_alone(type(part))]
+    for part in parts:
+        part.update_step = _do_nothing  # of this object; its class has its own still
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part.update_step
+
+
+def _changes_buffers_alone(kind: type) -> bool:
+    owner = next((base for base in kind.__mro__ if "update_step" in vars(base)), None)
+    return owner is not None and vars(owner).get("update_step_changes_buffers_alone", False)
+
+
+def _do_nothing(*args: Any, **kwargs: Any) -> None:
+    """In the place of an `update_step`."""

@@ -38,7 +38,7 @@ from .settings import EXCHANGE_TYPES, build_window, picard_config
 from .shards import Shards, reads_parameters
 from .state import Evaluation, Gradients, Point, State, all_finite
 from .surroundings import parts_of
-from .system_buffers import SystemBuffers
+from .system_buffers import SystemBuffers, buffers_left_alone
 from .updates import GroupSettings, OptimizerUpdate, group_settings
 from .watching import WatchesRanks
 
@@ -209,7 +209,8 @@ class PicardSystem(SystemMixin):
         seed_step(self.run_seed, finished_batches(self.trainer), "step")
         buffers = SystemBuffers(self)
         buffers.install(buffers.slot_values(buffers.auxiliaries()))  # what changes them has done so in the slot
-        answer = super().on_train_batch_start(batch, batch_idx, *args)
+        with buffers_left_alone(self):
+            answer = super().on_train_batch_start(batch, batch_idx, *args)
         buffers.install(buffers.real)
         return answer
 

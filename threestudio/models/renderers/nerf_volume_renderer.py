@@ -168,6 +168,8 @@ class NeRFVolumeRenderer(VolumeRenderer):
         points = rays_o + rays_d * ((t_starts + t_ends) / 2)[:, None]
         return chunk_batch(self.geometry.forward_density, self.cfg.eval_chunk_size, points)[:, 0]
 
+    update_step_changes_buffers_alone = True  # of the occupancy grid
+
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         if self.cfg.estimator != "occgrid" or not self.cfg.grid_prune:
             return
