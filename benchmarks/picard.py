@@ -67,7 +67,7 @@ STEADY = {
     "dmtet": [f"system.scheduler={RISE_AND_FALL}", optimizer_groups(
         geometry__sdf="lr: 0.01, eps: 0.1", geometry__deformation="lr: 0.002, eps: 0.01",
         geometry__encoding="lr: 0.01, eps: 0.001", geometry__feature_network="lr: 0.003, eps: 0.001",
-    )],
+    ), "system.loss.lambda_normal_consistency=100"],  # at 1000 the shape is a blob, whose colours are left to chance
     "gaussians": [  # whose schedules are the geometry's, and whose numbers change half as often
         "system.optimizer.args.eps=1.0e-3",
         "system.geometry.densification_interval=100",
