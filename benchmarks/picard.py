@@ -78,7 +78,7 @@ STEADY = {
         "system.geometry.opacity_lr=[0, 0.05, 0.005, 300]",
     ],
 }  # fmt: skip
-THRESHOLDS = {2: 2.0, 4: 2.0, 7: 2.0, 16: 30.0, 32: 150.0}  # by window: how far the noise of gradients carries a state
+THRESHOLDS = {2: 3.0, 4: 3.0, 7: 3.0, 16: 30.0, 32: 150.0}  # by window: how far the noise of gradients carries a state
 RULES = {  # name: keys of system.picard
     "fixed": {"rule": "fixed"},  # with the threshold of THRESHOLDS
     "fixed 2": {"rule": "fixed", "threshold": 2},

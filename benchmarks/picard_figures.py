@@ -75,7 +75,7 @@ def draw_distances(rows: list[dict], picture: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--outputs", type=Path, default=Path("outputs/benchmark-picard"))
-    parser.add_argument("--run", default="asd-nerf/seed0/window7-fixed-2", help="whose rounds are drawn")
+    parser.add_argument("--run", default="asd-nerf/seed0/window7-fixed-3", help="whose rounds are drawn")
     parser.add_argument("--write", action="store_true", help="into docs/images, else beside the runs")
     args = parser.parse_args()
     folder = ROOT / "docs" / "images" if args.write else args.outputs

@@ -435,3 +435,31 @@ def test_a_limit_below_one_is_refused():
 def test_a_change_of_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="expected replace, sum or max, got 'mean'"):
         Change("mean", torch.zeros(1)).after(torch.zeros(1))
+
+
+class GridProblem(Problem):
+    """The first step fills an occupancy grid; later ones change few of its cells."""
+
+    def start(self) -> State:
+        state = super().start()
+        state.auxiliaries["occupied"] = torch.zeros(100, dtype=torch.bool)
+        return state
+
+    def evaluate(self, point: Point) -> Evaluation:
+        evaluation = super().evaluate(point)
+        occupied = point.auxiliaries["occupied"].clone()
+        occupied[: 90 if point.step == 0 else 90 + point.step % 5] = True
+        evaluation.changes["occupied"] = Change("replace", occupied)
+        evaluation.extra = int(point.auxiliaries["occupied"].sum())
+        return evaluation
+
+
+def test_a_guess_with_an_empty_occupancy_grid_will_not_do():
+    problem = GridProblem()
+    engine = PicardWindow(problem.evaluate_all, update_of(), 6, FixedThreshold(1e30))
+    base = problem.start()
+    first = engine.round(base)
+    assert first.stride == 1 and max(first.errors) < 1e30
+    advance(engine.update, base, first.accepted[0])
+    second = engine.round(base)
+    assert second.stride == 6 and all(evaluation.extra >= 90 for evaluation in second.accepted)

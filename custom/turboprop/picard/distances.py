@@ -17,6 +17,7 @@ from .state import Point, Tensors
 Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 BLOCK = 1 << 17  # elements; a difference of so many stays in a processor's cache, and float32 sums it up to 1e-6
+LARGEST_SWITCH = 0.05  # share of an occupancy grid's cells; updates of one that has settled change fewer
 
 
 def squared_differences(a: Tensors, b: Tensors, groups: Sequence[Sequence[str]]) -> Tensor:
@@ -62,4 +63,18 @@ def identical(a: Point, b: Point) -> bool:
     return all(
         one.keys() == other.keys() and all(one[key] is other[key] or torch.equal(one[key], other[key]) for key in one)
         for one, other in ((a.parameters, b.parameters), (a.auxiliaries, b.auxiliaries))
+    )
+
+
+def switched(a: Point, b: Point) -> bool:
+    """Whether more than LARGEST_SWITCH of a boolean buffer is on in one and off in the other.
+
+    Such a buffer is an occupancy grid: no error of the parameters tells that a guess still has the empty one from before
+    the first step, at which nothing is rendered.
+    """
+    return any(
+        value.dtype == torch.bool
+        and value is not b.auxiliaries[name]
+        and float((value != b.auxiliaries[name]).float().mean()) > LARGEST_SWITCH
+        for name, value in a.auxiliaries.items()
     )

@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from .distances import DISTANCES, identical, squared_differences
+from .distances import DISTANCES, identical, squared_differences, switched
 from .guesses import CONTINUATIONS
 from .state import Evaluation, Gradients, Point, State, changed
 from .thresholds import AdaptiveThreshold, FixedThreshold
@@ -145,10 +145,11 @@ class PicardWindow:
         return Round(base.step, len(points), evaluations[:stride], errors, self.threshold.value)
 
     def _row(self, state: State, guess: Point) -> Tensor:
-        """Of each group the sum of squared differences, and then, asked where the threshold is zero, 1 where any bit
-        differs [G + 1]. Rows of parts of the states add up."""
+        """Of each group the sum of squared differences, and then 1 where the guess will not do whatever they are: where
+        an occupancy grid is another, and, if the threshold is zero, any bit [G + 1]. Rows of parts of the states add up.
+        """
         sums = squared_differences(state.parameters, guess.parameters, self.update.groups)
-        differs = self.threshold.value == 0 and not identical(state, guess)
+        differs = switched(state, guess) or (self.threshold.value == 0 and not identical(state, guess))
         return torch.cat([sums, sums.new_tensor([float(differs)])])
 
     def _compared(
