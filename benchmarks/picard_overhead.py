@@ -93,7 +93,7 @@ def elements_of(shapes: Dict[str, tuple]) -> int:
 
 
 def largest_shard(shapes: Dict[str, tuple], ranks: int) -> Dict[str, tuple]:
-    from turboprop.picard.sharding import Sharding
+    from turboprop.picard.processes.sharding import Sharding
 
     sharding = Sharding({name: torch.empty(shape) for name, shape in shapes.items()}, ranks)
     pieces = max(map(sharding.owned, range(ranks)), key=lambda found: sum(piece.elements for piece in found))
@@ -102,9 +102,9 @@ def largest_shard(shapes: Dict[str, tuple], ranks: int) -> Dict[str, tuple]:
 
 def measure_round(shapes: Dict[str, tuple], window: int, settings: dict, rounds: int, device: torch.device) -> dict:
     """Median seconds of a round by part, after one that is not counted."""
-    from turboprop.picard import window as engine
-    from turboprop.picard.state import Evaluation, State
-    from turboprop.picard.thresholds import FixedThreshold
+    from turboprop.picard.engine import window as engine
+    from turboprop.picard.engine.state import Evaluation, State
+    from turboprop.picard.engine.thresholds import FixedThreshold
 
     generator = torch.Generator(device).manual_seed(0)
     ready = [
@@ -150,8 +150,8 @@ def measure_round(shapes: Dict[str, tuple], window: int, settings: dict, rounds:
 @contextlib.contextmanager
 def watched(clock: Clock) -> Iterator[None]:
     """The engine's functions under the clock, and afterwards as they were."""
-    from turboprop.picard import state
-    from turboprop.picard import window as engine
+    from turboprop.picard.engine import state
+    from turboprop.picard.engine import window as engine
 
     watches = (
         (engine.PicardWindow, "_points", "guesses"),
@@ -174,10 +174,10 @@ def watched(clock: Clock) -> Iterator[None]:
 
 def _exchange(rank: int, port: int, repeats: int, answer: Any) -> None:
     """One of two ranks, each with one slot of a window of two."""
-    from turboprop.picard.communication import Communication
-    from turboprop.picard.exchange import collect, distribute
-    from turboprop.picard.sharding import Sharding
-    from turboprop.picard.state import Evaluation, Point
+    from turboprop.picard.engine.state import Evaluation, Point
+    from turboprop.picard.processes.communication import Communication
+    from turboprop.picard.processes.exchange import collect, distribute
+    from turboprop.picard.processes.sharding import Sharding
 
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)

@@ -13,7 +13,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from launch import main
-from tests.picard.runs import COMMON, DATA, GEOMETRY, ROOT, SYSTEMS, checkpoint, small_config
+from tests.picard.runs import (
+    COMMON,
+    DATA,
+    GEOMETRY,
+    ROOT,
+    SYSTEMS,
+    checkpoint,
+    small_config,
+)
 
 
 def free_port() -> int:

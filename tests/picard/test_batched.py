@@ -9,10 +9,10 @@ from diffusers import UNet2DConditionModel
 from omegaconf import OmegaConf
 from torch.nn.modules.module import register_module_forward_hook
 from turboprop.distillation.guidance import DistillationGuidance
-from turboprop.picard.joined_teacher import TeacherCall, answer_calls
+from turboprop.picard.batched.joined_teacher import TeacherCall, answer_calls
+from turboprop.picard.batched.surroundings import Modes
+from turboprop.picard.batched.turns import Turns
 from turboprop.picard.settings import picard_config
-from turboprop.picard.surroundings import Modes
-from turboprop.picard.turns import Turns
 from turboprop.teachers.contract import TextCondition
 from turboprop.teachers.gaussian_mixture import GaussianMixtureTeacher
 from turboprop.teachers.latent_diffusion import LatentDiffusionTeacher

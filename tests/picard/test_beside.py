@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 from turboprop.picard.beside import Beside, names_beside, note_of, split
-from turboprop.picard.updates import OptimizerUpdate
+from turboprop.picard.engine.updates import OptimizerUpdate
 
 from threestudio.systems.adan import Adan
 

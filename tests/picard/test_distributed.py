@@ -2,18 +2,18 @@
 
 import pytest
 import torch
-from turboprop.picard.accumulated import Accumulated
-from turboprop.picard.communication import Communication
-from turboprop.picard.distances import BLOCK
-from turboprop.picard.exchange import gather_moments, gather_parameters
+from turboprop.picard.engine.distances import BLOCK
+from turboprop.picard.engine.state import Change, Evaluation, Point, State
+from turboprop.picard.engine.thresholds import FixedThreshold
+from turboprop.picard.engine.updates import OptimizerUpdate
+from turboprop.picard.engine.window import PicardWindow
 from turboprop.picard.executors import Distributed, check_agreement, checksum
-from turboprop.picard.sharding import Sharding
-from turboprop.picard.shards import Shards
-from turboprop.picard.state import Change, Evaluation, Point, State
+from turboprop.picard.processes.accumulated import Accumulated
+from turboprop.picard.processes.communication import Communication
+from turboprop.picard.processes.exchange import gather_moments, gather_parameters
+from turboprop.picard.processes.sharding import Sharding
+from turboprop.picard.processes.shards import Shards
 from turboprop.picard.system_buffers import SystemBuffers
-from turboprop.picard.thresholds import FixedThreshold
-from turboprop.picard.updates import OptimizerUpdate
-from turboprop.picard.window import PicardWindow
 
 from tests.picard.processes import in_processes
 from tests.picard.test_window import Problem, advance, assert_equal, picard

@@ -14,17 +14,25 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from turboprop.picard.engine.state import Evaluation
+from turboprop.picard.engine.window import Round
 from turboprop.picard.history import History
-from turboprop.picard.pace import Pace, RoundSeconds, timed
-from turboprop.picard.ranks import RankLost, RankWatch
+from turboprop.picard.processes.pace import Pace, RoundSeconds, timed
+from turboprop.picard.processes.ranks import RankLost, RankWatch
 from turboprop.picard.settings import picard_config
-from turboprop.picard.state import Evaluation
-from turboprop.picard.window import Round
 
 from launch import select_gpus
 from tests.host.test_resume import assert_same
 from tests.picard.processes import free_port
-from tests.picard.runs import COMMON, DATA, GEOMETRY, ROOT, checkpoint, small_config, state_of
+from tests.picard.runs import (
+    COMMON,
+    DATA,
+    GEOMETRY,
+    ROOT,
+    checkpoint,
+    small_config,
+    state_of,
+)
 from threestudio.utils.config import ExperimentConfig
 from threestudio.utils.restarts import checkpoint_to_restart_from
 

@@ -10,7 +10,17 @@ import time
 import pytest
 
 from tests.host.test_resume import assert_same
-from tests.picard.runs import COMMON, DATA, GEOMETRY, ROOT, SYSTEMS, checkpoint, fit, small_config, state_of
+from tests.picard.runs import (
+    COMMON,
+    DATA,
+    GEOMETRY,
+    ROOT,
+    SYSTEMS,
+    checkpoint,
+    fit,
+    small_config,
+    state_of,
+)
 
 KEYS = ("window=4", "threshold=2", "report=false")
 STEPS, EVERY = 24, 4

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from turboprop.picard.contract import ReadsParameters
-from turboprop.picard.shards import reads_parameters
+from turboprop.picard.processes.shards import reads_parameters
 
 import threestudio
 from tests.host.test_resume import assert_same

@@ -10,7 +10,15 @@ from turboprop.picard.settings import picard_config
 import threestudio
 from launch import main
 from tests.host.test_resume import assert_same
-from tests.picard.runs import COMMON, GEOMETRY, ROOT, checkpoint, fit, small_config, state_of
+from tests.picard.runs import (
+    COMMON,
+    GEOMETRY,
+    ROOT,
+    checkpoint,
+    fit,
+    small_config,
+    state_of,
+)
 
 NAN_STEP = 9
 

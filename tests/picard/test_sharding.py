@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from turboprop.picard.distances import BLOCK, squared_differences
-from turboprop.picard.sharding import Sharding
-from turboprop.picard.state import State
+from turboprop.picard.engine.distances import BLOCK, squared_differences
+from turboprop.picard.engine.state import State
+from turboprop.picard.processes.sharding import Sharding
 
 from tests.picard.test_window import OPTIMIZERS, Problem, update_of
 

@@ -8,12 +8,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from turboprop.picard.distances import mean_square_distance, squared_differences, update_distance
-from turboprop.picard.guesses import CONTINUATIONS
-from turboprop.picard.state import Change, Evaluation, Point, State, changed
-from turboprop.picard.thresholds import AdaptiveThreshold, FixedThreshold
-from turboprop.picard.updates import OptimizerUpdate, fused
-from turboprop.picard.window import PicardWindow, adapted
+from turboprop.picard.engine.distances import (
+    mean_square_distance,
+    squared_differences,
+    update_distance,
+)
+from turboprop.picard.engine.guesses import CONTINUATIONS
+from turboprop.picard.engine.state import Change, Evaluation, Point, State, changed
+from turboprop.picard.engine.thresholds import AdaptiveThreshold, FixedThreshold
+from turboprop.picard.engine.updates import OptimizerUpdate, fused
+from turboprop.picard.engine.window import PicardWindow, adapted
 
 SHAPES = {"weight": (4, 3), "bias": (4,), "unused": (2,)}
 OPTIMIZERS = {

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from .contract import TrainsBeside
-from .state import Gradients, State, Tensors
-from .updates import OptimizerUpdate
+from .engine.state import Gradients, State, Tensors
+from .engine.updates import OptimizerUpdate
 
 
 def names_beside(module: nn.Module) -> Set[str]:

@@ -10,8 +10,8 @@ from typing import Any, Dict, List, Optional
 from threestudio.utils.base import update_if_possible
 
 from .contract import SetsLearningRates
+from .engine.updates import GroupSettings, bare_replica, group_settings
 from .keys import seed_step
-from .updates import GroupSettings, bare_replica, group_settings
 
 
 class ComingBatches:

@@ -9,10 +9,10 @@ from typing import Callable, Dict, List, Optional, Sequence
 import torch
 from torch import Tensor, nn
 
-from .communication import Communication
-from .exchange import collect, distribute
-from .sharding import Sharding
-from .state import Evaluation, Gradients, Point, Tensors, all_finite
+from .engine.state import Evaluation, Gradients, Point, Tensors, all_finite
+from .processes.communication import Communication
+from .processes.exchange import collect, distribute
+from .processes.sharding import Sharding
 
 
 class InProcess:

@@ -6,8 +6,8 @@ import csv
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Sequence
 
-from .pace import RoundSeconds
-from .window import Round
+from .engine.window import Round
+from .processes.pace import RoundSeconds
 
 
 class RoundFigures(NamedTuple):

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Iterable, Mapping
 
 import torch
+
 from threestudio.utils.config import parse_structured
 
-from .distances import DISTANCES
-from .guesses import CONTINUATIONS
-from .thresholds import STATISTICS, AdaptiveThreshold, FixedThreshold
-from .updates import OptimizerUpdate
-from .window import Evaluate, PicardWindow
+from .engine.distances import DISTANCES
+from .engine.guesses import CONTINUATIONS
+from .engine.thresholds import STATISTICS, AdaptiveThreshold, FixedThreshold
+from .engine.updates import OptimizerUpdate
+from .engine.window import Evaluate, PicardWindow
 
 EXCHANGE_TYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RULES = ("fixed", *STATISTICS)

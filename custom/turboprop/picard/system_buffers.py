@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .contract import AccumulatesBuffers
-from .state import Change, Changes, Tensors
+from .engine.state import Change, Changes, Tensors
 
 LARGEST = 2**20  # elements; larger buffers are constants, which no slot gets a copy of
 

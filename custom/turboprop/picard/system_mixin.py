@@ -18,29 +18,30 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Deque, Dict, List, Optional, Sequence
 
-import threestudio
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+import threestudio
+
 from ..system_mixin import SystemMixin
-from .accumulated import Accumulated
+from .batched.surroundings import parts_of
 from .beside import Beside, names_beside, note_of, split
 from .coming_steps import ComingBatches, batches_left, coming_settings, finished_batches
-from .communication import Communication
 from .contract import ChangesStructure
-from .exchange import Movable, moved
+from .engine.state import Evaluation, Gradients, Point, State, all_finite
+from .engine.updates import GroupSettings, OptimizerUpdate, group_settings
 from .executors import Distributed, InProcess, check_agreement
 from .history import History
 from .keys import RandomState, seed_step
-from .pace import Pace, timed
+from .processes.accumulated import Accumulated
+from .processes.communication import Communication
+from .processes.exchange import Movable, moved
+from .processes.pace import Pace, timed
+from .processes.shards import Shards, reads_parameters
+from .processes.watching import WatchesRanks
 from .settings import EXCHANGE_TYPES, build_window, picard_config
-from .shards import Shards, reads_parameters
-from .state import Evaluation, Gradients, Point, State, all_finite
-from .surroundings import parts_of
 from .system_buffers import SystemBuffers, buffers_left_alone
-from .updates import GroupSettings, OptimizerUpdate, group_settings
-from .watching import WatchesRanks
 
 
 @dataclass
@@ -120,7 +121,7 @@ class PicardSystem(SystemMixin):
             return InProcess(self.__evaluate)
         if importlib.util.find_spec("greenlet") is None:
             raise ValueError("system.picard.executor: batched needs the package greenlet: pip install greenlet")
-        from .batched import Batched
+        from .batched.executor import Batched
 
         batched = Batched(self, self.__evaluate, self.picard.batched_slots)
         if not batched.teachers():

@@ -8,7 +8,7 @@ from typing import Any, Callable, Hashable, List, Optional, Sequence
 import torch
 from torch import Tensor
 
-from ..teachers.contract import Condition, Teacher
+from ...teachers.contract import Condition, Teacher
 from .surroundings import Modes
 
 

@@ -14,10 +14,10 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from ..teachers.contract import Teacher
+from ...teachers.contract import Teacher
+from ..engine.state import Evaluation, Point, Tensors
+from ..keys import RandomState
 from .joined_teacher import JoinedTeacher, TeacherCall, answer_calls
-from .keys import RandomState
-from .state import Evaluation, Point, Tensors
 from .surroundings import Attributes, Modes, Surroundings, parts_of
 from .turns import Turns
 

@@ -11,11 +11,11 @@ from typing import Dict, List, Optional, Tuple
 
 from torch import Tensor
 
+from ..engine.state import Change, Changes, Tensors, changed
+from ..system_buffers import SystemBuffers
 from .communication import Communication, Expected
 from .exchange import gather_parameters
 from .sharding import Sharding
-from .state import Change, Changes, Tensors, changed
-from .system_buffers import SystemBuffers
 
 Kinds = Dict[str, str]  # buffer's name: sum or max
 

@@ -11,8 +11,8 @@ from typing import Any, List, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
-from .distances import BLOCK
-from .state import Moments, State, Tensors
+from ..engine.distances import BLOCK
+from ..engine.state import Moments, State, Tensors
 
 
 class Piece(NamedTuple):

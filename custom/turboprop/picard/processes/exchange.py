@@ -9,9 +9,18 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 import torch
 from torch import Tensor
 
+from ..engine.state import (
+    Change,
+    Changes,
+    Evaluation,
+    Gradients,
+    Moments,
+    Point,
+    Tensors,
+    cloned,
+)
 from .communication import Communication, Expected
 from .sharding import Sharding
-from .state import Change, Changes, Evaluation, Gradients, Moments, Point, Tensors, cloned
 
 
 def collect(communication: Communication, sharding: Sharding, points: Sequence[Point]) -> List[Point]:

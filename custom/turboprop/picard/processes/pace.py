@@ -7,7 +7,7 @@ from dataclasses import replace
 from statistics import fmean, median
 from typing import Callable, List, NamedTuple, Sequence
 
-from .state import Evaluation, Point
+from ..engine.state import Evaluation, Point
 
 
 class RoundSeconds(NamedTuple):

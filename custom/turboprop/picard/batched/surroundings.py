@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, Iterator, List, NamedTuple, Sequence, Set, Tuple
 
 import torch
-from threestudio.utils.base import Updateable
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from .contract import SharesParameters
-from .keys import RandomState
+from threestudio.utils.base import Updateable
+
+from ..contract import SharesParameters
+from ..keys import RandomState
 
 # What torch keeps in every module: its tensors are followed, what hangs on its calls (hooks) is not a step's to change.
 TENSORS = ("_parameters", "_buffers")

@@ -11,16 +11,17 @@ from __future__ import annotations
 from typing import Any, Dict, Optional, Sequence
 
 import torch
-from threestudio.utils.base import Updateable
 from torch import nn
 
+from threestudio.utils.base import Updateable
+
+from ..contract import ReadsParameters
+from ..engine.state import Gradients, State, Tensors
+from ..engine.updates import OptimizerUpdate, group_settings
+from ..executors import check_agreement
 from .communication import Communication
-from .contract import ReadsParameters
 from .exchange import gather_moments, gather_parameters
-from .executors import check_agreement
 from .sharding import Sharding
-from .state import Gradients, State, Tensors
-from .updates import OptimizerUpdate, group_settings
 
 
 class Shards:
