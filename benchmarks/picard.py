@@ -25,8 +25,9 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 
 import numpy as np
 import torch
@@ -107,15 +108,21 @@ def system_type(job: str) -> str:
     return OmegaConf.load(ROOT / "configs" / f"{JOBS[job][0]}.yaml").system_type
 
 
-def run(job: str, folder: Path, overrides: list[str], threads: int) -> dict:
+class Unfinished(Exception):
+    """A run that has not been done, and is not to be."""
+
+
+def run(job: str, folder: Path, overrides: list[str], args: argparse.Namespace) -> dict:
     """One launch, unless it has been done: its folder, its figures, and of a Picard run its rounds."""
     if not (folder / "done").is_file():
+        if args.finished:
+            raise Unfinished(str(folder))
         folder.mkdir(parents=True, exist_ok=True)
         fixed = ["use_timestamp=false", "trainer.enable_progress_bar=false", f"exp_root_dir={folder}"]
         config = f"configs/{JOBS[job][0]}.yaml"
         command = [sys.executable, "launch.py", "--config", config, "--train", *fixed, *overrides]
         start = time.perf_counter()
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
         with open(folder / "log.txt", "w") as log:
             code = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
         if code != 0:
@@ -169,26 +176,45 @@ def settings_of(args: argparse.Namespace, job: str) -> list[str]:
 
 def plain_run(args: argparse.Namespace, job: str, seed: int, name: str = "sequential", extra: tuple = ()) -> dict:
     folder = args.outputs / job / f"seed{seed}" / name
-    return run(job, folder, [*settings_of(args, job), f"seed={seed}", *extra], args.threads)
+    return run(job, folder, [*settings_of(args, job), f"seed={seed}", *extra], args)
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict]:
     for job, (turn, seed) in itertools.product(args.jobs, enumerate(args.seeds)):
-        plain = plain_run(args, job, seed)
+        for make in rows_of_seed(args, job, turn, seed):
+            try:
+                yield make()
+            except Unfinished as missing:
+                print(f"not done: {missing}", flush=True)
+
+
+def rows_of_seed(args: argparse.Namespace, job: str, turn: int, seed: int) -> Iterator[Callable[[], dict]]:
+    """What makes the rows: runs are done when they are asked for."""
+
+    def another() -> dict:
         other = args.seeds[(turn + 1) % len(args.seeds)] if len(args.seeds) > 1 else seed + 1
+        plain = plain_run(args, job, seed)
         found = row_of(job, seed, plain, plain_run(args, job, other), ANOTHER_SEED)
-        yield {**found, "quality": plain["quality"], "seconds": plain["seconds"]}
-        if turn == 0 and not job.startswith("fit"):
-            scale = (f"system.guidance.guidance_scale={guidance_scale(job) * (1 + 1e-6):.9f}",)
-            yield row_of(job, seed, plain, plain_run(args, job, seed, "nudged", scale), NUDGED)
-        for window, name in points_of(args, job):
-            rule = dict(RULES[name])
-            if name == "fixed":
-                rule["threshold"] = THRESHOLDS[window]
-            place = f"window{window}-{slug(name)}" + (f"-{rule['threshold']:g}" if name == "fixed" else "")
-            folder = args.outputs / job / f"seed{seed}" / place
-            given = [*settings_of(args, job), f"seed={seed}", *picard_overrides(job, window, rule)]
-            yield row_of(job, seed, plain, run(job, folder, given, args.threads), name, window, rule.get("threshold"))
+        return {**found, "quality": plain["quality"], "seconds": plain["seconds"]}
+
+    def nudged() -> dict:
+        scale = (f"system.guidance.guidance_scale={guidance_scale(job) * (1 + 1e-6):.9f}",)
+        return row_of(job, seed, plain_run(args, job, seed), plain_run(args, job, seed, "nudged", scale), NUDGED)
+
+    def picard(window: int, name: str) -> dict:
+        rule = dict(RULES[name])
+        if name == "fixed":
+            rule["threshold"] = THRESHOLDS[window]
+        place = f"window{window}-{slug(name)}" + (f"-{rule['threshold']:g}" if name == "fixed" else "")
+        given = [*settings_of(args, job), f"seed={seed}", *picard_overrides(job, window, rule)]
+        result = run(job, args.outputs / job / f"seed{seed}" / place, given, args)
+        return row_of(job, seed, plain_run(args, job, seed), result, name, window, rule.get("threshold"))
+
+    yield another
+    if turn == 0 and not job.startswith("fit"):
+        yield nudged
+    for window, name in points_of(args, job):
+        yield partial(picard, window, name)
 
 
 def row_of(
@@ -263,6 +289,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1, help="of each run")
     parser.add_argument("--outputs", type=Path, default=Path("outputs/benchmark-picard"))
+    parser.add_argument("--finished", action="store_true", help="runs that are not done are left out, not made")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/picard.md and .json")
     parser.add_argument("overrides", nargs="*", help="after --: for every run, e.g. data.size=24")
     args = parser.parse_args()
