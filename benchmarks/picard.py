@@ -254,21 +254,21 @@ def spread(values: list[float], digits: int) -> str:
 def table(rows: list[dict]) -> list[str]:
     """A line for each job, window and rule: means over the seeds, and standard deviations."""
     names = [name for name in QUALITY if any(name in row["quality"] for row in rows)]
-    head = ["job", "window", "rule", "mean stride", "gradients a step", "PSNR to the sequential run (dB)", *names]
-    lines = [f"| {' | '.join(head)} |", f"| --- | ---: | --- | ---: | ---: | ---: |{' ---: |' * len(names)}"]
+    head = ["job", "window", "rule", "seeds", "mean stride", "gradients a step", "PSNR to the sequential run (dB)", *names]
+    lines = [f"| {' | '.join(head)} |", f"| --- | ---: | --- | ---: | ---: | ---: | ---: |{' ---: |' * len(names)}"]
     for (job, window, rule), group in _grouped(rows).items():
         qualities = [[r["quality"][name] for r in group if name in r["quality"]] for name in names]
         quality = " | ".join(spread(values, 3) if values else "" for values in qualities)
         distance = spread([r["psnr_to_sequential"] for r in group], 1)
-        if rule == ANOTHER_SEED:
-            lines.append(f"| {job} | | step by step; distance of two seeds | 1 | 1.00 | {distance} | {quality} |")
-        elif window is None:
-            lines.append(f"| {job} | | step by step, {rule} | 1 | 1.00 | {distance} | {quality} |")
+        first = f"| {job} | {window or ''} |"
+        if window is None:
+            name = "distance of two seeds" if rule == ANOTHER_SEED else rule
+            lines.append(f"{first} step by step; {name} | {len(group)} | 1 | 1.00 | {distance} | {quality} |")
         else:
             work = sum(r["gradients"] for r in group) / sum(r["steps"] for r in group)
             stride = statistics.fmean(r["stride"] for r in group)
             name = f"fixed {group[0]['threshold']:g}" if rule == "fixed" else rule
-            lines.append(f"| {job} | {window} | {name} | {stride:.2f} | {work:.2f} | {distance} | {quality} |")
+            lines.append(f"{first} {name} | {len(group)} | {stride:.2f} | {work:.2f} | {distance} | {quality} |")
     return lines
 
 
