@@ -254,8 +254,9 @@ def spread(values: list[float], digits: int) -> str:
 def table(rows: list[dict]) -> list[str]:
     """A line for each job, window and rule: means over the seeds, and standard deviations."""
     names = [name for name in QUALITY if any(name in row["quality"] for row in rows)]
-    head = ["job", "window", "rule", "seeds", "mean stride", "gradients a step", "PSNR to the sequential run (dB)", *names]
-    lines = [f"| {' | '.join(head)} |", f"| --- | ---: | --- | ---: | ---: | ---: | ---: |{' ---: |' * len(names)}"]
+    head = ["job", "window", "rule", "seeds", "mean stride", "gradients a step", "PSNR to step by step (dB)", *names]
+    rule = "| --- | ---: | --- | ---: | ---: | ---: | ---: |"
+    lines = [f"| {' | '.join(head)} |", rule + " ---: |" * len(names)]
     for (job, window, rule), group in _grouped(rows).items():
         qualities = [[r["quality"][name] for r in group if name in r["quality"]] for name in names]
         quality = " | ".join(spread(values, 3) if values else "" for values in qualities)
