@@ -41,7 +41,7 @@ def draw_rounds(table: Path, picture: Path, rounds: int = 24) -> None:
 
 
 def draw_distances(rows: list[dict], picture: Path) -> None:
-    """For each representation: mean stride by window, and how much nearer to the sequential run than another seed is."""
+    """For each representation: mean stride by window, and how much nearer to step by step than another seed is."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -326,7 +326,8 @@ def main() -> int:
         "",
         f"`{command}` on {where}; seed 0; medians of {args.rounds} rounds; load average {os.getloadavg()[0]:.1f}; a "
         f"gradient is taken for {args.gradient_seconds} s; over gloo ranks exchanged "
-        f"{result['gloo_bytes_a_second'] / 1e9:.2f} GB/s each way; memory is copied at {result['copy_bytes_a_second'] / 1e9:.1f} GB/s, read and written.",
+        f"{result['gloo_bytes_a_second'] / 1e9:.2f} GB/s each way; memory is copied at "
+        f"{result['copy_bytes_a_second'] / 1e9:.1f} GB/s, read and written.",
         "",
         "On one device:",
         "",
