@@ -16,7 +16,7 @@ from threestudio.models.estimators import ImportanceEstimator, OccupancyGridEsti
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.renderers.base import VolumeRenderer
-from threestudio.models.renderers.volume_parts import background_colors, importance_samples, shade_samples
+from threestudio.models.renderers.volume_parts import background_colors, ray_samples, shade_samples
 from threestudio.ops.ray_sampling import RaySamples
 from threestudio.ops.volume_rendering import accumulate_along_rays, render_weight_from_alpha
 from threestudio.utils.errors import UserError
@@ -212,28 +212,8 @@ class NeuSVolumeRenderer(VolumeRenderer):
             alpha = self._opacity_without_normal(points, lengths)
             return (-torch.log1p(-alpha.clamp(max=1 - 1e-6)) / lengths.clamp(min=1e-9))[:, 0]
 
-        if self.cfg.estimator == "occgrid":
-            return self.estimator.sampling(
-                rays_o,
-                rays_d,
-                sigma_fn=density if self.cfg.prune_alpha_threshold else None,
-                near_plane=self.cfg.near_plane,
-                far_plane=self.cfg.far_plane,
-                render_step_size=self.render_step_size,
-                early_stop_eps=1e-4 if self.cfg.prune_alpha_threshold else 0.0,
-                alpha_thre=0.01 if self.cfg.prune_alpha_threshold else 0.0,
-                stratified=stratified,
-            )
-        return importance_samples(
-            self.estimator,
-            density,
-            rays_o,
-            rays_d,
-            self.bbox,
-            (self.cfg.near_plane, self.cfg.far_plane),
-            self.cfg.num_samples_per_ray,
-            self.cfg.num_samples_per_ray_importance,
-            stratified,
+        return ray_samples(
+            self.cfg, self.estimator, density, rays_o, rays_d, self.bbox, self.render_step_size, stratified
         )
 
     # ----------------------------------------------------------------------- life cycle

@@ -17,6 +17,33 @@ from threestudio.utils.ops import chunk_batch
 IntervalDensity = Callable[[Tensor, Tensor, Tensor], Tensor]  # t_starts, t_ends [S], ray [S] -> density [S]
 
 
+def ray_samples(
+    cfg: Any,  # a renderer's, with the keys of sampling
+    estimator: Any,  # that cfg.estimator names
+    density: IntervalDensity,
+    rays_o: Tensor,  # [N, 3]
+    rays_d: Tensor,  # [N, 3]
+    bbox: Tensor,  # [2, 3]
+    render_step_size: float,  # world units
+    stratified: bool,
+) -> RaySamples:
+    """Packed samples by the occupancy grid, or where coarse ones found matter."""
+    if cfg.estimator == "occgrid":
+        return estimator.sampling(
+            rays_o,
+            rays_d,
+            sigma_fn=density if cfg.prune_alpha_threshold else None,
+            near_plane=cfg.near_plane,
+            far_plane=cfg.far_plane,
+            render_step_size=render_step_size,
+            early_stop_eps=1e-4 if cfg.prune_alpha_threshold else 0.0,
+            alpha_thre=0.01 if cfg.prune_alpha_threshold else 0.0,
+            stratified=stratified,
+        )
+    planes, coarse, fine = (cfg.near_plane, cfg.far_plane), cfg.num_samples_per_ray, cfg.num_samples_per_ray_importance
+    return importance_samples(estimator, density, rays_o, rays_d, bbox, planes, coarse, fine, stratified)
+
+
 def importance_samples(
     estimator: ImportanceEstimator,
     density: IntervalDensity,
