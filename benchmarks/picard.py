@@ -9,9 +9,6 @@ seed; to compare, of the sequential runs of two seeds, and of a sequential run w
 millionth: how far this training carries what is hardly more than rounding. A finished run in --outputs is not run
 again, so several processes can share the work, each with some of the jobs, and a last one writes the page: with
 --write, the table goes to docs/benchmarks/picard.md and .json.
-
---optimizer steady has learning rates that rise and fall, lower ones for networks, and an eps of the order of usual
-gradients (STEADY); shipped leaves configs as they are.
 """
 
 from __future__ import annotations
@@ -47,39 +44,13 @@ JOBS: dict[str, tuple[str, list[str]]] = {  # name: config, and what makes anoth
     "sds-nerf": ("asd-nerf", SDS),
     "vsd-nerf": ("asd-nerf", VSD),
 }
-RISE = "{name: LinearLR, interval: step, args: {start_factor: 0.1, total_iters: 50}}"
-FALL = "{name: CosineAnnealingLR, interval: step, args: {T_max: 250, eta_min: 0.0003}}"
-RISE_AND_FALL = f"{{name: SequentialLR, interval: step, milestones: [50], schedulers: [{RISE}, {FALL}]}}"
-
-
-def optimizer_groups(**groups: str) -> str:
-    parts = ", ".join(f"{name.replace('__', '.')}: {{{given}}}" for name, given in groups.items())
-    return f"system.optimizer.params={{{parts}}}"
-
-
-STEADY = {
-    "nerf": ["system.optimizer.args.eps=1.0e-3", f"system.scheduler={RISE}", optimizer_groups(
-        geometry__encoding="lr: 0.01", geometry__density_network="lr: 0.003", geometry__feature_network="lr: 0.003"
-    )],
-    "sdf": ["system.optimizer.args.eps=1.0e-3", f"system.scheduler={RISE_AND_FALL}", optimizer_groups(
-        geometry__encoding="lr: 0.01", geometry__sdf_network="lr: 0.003", geometry__feature_network="lr: 0.003",
-        renderer="lr: 0.001",
-    )],
-    "dmtet": [f"system.scheduler={RISE_AND_FALL}", optimizer_groups(
-        geometry__sdf="lr: 0.01, eps: 0.1", geometry__deformation="lr: 0.002, eps: 0.01",
-        geometry__encoding="lr: 0.01, eps: 0.001", geometry__feature_network="lr: 0.003, eps: 0.001",
-    ), "system.loss.lambda_normal_consistency=100"],  # at 1000 the shape is a blob, whose colours are left to chance
-    "gaussians": [  # whose schedules are the geometry's, and whose numbers change half as often
-        "system.optimizer.args.eps=1.0e-3",
-        "system.geometry.densification_interval=100",
-        "system.geometry.prune_interval=100",
-        "system.geometry.scaling_lr=[0, 0.02, 0.002, 300]",
-        "system.geometry.feature_lr=[0, 0.02, 0.002, 300]",
-        "system.geometry.rotation_lr=[0, 0.01, 0.001, 300]",
-        "system.geometry.opacity_lr=[0, 0.05, 0.005, 300]",
-    ],
-}  # fmt: skip
-THRESHOLDS = {2: 3.0, 4: 3.0, 7: 3.0, 16: 30.0, 32: 150.0}  # by window: how far the noise of gradients carries a state
+THRESHOLDS = {  # by window, as far as the noise of gradients carries a state; by geometry where accuracy leaves room
+    2: {"": 3.0},
+    4: {"": 3.0},
+    7: {"": 3.0, "sdf": 4.0},
+    16: {"": 30.0, "dmtet": 15.0, "gaussians": 15.0},
+    32: {"": 100.0, "dmtet": 60.0, "gaussians": 60.0},
+}
 RULES = {  # name: keys of system.picard
     "fixed": {"rule": "fixed"},  # with the threshold of THRESHOLDS
     "fixed 2": {"rule": "fixed", "threshold": 2},
@@ -91,6 +62,7 @@ RULES = {  # name: keys of system.picard
     "mean": {"rule": "mean", "threshold": 2},
     "published": {"speedup": "{P: WINDOW, threshold: 5, ema_decay: 0.9, adaptivity_type: median}"},
     "none": {"rule": "fixed", "threshold": 1e30},
+    "adaptive window": {"rule": "fixed", "adapt_window": True},  # with the threshold of its largest window
 }
 POINTS = ["7:fixed", "16:fixed", "32:fixed", "7:published"]  # window:rule
 OTHER_POINTS = {
@@ -169,9 +141,7 @@ def picard_overrides(job: str, window: int, rule: dict) -> list[str]:
 
 def settings_of(args: argparse.Namespace, job: str) -> list[str]:
     """What all runs of a job have, without its seed."""
-    steady = STEADY[job.split("-")[1]] if args.optimizer == "steady" else []
-    # Adapters of VSD learn by a rate and an eps of their own, which come after the groups of the scene.
-    return [*steady, *JOBS[job][1], *args.overrides]
+    return [*JOBS[job][1], *args.overrides]
 
 
 def plain_run(args: argparse.Namespace, job: str, seed: int, name: str = "sequential", extra: tuple = ()) -> dict:
@@ -203,8 +173,9 @@ def rows_of_seed(args: argparse.Namespace, job: str, turn: int, seed: int) -> It
 
     def picard(window: int, name: str) -> dict:
         rule = dict(RULES[name])
-        if name == "fixed":
-            rule["threshold"] = THRESHOLDS[window]
+        if name in ("fixed", "adaptive window"):
+            values = THRESHOLDS[window]
+            rule["threshold"] = values.get(job.split("-")[1], values[""])
         place = f"window{window}-{slug(name)}" + (f"-{rule['threshold']:g}" if name == "fixed" else "")
         given = [*settings_of(args, job), f"seed={seed}", *picard_overrides(job, window, rule)]
         result = run(job, args.outputs / job / f"seed{seed}" / place, given, args)
@@ -286,7 +257,6 @@ def main() -> None:
     parser.add_argument("--jobs", nargs="+", default=jobs, choices=JOBS)
     points = f"default: {' '.join(POINTS)}, for some jobs others; rules: {', '.join(RULES)}"
     parser.add_argument("--points", nargs="+", metavar="WINDOW:RULE", help=points)
-    parser.add_argument("--optimizer", choices=("steady", "shipped"), default="steady")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1, help="of each run")
     parser.add_argument("--outputs", type=Path, default=Path("outputs/benchmark-picard"))
@@ -302,7 +272,7 @@ def main() -> None:
     command = " ".join(["python benchmarks/picard.py", *sys.argv[1:]])
     where = machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     seeds = f"seeds {', '.join(map(str, args.seeds))}: mean +- standard deviation"
-    given = f"{where}; threads a run: {args.threads}; {seeds}; optimizer: {args.optimizer}"
+    given = f"{where}; threads a run: {args.threads}; {seeds}"
     text = [
         "# Picard iterations",
         "",
