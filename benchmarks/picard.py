@@ -49,7 +49,7 @@ THRESHOLDS = {  # by window, as far as the noise of gradients carries a state; b
     4: {"": 3.0},
     7: {"": 3.0, "sdf": 4.0},
     16: {"": 30.0, "dmtet": 15.0, "gaussians": 15.0},
-    32: {"": 100.0, "dmtet": 60.0, "gaussians": 60.0},
+    32: {"": 150.0, "dmtet": 60.0, "gaussians": 60.0},
 }
 RULES = {  # name: keys of system.picard
     "fixed": {"rule": "fixed"},  # with the threshold of THRESHOLDS
