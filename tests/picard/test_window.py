@@ -414,18 +414,6 @@ def test_adaptive_thresholds_follow_mean_or_true_median():
     assert median.value == pytest.approx(0.75 * 8 + 0.25 * 5.5)
 
 
-def test_a_threshold_may_have_a_schedule():
-    """Held to at the step where a round begins; zero is exact there, and only there."""
-    rule = FixedThreshold(0.0, lambda step: 0.0 if step < 9 else 1e9)
-    state, rounds = picard(Problem(), update_of(), 30, 5, rule)
-    assert {r.threshold for r in rounds if r.step < 9} == {0.0}
-    assert all(r.stride == r.length and r.threshold == 1e9 for r in rounds if r.step >= 9)
-    whole = sequential(Problem(), update_of(), 30)
-    start = max(r.step for r in rounds if r.threshold == 0.0)
-    assert_equal(picard(Problem(), update_of(), start + 1, 5, rule)[0], whole[start + 1])
-    assert 0 < distance(state, whole[-1])
-
-
 def test_the_published_rule_sets_the_stride_near_half_the_window():
     """The reference's observation: the moving average pins the speed."""
     rule = AdaptiveThreshold(1.0, 0.9, "median")

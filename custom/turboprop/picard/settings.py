@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any, Callable, Iterable, Mapping
 
 import torch
 
 from threestudio.utils.config import parse_structured
-from threestudio.utils.misc import C
 
 from .engine.distances import DISTANCES
 from .engine.guesses import CONTINUATIONS
@@ -20,16 +19,13 @@ EXCHANGE_TYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.
 RULES = ("fixed", *STATISTICS)
 EXECUTORS = ("in_process", "batched")
 BESIDE = ("local", "state")
-SCHEDULE = "[start_step, start_value, end_value, end_step]"
 
 
 @dataclass
 class PicardConfig:
     window: int = 8  # gradients a round
     rule: str = "fixed"  # of the threshold: fixed, or adaptive to the windows' mean or median error
-    # largest error of a guess whose gradient is accepted, a number or [start_step, start_value, end_value, end_step];
-    # where the rule is adaptive, a number: what it is at first
-    threshold: Any = 0.5
+    threshold: float = 0.5  # largest error of a guess whose gradient is accepted; where the rule is adaptive, at first
     distance: str = "update"  # unit of errors: update (squared learning rates) or mean_square (DreamPropeller's, 1e-6)
     ema_decay: float = 0.9  # adaptive rules: share of the threshold that stays, each round
     guess: str = "zero_gradient"  # of states new in a window: zero_gradient, last_gradient or copy
@@ -68,7 +64,7 @@ def picard_config(given: Any) -> PicardConfig:
     _check("slow_ratio", config.slow_ratio, "above 1", lambda value: value > 1)
     _check("check_every", config.check_every, "at least 1", lambda value: value >= 1)
     _check("window", config.window, "at least 1", lambda value: value >= 1)
-    _check_threshold(config.threshold, config.rule)
+    _check("threshold", config.threshold, "at least 0", lambda value: value >= 0)
     _check("ema_decay", config.ema_decay, "from 0 to 1", lambda value: 0 <= value <= 1)
     return config
 
@@ -91,34 +87,14 @@ def _check_choice(key: str, value: str, choices: Iterable[str]) -> None:
         raise ValueError(f"system.picard.{key}: expected one of {', '.join(choices)}, got {value!r}")
 
 
-def _check_threshold(value: Any, rule: str) -> None:
-    scheduled = isinstance(value, Sequence) and not isinstance(value, str)
-    values = list(value) if scheduled else [value]
-    expected = f"a number or {SCHEDULE}, steps whole numbers" if rule == "fixed" else f"a number for {rule=!s}"
-    well_formed = all(_is_number(one) for one in values) and (
-        not scheduled or (rule == "fixed" and len(values) == 4 and all(isinstance(s, int) for s in values[::3]))
-    )
-    if not well_formed:
-        raise ValueError(f"system.picard.threshold: expected {expected}, got {values if scheduled else repr(value)}")
-    for one in values[1:3] if scheduled else values:
-        _check("threshold", one, "at least 0", lambda number: number >= 0)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _check(key: str, value: float, expected: str, holds: Callable[[float], bool]) -> None:
     if not holds(value):
         raise ValueError(f"system.picard.{key}: expected {expected}, got {value}")
 
 
 def build_window(config: PicardConfig, evaluate: Evaluate, update: OptimizerUpdate) -> PicardWindow:
-    if _is_number(config.threshold) and config.rule == "fixed":
+    if config.rule == "fixed":
         threshold: Any = FixedThreshold(config.threshold)
-    elif config.rule == "fixed":
-        schedule = list(config.threshold)
-        threshold = FixedThreshold(schedule[1], lambda step: C(schedule, 0, step))
     else:
         threshold = AdaptiveThreshold(config.threshold, config.ema_decay, config.rule)
     return PicardWindow(

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import math
 from statistics import fmean, median
-from typing import Callable, Dict, Optional, Sequence
+from typing import Callable, Dict, Sequence
 
 STATISTICS: Dict[str, Callable[[Sequence[float]], float]] = {"mean": fmean, "median": median}
 
 
 class FixedThreshold:
-    """The accuracy is set, for all steps or for each, and the stride is what the problem allows."""
+    """The accuracy is set, and the stride is what the problem allows."""
 
-    def __init__(self, value: float, schedule: Optional[Callable[[int], float]] = None) -> None:
+    def __init__(self, value: float) -> None:
         self.value = value
-        self.schedule = schedule  # the value at a step, in place of one for all
-
-    def start(self, step: int) -> None:
-        """What holds for a round from that step on."""
-        if self.schedule is not None:
-            self.value = self.schedule(step)
 
     def observe(self, errors: Sequence[float]) -> None:
         """Does not depend on what was seen."""
@@ -35,9 +29,6 @@ class AdaptiveThreshold:
         self.value = value
         self.decay = decay  # share of the old value that stays, each round
         self.statistic = STATISTICS[statistic]
-
-    def start(self, step: int) -> None:
-        """Does not depend on the step."""
 
     def observe(self, errors: Sequence[float]) -> None:
         finite = [error for error in errors if math.isfinite(error)]

@@ -97,7 +97,6 @@ class PicardWindow:
         length = self.size if limit is None else min(self.size, limit)
         if length < 1:
             raise ValueError(f"limit of a round: expected at least 1, got {limit}")
-        self.threshold.start(base.step)
         points = self._points(base, length)
         evaluations = self.evaluate(points)
         result = self._roll_out(base, points, evaluations)
