@@ -64,12 +64,9 @@ RULES = {  # name: keys of system.picard
     "none": {"rule": "fixed", "threshold": 1e30},
     "adaptive window": {"rule": "fixed", "adapt_window": True},  # with the threshold of its largest window
 }
-POINTS = ["7:fixed", "16:fixed", "32:fixed", "7:published"]  # window:rule
-OTHER_POINTS = {
-    "asd-nerf": [*POINTS, "2:fixed", "4:fixed", "7:fixed 0.5"],
-    "sds-nerf": ["7:fixed"],
-    "vsd-nerf": ["7:fixed"],
-}
+POINTS = [f"{window}:fixed" for window in THRESHOLDS]  # window:rule
+POINTS += ["7:published", "7:median", "7:mean", "16:adaptive window"]
+OTHER_POINTS = {"sds-nerf": ["7:fixed"], "vsd-nerf": ["7:fixed"]}
 ANOTHER_SEED, NUDGED = "another seed", "guidance scale times 1.000001"
 QUALITY = ("psnr", "r_at_1", "iou", "chamfer_share")
 
