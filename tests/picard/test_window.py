@@ -16,7 +16,7 @@ from turboprop.picard.engine.distances import (
 from turboprop.picard.engine.guesses import CONTINUATIONS
 from turboprop.picard.engine.state import Change, Evaluation, Point, State, changed
 from turboprop.picard.engine.thresholds import AdaptiveThreshold, FixedThreshold
-from turboprop.picard.engine.updates import OptimizerUpdate, fused
+from turboprop.picard.engine.updates import OptimizerUpdate, fused, group_settings
 from turboprop.picard.engine.window import PicardWindow, adapted
 
 SHAPES = {"weight": (4, 3), "bias": (4,), "unused": (2,)}
@@ -346,6 +346,7 @@ def test_a_nan_at_a_guess_costs_that_slot_alone():
     state, rounds = picard(problem, update_of(), 30, 5, 1e9)
     cut = [r for r in rounds if r.step + r.stride == 9]
     assert len(cut) == 1 and cut[0].stride < cut[0].length and state.step == 30
+    assert [r.ended_by for r in rounds if r.ended_by] == ["a gradient that is not finite"]
     assert all(bool(torch.isfinite(v).all()) for v in state.parameters.values())
 
 
@@ -383,14 +384,40 @@ def test_guesses_are_what_they_are_called():
     assert torch.equal(made["last_gradient"].parameters["weight"], moved.parameters["weight"])
 
 
-def test_the_unit_is_the_learning_rate_of_the_group_that_is_farthest():
+def test_the_unit_is_the_learning_rate_of_the_group():
     a = {"x": torch.zeros(4), "y": torch.zeros(2), "still": torch.zeros(3)}
     b = {"x": torch.full((4,), 0.3), "y": torch.full((2,), 0.02), "still": torch.ones(3)}
     sums = squared_differences(a, b, [["x"], ["y"], ["still"]]).expand(2, 3)
     elements, rates = torch.tensor([4, 2, 3]), torch.tensor([[0.1, 0.01, 0.0], [1.0, 0.01, 0.0]])
-    assert update_distance(sums, elements, rates).tolist() == pytest.approx([9.0, 4.0])
+    torch.testing.assert_close(update_distance(sums, elements, rates), torch.tensor([[9.0, 4.0, 0.0], [0.09, 4.0, 0.0]]).double())
     square = (4 * 0.3**2 + 2 * 0.02**2 + 3) / 9 * 1e6
-    assert mean_square_distance(sums, elements, rates).tolist() == pytest.approx([square, square])
+    torch.testing.assert_close(mean_square_distance(sums, elements, rates), torch.full((2, 1), square).double())
+
+
+@pytest.mark.parametrize(
+    "distance, rates, ended_by",
+    [
+        ("update", (1.0, 1e-3), "slow"),
+        ("update", (1e-3, 1.0), "fast.weight"),  # of a group without a name its first parameter's
+        ("mean_square", (1.0, 1e-3), "all parameters"),
+    ],
+)
+def test_a_round_names_the_group_that_has_ended_it(distance, rates, ended_by):
+    """The group whose guess is the most learning rates away, however little that is in numbers."""
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in range(2)]
+    optimizer = torch.optim.SGD([groups[0], {**groups[1], "name": "slow"}], lr=1.0)
+    settings = [{**group, "lr": rate} for group, rate in zip(group_settings(optimizer), rates)]
+    update = OptimizerUpdate(optimizer, [["fast.weight"], ["slow.weight"]], lambda step: settings)
+
+    def evaluate(points):
+        # Of the group with rate 1 gradients are 0.1, of the other 100: in learning rates it has gone farther.
+        sizes = dict(zip(("fast.weight", "slow.weight"), [0.1 if rate == 1.0 else 100.0 for rate in rates]))
+        return [Evaluation.of({name: torch.full((3,), size) for name, size in sizes.items()}) for _ in points]
+
+    start = State(0, {"fast.weight": torch.zeros(3), "slow.weight": torch.zeros(3)})
+    engine = PicardWindow(evaluate, update, 4, FixedThreshold(1.0), distance=distance, guess="copy")
+    result = engine.round(start)
+    assert (result.stride, result.ended_by) == (1, ended_by)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -463,7 +490,8 @@ def test_a_guess_with_an_empty_occupancy_grid_will_not_do():
     engine = PicardWindow(problem.evaluate_all, update_of(), 6, FixedThreshold(1e30))
     base = problem.start()
     first = engine.round(base)
-    assert first.stride == 1 and max(first.errors) < 1e30
+    assert first.stride == 1 and max(first.errors) < 1e30 and first.ended_by == "another occupancy grid"
     advance(engine.update, base, first.accepted[0])
     second = engine.round(base)
     assert second.stride == 6 and all(evaluation.extra >= 90 for evaluation in second.accepted)
+    assert second.ended_by == ""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Any, Dict, List, NamedTuple, Sequence
 
 from .engine.window import Round
 from .processes.pace import RoundSeconds
@@ -16,6 +17,7 @@ class RoundFigures(NamedTuple):
     stride: int  # gradients accepted
     error: float  # largest of the accepted guesses
     threshold: float
+    ended_by: str  # what kept the next gradient from being accepted; empty where the window was full
 
 
 class History:
@@ -25,13 +27,13 @@ class History:
         self.missed = 0  # steps whose optimizer settings were not those that the rollout reckoned with
 
     @staticmethod
-    def of(rows: Sequence[Sequence[float]], seconds: Sequence[Sequence[float]]) -> "History":
+    def of(rows: Sequence[Sequence[Any]], seconds: Sequence[Sequence[float]]) -> "History":
         history = History()
-        history.rows = [RoundFigures(int(r[0]), int(r[1]), int(r[2]), float(r[3]), float(r[4])) for r in rows]
+        history.rows = [RoundFigures(int(r[0]), int(r[1]), int(r[2]), float(r[3]), float(r[4]), str(r[5])) for r in rows]
         history.seconds = [RoundSeconds(*map(float, row)) for row in seconds]
         return history
 
-    def rows_as_lists(self) -> List[List[float]]:
+    def rows_as_lists(self) -> List[List[Any]]:
         return [list(row) for row in self.rows]
 
     def seconds_as_lists(self) -> List[List[float]]:
@@ -39,7 +41,9 @@ class History:
 
     def add(self, result: Round, seconds: RoundSeconds) -> None:
         self.rows.append(
-            RoundFigures(result.step, result.length, result.stride, result.worst_accepted, result.threshold)
+            RoundFigures(
+                result.step, result.length, result.stride, result.worst_accepted, result.threshold, result.ended_by
+            )
         )
         self.seconds.append(seconds)
 
@@ -50,7 +54,7 @@ class History:
 
     def last_figures(self) -> Dict[str, float]:
         row = self.rows[-1]
-        return {name: float(value) for name, value in row._asdict().items() if name != "step"}
+        return {name: float(value) for name, value in row._asdict().items() if name not in ("step", "ended_by")}
 
     def mean_stride(self) -> float:
         return sum(row.stride for row in self.rows) / max(len(self.rows), 1)
@@ -60,8 +64,14 @@ class History:
         steps = sum(row.stride for row in self.rows)
         return (
             f"Picard: {steps} steps in {len(self.rows)} rounds, mean stride {self.mean_stride():.2f}, "
-            f"{gradients} gradients computed; {self.shares()}"
+            f"{gradients} gradients computed{self.ends()}; {self.shares()}"
         )
+
+    def ends(self) -> str:
+        """What has cut windows short, most often first."""
+        counts = Counter(row.ended_by for row in self.rows if row.ended_by)
+        named = ", ".join(f"{name} ({count})" for name, count in counts.most_common())
+        return f", windows cut short by {named}" if named else ""
 
     def shares(self) -> str:
         """Of the rounds' time."""

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .state import Point, Tensors
 
-# (sums of squared differences [S, G] of S slots and G groups, elements of each group [G], rates [S, G]) -> errors [S]
+# (sums of squared differences [S, G] of S slots and G groups, elements of each group [G], rates [S, G]) -> errors of each
+# group [S, G], or of all groups in one [S, 1]. The largest one counts.
 Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 BLOCK = 1 << 17  # elements; a difference of so many stays in a processor's cache, and float32 sums it up to 1e-6
@@ -40,19 +41,19 @@ def _norms(a: Tensor, b: Tensor) -> Iterator[Tensor]:
 
 
 def update_distance(sums: Tensor, elements: Tensor, rates: Tensor) -> Tensor:
-    """Mean of (difference / learning rate)^2 over the elements of a parameter group; the largest of all groups.
+    """Mean of (difference / learning rate)^2 over the elements of each parameter group [S, G].
 
     Adam moves an element by about one learning rate a step (Kingma and Ba 2015, section 2.1), so 1 is as far as one
     update moves, whatever the parameters stand for. Groups that do not move (rate 0) do not count.
     """
     counts = (rates > 0) & (elements > 0)
-    return torch.where(counts, sums / (elements * rates.square()), 0.0).amax(-1)
+    return torch.where(counts, sums / (elements * rates.square()), 0.0)
 
 
 def mean_square_distance(sums: Tensor, elements: Tensor, rates: Tensor) -> Tensor:
-    """Mean squared difference of all parameters, times 10^6: DreamPropeller's (arXiv 2311.17082, eq. 14; its code's
-    unit), for its thresholds."""
-    return sums.sum(-1) * (1e6 / elements.sum().clamp(min=1))
+    """Mean squared difference of all parameters, times 10^6 [S, 1]: DreamPropeller's (arXiv 2311.17082, eq. 14; its
+    code's unit), for its thresholds."""
+    return sums.sum(-1, keepdim=True) * (1e6 / elements.sum().clamp(min=1))
 
 
 DISTANCES: Dict[str, Distance] = {"update": update_distance, "mean_square": mean_square_distance}

@@ -36,6 +36,10 @@ class OptimizerUpdate:
         self._replica = bare_replica(optimizer)
         self._zeros: Tensors = {}
 
+    def group_name(self, index: int) -> str:
+        """As the optimizer's group is called, or its first parameter."""
+        return str(self._replica.param_groups[index].get("name") or ", ".join(self.groups[index][:1]))
+
     def learning_rates(self, step: int) -> List[float]:
         """Of each group, for the update that follows `step` finished ones."""
         return [float(group["lr"]) for group in self.settings(step)]

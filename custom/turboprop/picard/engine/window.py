@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -28,6 +28,14 @@ from .updates import OptimizerUpdate
 Evaluate = Callable[[Sequence[Point]], List[Evaluation]]  # an executor: gradients at all points
 
 
+class Comparison(NamedTuple):
+    """Of a guess with the state that came out."""
+
+    error: float
+    same: bool  # in what no error measures: occupancy grids, and, if the threshold is zero, every bit
+    group: Optional[int]  # whose error it is; None: that of all groups in one
+
+
 @dataclass
 class Round:
     """What one round has brought."""
@@ -37,6 +45,7 @@ class Round:
     accepted: List[Evaluation]  # of the steps from the base on; as many as the stride
     errors: List[float]  # of guess 1, 2, ... of the window, in the distance's unit
     threshold: float  # that they were held to
+    ended_by: str = ""  # what kept the next gradient from being accepted: a parameter group; nothing in a full window
 
     @property
     def stride(self) -> int:
@@ -141,8 +150,9 @@ class PicardWindow:
         # Those after them come from where the rollout ended.
         self._tail, self._next = moving, base.step + stride
         self._guesses = {step: guess for step, guess in self._guesses.items() if step > self._next}
-        errors = [error for error, _ in compared]
-        return Round(base.step, len(points), evaluations[:stride], errors, self.threshold.value)
+        errors = [comparison.error for comparison in compared]
+        ended_by = self._ended_by(compared, evaluations, stride)
+        return Round(base.step, len(points), evaluations[:stride], errors, self.threshold.value, ended_by)
 
     def _row(self, state: State, guess: Point) -> Tensor:
         """Of each group the sum of squared differences, and then 1 where the guess will not do whatever they are: where
@@ -154,26 +164,44 @@ class PicardWindow:
 
     def _compared(
         self, rows: List[Tensor], rates: List[List[float]], elements: List[int]
-    ) -> List[Tuple[float, bool]]:
-        """Of each row's guess its error, and whether it may be taken for the state. One transfer from the device, and
-        one sum over ranks."""
+    ) -> List[Comparison]:
+        """Of each row's guess. One transfer from the device, and one sum over ranks."""
         if not rows:
             return []
         table = torch.stack([*rows, rows[0].new_tensor([*elements, 0.0])])  # [S + 1, G + 1]
         table = (table if self.total is None else self.total(table)).cpu()
         errors = self.distance(table[:-1, :-1], table[-1, :-1], torch.tensor(rates[: len(rows)]).double())
         # Rounded, so that they do not tell how many ranks the sums came from.
-        return [(error, count == 0) for error, count in zip(errors.float().tolist(), table[:-1, -1].tolist())]
+        largest, groups = errors.float().max(-1)
+        names = groups.tolist() if errors.shape[-1] == len(elements) else [None] * len(groups)
+        return [
+            Comparison(error, count == 0, group)
+            for error, count, group in zip(largest.tolist(), table[:-1, -1].tolist(), names)
+        ]
 
-    def _stride(self, compared: List[Tuple[float, bool]], evaluations: List[Evaluation]) -> int:
+    def _stride(self, compared: List[Comparison], evaluations: List[Evaluation]) -> int:
         """One, and as many guesses from the first on as were near enough."""
         stride = 1
-        for (error, same), evaluation in zip(compared, evaluations[1:]):
+        for comparison, evaluation in zip(compared, evaluations[1:]):
             # A gradient that is not finite at a guess may be finite at the state: it is computed there.
-            if not (same and error <= self.threshold.value and math.isfinite(error) and evaluation.finite):
+            if not (comparison.same and self._near(comparison) and evaluation.finite):
                 break
             stride += 1
         return stride
+
+    def _near(self, comparison: Comparison) -> bool:
+        return comparison.error <= self.threshold.value and math.isfinite(comparison.error)
+
+    def _ended_by(self, compared: List[Comparison], evaluations: List[Evaluation], stride: int) -> str:
+        """What to look at, where longer strides are wanted."""
+        if stride == len(evaluations):
+            return ""
+        if not evaluations[stride].finite:
+            return "a gradient that is not finite"
+        refused = compared[stride - 1]
+        if self._near(refused):
+            return "another occupancy grid" if self.threshold.value > 0 else "other bits"
+        return "all parameters" if refused.group is None else self.update.group_name(refused.group)
 
 
 def adapted(size: int, stride: int, largest: int) -> int:
