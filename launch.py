@@ -16,7 +16,13 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         description="Trains, validates, tests or exports what a config describes.",
         epilog="Further arguments override keys of the config: trainer.max_steps=100 seed=3",
     )
-    parser.add_argument("--config", required=True, metavar="YAML", help="the config file")
+    parser.add_argument(
+        "--config",
+        required=True,
+        action="append",
+        metavar="YAML",
+        help="the config file; given again: further files, each overriding keys of those before it",
+    )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--train", action="store_true", help="train, then test")
     mode.add_argument("--validate", action="store_true", help="render the validation views")

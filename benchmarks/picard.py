@@ -28,6 +28,7 @@ from typing import Callable, Iterator
 
 import numpy as np
 import torch
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,17 +40,18 @@ KINDS = ("nerf", "sdf", "dmtet", "gaussians")
 SDS = ["system.guidance_type=turboprop-sds-guidance", "system.loss.lambda_sds=1.0"]
 VSD = ["system.guidance_type=turboprop-vsd-guidance", "system.loss.lambda_vsd=1.0", "system.loss.lambda_lora=1.0",
        "system.optimizer.params.guidance={lr: 0.001, eps: 1.0e-8}"]  # fmt: skip
-JOBS: dict[str, tuple[str, list[str]]] = {  # name: config, and what makes another job of it
-    **{name: (name, []) for name in (f"{job}-{kind}" for job in ("fit", "asd") for kind in KINDS)},
-    "sds-nerf": ("asd-nerf", SDS),
-    "vsd-nerf": ("asd-nerf", VSD),
+JOBS: dict[str, tuple[list[str], list[str]]] = {  # name: configs, and what makes another job of them
+    **{name: ([name], []) for name in (f"{job}-{kind}" for job in ("fit", "asd") for kind in KINDS)},
+    **{f"longer-{kind}": ([f"asd-{kind}", f"longer/asd-{kind}"], []) for kind in KINDS},
+    "sds-nerf": (["asd-nerf"], SDS),
+    "vsd-nerf": (["asd-nerf"], VSD),
 }
-THRESHOLDS = {  # by window, as far as the noise of gradients carries a state; by geometry where accuracy leaves room
+THRESHOLDS = {  # by window, as far as the noise of gradients carries a state; others where a job leaves room for it
     2: {"": 3.0},
     4: {"": 3.0},
-    7: {"": 3.0, "sdf": 4.0},
-    16: {"": 30.0, "dmtet": 15.0, "gaussians": 15.0},
-    32: {"": 150.0, "dmtet": 60.0, "gaussians": 60.0},
+    7: {"": 3.0, "asd-sdf": 4.0},
+    16: {"": 30.0, "asd-dmtet": 15.0, "asd-gaussians": 15.0, "longer-nerf": 15.0, "longer-gaussians": 15.0},
+    32: {"": 150.0, "asd-dmtet": 60.0, "asd-gaussians": 60.0, "longer-nerf": 80.0, "longer-gaussians": 30.0},
 }
 RULES = {  # name: keys of system.picard
     "fixed": {"rule": "fixed"},  # with the threshold of THRESHOLDS
@@ -67,14 +69,22 @@ RULES = {  # name: keys of system.picard
 POINTS = [f"{window}:fixed" for window in THRESHOLDS]  # window:rule
 POINTS += ["7:published", "7:median", "7:mean", "16:adaptive window"]
 OTHER_POINTS = {"sds-nerf": ["7:fixed"], "vsd-nerf": ["7:fixed"]}
+OTHER_POINTS |= {f"longer-{kind}": ["16:fixed", "32:fixed"] for kind in KINDS}
 ANOTHER_SEED, NUDGED = "another seed", "guidance scale times 1.000001"
 QUALITY = ("psnr", "r_at_1", "iou", "chamfer_share")
 
 
-def system_type(job: str) -> str:
-    from omegaconf import OmegaConf
+def config_files(job: str) -> list[Path]:
+    return [ROOT / "configs" / f"{name}.yaml" for name in JOBS[job][0]]
 
-    return OmegaConf.load(ROOT / "configs" / f"{JOBS[job][0]}.yaml").system_type
+
+def config_of(job: str) -> DictConfig:
+    return OmegaConf.merge(*map(OmegaConf.load, config_files(job)))
+
+
+def threshold_of(job: str, window: int) -> float:
+    values = THRESHOLDS[window]
+    return values.get(job, values[""])
 
 
 class Unfinished(Exception):
@@ -88,8 +98,8 @@ def run(job: str, folder: Path, overrides: list[str], args: argparse.Namespace) 
             raise Unfinished(str(folder))
         folder.mkdir(parents=True, exist_ok=True)
         fixed = ["use_timestamp=false", "trainer.enable_progress_bar=false", f"exp_root_dir={folder}"]
-        config = f"configs/{JOBS[job][0]}.yaml"
-        command = [sys.executable, "launch.py", "--config", config, "--train", *fixed, *overrides]
+        configs = [word for file in config_files(job) for word in ("--config", str(file.relative_to(ROOT)))]
+        command = [sys.executable, "launch.py", *configs, "--train", *fixed, *overrides]
         start = time.perf_counter()
         environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
         with open(folder / "log.txt", "w") as log:
@@ -132,7 +142,7 @@ def psnr(a: Path, b: Path) -> float:
 def picard_overrides(job: str, window: int, rule: dict) -> list[str]:
     keys = {"window": window, **rule}
     found = [f"system.picard.{name}={str(value).replace('WINDOW', str(window))}" for name, value in keys.items()]
-    base = system_type(job)
+    base = config_of(job).system_type
     return [f"system_type={base}{',' if ':' in base else ':'}picard", *found]
 
 
@@ -165,14 +175,13 @@ def rows_of_seed(args: argparse.Namespace, job: str, turn: int, seed: int) -> It
         return {**found, "quality": plain["quality"], "seconds": plain["seconds"]}
 
     def nudged() -> dict:
-        scale = (f"system.guidance.guidance_scale={guidance_scale(job) * (1 + 1e-6):.9f}",)
+        scale = (f"system.guidance.guidance_scale={config_of(job).system.guidance.guidance_scale * (1 + 1e-6):.9f}",)
         return row_of(job, seed, plain_run(args, job, seed), plain_run(args, job, seed, "nudged", scale), NUDGED)
 
     def picard(window: int, name: str) -> dict:
         rule = dict(RULES[name])
         if name in ("fixed", "adaptive window"):
-            values = THRESHOLDS[window]
-            rule["threshold"] = values.get(job.split("-")[1], values[""])
+            rule["threshold"] = threshold_of(job, window)
         place = f"window{window}-{slug(name)}" + (f"-{rule['threshold']:g}" if name == "fixed" else "")
         given = [*settings_of(args, job), f"seed={seed}", *picard_overrides(job, window, rule)]
         result = run(job, args.outputs / job / f"seed{seed}" / place, given, args)
@@ -199,10 +208,15 @@ def points_of(args: argparse.Namespace, job: str) -> list[tuple[int, str]]:
     return [(int(window), name) for window, _, name in (point.partition(":") for point in given)]
 
 
-def guidance_scale(job: str) -> float:
-    from omegaconf import OmegaConf
-
-    return float(OmegaConf.load(ROOT / "configs" / f"{JOBS[job][0]}.yaml").system.guidance.guidance_scale)
+def check_points(parser: argparse.ArgumentParser, points: list[str]) -> None:
+    for point in points:
+        window, _, name = point.partition(":")
+        if name not in RULES:
+            parser.error(f"--points {point}: expected a rule of {', '.join(RULES)}, got {name!r}")
+        of_table = name in ("fixed", "adaptive window")
+        if not window.isdigit() or int(window) < 1 or (of_table and int(window) not in THRESHOLDS):
+            expected = f"of {', '.join(map(str, THRESHOLDS))}, as thresholds are known" if of_table else "from 1 on"
+            parser.error(f"--points {point}: expected a window {expected}, got {window!r}")
 
 
 def slug(name: str) -> str:
@@ -250,7 +264,7 @@ def _grouped(rows: list[dict]) -> dict[tuple, list[dict]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    jobs = ["asd-nerf", "asd-sdf", "asd-dmtet", "asd-gaussians", "sds-nerf", "vsd-nerf"]
+    jobs = [f"asd-{kind}" for kind in KINDS] + ["sds-nerf", "vsd-nerf"] + [f"longer-{kind}" for kind in KINDS]
     parser.add_argument("--jobs", nargs="+", default=jobs, choices=JOBS)
     points = f"default: {' '.join(POINTS)}, for some jobs others; rules: {', '.join(RULES)}"
     parser.add_argument("--points", nargs="+", metavar="WINDOW:RULE", help=points)
@@ -261,6 +275,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/picard.md and .json")
     parser.add_argument("overrides", nargs="*", help="after --: for every run, e.g. data.size=24")
     args = parser.parse_args()
+    check_points(parser, args.points or [])
     args.outputs = args.outputs.resolve()
     rows = []
     for row in measure(args):

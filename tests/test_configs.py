@@ -162,12 +162,15 @@ def test_there_are_configs():
 @pytest.mark.parametrize("path", CONFIGS, ids=NAMES)
 def test_dry_run(path, runs, models, tmp_path, capsys):
     output = tmp_path / "outputs"
-    config = OmegaConf.load(path)
+    # Those in a folder of their own change the one of their name.
+    files = [path] if path.parent.name == "configs" else [ROOT / "configs" / path.name, path]
+    config = OmegaConf.merge(*map(OmegaConf.load, files))
     given = [*small_overrides(config), *models(config)]
     if path.stem in METHODS:
         given += [*tiny_overrides(config), *runs.start(path.stem)]
     capsys.readouterr()
-    assert main(["--config", str(path), "--dry-run", f"exp_root_dir={output}", *given]) == 0, capsys.readouterr().err
+    configs = [word for file in files for word in ("--config", str(file))]
+    assert main([*configs, "--dry-run", f"exp_root_dir={output}", *given]) == 0, capsys.readouterr().err
     resolved = OmegaConf.create(capsys.readouterr().out)
     assert resolved.name == config.name
     assert not output.exists()

@@ -51,6 +51,23 @@ def test_training_fills_the_trial_folder(launch_here):
     assert (TRIAL / "configs/raw.yaml").read_text() == Path(TINY_CONFIG).read_text()
 
 
+def test_further_config_files_override_the_first_and_arguments_override_all(launch_here, tmp_path, capsys):
+    (tmp_path / "longer.yaml").write_text("trainer: {max_steps: 7}\nseed: 5\ncheckpoint: {every_n_train_steps: 3}\n")
+    (tmp_path / "other.yaml").write_text("seed: 6\n")
+    files = ["--config", "longer.yaml", "--config", "other.yaml"]
+    assert launch_here(*files, "--train", "checkpoint.every_n_train_steps=7") == 0
+    parsed = OmegaConf.load(TRIAL / "configs/parsed.yaml")
+    found = (parsed.trainer.max_steps, parsed.seed, parsed.checkpoint.every_n_train_steps)
+    assert found == (7, 6, 7) and parsed.name == OmegaConf.load(TINY_CONFIG).name
+    assert (TRIAL / "configs/raw.yaml").read_text() == Path(TINY_CONFIG).read_text()
+    assert (TRIAL / "configs/raw-3.yaml").read_text() == "seed: 6\n"
+    again = ["--train", "trainer.max_steps=9", f"resume={TRIAL}/ckpts/last.ckpt"]
+    assert launch_here(*again, config=str(TRIAL / "configs/parsed.yaml")) == 0
+    capsys.readouterr()
+    assert launch_here("--config", "missing.yaml", "--train") == 2
+    assert "missing.yaml" in capsys.readouterr().err
+
+
 def test_a_resumed_trial_goes_on_in_its_own_folder(launch_here):
     assert launch_here("--train", "trainer.max_steps=5") == 0
     parsed = str(TRIAL / "configs/parsed.yaml")

@@ -90,7 +90,7 @@ def run(args: Namespace, overrides: list[str], n_gpus: int, started: WorkStarted
         threestudio.info("No CUDA device: --gpu is ignored, running on the CPU.")
     load_extensions()
     load_extensions("custom")  # of the working folder, where it is another one
-    cfg = load_config(args.config, cli_args=overrides, n_gpus=n_gpus if on_gpu else 1)
+    cfg = load_config(*args.config, cli_args=overrides, n_gpus=n_gpus if on_gpu else 1)
     if args.train and not args.dry_run:
         _go_on_after_restart(cfg)
     checkpoint = _checked_resume(cfg, args)
@@ -216,7 +216,7 @@ def trainer_arguments(cfg: DictConfig, on_gpu: bool) -> dict[str, Any]:
     return arguments
 
 
-def training_callbacks(config_path: str, cfg: DictConfig) -> list[pl.Callback]:
+def training_callbacks(config_paths: list[str], cfg: DictConfig) -> list[pl.Callback]:
     checkpoint_args = OmegaConf.to_container(cfg.checkpoint, resolve=True)
     # A resumed run overwrites its own last.ckpt instead of writing a last-v1.ckpt beside it.
     checkpoint_args.setdefault("enable_version_counter", False)
@@ -225,7 +225,7 @@ def training_callbacks(config_path: str, cfg: DictConfig) -> list[pl.Callback]:
         LearningRateMonitor(logging_interval="step"),
         CodeSnapshotCallback(os.path.join(cfg.trial_dir, "code"), use_version=False),
         ConfigSnapshotCallback(
-            config_path, cfg, os.path.join(cfg.trial_dir, "configs"), use_version=False
+            config_paths, cfg, os.path.join(cfg.trial_dir, "configs"), use_version=False
         ),
         CommandSnapshot(os.path.join(cfg.trial_dir, "cmd.txt")),
     ]
