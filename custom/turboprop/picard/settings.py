@@ -25,7 +25,7 @@ BESIDE = ("local", "state")
 class PicardConfig:
     window: int = 8  # gradients a round
     rule: str = "fixed"  # of the threshold: fixed, or adaptive to the windows' mean or median error
-    threshold: float = 0.5  # largest error of a guess whose gradient is accepted; where the rule is adaptive, at first
+    threshold: float = 3.0  # largest error of a guess whose gradient is accepted; where the rule is adaptive, at first
     distance: str = "update"  # unit of errors: update (squared learning rates) or mean_square (DreamPropeller's, 1e-6)
     ema_decay: float = 0.9  # adaptive rules: share of the threshold that stays, each round
     guess: str = "zero_gradient"  # of states new in a window: zero_gradient, last_gradient or copy
