@@ -11,7 +11,11 @@ import json
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LABELS = {"asd-nerf": "NeRF", "asd-sdf": "SDF", "asd-dmtet": "DMTet", "asd-gaussians": "Gaussians"}
+STYLES = {  # job: label, color, line; longer runs of a representation have its color
+    f"{job}-{label.lower()}": (f"{label}{longer}", f"C{place}", line)
+    for job, longer, line in (("asd", "", "o-"), ("longer", ", longer run", "s--"))
+    for place, label in enumerate(("NeRF", "SDF", "DMTet", "Gaussians"))
+}
 
 
 def draw_rounds(table: Path, picture: Path, rounds: int = 24) -> None:
@@ -48,7 +52,7 @@ def draw_distances(rows: list[dict], picture: Path) -> None:
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    for job, label in LABELS.items():
+    for job, (label, color, line) in STYLES.items():
         fixed = [row for row in rows if row["job"] == job and row["rule"] == "fixed"]
         windows = sorted({row["window"] for row in fixed})
         seeds = [row["psnr_to_sequential"] for row in rows if row["job"] == job and row["rule"] == "another seed"]
@@ -60,8 +64,8 @@ def draw_distances(rows: list[dict], picture: Path) -> None:
             sum(row["psnr_to_sequential"] for row in of[window]) / len(of[window]) - sum(seeds) / len(seeds)
             for window in windows
         ]
-        left.plot(windows, strides, "o-", label=label)
-        right.plot(windows, nearer, "o-", label=label)
+        left.plot(windows, strides, line, color=color, label=label)
+        right.plot(windows, nearer, line, color=color, label=label)
     left.plot([1, 32], [1, 32], color="0.7", linestyle=":", label="all accepted")
     left.set_ylabel("mean stride")
     right.axhline(10, color="0.7", linestyle=":")
