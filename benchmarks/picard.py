@@ -53,8 +53,8 @@ THRESHOLDS = {  # by window, as far as the noise of gradients carries a state; o
     16: {"": 30.0, "asd-dmtet": 15.0, "asd-gaussians": 15.0},
     32: {"": 150.0, "asd-dmtet": 60.0, "asd-gaussians": 60.0},
 }
-THRESHOLDS[16] |= {"longer-nerf": 15.0, "longer-sdf": 60.0, "longer-dmtet": 10.0, "longer-gaussians": 15.0}
-THRESHOLDS[32] |= {"longer-nerf": 80.0, "longer-sdf": 400.0, "longer-dmtet": 25.0, "longer-gaussians": 30.0}
+THRESHOLDS[16] |= {"longer-nerf": 15.0, "longer-sdf": 40.0, "longer-dmtet": 10.0, "longer-gaussians": 15.0}
+THRESHOLDS[32] |= {"longer-nerf": 80.0, "longer-sdf": 250.0, "longer-dmtet": 25.0, "longer-gaussians": 30.0}
 RULES = {  # name: keys of system.picard
     "fixed": {"rule": "fixed"},  # with the threshold of THRESHOLDS
     "fixed 2": {"rule": "fixed", "threshold": 2},
