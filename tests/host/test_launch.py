@@ -60,12 +60,21 @@ def test_further_config_files_override_the_first_and_arguments_override_all(laun
     found = (parsed.trainer.max_steps, parsed.seed, parsed.checkpoint.every_n_train_steps)
     assert found == (7, 6, 7) and parsed.name == OmegaConf.load(TINY_CONFIG).name
     assert (TRIAL / "configs/raw.yaml").read_text() == Path(TINY_CONFIG).read_text()
+    assert (TRIAL / "configs/raw-2.yaml").read_text() == (tmp_path / "longer.yaml").read_text()
     assert (TRIAL / "configs/raw-3.yaml").read_text() == "seed: 6\n"
+    whole = (TRIAL / "configs/parsed.yaml").read_text()
     again = ["--train", "trainer.max_steps=9", f"resume={TRIAL}/ckpts/last.ckpt"]
     assert launch_here(*again, config=str(TRIAL / "configs/parsed.yaml")) == 0
-    capsys.readouterr()
-    assert launch_here("--config", "missing.yaml", "--train") == 2
-    assert "missing.yaml" in capsys.readouterr().err
+    assert torch.load(TRIAL / "ckpts/last.ckpt", weights_only=True)["global_step"] == 9
+    assert OmegaConf.load(TRIAL / "configs/parsed.yaml").seed == 6
+    raw = {path.name: path.read_text() for path in (TRIAL / "configs").glob("raw*.yaml")}
+    assert raw == {"raw.yaml": whole}  # of this launch alone
+    (tmp_path / "list.yaml").write_text("[1, 2]\n")
+    for name, reason in (("missing.yaml", "config not found"), ("list.yaml", "a mapping of keys to values")):
+        capsys.readouterr()
+        assert launch_here("--config", name, "--train") == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+        assert name in line and reason in line
 
 
 def test_a_resumed_trial_goes_on_in_its_own_folder(launch_here):

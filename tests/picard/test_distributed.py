@@ -72,7 +72,7 @@ def run_picard(window: int, threshold: float, dtype=None, block: int = ALIGNED, 
         sent.append(communication.sent - before)
         for evaluation in result.accepted:
             advance(update, state, evaluation)
-        rounds.append((result.step, result.length, result.stride, result.errors))
+        rounds.append((result.step, result.length, result.stride, result.errors, result.ended_by))
     parameters = gather_parameters(communication, sharding, state.parameters)
     moments = gather_moments(communication, sharding, state.moments)
     check_agreement(communication, parameters, state.step)
@@ -84,7 +84,7 @@ def alone(window: int, threshold: float, nan_at: tuple = ()) -> tuple:
     problem = WideProblem()
     problem.nan_at = dict(nan_at)
     state, rounds = picard(problem, update_for(problem), STEPS, window, threshold)
-    return state, [(r.step, r.length, r.stride, r.errors) for r in rounds], len(problem.seen)
+    return state, [(r.step, r.length, r.stride, r.errors, r.ended_by) for r in rounds], len(problem.seen)
 
 
 @pytest.mark.parametrize(

@@ -202,15 +202,22 @@ def test_the_seconds_of_a_round_are_told_apart():
 
 def test_the_table_of_a_run_has_its_seconds(tmp_path):
     history = History()
-    history.add(Round(0, 2, [Evaluation({}), Evaluation({})], [0.25], 0.5, "geometry.encoding"), RoundSeconds(2.0, 0.5, 0.25))
+    seconds = RoundSeconds(2.0, 0.5, 0.25)
+    history.add(Round(0, 3, [Evaluation({}), Evaluation({})], [0.25, 1.0], 0.5, "geometry.encoding"), seconds)
     history.save(str(tmp_path / "picard.csv"))
     header, row = (tmp_path / "picard.csv").read_text().splitlines()
     assert header == "step,window,stride,error,threshold,ended_by,gradients_s,waiting_s,rest_s"
-    assert row == "0,2,2,0.25,0.5,geometry.encoding,2.0,0.5,0.25"
-    assert "2 gradients computed, windows cut short by geometry.encoding (1); of the time" in history.summary_line()
+    assert row == "0,3,2,0.25,0.5,geometry.encoding,2.0,0.5,0.25"
+    assert "3 gradients computed, windows cut short by geometry.encoding (1); of the time" in history.summary_line()
     assert history.summary_line().endswith("of the time 67% gradients, 22% waiting for others, 11% the rest")
     again = History.of(history.rows_as_lists(), history.seconds_as_lists())
     assert (again.rows, again.seconds) == (history.rows, history.seconds)
+    of_before = History.of([[0, 3, 2, 0.25, 0.5]], [[2.0, 0.5, 0.25]])  # as older checkpoints have it
+    assert of_before.rows[0].ended_by == "" and of_before.mean_stride() == 2
+    history.take_back(0, "a checkpoint")
+    assert history.rows[0].ended_by == "geometry.encoding"
+    history.take_back(1, "a checkpoint")
+    assert (history.rows[0].stride, history.rows[0].ended_by) == (1, "a checkpoint")
 
 
 # ------------------------------------------------------------------------------------ launches

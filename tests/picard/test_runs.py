@@ -113,6 +113,7 @@ def test_dreampropellers_block_is_understood():
     assert (config.window, config.threshold, config.ema_decay, config.rule) == (7, 30, 0.8, "mean")
     assert (config.distance, config.guess) == ("mean_square", "copy")
     assert picard_config({"speedup": {"P": 3}}).rule == "median" and picard_config({}).rule == "fixed"
+    assert picard_config({}).threshold == 3
 
 
 @pytest.mark.parametrize(

@@ -389,7 +389,8 @@ def test_the_unit_is_the_learning_rate_of_the_group():
     b = {"x": torch.full((4,), 0.3), "y": torch.full((2,), 0.02), "still": torch.ones(3)}
     sums = squared_differences(a, b, [["x"], ["y"], ["still"]]).expand(2, 3)
     elements, rates = torch.tensor([4, 2, 3]), torch.tensor([[0.1, 0.01, 0.0], [1.0, 0.01, 0.0]])
-    torch.testing.assert_close(update_distance(sums, elements, rates), torch.tensor([[9.0, 4.0, 0.0], [0.09, 4.0, 0.0]]).double())
+    expected = torch.tensor([[9.0, 4.0, 0.0], [0.09, 4.0, 0.0]]).double()
+    torch.testing.assert_close(update_distance(sums, elements, rates), expected)
     square = (4 * 0.3**2 + 2 * 0.02**2 + 3) / 9 * 1e6
     torch.testing.assert_close(mean_square_distance(sums, elements, rates), torch.full((2, 1), square).double())
 
@@ -418,6 +419,18 @@ def test_a_round_names_the_group_that_has_ended_it(distance, rates, ended_by):
     engine = PicardWindow(evaluate, update, 4, FixedThreshold(1.0), distance=distance, guess="copy")
     result = engine.round(start)
     assert (result.stride, result.ended_by) == (1, ended_by)
+
+
+def test_at_threshold_zero_bits_that_no_error_shows_end_a_round():
+    """Of parameters so small that the square of their difference is nothing."""
+    update = OptimizerUpdate(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-200), [["only"]])
+
+    def evaluate(points):
+        return [Evaluation.of({"only": torch.ones(1, dtype=torch.float64)}) for _ in points]
+
+    engine = PicardWindow(evaluate, update, 3, FixedThreshold(0.0), distance="mean_square", guess="copy")
+    result = engine.round(State(0, {"only": torch.zeros(1, dtype=torch.float64)}))
+    assert (result.stride, result.errors[0], result.ended_by) == (1, 0.0, "other bits")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

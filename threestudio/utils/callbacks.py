@@ -7,7 +7,7 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any, Optional, Sequence, Union
+from typing import Any, Optional, Sequence
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks.progress.progress_bar import ProgressBar
@@ -79,28 +79,32 @@ class CodeSnapshotCallback(VersionedCallback):
 
 
 class ConfigSnapshotCallback(VersionedCallback):
-    """Writes `parsed.yaml`, the resolved config, and `raw.yaml`, the file as given; of several also `raw-2.yaml` ..."""
+    """Writes `parsed.yaml`, the resolved config, and `raw.yaml`, the file as given; of several files also
+    `raw-2.yaml` and so on."""
 
     def __init__(
         self,
-        config_path: Union[str, Sequence[str]],
+        config_paths: Sequence[str],
         config: Any,
         save_root: str,
         version: Optional[int] = None,
         use_version: bool = True,
     ) -> None:
         super().__init__(save_root, version, use_version)
-        self.config_paths = [config_path] if isinstance(config_path, str) else list(config_path)
+        self.config_paths = list(config_paths)
         self.config = config
 
     @rank_zero_only
     def save_config_snapshot(self) -> None:
-        os.makedirs(self.savedir, exist_ok=True)
-        dump_config(os.path.join(self.savedir, "parsed.yaml"), self.config)
-        for number, path in enumerate(self.config_paths, start=1):
-            raw = os.path.join(self.savedir, "raw.yaml" if number == 1 else f"raw-{number}.yaml")
-            if not (os.path.exists(raw) and os.path.samefile(raw, path)):
-                shutil.copyfile(path, raw)
+        folder = Path(self.savedir)
+        folder.mkdir(parents=True, exist_ok=True)
+        # Before any is written: they may be of this folder.
+        given = [Path(path).read_bytes() for path in self.config_paths]
+        dump_config(str(folder / "parsed.yaml"), self.config)
+        for old in folder.glob("raw-*.yaml"):
+            old.unlink()
+        for number, content in enumerate(given, start=1):
+            (folder / ("raw.yaml" if number == 1 else f"raw-{number}.yaml")).write_bytes(content)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.save_config_snapshot()

@@ -321,8 +321,10 @@ def load_config(
     Nothing is written: the trial's folder is made by the run, not by reading its config.
     """
     parts = [_read_yaml(source, from_string) for source in yamls]
-    if not all(isinstance(part, DictConfig) for part in parts):
-        raise UserError("a config file holds a mapping of keys to values")
+    for part, source in zip(parts, yamls):
+        if not isinstance(part, DictConfig):
+            where = "config string" if from_string else source
+            raise UserError(f"{where}: a config file holds a mapping of keys to values")
     try:
         merged = OmegaConf.merge(*parts, _read_overrides(list(cli_args or [])), dict(kwargs))
         apply_blocks(merged)

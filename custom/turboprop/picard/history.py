@@ -17,7 +17,7 @@ class RoundFigures(NamedTuple):
     stride: int  # gradients accepted
     error: float  # largest of the accepted guesses
     threshold: float
-    ended_by: str  # what kept the next gradient from being accepted; empty where the window was full
+    ended_by: str = ""  # what kept the next gradient from being accepted; empty where the window was full
 
 
 class History:
@@ -29,7 +29,7 @@ class History:
     @staticmethod
     def of(rows: Sequence[Sequence[Any]], seconds: Sequence[Sequence[float]]) -> "History":
         history = History()
-        history.rows = [RoundFigures(int(r[0]), int(r[1]), int(r[2]), float(r[3]), float(r[4]), str(r[5])) for r in rows]
+        history.rows = [RoundFigures(*row) for row in rows]
         history.seconds = [RoundSeconds(*map(float, row)) for row in seconds]
         return history
 
@@ -47,10 +47,10 @@ class History:
         )
         self.seconds.append(seconds)
 
-    def take_back(self, steps: int) -> None:
-        """The last accepted gradients of the last round were not used."""
+    def take_back(self, steps: int, ended_by: str) -> None:
+        """The last accepted gradients of the last round were not used, and why."""
         if steps:
-            self.rows[-1] = self.rows[-1]._replace(stride=self.rows[-1].stride - steps)
+            self.rows[-1] = self.rows[-1]._replace(stride=self.rows[-1].stride - steps, ended_by=ended_by)
 
     def last_figures(self) -> Dict[str, float]:
         row = self.rows[-1]

@@ -178,7 +178,7 @@ class PicardSystem(SystemMixin):
         """A checkpoint ends the window: a resumed run goes on from the same state, and no guesses either."""
         super().on_save_checkpoint(checkpoint)
         if self.__history.rows:
-            self.__history.take_back(len(self.__accepted))
+            self.__history.take_back(len(self.__accepted), "a checkpoint")
             self.__accepted.clear()
             checkpoint["picard"] = {"window": self.__window.state_dict(), "history": self.__history.rows_as_lists()}
             checkpoint["picard_seconds"] = self.__history.seconds_as_lists()  # apart: no two runs have the same
@@ -267,7 +267,7 @@ class PicardSystem(SystemMixin):
         """After a checkpoint, and where parameters have been exchanged for others."""
         shown = [id(p) for group in self.trainer.optimizers[0].param_groups for p in group["params"]]
         if self.__restart or shown != self.__shown_parameters:
-            self.__history.take_back(len(self.__accepted))
+            self.__history.take_back(len(self.__accepted), "exchanged parameters")
             self.__accepted.clear()
             self.__window.restart()
         self.__restart, self.__shown_parameters = False, shown

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .state import Point, Tensors
 
-# (sums of squared differences [S, G] of S slots and G groups, elements of each group [G], rates [S, G]) -> errors of each
-# group [S, G], or of all groups in one [S, 1]. The largest one counts.
+# (sums of squared differences [S, G] of S slots and G groups, elements of each group [G], rates [S, G]) -> errors of
+# each group [S, G], or of all groups in one [S, 1]. The largest one counts.
 Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 BLOCK = 1 << 17  # elements; a difference of so many stays in a processor's cache, and float32 sums it up to 1e-6

@@ -38,7 +38,7 @@ class OptimizerUpdate:
 
     def group_name(self, index: int) -> str:
         """As the optimizer's group is called, or its first parameter."""
-        return str(self._replica.param_groups[index].get("name") or ", ".join(self.groups[index][:1]))
+        return str(self._replica.param_groups[index].get("name") or next(iter(self.groups[index]), ""))
 
     def learning_rates(self, step: int) -> List[float]:
         """Of each group, for the update that follows `step` finished ones."""

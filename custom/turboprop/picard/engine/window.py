@@ -156,7 +156,7 @@ class PicardWindow:
 
     def _row(self, state: State, guess: Point) -> Tensor:
         """Of each group the sum of squared differences, and then 1 where the guess will not do whatever they are: where
-        an occupancy grid is another, and, if the threshold is zero, any bit [G + 1]. Rows of parts of the states add up.
+        an occupancy grid is another, and, if the threshold is zero, any bit [G + 1]. Rows of parts of states add up.
         """
         sums = squared_differences(state.parameters, guess.parameters, self.update.groups)
         differs = switched(state, guess) or (self.threshold.value == 0 and not identical(state, guess))
@@ -173,10 +173,10 @@ class PicardWindow:
         errors = self.distance(table[:-1, :-1], table[-1, :-1], torch.tensor(rates[: len(rows)]).double())
         # Rounded, so that they do not tell how many ranks the sums came from.
         largest, groups = errors.float().max(-1)
-        names = groups.tolist() if errors.shape[-1] == len(elements) else [None] * len(groups)
+        of_all = errors.shape[-1] == 1
         return [
-            Comparison(error, count == 0, group)
-            for error, count, group in zip(largest.tolist(), table[:-1, -1].tolist(), names)
+            Comparison(error, count == 0, None if of_all else group)
+            for error, count, group in zip(largest.tolist(), table[:-1, -1].tolist(), groups.tolist())
         ]
 
     def _stride(self, compared: List[Comparison], evaluations: List[Evaluation]) -> int:
@@ -196,12 +196,12 @@ class PicardWindow:
         """What to look at, where longer strides are wanted."""
         if stride == len(evaluations):
             return ""
+        refused = compared[stride - 1]
+        if not self._near(refused):
+            return "all parameters" if refused.group is None else self.update.group_name(refused.group)
         if not evaluations[stride].finite:
             return "a gradient that is not finite"
-        refused = compared[stride - 1]
-        if self._near(refused):
-            return "another occupancy grid" if self.threshold.value > 0 else "other bits"
-        return "all parameters" if refused.group is None else self.update.group_name(refused.group)
+        return "another occupancy grid" if self.threshold.value > 0 else "other bits"
 
 
 def adapted(size: int, stride: int, largest: int) -> int:
