@@ -160,7 +160,8 @@ def test_a_teacher_that_learns_in_two_processes(systems):
     for beside in ("state", "local"):
         command = systems.command("prolificdreamer", beside, picard=(*keys, f"beside={beside}"))
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
-        options = {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "capture_output": True, "text": True}
+        threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as many as `plain` had: sums round by them
+        options = {"cwd": ROOT, "env": {**os.environ, **threads}, "capture_output": True, "text": True}
         done = subprocess.run([*torchrun, "launch.py", *command], **options)
         assert done.returncode == 0, done.stderr
         assert ("no fixed point" in done.stderr) == (beside == "local")
