@@ -11,7 +11,7 @@ from torch import Tensor
 from ..teachers.contract import Teacher
 from ..teachers.noise_schedule import remove_noise, signal_and_noise_level
 from .methods import Conditions, Distillation, query
-from .preview import GuidedNoise
+from ..teachers.sampling import GuidedNoise
 
 
 @torch.no_grad()

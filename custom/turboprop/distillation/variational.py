@@ -16,7 +16,8 @@ from ..teachers.loading import Denoiser, load_denoiser
 from ..teachers.low_rank import CAMERA_NUMBERS, CameraCondition, LowRankTeacher
 from ..teachers.pixel_diffusion import PixelDiffusionTeacher
 from .methods import Conditions, query, vsd_gradient
-from .preview import as_pictures, ddim_sample
+from ..teachers.sampling import ddim_sample
+from .preview import as_pictures
 from .prior import DistillationPrior, check_choice, loading_options
 
 CAMERA_CONDITIONS = ("extrinsics", "mvp")

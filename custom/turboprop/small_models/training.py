@@ -1,0 +1,193 @@
+"""The loop that trains every small model: on any device, stopped at any moment, resumed to the same weights.
+
+A step is a function of the weights, the step's number and the seed. All that it draws comes from one generator
+keyed by (seed, step), so a training that was killed goes on from its last checkpoint and ends with the weights of
+one that was not (on the same machine and number of threads).
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from threestudio.utils.keyed_random import step_key
+
+from .checkpoints import load_checkpoint, save_checkpoint
+from .interruption import Interruption
+from .schedule import warmup_stable_decay
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a model is trained."""
+
+    steps: int  # optimizer steps in all
+    learning_rate: float  # on the plateau
+    warmup: int = 100  # steps of rising rate
+    cooldown: float = 0.2  # the last share of the steps, in which the rate falls to nothing
+    weight_decay: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    gradient_clip: float = 1.0  # largest norm of all gradients together
+    average_decay: float = 0.999  # of the moving average of the weights, shorter at the start
+    accumulate: int = 1  # batches a step
+    bfloat16: bool = False  # autocast of the forward pass; weights and moments stay float32
+    seed: int = 0
+    report_every: int = 50  # steps between lines of progress
+    figures_every: int = 1000  # steps between held-out figures and pictures
+    checkpoint_every: int = 250  # steps
+
+
+class Recipe(Protocol):
+    """What is trained, and on what."""
+
+    name: str
+    modules: dict[str, nn.Module]  # those that are trained, on the device
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """The loss [] of one batch, and figures to show. Draws from `generator` (on the CPU) alone."""
+        ...
+
+    def figures(self, averages: dict[str, nn.Module], folder: Path, step: int) -> dict[str, float]:
+        """Held-out figures of the averaged weights; may leave pictures in `folder`."""
+        ...
+
+
+@dataclass
+class TrainingState:
+    """All that a training needs to go on."""
+
+    step: int = 0
+    steps: int = 0  # of the run that wrote it
+    seconds: float = 0.0  # spent in training so far, figures not counted
+    history: list[dict[str, float]] = field(default_factory=list)  # held-out figures, by step
+
+
+def average_weights(averages: dict[str, nn.Module], modules: dict[str, nn.Module], step: int, decay: float) -> None:
+    """Moves the averages towards the weights; faster in the first steps, which are forgotten so."""
+    decay = min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for name, module in modules.items():
+            ours = [*averages[name].parameters(), *averages[name].buffers()]
+            theirs = [*module.parameters(), *module.buffers()]
+            for average, current in zip(ours, theirs):
+                if average.is_floating_point():
+                    average.lerp_(current.to(average), 1 - decay)
+                else:
+                    average.copy_(current)
+
+
+def plateau_end(steps: int, options: TrainingOptions) -> int:
+    """The step at which the rate begins to fall."""
+    return steps - round(options.cooldown * steps)
+
+
+def _optimizer(parameters: Sequence[nn.Parameter], options: TrainingOptions) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        parameters, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay, fused=True
+    )
+
+
+def _one_step(
+    recipe: Recipe, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], step: int, options: TrainingOptions
+) -> dict[str, float]:
+    """One optimizer step; returns the figures of its last batch, the loss among them."""
+    cooldown = options.steps - plateau_end(options.steps, options)
+    rate = warmup_stable_decay(step, options.steps, options.learning_rate, options.warmup, cooldown)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    device = parameters[0].device
+    for part in range(options.accumulate):
+        key = step_key(options.seed, step * options.accumulate + part, stream=recipe.name)
+        generator = torch.Generator().manual_seed(key % 2**63)
+        with torch.autocast(device.type, torch.bfloat16, enabled=options.bfloat16):
+            loss, figures = recipe.loss(step, generator)
+        if not math.isfinite(float(loss)):
+            raise FloatingPointError(f"{recipe.name}: the loss of step {step} is {float(loss)}")
+        (loss / options.accumulate).backward()
+    norm = nn.utils.clip_grad_norm_(parameters, options.gradient_clip)
+    optimizer.step()
+    return {"loss": float(loss), **figures, "grad_norm": float(norm), "lr": rate}
+
+
+def _shown(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+
+
+def train(
+    recipe: Recipe, options: TrainingOptions, folder: Path, report: Callable[[str], None] = print
+) -> tuple[dict[str, nn.Module], TrainingState]:
+    """Trains to `options.steps`, from the checkpoint in `folder` if there is one.
+
+    Args:
+        recipe: what to train.
+        options: how.
+        folder: where checkpoints (last.pt, and plateau.pt from before the fall of the rate) and pictures go.
+        report: takes lines of progress.
+
+    Returns:
+        The averaged weights of each module, and the state. Where SIGINT or SIGTERM came, the state's step is less
+        than `options.steps`.
+
+    Raises:
+        FloatingPointError: the loss is not finite; the last checkpoint stays.
+        ValueError: the checkpoint is of another model or seed.
+    """
+    modules = recipe.modules
+    averages = {name: copy.deepcopy(module).requires_grad_(False).eval() for name, module in modules.items()}
+    parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
+    optimizer = _optimizer(parameters, options)
+    state = TrainingState()
+    held: dict[str, Any] = {"modules": modules, "averages": averages, "optimizer": optimizer, "state": state}
+    identity = {"recipe": recipe.name, "seed": options.seed}
+    if (folder / "last.pt").is_file():
+        load_checkpoint(folder / "last.pt", held, identity)
+        falling = state.step > plateau_end(state.steps, options)
+        if falling and state.steps != options.steps and (folder / "plateau.pt").is_file():
+            load_checkpoint(folder / "plateau.pt", held, identity)  # what was trained at a falling rate is left behind
+        report(f"{recipe.name}: goes on from step {state.step}")
+    state.steps = options.steps
+    with Interruption() as interruption:
+        _run(recipe, options, folder, held, parameters, identity, interruption, report)
+    return averages, state
+
+
+def _run(
+    recipe: Recipe,
+    options: TrainingOptions,
+    folder: Path,
+    held: dict[str, Any],
+    parameters: Sequence[nn.Parameter],
+    identity: dict[str, Any],
+    interruption: Interruption,
+    report: Callable[[str], None],
+) -> None:
+    """The steps from where `held` is to the end, or to an interruption."""
+    state, first, begun = held["state"], held["state"].step, time.monotonic()
+    while state.step < options.steps and not interruption.asked:
+        start = time.monotonic()
+        figures = _one_step(recipe, held["optimizer"], parameters, state.step, options)
+        average_weights(held["averages"], held["modules"], state.step, options.average_decay)
+        state.step += 1
+        state.seconds += time.monotonic() - start
+        done = state.step == options.steps
+        if state.step % options.report_every == 0 or done:
+            rate = (state.step - first) / (time.monotonic() - begun)
+            left = (options.steps - state.step) / rate / 60
+            report(f"{recipe.name} {state.step}/{options.steps}: {_shown(figures)}; {rate:.2f} it/s, {left:.0f} min left")
+        if state.step % options.figures_every == 0 or done:
+            measured = recipe.figures(held["averages"], folder, state.step)
+            state.history.append({"step": state.step, "minutes": state.seconds / 60, **measured})
+            report(f"{recipe.name} {state.step}, held out: {_shown(measured)}")
+        if state.step == plateau_end(options.steps, options):
+            save_checkpoint(folder / "plateau.pt", held, identity)
+        if state.step % options.checkpoint_every == 0 or done or interruption.asked:
+            save_checkpoint(folder / "last.pt", held, identity)
+    if interruption.asked and state.step < options.steps:
+        report(f"{recipe.name}: stopped at step {state.step} of {options.steps}; the same command goes on from there")
