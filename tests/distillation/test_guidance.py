@@ -6,6 +6,7 @@ import pytest
 import torch
 from turboprop.distillation.prior import distillation_loss, finite_gradient
 from turboprop.teachers import GaussianMixtureTeacher
+from turboprop.teachers.contract import Cameras
 
 import threestudio
 from threestudio.models.prompt_processors.base import PromptProcessorOutput
@@ -85,7 +86,7 @@ def test_perp_neg_pushes_away_by_its_factor(guidance, prompt_utils):
     utils, data = prompt_utils(use_perp_neg=True), batch()
     cameras = (data["elevation"], data["azimuth"], data["camera_distances"])
     _, strengths = utils.get_text_embeddings_perp_neg(*cameras)
-    conditions = guidance(guidance_perp_neg=-0.5).conditions(utils, *cameras)
+    conditions = guidance(guidance_perp_neg=-0.5).conditions(utils, Cameras(*cameras))
     torch.testing.assert_close(conditions.negative_weights, 0.5 * strengths)
     assert (conditions.negative_weights < -0.1).any() and (conditions.negative_weights <= 1e-3).all()
     assert (

@@ -6,6 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from turboprop.distillation.weighting import weight
+from turboprop.teachers.contract import Cameras
 
 import threestudio
 
@@ -104,7 +105,7 @@ def test_pixel_space_gradient_is_sds_of_the_resized_picture(built):
     guidance.draw_timesteps(1)
     images = rgb.detach().permute(0, 3, 1, 2) * 2 - 1
     noise, timesteps = torch.randn_like(images), torch.tensor([500])
-    asked = guidance.conditions(utils, torch.tensor([10.0]), torch.tensor([100.0]), torch.ones(1))
+    asked = guidance.conditions(utils, Cameras(torch.tensor([10.0]), torch.tensor([100.0]), torch.ones(1)))
     noisy = guidance.teacher.add_noise(images, noise, timesteps)
     positive = guidance.teacher.predict_noise(noisy, timesteps, asked.positive)
     unconditional = guidance.teacher.predict_noise(noisy, timesteps, asked.unconditional)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import threestudio
 
-from ..teachers.contract import Teacher
+from ..teachers.contract import Cameras, Teacher
 from .methods import METHODS
 from .prior import DistillationPrior, check_choice
 
@@ -44,11 +44,13 @@ class DistillationGuidance(DistillationPrior):
         camera_distances: Tensor,  # [B]
         rgb_as_latents: bool = False,
         guidance_eval: bool = False,  # also return pictures of what the teacher sees
+        c2w: Optional[Tensor] = None,  # [B, 4, 4], for teachers that want to know
+        fovy: Optional[Tensor] = None,  # [B], radians
         **kwargs: Any,  # the rest of the batch
     ) -> dict[str, Any]:
         """One step's losses and figures, as `DistillationPrior.distill` names them; and eval with guidance_eval."""
         renders = self.renders(rgb, rgb_as_latents)
-        conditions = self.conditions(prompt_utils, elevation, azimuth, camera_distances)
+        conditions = self.conditions(prompt_utils, Cameras(elevation, azimuth, camera_distances, c2w, fovy))
         distilled = self.distill(self.loss_name, self.method, renders, conditions)
         output = distilled.output
         if guidance_eval:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..teachers.contract import Teacher
 from ..teachers.noise_schedule import remove_noise, signal_and_noise_level
-from .methods import Conditions, Distillation, query
 from ..teachers.sampling import GuidedNoise
+from .methods import Conditions, Distillation, query
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import threestudio
 from threestudio.utils.base import BaseObject
 from threestudio.utils.misc import C
 
-from ..teachers.contract import Teacher, TextCondition
+from ..teachers.contract import Cameras, Condition, Teacher
 from ..teachers.loading import LoadingOptions
 from ..teachers.noise_schedule import remove_noise, signal_and_noise_level
 from ..teachers.pretrained import load_teacher
@@ -100,6 +100,9 @@ class DistillationPrior(BaseObject):
         # HiFA: one timestep, from max to min as the square root of the run's progress
         sqrt_anneal: bool = False
         trainer_max_steps: int = 25000  # the length of the run, for sqrt_anneal
+        # views of one object that a multi-view teacher looks at together: they share their timesteps, and come one
+        # after another in a batch. 1: single views
+        n_view: int = 1
         shared_timesteps: bool = False  # one timestep and one shift for all samples of a step
         plus_ratio: float = 0.1  # ASD: the shift is at most this times (t - T_min)
         plus_random: bool = True  # ASD: the shift is random below that, not equal to it
@@ -119,6 +122,8 @@ class DistillationPrior(BaseObject):
             raise ValueError(
                 f"guidance_perp_neg: expected a number of at most 0, got {self.cfg.guidance_perp_neg:g}"
             )
+        if self.cfg.n_view < 1:
+            raise ValueError(f"n_view: expected at least 1, got {self.cfg.n_view}")
         if self.cfg.plus_ratio < 0:
             raise ValueError(f"plus_ratio: expected a number of at least 0, got {self.cfg.plus_ratio:g}")
         if self.cfg.trainer_max_steps < 1:
@@ -174,21 +179,26 @@ class DistillationPrior(BaseObject):
     def conditions(
         self,
         prompt_utils: Any,
-        elevation: Tensor,  # [B], degrees
-        azimuth: Tensor,  # [B], degrees
-        camera_distances: Tensor,  # [B]
+        cameras: Cameras,
     ) -> Conditions:
         """What the teacher is asked about B cameras."""
-        cameras = (elevation, azimuth, camera_distances, self.cfg.view_dependent_prompting)
-        batch_size = elevation.shape[0]
+        angles = (cameras.elevation, cameras.azimuth, cameras.distance, self.cfg.view_dependent_prompting)
+        batch_size, views = cameras.elevation.shape[0], self.cfg.n_view
+
+        def condition(embeddings: Tensor) -> Condition:
+            return self.teacher.condition(embeddings, cameras, views)
+
         if prompt_utils.use_perp_neg:
-            embeddings, weights = prompt_utils.get_text_embeddings_perp_neg(*cameras)
+            if views != 1:
+                raise ValueError(f"n_view: perp-neg works on single views, expected 1, got {views}")
+            embeddings, weights = prompt_utils.get_text_embeddings_perp_neg(*angles)
             parts = embeddings.split([batch_size, batch_size, embeddings.shape[0] - 2 * batch_size])
-            positive, unconditional, negatives = (TextCondition(part) for part in parts)
+            positive, unconditional = (condition(part) for part in parts[:2])
+            negatives = self.teacher.condition(parts[2], cameras.repeat_interleave(parts[2].shape[0] // batch_size))
             # prompt_utils gives -f, the strengths that push away; guidance_perp_neg is -1 at full strength
             return Conditions(positive, unconditional, negatives, -self.cfg.guidance_perp_neg * weights)
-        positive, unconditional = prompt_utils.get_text_embeddings(*cameras).chunk(2)
-        return Conditions(TextCondition(positive), TextCondition(unconditional))
+        positive, unconditional = prompt_utils.get_text_embeddings(*angles).chunk(2)
+        return Conditions(condition(positive), condition(unconditional))
 
     @property
     def latent_size(self) -> int:
@@ -214,11 +224,16 @@ class DistillationPrior(BaseObject):
         """t and the later t', each [B], from torch's global generator. Here: ASD's t'."""
         cfg, total = self.cfg, self.teacher.num_timesteps
         shared = cfg.shared_timesteps
-        timesteps = sample_timesteps(self.min_step, self.max_step, batch_size, self.teacher.device, shared)
+        views = cfg.n_view
+        if batch_size % views:
+            raise ValueError(f"n_view: expected a batch of whole sets of {views} views, got {batch_size} views")
+        sets = batch_size // views
+        timesteps = sample_timesteps(self.min_step, self.max_step, sets, self.teacher.device, shared)
         first = self.min_step
         if cfg.plus_min_step_percent is not None:
             first = int(total * cfg.plus_min_step_percent)
-        return timesteps, shift_timesteps(timesteps, first, total, cfg.plus_ratio, cfg.plus_random, shared)
+        shifted = shift_timesteps(timesteps, first, total, cfg.plus_ratio, cfg.plus_random, shared)
+        return timesteps.repeat_interleave(views), shifted.repeat_interleave(views)
 
     def distill(self, name: str, method: Method, renders: Renders, conditions: Conditions) -> Distilled:
         """One step of a method.
@@ -296,7 +311,8 @@ class DistillationPrior(BaseObject):
         camera_distances: Tensor,  # [B]
     ) -> dict[str, Any]:
         """What the teacher makes of a step's noisy latents: see `preview.guidance_pictures`."""
-        count = min(self.cfg.max_items_eval, distilled.noisy.shape[0])
+        views = self.cfg.n_view
+        count = min(max(1, self.cfg.max_items_eval // views) * views, distilled.noisy.shape[0])
         shown = conditions.take(count)
 
         def guided_noise(noisy: Tensor, timesteps: Tensor) -> Tensor:

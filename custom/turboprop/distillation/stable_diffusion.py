@@ -13,7 +13,7 @@ from torch import Tensor
 
 import threestudio
 
-from ..teachers.contract import Teacher
+from ..teachers.contract import Cameras, Teacher
 from .guidance import DistillationGuidance
 from .inversion import sdi_gradient
 from .methods import METHODS, Conditions
@@ -136,6 +136,8 @@ class StableDiffusionSDIGuidance(DistillationPrior):
         camera_distances: Tensor,  # [B]
         rgb_as_latents: bool = False,
         guidance_eval: bool = False,  # also return pictures of what the teacher sees
+        c2w: Optional[Tensor] = None,  # [B, 4, 4], for teachers that want to know
+        fovy: Optional[Tensor] = None,  # [B], radians
         **kwargs: Any,  # the rest of the batch
     ) -> dict[str, Any]:
         """One step's losses and figures, as `DistillationPrior.distill` names them; and eval with guidance_eval.
@@ -145,7 +147,7 @@ class StableDiffusionSDIGuidance(DistillationPrior):
         cfg = self.cfg
         cameras = (elevation, azimuth, camera_distances)
         renders = self.renders(rgb, rgb_as_latents)
-        conditions = self.conditions(prompt_utils, *cameras)
+        conditions = self.conditions(prompt_utils, Cameras(*cameras, c2w, fovy))
         method = partial(
             sdi_gradient,
             invert=cfg.enable_sdi,

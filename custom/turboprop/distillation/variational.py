@@ -10,13 +10,13 @@ from torch import Tensor
 import threestudio
 from threestudio.utils.base import BaseModule
 
-from ..teachers.contract import Teacher, TextCondition
+from ..teachers.contract import Cameras, Teacher, TextCondition
 from ..teachers.latent_diffusion import LatentDiffusionTeacher
 from ..teachers.loading import Denoiser, load_denoiser
 from ..teachers.low_rank import CAMERA_NUMBERS, CameraCondition, LowRankTeacher
 from ..teachers.pixel_diffusion import PixelDiffusionTeacher
-from .methods import Conditions, query, vsd_gradient
 from ..teachers.sampling import ddim_sample
+from .methods import Conditions, query, vsd_gradient
 from .preview import as_pictures
 from .prior import DistillationPrior, check_choice, loading_options
 
@@ -98,6 +98,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
         c2w: Tensor,  # [B, 4, 4]
         rgb_as_latents: bool = False,
         guidance_eval: bool = False,  # also return pictures of what the teacher sees
+        fovy: Optional[Tensor] = None,  # [B], radians
         **kwargs: Any,  # the rest of the batch
     ) -> dict[str, Any]:
         """One step's losses and figures.
@@ -108,7 +109,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
         """
         cameras = (elevation, azimuth, camera_distances)
         renders = self.prior.renders(rgb, rgb_as_latents)
-        conditions = self.prior.conditions(prompt_utils, *cameras)
+        conditions = self.prior.conditions(prompt_utils, Cameras(*cameras, c2w, fovy))
         render_conditions = self.render_conditions(prompt_utils, *cameras, mvp_mtx, c2w)
         method = partial(
             vsd_gradient,
@@ -161,11 +162,13 @@ class VariationalScoreDistillationGuidance(BaseModule):
         camera_distances: Tensor,  # [B]
         seed: int = 0,
         num_steps: int = 25,
+        c2w: Optional[Tensor] = None,  # [B, 4, 4]
+        fovy: Optional[Tensor] = None,  # [B], radians
         **kwargs: Any,  # the rest of the batch
     ) -> Tensor:
         """Pictures of the teacher, from noise. Returns [B, H, W, 3] in [0, 1]. Global generators stay as they are."""
         teacher = self.prior.teacher
-        conditions = self.prior.conditions(prompt_utils, elevation, azimuth, camera_distances)
+        conditions = self.prior.conditions(prompt_utils, Cameras(elevation, azimuth, camera_distances, c2w, fovy))
         scale = self.prior.scale_of(conditions)
         return _sampled(teacher, conditions, scale, seed, num_steps)
 

@@ -108,12 +108,13 @@ def _one_step(
         generator = torch.Generator().manual_seed(key % 2**63)
         with torch.autocast(device.type, torch.bfloat16, enabled=options.bfloat16):
             loss, figures = recipe.loss(step, generator)
-        if not math.isfinite(float(loss)):
-            raise FloatingPointError(f"{recipe.name}: the loss of step {step} is {float(loss)}")
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise FloatingPointError(f"{recipe.name}: the loss of step {step} is {value}")
         (loss / options.accumulate).backward()
     norm = nn.utils.clip_grad_norm_(parameters, options.gradient_clip)
     optimizer.step()
-    return {"loss": float(loss), **figures, "grad_norm": float(norm), "lr": rate}
+    return {"loss": value, **figures, "grad_norm": float(norm), "lr": rate}
 
 
 def _shown(figures: dict[str, float]) -> str:

@@ -47,6 +47,22 @@ class TextCondition:
         return self.embeddings.shape[0]
 
 
+@dataclass(frozen=True)
+class Cameras:
+    """The cameras of B samples, as a batch of the host has them."""
+
+    elevation: Tensor  # [B] degrees
+    azimuth: Tensor  # [B] degrees
+    distance: Tensor  # [B] world units
+    c2w: Optional[Tensor] = None  # [B, 4, 4], OpenGL axes
+    fovy: Optional[Tensor] = None  # [B] radians
+
+    def repeat_interleave(self, count: int) -> "Cameras":
+        """Each camera `count` times in a row."""
+        values = (self.elevation, self.azimuth, self.distance, self.c2w, self.fovy)
+        return Cameras(*(None if value is None else value.repeat_interleave(count, 0) for value in values))
+
+
 class Teacher(ABC):
     """A frozen diffusion prior over latents [B, latent_channels, latent_size, latent_size].
 
@@ -82,6 +98,18 @@ class Teacher(ABC):
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:  # [B, C, h, w]
         """Images of latents. Returns [B, 3, image_size, image_size], near [-1, 1], differentiable in `latents`."""
+
+    def condition(self, embeddings: Tensor, cameras: Optional[Cameras], num_views: int = 1) -> Condition:
+        """What the teacher is asked about B samples: a text each [B, N, D], and where it wants to know, their cameras.
+
+        Samples come in sets of `num_views` of one object. Here the text is all.
+
+        Raises:
+            ValueError: the teacher needs what is not given, or knows single views alone.
+        """
+        if num_views != 1:
+            raise ValueError(f"n_view: this teacher knows single views alone, expected 1, got {num_views}")
+        return TextCondition(embeddings)
 
     @abstractmethod
     def predict_noise(

@@ -5,6 +5,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
+from .autoencoder import decode_latents, downsampling, encode_latents, posterior_noise
 from .contract import Teacher, TextCondition
 from .loading import LoadingOptions, load_denoiser, load_part
 from .noise_schedule import PREDICTION_TYPES, to_epsilon
@@ -44,7 +45,7 @@ class LatentDiffusionTeacher(Teacher):
         self.prediction_type = prediction_type
         self.latent_channels = vae.config.latent_channels
         self.latent_size = unet.config.sample_size
-        self.image_size = self.latent_size * 2 ** (len(vae.config.block_out_channels) - 1)
+        self.image_size = self.latent_size * downsampling(vae)
 
     @classmethod
     def from_pretrained(
@@ -77,23 +78,13 @@ class LatentDiffusionTeacher(Teacher):
         return cls(denoiser.unet, vae.to(device), denoiser.alphas_cumprod, denoiser.prediction_type)
 
     def encode(self, images: Tensor, noise: Optional[Tensor] = None) -> Tensor:
-        with torch.autocast(self.device.type, enabled=False):
-            posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
-            if noise is None:
-                noise = self.encoding_noise(images)
-            latents = posterior.mean + posterior.std * noise.to(posterior.mean)
-        return (latents * self.vae.config.scaling_factor).to(images.dtype)
+        return encode_latents(self.vae, images, self.encoding_noise(images) if noise is None else noise)
 
     def encoding_noise(self, images: Tensor) -> Tensor:
-        factor = self.image_size // self.latent_size
-        height, width = (side // factor for side in images.shape[-2:])
-        shape = (images.shape[0], self.latent_channels, height, width)
-        return torch.randn(shape, dtype=self.vae.dtype, device=images.device)
+        return posterior_noise(self.vae, images)
 
     def decode(self, latents: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, enabled=False):
-            images = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
-        return images.to(latents.dtype)
+        return decode_latents(self.vae, latents)
 
     @torch.no_grad()
     def predict_noise(self, noisy: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:

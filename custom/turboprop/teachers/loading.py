@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .weights import PIXEL_PARTS, model_folder, weight_variant
+from .weights import PIXEL_PARTS, model_folder, part_folder, weight_variant
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def load_part(part_class: Any, folder: Path, part: str, **options: Any) -> Any:
     from safetensors import SafetensorError
 
     try:
-        return part_class.from_pretrained(str(folder), subfolder=part, **options)
+        return part_class.from_pretrained(str(part_folder(folder, part)), **options)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(

@@ -14,12 +14,18 @@ def load_teacher(
     device: torch.device | str = "cpu",
     options: LoadingOptions = DEFAULT_OPTIONS,
 ) -> Teacher:
-    """A latent diffusion model if the folder lists an autoencoder, else a pixel-space one.
+    """A multi-view model if the folder lists its network, a latent diffusion model if it lists an autoencoder, else a
+    pixel-space one.
 
     Raises:
         FileNotFoundError, ValueError: as `weights.model_folder`; or a part that does not load.
     """
-    if "vae" in part_classes(pretrained_model_name_or_path):
+    classes = part_classes(pretrained_model_name_or_path)
+    if classes.get("unet") == "MultiViewUNet":
+        from .multi_view.teacher import MultiViewTeacher
+
+        return MultiViewTeacher.from_pretrained(pretrained_model_name_or_path, device, options)
+    if "vae" in classes:
         return LatentDiffusionTeacher.from_pretrained(
             pretrained_model_name_or_path,
             device,

@@ -13,7 +13,7 @@ from typing import Optional
 import torch
 
 from .text_encoders import PromptEmbeddings, PromptEncoder, T5TextEncoder, TextEncoder
-from .weights import TEXT_PARTS, model_folder, part_classes
+from .weights import TEXT_PARTS, model_folder, part_classes, part_folder
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def _cache_key(folder: Path, prompts: Sequence[str], half_precision: bool) -> st
     """Changes with any prompt, their order, the precision, and any file of the tokenizer or the text model."""
     digest = hashlib.sha256()
     for part in TEXT_PARTS:
-        for path in sorted((folder / part).iterdir()):
+        for path in sorted(part_folder(folder, part).iterdir()):
             state = path.stat()
             digest.update(f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     digest.update(f"half={half_precision}\n".encode())

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .weights import weight_variant
+from .weights import part_folder, weight_variant
 
 logger = logging.getLogger("turboprop.teachers.text")
 
@@ -123,7 +123,7 @@ def _loaded(part_class: Any, folder: Path, part: str, **options: Any) -> Any:
 
     try:
         with _no_progress_bar():
-            return part_class.from_pretrained(str(folder / part), **options)
+            return part_class.from_pretrained(str(part_folder(folder, part)), **options)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, ImportError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(

@@ -105,6 +105,20 @@ def part_classes(name: str) -> dict[str, str]:
     return {part: origin[1] for part, origin in origins.items() if origin[1] is not None}
 
 
+def part_folder(folder: Path, part: str) -> Path:
+    """Where a part of a model is: its sub-folder, or another model's where model_index.json says that it is shared.
+
+    "_shared_parts": {"vae": "../mini-sd"} in model_index.json means that the vae is in ../mini-sd/vae, seen from the
+    model's folder. Small models that have parts in common are stored so without storing a part twice.
+    """
+    own = folder / part
+    if own.is_dir() or not (folder / "model_index.json").is_file():
+        return own
+    _check_json(folder / "model_index.json")
+    shared = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_shared_parts", {})
+    return folder / shared[part] / part if part in shared else own
+
+
 def check_folder(folder: Path, parts: Sequence[str] = DENOISER_PARTS + TEXT_PARTS) -> None:
     """Checks that a folder has the parts of a diffusers model and that their configs and weight headers are readable.
 
@@ -120,7 +134,7 @@ def check_folder(folder: Path, parts: Sequence[str] = DENOISER_PARTS + TEXT_PART
     missing = [name for name in ("model_index.json",) if not (folder / name).is_file()]
     for part in parts:
         configs = _CONFIG_OF_PART.get(part, ("config.json",))
-        if not any((folder / part / name).is_file() for name in configs):
+        if not any((part_folder(folder, part) / name).is_file() for name in configs):
             missing.append(f"{part}/{' or '.join(configs)}")
         if part in _WEIGHTS_OF_PART and not weight_files(folder, part):
             missing.append(f"{part}/{_WEIGHTS_OF_PART[part]}.safetensors")
@@ -129,7 +143,7 @@ def check_folder(folder: Path, parts: Sequence[str] = DENOISER_PARTS + TEXT_PART
             f"pretrained_model_name_or_path: the model folder {folder} lacks {', '.join(missing)}"
         )
     for part in parts:
-        for path in sorted((folder / part).glob("*.json")):
+        for path in sorted(part_folder(folder, part).glob("*.json")):
             _check_json(path)
         for path in weight_files(folder, part):
             _check_header(path)
@@ -147,7 +161,7 @@ def weight_files(folder: Path, part: str, prefer_half: bool = False) -> Sequence
         (*_HALF_PATTERNS, *_FULL_PATTERNS) if prefer_half else (*_FULL_PATTERNS, *_HALF_PATTERNS)
     )
     for pattern in (*(pattern.format(stem=stem) for pattern in patterns), f"{_PICKLED_NAMES[stem]}.bin"):
-        found = sorted((folder / part).glob(pattern))
+        found = sorted(part_folder(folder, part).glob(pattern))
         if found:
             return found
     return []
