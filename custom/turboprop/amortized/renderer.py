@@ -30,7 +30,8 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         near_plane: float = 0.1  # world units along the ray
         far_plane: float = 100.0  # world units along the ray
         randomized: bool = True  # shift samples at random while training
-        inv_std: float = 30.0  # a = 1 / b of VolSDF's density, in 1 / world units
+        # a = 1 / b of VolSDF's density, in 1 / world units: how sharp a surface is; a number or a schedule
+        inv_std: float = 30.0
         min_weight: float = 1e-3  # samples whose estimated blending weight is less are not shaded
         eval_chunk_size: int = 16384  # rays at once outside training; bounds the memory of large pictures
         shape_gradient: float = 1.0  # share of the pictures' gradient that reaches the shape; a number or a schedule
@@ -41,7 +42,7 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
     def configure(self, geometry: BaseGeometry, material: BaseMaterial, background: BaseBackground) -> None:
         super().configure(geometry, material, background)
         cfg = self.cfg
-        for key in ("num_samples_per_ray", "inv_std", "eval_chunk_size"):
+        for key in ("num_samples_per_ray", "eval_chunk_size"):
             if getattr(cfg, key) <= 0:
                 raise ValueError(f"renderer.{key}: expected more than 0, got {getattr(cfg, key)}")
         if not 0 <= cfg.min_weight < 1:
@@ -51,10 +52,13 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
                 f"renderer.radius: expected geometry.radius ({geometry.cfg.radius:g}), got {cfg.radius:g}"
             )
 
-        self.shape_gradient = 1.0
+        self.update_step(0, 0)
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         self.shape_gradient = float(C(self.cfg.shape_gradient, epoch, global_step))
+        self.inv_std = float(C(self.cfg.inv_std, epoch, global_step))
+        if self.inv_std <= 0:
+            raise ValueError(f"renderer.inv_std: expected more than 0 at every step, got {self.inv_std:g}")
 
     def forward(
         self,
@@ -87,7 +91,7 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         output = self._assemble(pictures, rays_d, bg_color)
         if self.training and self.cfg.eikonal_points:
             output["sdf_grad"] = self._eikonal_gradients(field, lattice)
-        output["inv_std"] = self.cfg.inv_std
+        output["inv_std"] = self.inv_std
         return output
 
     def _render_rays(self, field: Field, lattice: Tensor, origins: Tensor, directions: Tensor, owner: Tensor) -> Tensor:
@@ -99,7 +103,7 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
             directions,
             owner,
             radius=cfg.radius,
-            inv_std=cfg.inv_std,
+            inv_std=self.inv_std,
             num_samples=cfg.num_samples_per_ray,
             num_importance=cfg.num_samples_per_ray_importance,
             near=cfg.near_plane,
@@ -125,7 +129,7 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
             values.append(torch.nn.functional.normalize(gradient, dim=-1))
         # Grey on grey, the first gradients would rather hide the shape than colour it: a schedule lets colours go first.
         distance = distance.detach() + self.shape_gradient * (distance - distance.detach())
-        return volsdf_density(distance, self.cfg.inv_std), torch.cat(values, -1)
+        return volsdf_density(distance, self.inv_std), torch.cat(values, -1)
 
     def _assemble(self, pictures: Tensor, rays_d: Tensor, bg_color: Optional[Tensor]) -> Dict[str, Any]:
         """pictures [B, H, W, C] of `_render_rays` -> images by threestudio's names."""
@@ -153,7 +157,7 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         cfg, device = self.cfg, lattice.device
         half = cfg.eikonal_points // 2
         resolution = lattice.shape[-1]
-        close = torch.nonzero(lattice.reshape(-1).abs() < 3 / cfg.inv_std).squeeze(1)
+        close = torch.nonzero(lattice.reshape(-1).abs() < 3 / self.inv_std).squeeze(1)
         anywhere = torch.randint(lattice.numel(), (cfg.eikonal_points,), device=device)
         if len(close):
             anywhere[:half] = close[torch.randint(len(close), (half,), device=device)]

@@ -161,6 +161,19 @@ class SampleFigures:
         save_grid(torch.cat([rows[0], rows[1], rows[2], rows[3]], 1), picture)
         return figures
 
+    @property
+    def count(self) -> int:
+        """How many objects are drawn, seen and held out together."""
+        return sum(len(exact.specs) for exact in self.sets.values())
+
+    def ceilings(self) -> dict[str, float]:
+        """Silhouette IoU and R@1 of the exact pictures themselves, by set."""
+        figures = {}
+        for name, exact in self.sets.items():
+            own = self.compare(exact.images.flatten(0, 1), exact, [caption(spec) for spec in exact.specs])
+            figures |= {name: own["iou"], f"r1_{name}": own["r1"]}
+        return figures
+
     def compare(self, images: Tensor, exact: ExactSets, texts: list[str]) -> dict[str, float]:
         """Figures of samples [S * V, 3, H, W] in [0, 1] against exact pictures."""
         colors = torch.stack([role_colors(spec.main, spec.accent) for spec in exact.specs])

@@ -5,6 +5,8 @@ tokenizer. Its sets are four views a quarter turn apart; a quarter of its batche
 camera, and a tenth of those have no camera (the plain 2D mode).
 """
 
+import json
+import os
 from pathlib import Path
 from typing import Any, Optional
 
@@ -12,12 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...evaluation.clip_metrics import load_judge
 from ...teachers.multi_view.network import MultiViewUNet, from_text_to_image
 from ...teachers.noise_schedule import add_noise, prediction_target
 from ...world.dataset import ViewBank
 from ..latent_pool import LatentPool
 from ..sample_figures import SampleFigures
+from ..settings import Settings, history_table, machine, pipeline_of, revision
 from ..text_table import CaptionTable
+from ..training import TrainingOptions, train
 
 NUM_VIEWS = 4
 CAPTION_DROPOUT = 0.1  # classifier-free guidance (Ho and Salimans 2022)
@@ -87,3 +92,95 @@ class MiniMultiView:
         network = averages["unet"]
         assert isinstance(network, MultiViewUNet)
         return self.measure(network, self.alphas_cumprod, self.captions, folder / f"samples-{step}.png")
+
+
+CARD = """---
+license: apache-2.0
+---
+# mini-mv
+
+A small multi-view diffusion teacher of Turboprop's world: MVDream's network (attention across four views a quarter
+turn apart, the camera's embedding beside the timestep's; arXiv 2308.16512) over the UNet of mini-sd. It draws the
+world's objects from an exact camera, four views at once or one. It knows nothing else.
+
+Autoencoder, text encoder and tokenizer are mini-sd's (`_shared_parts` in model_index.json). The UNet has
+{parameters:.2f} M parameters and is stored in half precision. It predicts v. Its camera is told by sixteen numbers
+("apparent_scale": MVDream's sixteen, the last of which says how large the picture is at the origin).
+
+## Data
+{views} views of each kind in sets of {turns}, traced from exact solids: elevation -10 to 60 degrees (8 % up to 85),
+any azimuth, distance 2.5 to 2.9, 40 degrees field of view. Colours and backgrounds are drawn anew for a pool of
+{pool} pictures, {period} steps each. One in eight pairs of kind and main colour is held out.
+
+## Recipe
+    {command}
+
+{steps} steps of {batch} pictures, three in four as sets, AdamW {rate:g} (warm-up {warmup}, linear fall over the last
+{cooldown:.0%}), weight average {decay}, {precision}, seed {seed}. Timesteps have a density that grows with t.
+The weights are what this command made, at commit {revision}, in {minutes:.0f} minutes of training on {machine}.
+
+## Figures
+Samples (20 steps, guidance scale {scale:g}) of {count} objects, four views each at random cameras, against exact
+renders from those cameras: IoU of silhouettes, colour error (sRGB, where both silhouettes are), and R@1 of the judge
+over all 1,530 captions. Exact pictures, told from their background in the same way, have IoU {ceiling_seen:.3f} and
+R@1 {ceiling_r1_seen:.3f} (held-out pairs {ceiling_held_out:.3f} and {ceiling_r1_held_out:.3f}): the most that can be.
+
+{history}"""
+JUDGE = "assets/judges/mini-clip"
+POOL_SETS, POOL_PERIOD = 4096, 2000
+DEFAULT_STEPS, DEFAULT_BATCH, DEFAULT_RATE = 20000, 40, 5e-4
+
+
+def run(settings: Settings) -> bool:
+    """Trains mini-mv and writes its folder; False where it was stopped before its end."""
+    base_folder = settings.output.parent / "mini-sd"
+    base = pipeline_of(base_folder, settings.device)
+    bank = settings.view_bank(NUM_VIEWS)
+    measure = SampleFigures(base.vae, load_judge(JUDGE), PREDICTION_TYPE, CAMERA_ENCODING)
+    batch = settings.batch or DEFAULT_BATCH
+    recipe = MiniMultiView(bank, base, max(1, batch // NUM_VIEWS), POOL_SETS, POOL_PERIOD, settings.seed, measure)
+    options = TrainingOptions(
+        steps=settings.steps or DEFAULT_STEPS,
+        learning_rate=settings.learning_rate or DEFAULT_RATE,
+        warmup=200,
+        average_decay=0.9993,
+        bfloat16=settings.bfloat16,
+        seed=settings.seed,
+    )
+    averages, state = train(recipe, options, settings.work, settings.report)
+    if state.step < options.steps:
+        return False
+    save_model(settings.output, base_folder, averages["unet"], base.scheduler)
+    ceilings = {f"ceiling_{key}": value for key, value in measure.ceilings().items()}
+    card = CARD.format(
+        parameters=sum(p.numel() for p in averages["unet"].parameters()) / 1e6,
+        views=bank.views, turns=bank.turns, pool=POOL_SETS * bank.turns, period=POOL_PERIOD, command=settings.command,
+        steps=options.steps, batch=recipe.batch_sets * NUM_VIEWS, rate=options.learning_rate, warmup=options.warmup,
+        cooldown=options.cooldown, decay=options.average_decay, seed=options.seed, revision=revision(),
+        precision="bfloat16 autocast" if options.bfloat16 else "float32", minutes=state.seconds / 60,
+        machine=machine(), scale=measure.guidance_scale, count=measure.count, history=history_table(state), **ceilings,
+    )
+    (settings.output / "README.md").write_text(card)
+    settings.report(f"wrote {settings.output}")
+    return True
+
+
+def save_model(folder: Path, base_folder: Path, network: MultiViewUNet, scheduler: Any) -> None:
+    """Writes diffusers' layout in half precision; the parts that mini-sd has too stay there."""
+    import copy
+
+    folder.mkdir(parents=True, exist_ok=True)
+    copy.deepcopy(network).to(torch.float16).save_pretrained(folder / "unet")
+    scheduler = type(scheduler).from_config(scheduler.config, prediction_type=PREDICTION_TYPE)
+    scheduler.save_pretrained(folder / "scheduler")
+    shared = os.path.relpath(base_folder, folder)
+    index = {
+        "_class_name": "MultiViewPipeline",
+        "_shared_parts": {part: shared for part in ("vae", "text_encoder", "tokenizer")},
+        "unet": ["turboprop", "MultiViewUNet"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", type(scheduler).__name__],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -1,0 +1,105 @@
+"""What the command line says about a training, and what all recipes do with it."""
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+
+from ..world.dataset import ViewBank, build_view_bank, load_view_bank, save_view_bank
+from .training import TrainingState
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The command line of a training."""
+
+    output: Path  # the model's folder
+    work: Path  # checkpoints and pictures of the training
+    device: torch.device
+    seed: int
+    steps: Optional[int] = None  # None: the recipe's own
+    batch: Optional[int] = None  # None: the recipe's own
+    learning_rate: Optional[float] = None  # None: the recipe's own
+    views: Optional[Path] = None  # a saved view bank; None: one in the work folder
+    view_count: int = 1024  # views of each kind to trace, if the bank is not there
+    workers: int = 1  # processes that trace
+    command: str = ""  # as it was given, for the card
+    report: Callable[[str], None] = print
+
+    @property
+    def bfloat16(self) -> bool:
+        """bf16 is faster on GPUs, and on CPUs that compute it."""
+        return self.device.type == "cuda" or computes_bfloat16()
+
+    def view_bank(self, turns: int) -> ViewBank:
+        """The view bank of the settings: read, or traced and saved.
+
+        Raises:
+            ValueError: the file is no view bank, or its views do not come in `turns`.
+        """
+        path = self.views or self.work.parent / f"views-{self.view_count}x{turns}.npz"
+        if path.is_file():
+            bank = load_view_bank(path)
+        else:
+            self.report(f"tracing {self.view_count} views of each kind into {path}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            bank = build_view_bank(self.view_count, self.seed, lambda name: self.report(f"traced {name}"), turns, self.workers)
+            save_view_bank(bank, path)
+        if bank.turns % turns:
+            raise ValueError(f"{path}: its views come in sets of {bank.turns}, expected {turns}")
+        return bank
+
+
+def computes_bfloat16() -> bool:
+    """Whether this CPU has instructions for bf16; without them it is slower than float32."""
+    return bool(torch.backends.cpu.get_cpu_capability().startswith("AVX512")) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def machine() -> str:
+    """The processor that torch runs on, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} of {os.cpu_count()} cores, {platform.machine()}"
+
+
+def pipeline_of(folder: Path, device: torch.device) -> Any:
+    """A Stable Diffusion pipeline in float32, frozen, on a device."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, safety_checker=None)
+    for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+        part.to(device, torch.float32).eval().requires_grad_(False)
+    return pipeline
+
+
+def revision() -> str:
+    """The commit that a model was made at, or "unknown" outside a checkout."""
+    here = Path(__file__).resolve().parent
+    result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"
+
+
+def history_table(state: TrainingState) -> str:
+    """Held-out figures over a training, as a table in Markdown."""
+    if not state.history:
+        return "(no figures were taken)\n"
+    names = list(state.history[-1])
+    rows = [names, ["---:"] * len(names)]
+    rows += [[f"{entry.get(name, float('nan')):.4g}" for name in names] for entry in state.history]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+class Clock:
+    """Lines of progress with the minutes since the start before them."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        print(f"{(time.monotonic() - self.start) / 60:6.1f} min  {line}", flush=True)
