@@ -146,3 +146,83 @@ def test_scaledreamers_name():
     name = "multiprompt-camera-datamodule"
     assert issubclass(threestudio.find(name), threestudio.find(f"turboprop-{name}"))
     assert MultiPromptIterableDataset.__mro__[1].__name__ == "IterableDataset"
+
+
+def set_values(batch: dict, views: int) -> dict:
+    """What the cameras of each set have in common: [P, V] of each."""
+    return {name: batch[name].reshape(-1, views) for name in ("elevation", "camera_distances", "fovy", "azimuth")}
+
+
+@pytest.mark.parametrize("views, prompts", [(4, 3), (3, 1), (1, 2)])
+def test_view_sets_stand_at_equal_steps_with_all_else_equal(views, prompts):
+    for seed in range(4):
+        values = set_values(train_batch(module(view_sets=True, n_view=views, batch_size=prompts), seed=seed), views)
+        azimuth = values.pop("azimuth")
+        assert torch.allclose(azimuth.diff(dim=1), torch.full((prompts, views - 1), 360.0 / views), atol=1e-3)
+        assert float(azimuth.min()) >= -180 and float(azimuth.max()) < 180
+        for value in values.values():
+            assert torch.equal(value, value[:, :1].expand(-1, views))
+
+
+def test_sets_of_different_prompts_differ_and_divide_a_step_among_them():
+    values = set_values(train_batch(module(view_sets=True)), 4)
+    for name in ("elevation", "camera_distances", "fovy"):
+        assert len(values[name][:, 0].unique()) == 3
+    firsts = values["azimuth"][:, 0] + 180  # within the first step, of 90 degrees
+    assert ((firsts / 30).floor() == torch.arange(3)).all()
+
+
+def test_cameras_of_view_sets_are_where_the_batch_says():
+    batch = train_batch(module(view_sets=True))
+    position = batch["c2w"][:, :3, 3]
+    elevation, azimuth = batch["elevation"].deg2rad(), batch["azimuth"].deg2rad()
+    unit = torch.stack([elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], -1)
+    assert torch.allclose(position, unit * batch["camera_distances"][:, None], atol=1e-5)
+    assert torch.allclose(batch["c2w"][:, :3, 2], unit, atol=1e-5)  # the origin is straight ahead
+    half_height = torch.atan(1 / batch["proj_mtx"][:, 1, 1].abs())
+    assert torch.allclose(2 * half_height, batch["fovy"], atol=1e-5)
+
+
+def test_view_sets_draw_from_the_global_generator_and_follow_the_stages():
+    data = module(view_sets=True, batch_size=[3, 2], height=[4, 8], width=[4, 8], resolution_milestones=[10])
+    first, same = train_batch(data, step=9, seed=5), train_batch(data, step=9, seed=5)
+    assert all(torch.equal(first[k], same[k]) for k in ("c2w", "fovy", "light_positions", "noise"))
+    late = train_batch(data, step=10)
+    assert late["rays_o"].shape == (8, 8, 8, 3) and len(late["prompt"]) == 2
+
+
+def scaledreamer_module(**changes):
+    options = {"prompts": PROMPTS, "batch_size": 8, "n_view": 4, "height": 4, "width": 4, "camera_perturb": 0.0,
+               "center_perturb": 0.0, "up_perturb": 0.0, "elevation_range": [0, 30], "fovy_range": [15, 60],
+               "camera_distance_range": [0.8, 1.0]}  # fmt: skip
+    return threestudio.find("multiprompt-multiview-camera-datamodule")({**options, **changes})
+
+
+def test_scaledreamers_views_are_counted_and_as_far_as_their_field_of_view_asks():
+    batch = train_batch(scaledreamer_module())
+    assert batch["rays_o"].shape[0] == 8 and len(batch["prompt"]) == 2 and batch["noise"].shape[0] == 2
+    relative = batch["camera_distances"] * torch.tan(0.5 * batch["fovy"])
+    assert float(relative.min()) >= 0.8 - 1e-5 and float(relative.max()) <= 1.0 + 1e-5
+    assert float(batch["camera_distances"].max()) > 1.0
+    plain = train_batch(scaledreamer_module(relative_radius=False))
+    assert float(plain["camera_distances"].max()) <= 1.0
+
+
+def test_zoom_narrows_the_field_of_view_and_leaves_the_distance():
+    zoomed, plain = train_batch(scaledreamer_module(zoom_range=[0.5, 0.5])), train_batch(scaledreamer_module())
+    assert torch.allclose(zoomed["fovy"], 0.5 * plain["fovy"])
+    assert torch.equal(zoomed["camera_distances"], plain["camera_distances"])
+
+
+BAD_SETS = [
+    ({"batch_size": 6}, "data.batch_size: expected a multiple of n_view, which is 4; got 6 views"),
+    ({"zoom_range": [1.0, 0.5]}, "data.zoom_range: expected two numbers above 0, the lower first"),
+    ({"zoom_range": [0.0, 1.0]}, "data.zoom_range"),
+    ({"n_view": 0}, "data.n_view: expected at least 1, got 0"),
+]
+
+
+@pytest.mark.parametrize("changes, message", BAD_SETS)
+def test_view_sets_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        scaledreamer_module(**changes)

@@ -172,16 +172,23 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
 
     def collate(self, batch: Any) -> Dict[str, Any]:
         """Draws a batch of cameras; see ``batch_of_cameras`` for what it holds."""
-        elevation, azimuth = self._draw_elevation(), self._draw_azimuth()  # [B], degrees
         n = self.batch_size
-        distances = _uniform(n, self.camera_distance_range)
-        positions = spherical_to_cartesian(elevation.deg2rad(), azimuth.deg2rad(), distances)
-        positions = positions + (torch.rand(n, 3) * 2 - 1) * self.cfg.camera_perturb
-        center = torch.randn(n, 3) * self.cfg.center_perturb
-        up = torch.tensor([0.0, 0.0, 1.0]) + torch.randn(n, 3) * self.cfg.up_perturb
-        fovy = _uniform(n, self.fovy_range).deg2rad()
-        light_positions = self._draw_lights(positions)
-        c2w = look_at(positions, center, up)
+        elevation, azimuth = self.draw_elevation(n), self._draw_azimuth()  # [B], degrees
+        distances = self.draw_distances(n)
+        c2w = self.draw_poses(elevation, azimuth, distances)
+        fovy = self.draw_fovy(n)
+        return self.drawn_batch(c2w, fovy, elevation, azimuth, distances)
+
+    def drawn_batch(
+        self,
+        c2w: Tensor,  # [B, 4, 4]
+        fovy: Tensor,  # [B], radians
+        elevation: Tensor,  # [B], degrees
+        azimuth: Tensor,  # [B], degrees
+        distances: Tensor,  # [B]
+    ) -> Dict[str, Any]:
+        """The batch of these cameras, at the stage's size; draws a light for each."""
+        light_positions = self._draw_lights(c2w[:, :3, 3])
         return {
             **batch_of_cameras(c2w, fovy, self.directions_unit_focal, self.cfg.rays_d_normalize),
             "light_positions": light_positions,
@@ -190,13 +197,36 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
             "camera_distances": distances,
         }
 
-    def _draw_elevation(self) -> Tensor:
+    def draw_elevation(self, count: int) -> Tensor:
+        """Elevations [count], degrees."""
         low, high = self.elevation_range
         # One coin a batch: uniform in the angle (poles seen more often), or uniform on the sphere.
         if torch.rand(()).item() < 0.5:
-            return _uniform(self.batch_size, (low, high))
+            return _uniform(count, (low, high))
         bounds = (math.sin(math.radians(low)), math.sin(math.radians(high)))
-        return _uniform(self.batch_size, bounds).clamp(-1, 1).asin().rad2deg()
+        return _uniform(count, bounds).clamp(-1, 1).asin().rad2deg()
+
+    def draw_distances(self, count: int) -> Tensor:
+        """Distances from the origin [count]."""
+        return _uniform(count, self.camera_distance_range)
+
+    def draw_fovy(self, count: int) -> Tensor:
+        """Vertical fields of view [count], radians."""
+        return _uniform(count, self.fovy_range).deg2rad()
+
+    def draw_poses(
+        self,
+        elevation: Tensor,  # [B], degrees
+        azimuth: Tensor,  # [B], degrees
+        distances: Tensor,  # [B]
+    ) -> Tensor:  # [B, 4, 4]
+        """Camera-to-world matrices of cameras that look at the origin, each moved by the config's perturbations."""
+        n = elevation.shape[0]
+        positions = spherical_to_cartesian(elevation.deg2rad(), azimuth.deg2rad(), distances)
+        positions = positions + (torch.rand(n, 3) * 2 - 1) * self.cfg.camera_perturb
+        center = torch.randn(n, 3) * self.cfg.center_perturb
+        up = torch.tensor([0.0, 0.0, 1.0]) + torch.randn(n, 3) * self.cfg.up_perturb
+        return look_at(positions, center, up)
 
     def _draw_azimuth(self) -> Tensor:
         u = torch.rand(self.batch_size)
@@ -207,7 +237,7 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
 
     def _draw_lights(self, camera_positions: Tensor) -> Tensor:
         """Point lights [B, 3], one for each camera."""
-        n = self.batch_size
+        n = camera_positions.shape[0]
         distances = _uniform(n, tuple(self.cfg.light_distance_range))
         if self.cfg.light_sample_strategy == "dreamfusion":
             around = camera_positions + torch.randn(n, 3) * self.cfg.light_position_perturb

@@ -1,9 +1,12 @@
-"""`turboprop-multiprompt-camera-datamodule`: several prompts a step, several cameras for each."""
+"""Data modules of several prompts a step, with several cameras for each.
+
+`turboprop-multiprompt-camera-datamodule`, and ScaleDreamer's names.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import pytorch_lightning as pl
 import threestudio
@@ -13,6 +16,7 @@ from threestudio.utils.base import Updateable
 from threestudio.utils.config import parse_structured
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from ..multi_view.view_sets import ViewSets
 from ..teachers.prompts.library import load_prompt_library, prompt_list
 
 
@@ -23,6 +27,9 @@ class MultiPromptCameraConfig(RandomCameraDataModuleConfig):
     prompt_library: str = ""  # a JSON file {"train": [...], "val": [...], "test": [...]}, or the name of one in load/
     prompts: Optional[List[str]] = None  # a list of prompts, in place of a library
     n_view: int = 1  # cameras for each prompt of a step
+    # The cameras of a prompt are one set: at equal steps of azimuth, with one elevation, distance and field of view,
+    # as multi-view teachers want them. false: each camera is drawn by itself, in a sector of azimuth of its own.
+    view_sets: bool = False
     noise_dim: int = 0  # width of the generator's noise, geometry.noise_dim
     eval_noise_seed: int = 0  # the noise of validation, test and export: one for all prompts
 
@@ -47,11 +54,10 @@ def prompts_at(prompts: List[str], step: int, count: int) -> List[str]:
 class MultiPromptIterableDataset(IterableDataset, Updateable):
     """Endless batches: P prompts, V cameras each, prompt by prompt."""
 
-    def __init__(self, cfg: Any, prompts: List[str]) -> None:
+    def __init__(self, cfg: Any, prompts: List[str], views: List[int], view_sets: Optional[ViewSets]) -> None:
+        """`views`: cameras of a step, one number for each stage. `view_sets`: None draws each camera by itself."""
         super().__init__()
-        self.cfg, self.prompts = cfg, prompts
-        self.prompt_batch_sizes = [cfg.batch_size] if isinstance(cfg.batch_size, int) else list(cfg.batch_size)
-        views = [size * cfg.n_view for size in self.prompt_batch_sizes]
+        self.cfg, self.prompts, self.view_sets = cfg, prompts, view_sets
         camera_cfg = {key: cfg[key] for key in RandomCameraDataModuleConfig.__dataclass_fields__}
         camera_cfg["batch_size"] = views if len(views) > 1 else views[0]
         self.cameras = RandomCameraIterableDataset(parse_structured(RandomCameraDataModuleConfig, camera_cfg))
@@ -67,14 +73,17 @@ class MultiPromptIterableDataset(IterableDataset, Updateable):
 
     def collate(self, batch: Any) -> Dict[str, Any]:
         """One step: what threestudio's cameras hold [P * V, ...], and prompt (P texts), noise [P, Z]."""
-        cameras = self.cameras.collate(batch)
-        views = self.cfg.n_view
-        count = self.cameras.batch_size // views
-        # Cameras come in sectors of azimuth: give each prompt V sectors far from one another.
-        order = torch.arange(count * views).reshape(views, count).T.reshape(-1)
-        cameras = {k: v[order] if isinstance(v, torch.Tensor) else v for k, v in cameras.items()}
+        count = self.cameras.batch_size // self.cfg.n_view
+        cameras = self._single_cameras(count) if self.view_sets is None else self.view_sets.draw(self.cameras)
         noise = torch.randn(count, self.cfg.noise_dim)
         return {**cameras, "prompt": prompts_at(self.prompts, self.step, count), "noise": noise}
+
+    def _single_cameras(self, count: int) -> Dict[str, Any]:
+        """Cameras drawn one by one, for `count` prompts."""
+        cameras = self.cameras.collate({})
+        # They come in sectors of azimuth: give each prompt V sectors far from one another.
+        order = torch.arange(count * self.cfg.n_view).reshape(self.cfg.n_view, count).T.reshape(-1)
+        return {k: v[order] if isinstance(v, torch.Tensor) else v for k, v in cameras.items()}
 
 
 class PromptOrbitDataset(Dataset):
@@ -102,11 +111,15 @@ def _the_item(items: List[Dict[str, Any]]) -> Dict[str, Any]:
 
 @threestudio.register("turboprop-multiprompt-camera-datamodule")
 class MultiPromptCameraDataModule(pl.LightningDataModule):
+    """Random cameras of several prompts a step; an orbit of each prompt to look at."""
+
+    config_class = MultiPromptCameraConfig
+
     def __init__(self, cfg: Optional[Any] = None) -> None:
         super().__init__()
-        self.cfg = parse_structured(MultiPromptCameraConfig, cfg)
-        if self.cfg.n_view < 1:
-            raise ValueError(f"data.n_view: expected at least 1, got {self.cfg.n_view}")
+        self.cfg = parse_structured(self.config_class, cfg)
+        self.sets = self.view_sets()
+        self.views = self.views_of_stages()
         if self.cfg.prompt_library and self.cfg.prompts is not None:
             raise ValueError("data: expected prompt_library or prompts, got both")
         if self.cfg.prompt_library:
@@ -116,9 +129,23 @@ class MultiPromptCameraDataModule(pl.LightningDataModule):
         else:
             raise ValueError("data: expected prompt_library (a JSON file or name) or prompts, got neither")
 
+    def view_sets(self) -> Optional[ViewSets]:
+        """How the cameras of a prompt are drawn together; None: each by itself."""
+        sets = ViewSets(self.cfg.n_view)
+        return sets if self.cfg.view_sets else None
+
+    def views_of_stages(self) -> List[int]:
+        """Cameras of a step, one number for each stage."""
+        return [size * self.cfg.n_view for size in self.batch_sizes()]
+
+    def batch_sizes(self) -> List[int]:
+        """`batch_size`, one number for each stage."""
+        return [self.cfg.batch_size] if isinstance(self.cfg.batch_size, int) else list(self.cfg.batch_size)
+
     def setup(self, stage: Optional[str] = None) -> None:
         if stage in (None, "fit"):
-            self.train_dataset = MultiPromptIterableDataset(self.cfg, self.library.split("train"))
+            prompts = self.library.split("train")
+            self.train_dataset = MultiPromptIterableDataset(self.cfg, prompts, self.views, self.sets)
         if stage in (None, "fit", "validate"):
             self.val_dataset = PromptOrbitDataset(self.cfg, self.library.split("val"), "val")
         if stage in (None, "test", "predict"):
@@ -142,4 +169,31 @@ class MultiPromptCameraDataModule(pl.LightningDataModule):
 
 @threestudio.register("multiprompt-camera-datamodule")
 class ScaleDreamerCameraDataModule(MultiPromptCameraDataModule):
-    """The same, under ScaleDreamer's name."""
+    """Single views, under ScaleDreamer's name."""
+
+
+@dataclass
+class MultiPromptMultiViewConfig(MultiPromptCameraConfig):
+    """`batch_size` counts views, n_view of them a prompt."""
+
+    n_view: int = 1  # cameras of a set
+    view_sets: bool = True  # false: each camera is drawn by itself
+    relative_radius: bool = True  # camera_distance_range is in units of 1 / tan(fovy / 2)
+    zoom_range: Tuple[float, float] = (1.0, 1.0)  # factors on the field of view once the distance is set
+
+
+@threestudio.register("multiprompt-multiview-camera-datamodule")
+class ScaleDreamerMultiViewDataModule(MultiPromptCameraDataModule):
+    """Sets of views, under ScaleDreamer's name and with its keys."""
+
+    config_class = MultiPromptMultiViewConfig
+
+    def view_sets(self) -> Optional[ViewSets]:
+        sets = ViewSets(self.cfg.n_view, self.cfg.relative_radius, tuple(self.cfg.zoom_range))
+        return sets if self.cfg.view_sets else None
+
+    def views_of_stages(self) -> List[int]:
+        sets = ViewSets(self.cfg.n_view)
+        for views in self.batch_sizes():
+            sets.sets_in(views)
+        return self.batch_sizes()
