@@ -8,9 +8,9 @@ import torch
 from turboprop.evaluation.check_judge import check_judge
 from turboprop.evaluation.clip_metrics import embed_texts, load_judge
 from turboprop.evaluation.judge_pictures import degrade, hard_negatives, pictures_of_nothing, recolored
-from turboprop.evaluation.train_judge import contrastive_loss, main
 from turboprop.world.captions import ObjectSpec, caption
-from turboprop.world.dataset import build_view_bank, sample_specs, save_view_bank
+from turboprop.small_models.recipes.judge import contrastive_loss
+from turboprop.world.dataset import sample_specs
 
 
 @pytest.fixture(scope="module")
@@ -91,23 +91,3 @@ def test_pictures_of_nothing_are_pictures():
     pictures = pictures_of_nothing(specs, 32, torch.Generator().manual_seed(0))
     assert pictures.shape == (16, 3, 32, 32) and pictures.min() >= 0 and pictures.max() <= 1
     assert len({round(float(p.std()), 4) for p in pictures}) > 8
-
-
-def test_training_writes_a_judge_that_opens_and_repeats(tmp_path: Path):
-    save_view_bank(build_view_bank(1, 0), tmp_path / "views.npz")
-    weights = []
-    for name in ("first", "second"):
-        command = ["--views", tmp_path / "views.npz", "--output", tmp_path / name, "--steps", 2, "--batch-size", 4]
-        assert main([str(part) for part in command]) == 0
-        weights.append(load_judge(tmp_path / name).model.state_dict())
-    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
-
-
-@pytest.mark.parametrize(
-    "option", [["--batch-size", "3"], ["--views", "absent.npz"], ["--views", __file__], ["--output", __file__]]
-)
-def test_bad_options_end_the_command(option, tmp_path, capsys):
-    with pytest.raises(SystemExit) as error:
-        main(["--output", str(tmp_path / "judge"), *option])
-    assert error.value.code == 2 and option[0] in capsys.readouterr().err
-    assert not (tmp_path / "judge").exists()

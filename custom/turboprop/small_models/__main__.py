@@ -16,6 +16,7 @@ from pathlib import Path
 
 # name: (module in recipes/, folder that is written)
 MODELS = {
+    "mini-vae": ("mini_vae", "assets/teachers/mini-sd/vae"),
     "mini-sd": ("mini_sd", "assets/teachers/mini-sd"),
     "mini-mv": ("mini_mv", "assets/teachers/mini-mv"),
     "mini-clip": ("judge", "assets/judges/mini-clip"),

@@ -10,7 +10,7 @@ from torch import Tensor
 from threestudio.utils.keyed_random import step_key
 
 from ..teachers.multi_view.cameras import camera_numbers
-from ..world.cameras import orbit_c2w
+from ..world.cameras import orbit_c2w, view_direction
 from ..world.captions import ObjectSpec, held_out
 from ..world.dataset import FOVY_DEG, ViewBank, sample_backgrounds, sample_specs
 from ..world.objects import KINDS
@@ -78,6 +78,7 @@ class LatentSets:
     deviations: Tensor  # [S, V, C, h, w]
     cameras: Tensor  # [S, V, 16]
     specs: list[ObjectSpec]  # S
+    views: list[list[str]]  # S lists of V view words
 
 
 class LatentPool:
@@ -106,6 +107,10 @@ class LatentPool:
         shape = sets.elevation.shape
         orbit = (x.flatten() for x in (sets.elevation, sets.azimuth, sets.distance))
         cameras = orbit_camera_numbers(*orbit, self.camera_encoding).unflatten(0, shape)
+        words = [
+            [view_direction(e, a) for e, a in zip(*angles)]
+            for angles in zip(sets.elevation.tolist(), sets.azimuth.tolist())
+        ]
         return LatentSets(
-            means.unflatten(0, shape), deviations.unflatten(0, shape), cameras.to(means.device), sets.specs
+            means.unflatten(0, shape), deviations.unflatten(0, shape), cameras.to(means.device), sets.specs, words
         )

@@ -188,6 +188,27 @@ class SampleFigures:
         }
 
 
+def nearest_azimuths(images: Tensor, specs: list[ObjectSpec], count: int = 24) -> Tensor:
+    """The azimuth whose exact render each picture is nearest to: [N, 3, H, W] in [0, 1] of N objects -> [N] degrees.
+
+    Renders are from `count` azimuths, 20 degrees up, on the picture's own background; near is mean absolute
+    difference.
+    """
+    azimuth = torch.arange(count) * (360.0 / count)
+    c2w = orbit_c2w(torch.full((count,), 20.0), azimuth, torch.full((count,), 2.7))
+    fovy = torch.full((count,), math.radians(FOVY_DEG))
+    size = images.shape[-1]
+    layers = {
+        spec.kind: shaded_coverage(surface_view(spec.shape, c2w, fovy, 2 * size, 2 * size), 2) for spec in {s.kind: s for s in specs}.values()
+    }
+    nearest = []
+    for image, spec in zip(images, specs):
+        background = torch.cat([image[:, 0], image[:, -1]], -1).median(-1).values
+        exact = composite(layers[spec.kind], role_colors(spec.main, spec.accent).expand(count, -1, -1), background.expand(count, -1))
+        nearest.append(azimuth[(exact - image).abs().mean((1, 2, 3)).argmin()])
+    return torch.stack(nearest)
+
+
 def save_grid(images: Tensor, path: Path, scale: int = 1) -> None:
     """Writes [R, C, 3, H, W] in [0, 1] as one PNG of R rows and C columns."""
     from PIL import Image

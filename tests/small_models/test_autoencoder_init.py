@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from turboprop.world.autoencoder_init import hand_colors_through
-from turboprop.world.mini_sd import make_autoencoder
+from turboprop.small_models.autoencoder_init import hand_colors_through
+from turboprop.small_models.recipes.mini_vae import make_autoencoder
 
 
 @torch.no_grad()
