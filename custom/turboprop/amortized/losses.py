@@ -17,13 +17,17 @@ def binary_entropy(opacity: Tensor) -> Tensor:
     return -(o * o.log() + (1 - o) * (1 - o).log()).mean()
 
 
-def coverage(opacity: Tensor, least: float) -> Tensor:
-    """Mean over pictures of max(0, least - share of the picture covered) / least: keeps objects from vanishing; [B, H, W, 1] -> [].
+def coverage(opacity: Tensor, least: float, most: float = 1.0) -> Tensor:
+    """How far pictures are from being covered by at least `least` and at most `most`; opacity [B, H, W, 1] -> [].
 
-    Where nothing is left, no gradient can bring it back: this acts before.
+    The mean over pictures of max(0, least - c) / least + max(0, c - most) / (1 - most), c being the share covered.
+    Where nothing is left, or nothing is free, no gradient of a teacher can bring the object back: this acts before.
     """
     covered = opacity.mean(dim=(1, 2, 3))
-    return (least - covered).clamp_min(0).mean() / least
+    missing = (least - covered).clamp_min(0).mean() / least
+    if most >= 1:
+        return missing
+    return missing + (covered - most).clamp_min(0).mean() / (1 - most)
 
 
 def eikonal(gradient: Tensor) -> Tensor:

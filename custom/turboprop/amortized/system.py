@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import threestudio
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from .field import SpaceCache
 from .losses import binary_entropy, coverage, eikonal, sparsity, weighted_sum
+from .lost_objects import LostObjects
+from .mesh_pictures import mesh_pictures
 from .meshing import EmptyField, write_mesh
 from .names import prompt_slug
 from .pictures import contact_sheet, plot_curves
@@ -29,6 +31,9 @@ class MultiPromptGeneratorSystem(BaseLift3DSystem):
     class Config(BaseLift3DSystem.Config):
         exporter_type: str = "turboprop-prompt-mesh-exporter"
         min_coverage: float = 0.1  # share of a picture that an object should cover at least; see lambda_coverage
+        max_coverage: float = 0.6  # and at most; 1: no limit
+        # shares of its pictures outside which a prompt's object counts as lost: the run names it then
+        lost_coverage: Tuple[float, float] = (0.02, 0.7)
         judge: Optional[str] = None  # CLIP model (folder or hub id) that scores the result at the end; null: no scores
         judge_views: int = 8  # views of each prompt that the judge sees
         judge_size: int = 64  # their side, pixels
@@ -43,6 +48,11 @@ class MultiPromptGeneratorSystem(BaseLift3DSystem):
         super().configure()
         if not 0 < self.cfg.min_coverage < 1:
             raise ValueError(f"system.min_coverage: expected between 0 and 1, got {self.cfg.min_coverage:g}")
+        if not self.cfg.min_coverage < self.cfg.max_coverage <= 1:
+            raise ValueError(
+                f"system.max_coverage: expected more than min_coverage and at most 1, got {self.cfg.max_coverage:g}"
+            )
+        self.lost_objects = LostObjects(*self.cfg.lost_coverage)
         self._shown: Dict[str, Tensor] = {}  # views of each prompt for the contact sheet
         if self._guidance_trains():
             self.build_guidance()
@@ -98,13 +108,16 @@ class MultiPromptGeneratorSystem(BaseLift3DSystem):
         )
         losses = {name[len("loss_") :]: value for name, value in guidance_out.items() if name.startswith("loss_")}
         losses["sparsity"] = sparsity(out["opacity"])
-        losses["coverage"] = coverage(out["opacity"], self.cfg.min_coverage)
+        losses["coverage"] = coverage(out["opacity"], self.cfg.min_coverage, self.cfg.max_coverage)
         losses["opaque"] = binary_entropy(out["opacity"])
         if "sdf_grad" in out:
             losses["eikonal"] = eikonal(out["sdf_grad"])
         weights = {name[len("lambda_") :]: self.C(value) for name, value in self.cfg.loss.items()}
         total = weighted_sum(losses, weights)
         self._log_step(losses, weights, guidance_out, out["opacity"])
+        for line in self.lost_objects.update(batch["prompt"], out["opacity"]):
+            threestudio.warn(f"step {self.true_global_step}: {line}")
+        self.log("train/lost_objects", float(len(self.lost_objects.lost)), prog_bar=True)
         return {"loss": total}
 
     def _log_step(self, losses: Dict[str, Tensor], weights: Dict[str, float], guidance_out: Dict[str, Any], opacity: Tensor) -> None:
@@ -154,16 +167,25 @@ class MultiPromptGeneratorSystem(BaseLift3DSystem):
         (prompt,) = batch["prompt"]
         folder = f"it{self.true_global_step}-test/{prompt_slug(prompt)}"
         cache = self.cache_of(prompt, batch["noise"])
-        out = self.renderer(**batch, space_cache=cache)
-        self._remember_views(prompt, out["comp_rgb"])
-        for index, (rgb, normal) in enumerate(zip(out["comp_rgb"], out["comp_normal"])):
+        mesh = self.export_prompt(prompt, cache)
+        pictures, normals = self._turntable(batch, cache, mesh)
+        self._remember_views(prompt, pictures)
+        for index, (rgb, normal) in enumerate(zip(pictures, normals)):
             cells = [{"type": "rgb", "img": img, "kwargs": {"data_format": "HWC"}} for img in (rgb, normal)]
             self.save_image_grid(f"{folder}/{index}.png", cells)
         self.save_img_sequence(folder, folder, r"(\d+)\.png", save_format="mp4", fps=self.cfg.turntable_fps)
-        result = {"prompt": prompt, "mesh": self.export_prompt(prompt, cache)}
+        result = {"prompt": prompt, "mesh": mesh}
         if self.cfg.judge:
             result["views"] = self._judge_views(cache)
         self._results.append(result)
+
+    def _turntable(self, batch: Dict[str, Any], cache: SpaceCache, mesh: Any) -> Tuple[Tensor, Tensor]:
+        """Colours and normals [V, H, W, 3] in [0, 1] of what is exported; of an empty field, of the field."""
+        if mesh is None:
+            out = self.renderer(**batch, space_cache=cache)
+            return out["comp_rgb"], out["comp_normal"]
+        background = self.background(dirs=batch["rays_d"][:, :1, :1])[:, 0, 0]
+        return mesh_pictures(mesh, batch["mvp_mtx"], batch["height"], batch["width"], background)
 
     def export_prompt(self, prompt: str, cache: SpaceCache) -> Any:
         """Write one prompt's mesh in every format; None, with a warning that names the prompt, if its field is empty."""

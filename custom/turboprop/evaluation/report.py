@@ -11,21 +11,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..world.captions import ObjectSpec, parse_caption
+from ..world.captions import ObjectSpec, all_specs, caption, parse_caption
 from ..world.render import SurfaceView
 from .cameras import EvaluationCameras, exact_layers, exact_pictures, exact_surface, turned_surface
-from .clip_metrics import clip_scores, load_judge
+from .clip_metrics import ClipJudge, clip_scores, load_judge
 from .picture_metrics import color_error, front_back_score, silhouette_iou
 from .surface_metrics import mesh_chamfer
 
 COLUMNS = {
-    "sim": "Sim",
-    "r_at_1": "R@1",
+    "r_at_1_world": "R@1 of all captions",
     "iou": "IoU",
     "color_error": "colour error",
     "chamfer": "Chamfer",
     "chamfer_share": "Chamfer / size",
     "front_back": "front/back",
+    "sim": "Sim",
+    "r_at_1": "R@1 of the gallery",
 }
 
 
@@ -35,7 +36,8 @@ class PromptScores:
 
     prompt: str
     sim: float  # mean cosine of the views and the prompt
-    r_at_1: float  # share of views whose nearest text is the prompt
+    r_at_1: float  # share of views whose nearest text of the gallery is the prompt
+    r_at_1_world: float | None = None  # share of views whose nearest text of all the world's full captions is the prompt
     iou: float | None = None  # silhouettes, mean over views
     color_error: float | None = None  # mean absolute sRGB difference in [0, 1]; nan: the silhouettes never meet
     chamfer: float | None = None  # world units; infinite: an empty mesh
@@ -72,7 +74,7 @@ class EvaluationReport:
         shown = [f"{title} {_figure(self.mean[name])}" for name, title in COLUMNS.items() if self.mean[name] is not None]
         empty = f", {self.empty_meshes} empty meshes" if self.empty_meshes else ""
         count = f"{len(self.prompts)} prompts x {self.views} views"
-        return f"{count}: {', '.join(shown)}{empty} (R@1 over {len(self.gallery)} texts)"
+        return f"{count}: {', '.join(shown)}{empty} (gallery of {len(self.gallery)} texts)"
 
     def save(self, folder: Path | str) -> None:
         """Write evaluation.json and evaluation.md into `folder`."""
@@ -97,7 +99,8 @@ class EvaluationReport:
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         return (
             f"# Evaluation\n\n{self.summary_line()}\n\n{table}\n\n"
-            f"Judge: {self.judge}. R@1 chooses among {len(self.gallery)} texts. Chamfer in world units, and as a share of "
+            f"Judge: {self.judge}. R@1 of all captions chooses among the world's {len(world_gallery())} full captions, R@1 of "
+            f"the gallery among {len(self.gallery)} texts. Chamfer in world units, and as a share of "
             "the diagonal of the exact bounding box. A dash: does not apply or was not measured; inf: an empty mesh, left "
             "out of the mean.\n"
         )
@@ -128,7 +131,9 @@ def evaluate_views(
     rgb, alpha = rgb.detach().float().cpu().clamp(0, 1), alpha.detach().float().cpu().clamp(0, 1)
     orbit = (x.detach().float().cpu() for x in (elevation, azimuth, distance, fovy, background))
     cameras = EvaluationCameras(*orbit)
-    clip = clip_scores(load_judge(judge), prompts, rgb.permute(0, 1, 4, 2, 3), gallery)
+    opened, pictures = load_judge(judge), rgb.permute(0, 1, 4, 2, 3)
+    clip = clip_scores(opened, prompts, pictures, gallery)
+    world_recall = _world_recall(opened, prompts, pictures)
     surfaces: dict[str, SurfaceView] = {}
     scores = []
     for index, prompt in enumerate(prompts):
@@ -141,8 +146,23 @@ def evaluate_views(
             if meshes is not None:
                 chamfer = mesh_chamfer(meshes[index], spec.shape.signed_distance)
                 truth |= {"chamfer": chamfer.distance, "chamfer_share": chamfer.share}
-        scores.append(PromptScores(prompt, clip.sim[index], clip.r_at_1[index], **truth))
+        scores.append(PromptScores(prompt, clip.sim[index], clip.r_at_1[index], world_recall.get(prompt), **truth))
     return EvaluationReport(scores, str(judge), clip.gallery, rgb.shape[1])
+
+
+def world_gallery() -> list[str]:
+    """Every full caption of the world: the hard gallery, in which the right kind or the right colours are not enough."""
+    return [caption(spec) for spec in all_specs(include_held_out=True)]
+
+
+def _world_recall(judge: ClipJudge, prompts: Sequence[str], pictures: Tensor) -> dict[str, float]:
+    """R@1 over the world's full captions of those prompts that are among them; pictures [P, V, 3, S, S]."""
+    gallery = world_gallery()
+    known = [index for index, prompt in enumerate(prompts) if prompt in gallery]
+    if not known:
+        return {}
+    scores = clip_scores(judge, [prompts[index] for index in known], pictures[known], gallery)
+    return dict(zip((prompts[index] for index in known), scores.r_at_1))
 
 
 def world_spec(prompt: str) -> ObjectSpec | None:
