@@ -1,6 +1,7 @@
 """How well a multi-view model's samples at known cameras agree with exact renders from the same cameras."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,13 @@ class ExactSets:
     distance: Tensor  # [S * V] world units
 
 
-def exact_sets(count_by_kind: int, views: int, held_out_only: bool, seed: int) -> ExactSets:
-    """`count_by_kind` objects of each kind, each from `views` cameras at equal steps of azimuth, traced anew."""
+def exact_sets(
+    count_by_kind: int, views: int, held_out_only: bool, seed: int, kinds: Sequence[str] = tuple(KINDS)
+) -> ExactSets:
+    """`count_by_kind` objects of each of `kinds`, each from `views` cameras at equal steps of azimuth, traced anew."""
     generator = torch.Generator().manual_seed(seed)
     specs = []
-    for kind in KINDS:
+    for kind in kinds:
         mains = [main for main in COLORS if held_out(kind, main) == held_out_only]
         for _ in range(count_by_kind):
             main = mains[int(torch.randint(len(mains), (), generator=generator))]
@@ -132,13 +135,14 @@ class SampleFigures:
         guidance_scale: float = 2.0,
         num_steps: int = 20,
         seed: int = 99,
+        kinds: Sequence[str] = tuple(KINDS),
     ) -> None:
         self.autoencoder, self.judge, self.prediction_type = autoencoder, judge, prediction_type
         self.camera_encoding, self.num_views = camera_encoding, num_views
         self.guidance_scale, self.num_steps, self.seed = guidance_scale, num_steps, seed
         self.gallery = [caption(spec) for spec in all_specs(include_held_out=True)]
         self.sets = {
-            name: exact_sets(count_by_kind, num_views, held_out_only, seed)
+            name: exact_sets(count_by_kind, num_views, held_out_only, seed, kinds)
             for name, held_out_only in (("seen", False), ("held_out", True))
         }
 

@@ -18,6 +18,7 @@ from ...evaluation.clip_metrics import load_judge
 from ...teachers.multi_view.network import MultiViewUNet, from_text_to_image
 from ...teachers.noise_schedule import add_noise, prediction_target
 from ...world.dataset import ViewBank
+from ...world.objects import KINDS
 from ..latent_pool import LatentPool
 from ..sample_figures import SampleFigures
 from ..settings import Settings, history_table, machine, pipeline_of, revision
@@ -127,6 +128,7 @@ R@1 {ceiling_r1_seen:.3f} (held-out pairs {ceiling_held_out:.3f} and {ceiling_r1
 
 {history}"""
 JUDGE = "assets/judges/mini-clip"
+FIGURE_STEPS, FIGURE_KINDS = 20, tuple(KINDS)  # of the held-out figures
 POOL_SETS, POOL_PERIOD = 4096, 2000
 DEFAULT_STEPS, DEFAULT_BATCH, DEFAULT_RATE = 20000, 40, 5e-4
 
@@ -136,7 +138,9 @@ def run(settings: Settings) -> bool:
     base_folder = settings.output.parent / "mini-sd"
     base = pipeline_of(base_folder, settings.device)
     bank = settings.view_bank(NUM_VIEWS)
-    measure = SampleFigures(base.vae, load_judge(JUDGE), PREDICTION_TYPE, CAMERA_ENCODING)
+    measure = SampleFigures(
+        base.vae, load_judge(JUDGE), PREDICTION_TYPE, CAMERA_ENCODING, num_steps=FIGURE_STEPS, kinds=FIGURE_KINDS
+    )
     batch = settings.batch or DEFAULT_BATCH
     recipe = MiniMultiView(bank, base, max(1, batch // NUM_VIEWS), POOL_SETS, POOL_PERIOD, settings.seed, measure)
     options = TrainingOptions(

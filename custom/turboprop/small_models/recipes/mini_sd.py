@@ -17,6 +17,7 @@ from ...teachers.sampling import ddim_sample
 from ...world.captions import VIEWS, ObjectSpec, all_specs, caption, short_captions
 from ...world.cameras import view_direction
 from ...world.dataset import IMAGE_SIZE, ViewBank
+from ...world.objects import KINDS
 from ...world.tokenizer import build_tokenizer
 from ..latent_pool import LatentPool, LatentSets
 from ..sample_figures import exact_sets, nearest_azimuths, save_grid
@@ -30,6 +31,7 @@ CAPTION_DROPOUT = 0.1  # classifier-free guidance (Ho and Salimans 2022)
 VIEW_SHARE = 0.7  # of captions that name the view
 LARGEST_WEIGHT = 20.0  # of a timestep's loss
 JUDGE = "assets/judges/mini-clip"
+FIGURE_STEPS, FIGURE_KINDS = 20, tuple(KINDS)  # of the held-out figures
 POOL_SETS, POOL_PERIOD = 16384, 2000
 DEFAULT_STEPS, DEFAULT_BATCH, DEFAULT_RATE = 20000, 48, 5e-4
 
@@ -134,7 +136,7 @@ class MiniTextToImage:
         tokens = tokenizer(self.texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         self.tokens = tokens.to(self.device)
         self.judge = load_judge(JUDGE)
-        self.samples = {name: exact_sets(1, 4, held, 99) for name, held in (("seen", False), ("held_out", True))}
+        self.samples = {name: exact_sets(1, 4, held, 99, FIGURE_KINDS) for name, held in (("seen", False), ("held_out", True))}
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The squared error of the predicted noise, weighted by 1 / alphas_cumprod up to a limit: [].
@@ -182,7 +184,7 @@ class MiniTextToImage:
 
     @torch.no_grad()
     def sample(
-        self, averages: dict[str, nn.Module], texts: list[str], seed: int, guidance_scale: float = 3.0, steps: int = 20
+        self, averages: dict[str, nn.Module], texts: list[str], seed: int, guidance_scale: float = 3.0
     ) -> Tensor:
         """Pictures of captions by DDIM: [len(texts), 3, H, W] in [0, 1]."""
         unet, encoder = averages["unet"], averages["text_encoder"]
@@ -198,7 +200,7 @@ class MiniTextToImage:
             return unconditional + guidance_scale * (conditional - unconditional)
 
         last = torch.full((len(texts),), len(self.alphas_cumprod) - 1, device=self.device)
-        latents = ddim_sample(noisy, last, guided_noise, self.alphas_cumprod, steps)
+        latents = ddim_sample(noisy, last, guided_noise, self.alphas_cumprod, FIGURE_STEPS)
         pictures = self.autoencoder.decode(latents / self.autoencoder.config.scaling_factor).sample
         return (pictures * 0.5 + 0.5).clamp(0, 1).cpu()
 
