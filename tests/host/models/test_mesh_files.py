@@ -11,7 +11,7 @@ from PIL import Image
 
 from threestudio.models.exporters.simplification import is_watertight
 from threestudio.utils.errors import UserError
-from threestudio.utils.mesh_reading import load_mesh_file, rotation_to_world, sample_bilinear
+from threestudio.utils.mesh_reading import Texture, load_mesh_file, rotation_to_world
 
 CORNER = np.array([0.3, 0.2, 0.6])
 
@@ -117,10 +117,22 @@ def test_an_inside_out_solid_is_turned(tmp_path):
     assert trimesh.Trimesh(read.v_pos, read.t_pos_idx, process=False).volume > 0
 
 
-def test_bilinear_sampling():
-    texture = torch.tensor([[[0.0], [1.0]], [[2.0], [3.0]]])
+def test_textures_are_sampled_between_their_texels():
+    texels = torch.tensor([[[0], [51]], [[102], [153]]], dtype=torch.uint8).repeat(1, 1, 3)
     uv = torch.tensor([[0.25, 0.25], [0.5, 0.5], [0.75, 0.75], [1.25, 0.25], [0.0, 0.25]])
-    assert sample_bilinear(texture, uv)[:, 0].tolist() == pytest.approx([0, 1.5, 3, 0, 0.5])
+    assert Texture(texels).at(uv)[:, 0].tolist() == pytest.approx([0, 0.3, 0.6, 0, 0.1])
+    assert Texture(texels, nearest=True).at(uv)[:, 0].tolist() == pytest.approx([0, 0.6, 0.6, 0, 0])
+
+
+@pytest.mark.parametrize("wrap, expected", [("repeat", "aabbaabb"), ("mirror", "bbaaaabbbbaa"), ("clamp", "aaaabbbb")])
+def test_textures_go_on_outside(wrap, expected):
+    """A row of two texels, a and b, looked at from u = -1 (mirror) or -0.5 on, four times a texel's width."""
+    texels = torch.tensor([[[0, 0, 0], [255, 255, 255]]], dtype=torch.uint8)
+    start = {"repeat": -1.0, "mirror": -1.0, "clamp": -0.5}[wrap]
+    u = start + (torch.arange(len(expected)) + 0.5) / 4
+    uv = torch.stack([u, torch.full_like(u, 0.5)], -1)
+    seen = Texture(texels, wrap, wrap, nearest=True).at(uv)[:, 0]
+    assert "".join("ab"[int(value)] for value in seen) == expected
 
 
 # ------------------------------------------------------------------------------------ bad input

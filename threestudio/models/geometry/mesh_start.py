@@ -15,8 +15,7 @@ from threestudio.models.geometry.shape_init import place_in_box, warn_if_open
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.mesh import Mesh
 from threestudio.utils.errors import UserError
-from threestudio.utils.mesh_checks import holds_gaussians
-from threestudio.utils.mesh_reading import SurfaceColors, load_mesh_file, rotation_to_world
+from threestudio.utils.mesh_reading import load_mesh_file
 from threestudio.utils.ops import get_activation
 
 POINTS_PER_STEP = 2**13
@@ -43,29 +42,12 @@ def read_start_mesh(path: str, cfg: MeshStartConfig, radius: float) -> Mesh:
         raise UserError(f"system.init_from_mesh_options.size: expected > 0 or null, got {cfg.size}")
     if cfg.steps < 1:
         raise UserError(f"system.init_from_mesh_options.steps: expected >= 1, got {cfg.steps}")
-    if holds_gaussians(path):
-        mesh = gaussians_as_mesh(path, cfg.up or "+z", cfg.front or "+x")
-    else:
-        mesh = load_mesh_file(path, cfg.up, cfg.front, key="system.init_from_mesh")
+    mesh = load_mesh_file(path, cfg.up, cfg.front, key="system.init_from_mesh")
     warn_if_open(mesh, path)
     mesh.v_pos = place_in_box(
         mesh.v_pos, cfg.size, radius, path, "system.init_from_mesh", "system.init_from_mesh_options.size"
     )
     return mesh
-
-
-def gaussians_as_mesh(path: str, up: str, front: str) -> Mesh:
-    """The surface of the 3D Gaussians in a PLY file, with their colours, as a mesh file would be read."""
-    geometry = threestudio.find("gaussian-splatting")({"geometry_convert_from": path})
-    mesh = geometry.isosurface()
-    rotation = torch.from_numpy(rotation_to_world(up, front)).to(mesh.v_pos)
-    corner_rgb = mesh.v_rgb[mesh.t_pos_idx].cpu()
-    without_texture = torch.full((corner_rgb.shape[0],), -1)
-    turned = Mesh(mesh.v_pos @ rotation.T, mesh.t_pos_idx)
-    turned.set_vertex_color(mesh.v_rgb)
-    turned.add_extra("colors", SurfaceColors(corner_rgb, corner_rgb.new_zeros(*corner_rgb.shape[:2], 2), without_texture, []))
-    turned.add_extra("has_colors", True)
-    return turned
 
 
 class SurfacePoints(NamedTuple):
