@@ -17,6 +17,7 @@ from threestudio.models.mesh import Mesh
 from threestudio.utils.errors import UserError
 from threestudio.utils.mesh_reading import load_mesh_file
 from threestudio.utils.ops import get_activation
+from threestudio.utils.surface_sampling import cumulative_areas, draw_on_surface
 
 POINTS_PER_STEP = 2**13
 LARGEST_POOL = 2**17  # points whose distance to the mesh is known to a fit
@@ -63,19 +64,13 @@ class SurfaceSampler:
         self._mesh = mesh
         corners = mesh.v_pos[mesh.t_pos_idx].double()
         cross = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0], dim=-1)
-        self._area = cross.norm(dim=-1).cumsum(0)
-        if not bool(self._area[-1] > 0):
-            raise UserError("system.init_from_mesh: the mesh's triangles have no area")
+        self._total = cumulative_areas(mesh.v_pos, mesh.t_pos_idx)
         self._normals = F.normalize(cross, dim=-1).float()
         self._colored = bool(mesh.extras.get("has_colors"))
 
     def __call__(self, count: int) -> SurfacePoints:
         mesh = self._mesh
-        drawn = torch.rand(count, dtype=torch.float64) * self._area[-1]
-        face = torch.searchsorted(self._area, drawn, right=True).clamp(max=self._area.shape[0] - 1)
-        # Uniform in a triangle (Osada et al. 2002, Shape Distributions, eq. 1).
-        root, along = torch.rand(count).sqrt(), torch.rand(count)
-        weights = torch.stack([1 - root, root * (1 - along), root * along], -1)
+        face, weights = draw_on_surface(self._total, count)
         points = (weights[..., None] * mesh.v_pos[mesh.t_pos_idx[face]]).sum(1)
         rgb = mesh.extras["colors"].at(face, weights) if self._colored else None
         return SurfacePoints(points, self._normals[face], rgb)
