@@ -85,9 +85,10 @@ class GltfFile:
         width = columns * dtype.itemsize
         stride = view.get("byteStride") or width
         start = view.get("byteOffset", 0) + offset
-        needed = start + (stride * (count - 1) + width if count else 0)
-        if needed > len(buffer):
-            raise UserError(f"{self.path} is cut short or broken: {needed} bytes of a buffer of {len(buffer)} are named")
+        needed = offset + (stride * (count - 1) + width if count else 0)  # bytes of the view
+        there = min(view["byteLength"], len(buffer) - view.get("byteOffset", 0))
+        if min(offset, count, start) < 0 or needed > there:
+            raise UserError(f"{self.path} is cut short or broken: {needed} bytes are named where {there} are")
         return np.ndarray((count, columns), dtype, buffer, start, (stride, dtype.itemsize))
 
     def _buffer(self, index: int, view: dict[str, Any]) -> bytes:
