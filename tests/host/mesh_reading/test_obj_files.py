@@ -171,6 +171,14 @@ def test_a_library_without_usemtl(folder, caplog):
         assert "usemtl names Lost, which is in none of its material libraries" in caplog.text
 
 
+def test_a_texture_that_cannot_be_shown_is_said(folder, caplog):
+    text = obj_text("mtllib box.mtl", coordinates=False, use="usemtl M")
+    with caplog.at_level("WARNING"):
+        mesh = read(folder, text, box="newmtl M\nKd 0.2 0.4 0.8\nmap_Kd plain.png\n")
+    assert "box.obj: 12 triangles under a texture have no texture coordinates" in caplog.text
+    assert torch.allclose(all_colors(mesh), torch.tensor([0.2, 0.4, 0.8]).expand(12, 3))
+
+
 def test_a_plain_colour_with_and_without_texture_coordinates(folder):
     for coordinates in (True, False):
         text = obj_text("mtllib box.mtl", coordinates=coordinates, use="usemtl My material")

@@ -57,6 +57,9 @@ def read_obj(path: str, colors: bool) -> list[MeshPart]:
         if material is not None and material.map_line and has_uv[chosen].any():
             textured = has_uv[chosen]
             parts.append(_textured_part(vertices[faces[chosen[textured]]], uv[chosen[textured]], material, textures))
+        if material is not None and material.map_line and not textured.all():
+            count = int((~textured).sum())
+            threestudio.warn(f"{path}: {count} triangles under a texture have no texture coordinates and do not show it")
         if not textured.all():
             plain = chosen[~textured]
             parts.append(MeshPart(vertices[faces[plain]], None if rgb is None else rgb[~textured]))

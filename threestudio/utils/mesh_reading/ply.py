@@ -6,6 +6,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
+import threestudio
 from threestudio.utils.errors import UserError
 from threestudio.utils.mesh_reading.named_files import named_file, read_picture
 from threestudio.utils.mesh_reading.part import MeshPart, all_white, unit_colors
@@ -46,6 +47,8 @@ def read_ply(path: str, colors: bool) -> list[MeshPart]:
     pictures = [comment.split(None, 1)[1] for comment in header.comments if _names_picture(comment)]
     uv = _texture_coordinates(path, vertex, face, faces) if pictures else None
     if uv is None:
+        if pictures:
+            threestudio.warn(f"{path}: the texture {pictures[0]} is left out, the mesh has no texture coordinates")
         return [MeshPart(vertices[faces.corners], rgb)]
     return _textured_parts(path, vertices[faces.corners], uv, pictures, _texture_numbers(face, faces), rgb)
 
