@@ -1,4 +1,4 @@
-"""The host imports nothing of the plugin and knows none of its names: what has to reach back goes through a registry."""
+"""The host imports nothing of the plugin and knows none of its names: what must reach back goes through a registry."""
 
 import ast
 import re
@@ -18,7 +18,7 @@ PLUGINS = sorted(extension_files(ROOT / "custom"))
 
 
 def names_of_the_plugin():
-    """What the bundled plugins register, but for names that upstream's own plugins and configs have too."""
+    """What the bundled plugins register: modules, and formats of the exporter."""
     load_extensions()
     names = {name for name, cls in threestudio.__modules__.items() if cls.__module__.split(".")[0] in PLUGINS}
     find_export_format("3dgs-ply")

@@ -35,7 +35,8 @@ def decompressed(path: str, tables: dict[str, Table]) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: compressed 3D Gaussians need the columns {', '.join(missing)}")
     count, n_chunks = len(vertex[PACKED[0]]), len(chunk[needed[0]])
     if n_chunks * CHUNK_SIZE < count:
-        raise UserError(f"{path}: {count} compressed 3D Gaussians need {-(-count // CHUNK_SIZE)} chunks, got {n_chunks}")
+        needed_chunks = -(-count // CHUNK_SIZE)
+        raise UserError(f"{path}: {count} compressed 3D Gaussians need {needed_chunks} chunks, got {n_chunks}")
     of = np.arange(count) // CHUNK_SIZE
     columns: dict[str, np.ndarray] = {}
     for packed, names, targets in (

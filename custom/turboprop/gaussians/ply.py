@@ -77,7 +77,8 @@ def _columns(path: PathLike, columns: Dict[str, np.ndarray], names: tuple, wante
     """[N, len(names)] float32, which may hold infinite numbers and such that are none."""
     missing = [name for name in names if name not in columns]
     if missing:
-        raise UserError(f"{path}: {wanted_for} need the columns {', '.join(missing)}; the file has {', '.join(columns)}")
+        lacking, there = ", ".join(missing), ", ".join(columns)
+        raise UserError(f"{path}: {wanted_for} need the columns {lacking}; the file has {there}")
     with np.errstate(over="ignore"):
         return np.stack([columns[name] for name in names], 1).astype(np.float32)
 

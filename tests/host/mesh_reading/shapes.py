@@ -67,12 +67,14 @@ class Glb:
     """A glTF tree and its binary chunk."""
 
     def __init__(self):
-        self.tree = {"asset": {"version": "2.0"}, "accessors": [], "bufferViews": [], "scene": 0, "scenes": [{"nodes": [0]}]}
+        self.tree = {"asset": {"version": "2.0"}, "accessors": [], "bufferViews": []}
+        self.tree.update(scene=0, scenes=[{"nodes": [0]}])
         self.binary = b""
 
     def view(self, content, **keys):
         self.binary += b"\0" * (-len(self.binary) % 4)
-        self.tree["bufferViews"].append({"buffer": 0, "byteOffset": len(self.binary), "byteLength": len(content), **keys})
+        place = {"buffer": 0, "byteOffset": len(self.binary), "byteLength": len(content)}
+        self.tree["bufferViews"].append({**place, **keys})
         self.binary += content
         return len(self.tree["bufferViews"]) - 1
 

@@ -74,7 +74,8 @@ def test_normalized_vertex_colors_are_linear_light(tmp_path, dtype, channels):
     stored = np.round(np.tile(linear, (24, 1)) * np.iinfo(dtype).max)
     glb.box()["attributes"]["COLOR_0"] = glb.accessor(stored, dtype, 8, normalized=True)
     expected = torch.from_numpy(to_srgb(linear[:3])).float()
-    assert torch.allclose(all_colors(read(tmp_path, glb)), expected.expand(12, 3), atol=0.02 if dtype == "uint8" else 1e-3)
+    colors, step = all_colors(read(tmp_path, glb)), 0.02 if dtype == "uint8" else 1e-3
+    assert torch.allclose(colors, expected.expand(12, 3), atol=step)
 
 
 @pytest.mark.parametrize("dtype, stride", [("uint8", 4), ("uint16", None)])
@@ -177,7 +178,7 @@ def test_a_texture_lies_upright(tmp_path):
         ({"scale": [0.25, 0.25]}, (RED, RED, RED, RED)),
         ({"scale": [0.25, 0.25], "offset": [0.6, 0.6]}, (WHITE, WHITE, WHITE, WHITE)),
         ({"offset": [0.5, 0]}, (GREEN, RED, WHITE, BLUE)),
-        # A quarter turn, counter-clockwise with v down: (u, v) -> (v, -u), which the repeating picture takes to (v, 1 - u).
+        # A quarter turn, counter-clockwise with v down: (u, v) -> (v, -u), which is (v, 1 - u) as it repeats.
         ({"rotation": math.pi / 2}, (BLUE, RED, WHITE, GREEN)),
         # Scale before rotation: u is squeezed into the picture's left half, which the turn makes its lower half.
         ({"rotation": math.pi / 2, "scale": [0.5, 1]}, (BLUE, BLUE, WHITE, WHITE)),
@@ -295,7 +296,9 @@ def test_a_gltf_beside_its_buffer(tmp_path):
 # ------------------------------------------------------------------------------------------- what is not read
 
 
-@pytest.mark.parametrize("name", ["KHR_draco_mesh_compression", "EXT_meshopt_compression", "KHR_texture_basisu", "ACME_points"])
+@pytest.mark.parametrize(
+    "name", ["KHR_draco_mesh_compression", "EXT_meshopt_compression", "KHR_texture_basisu", "ACME_points"]
+)
 def test_a_required_extension_that_is_not_read_is_named(tmp_path, name):
     glb = Glb()
     glb.textured_box()
@@ -355,7 +358,7 @@ def test_an_optional_extension_that_is_not_read_is_said(tmp_path, caplog):
         (lambda tree: tree["accessors"][0].update(count=25), "300 bytes are named where 288 are"),
         (lambda tree: tree["accessors"][0].pop("type"), r"is broken \(KeyError: 'type'\)"),
         (lambda tree: tree["images"][0].update(bufferView=1), "its image 0 cannot be read as a picture"),
-        (lambda tree: tree["images"].__setitem__(0, {"uri": "gone.png"}), "names the texture gone.png, which is not there"),
+        (lambda tree: tree["images"].__setitem__(0, {"uri": "gone.png"}), "names the texture gone.png, which is"),
         (lambda tree: tree["bufferViews"][2].update(byteOffset=10**6), "cut short or broken"),
     ],
 )

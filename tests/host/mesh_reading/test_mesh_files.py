@@ -103,7 +103,8 @@ def test_parts_of_a_scene_come_together(tmp_path):
     mesh = load_mesh_file(path)
     assert mesh.t_pos_idx.shape == (24, 3) and is_watertight(mesh)
     right = mesh.v_pos[:, 1] > 1.5  # the file's x is the world's y
-    assert np.allclose(mesh.v_rgb[right], [0, 0, 1], atol=0.01) and np.allclose(mesh.v_rgb[~right], [1, 0, 0], atol=0.01)
+    assert np.allclose(mesh.v_rgb[right], [0, 0, 1], atol=0.01)
+    assert np.allclose(mesh.v_rgb[~right], [1, 0, 0], atol=0.01)
     assert trimesh.Trimesh(mesh.v_pos, mesh.t_pos_idx, process=False).volume == pytest.approx(2.0)
 
 
@@ -151,7 +152,8 @@ def test_a_file_cut_short_says_so(tmp_path, ending, share):
 
 def test_what_is_no_mesh_is_named(tmp_path):
     cases = []
-    header = ["ply", "format binary_little_endian 1.0", "element vertex 2", *(f"property float {n}" for n in "xyz"), "end_header\n"]
+    columns = [f"property float {name}" for name in "xyz"]
+    header = ["ply", "format binary_little_endian 1.0", "element vertex 2", *columns, "end_header\n"]
     (tmp_path / "points.ply").write_bytes("\n".join(header).encode() + struct.pack("<6f", *range(6)))
     cases.append((tmp_path / "points.ply", "holds points"))
     nan = box()

@@ -21,7 +21,8 @@ def obj_text(head="", colors=None, coordinates=True, use=""):
     extra = [""] * 24 if colors is None else [" " + " ".join(map(str, color)) for color in colors]
     lines = [head, *(f"v {x} {y} {z}{more}" for (x, y, z), more in zip(vertices, extra))]
     lines += [f"vt {u} {v}" for u, v in uv] if coordinates else []
-    lines += [use, *("f " + " ".join(f"{i + 1}/{i + 1}" if coordinates else str(i + 1) for i in face) for face in faces)]
+    corner = "{0}/{0}" if coordinates else "{0}"
+    lines += [use, *("f " + " ".join(corner.format(i + 1) for i in face) for face in faces)]
     return "\n".join(lines) + "\n"
 
 
@@ -138,7 +139,9 @@ def test_a_map_line_is_taken_apart():
     assert parse_map_line("-o 1 2 3 4")[0] == "4"
 
 
-@pytest.mark.parametrize("line", ["first.mtl second.mtl", '"first.mtl" second.mtl', "my lib.mtl", '"my lib.mtl"', "MY LIB.MTL"])
+@pytest.mark.parametrize(
+    "line", ["first.mtl second.mtl", '"first.mtl" second.mtl', "my lib.mtl", '"my lib.mtl"', "MY LIB.MTL"]
+)
 def test_libraries_of_all_kinds(folder, line):
     content = "newmtl M\nmap_Kd plain.png\n"
     libraries = {"my lib": content, "second": content, "first": "newmtl Other\nKd 1 0 0\n"}

@@ -32,9 +32,9 @@ def near_the_edges(side):
 
 
 def each_side_has_its_colour(mesh):
+    expected = torch.from_numpy(SIDE_COLORS / 255).float()
     return all(
-        torch.allclose(colors_at(mesh, near_the_edges(side)), torch.from_numpy(SIDE_COLORS[side] / 255).float(), atol=0.01)
-        for side in range(6)
+        torch.allclose(colors_at(mesh, near_the_edges(side)), expected[side], atol=0.01) for side in range(6)
     )
 
 
@@ -96,7 +96,8 @@ def test_vertex_colours_of_a_ply(tmp_path, kind, names, values):
 def test_white_vertices_under_coloured_faces_say_nothing(tmp_path):
     vertices, sides = corners_and_faces()
     channels = [f"property uchar {name}" for name in ("red", "green", "blue")]
-    elements = ["element vertex 8", *XYZ, *channels, "element face 6", "property list uchar int vertex_indices", *channels]
+    elements = ["element vertex 8", *XYZ, *channels, "element face 6"]
+    elements += ["property list uchar int vertex_indices", *channels]
     faces = text_rows([4, *side, *color] for side, color in zip(sides, SIDE_COLORS))
     (tmp_path / "box.ply").write_bytes(ply(elements, text_rows([*v, 255, 255, 255] for v in vertices) + faces))
     assert each_side_has_its_colour(load_mesh_file(str(tmp_path / "box.ply")))
@@ -112,7 +113,8 @@ def test_textures_of_a_ply(tmp_path, place):
     Image.fromarray(quarters()).save(tmp_path / "my picture.png")
     elements = ["comment made by a test", "comment TextureFile my picture.png", "element vertex 24", *XYZ]
     if place == "vertices":
-        elements += ["property float s", "property float t", "element face 12", "property list uchar int vertex_indices"]
+        elements += ["property float s", "property float t"]
+        elements += ["element face 12", "property list uchar int vertex_indices"]
         rows = text_rows(np.concatenate([vertices, uv], 1)) + text_rows([3, *face] for face in faces)
     else:
         elements += ["element face 6", "property list uchar int vertex_indices", "property list uchar float texcoord"]
@@ -245,7 +247,8 @@ def test_stl_in_text_and_in_bytes(tmp_path):
     for triangle in triangles:
         lines += ["facet normal 0 0 0", "outer loop", *(f"  vertex {x} {y} {z:e}" for x, y, z in triangle)]
         lines += ["endloop", "endfacet"]
-    contents = ("\n".join([*lines, "endsolid box"]).encode(), stl_bytes(triangles), stl_bytes(triangles, b"solid but in bytes"))
+    text = "\n".join([*lines, "endsolid box"]).encode()
+    contents = (text, stl_bytes(triangles), stl_bytes(triangles, b"solid but in bytes"))
     for content in contents:
         (tmp_path / "box.STL").write_bytes(content)
         mesh = load_mesh_file(str(tmp_path / "box.STL"))

@@ -105,7 +105,7 @@ def _faces(file: GltfFile, primitive: dict[str, Any], n_vertices: int) -> np.nda
 def _add_colors(
     file: GltfFile, materials: GltfMaterials, primitive: dict[str, Any], faces: np.ndarray, part: MeshPart
 ) -> None:
-    """Base colour: factor times texture times vertex colours (section 3.9.2). Without material and vertex colours none."""
+    """Base colour: factor times texture times vertex colours (section 3.9.2); none where neither is."""
     vertex_rgb = _vertex_data(file, primitive, "COLOR_0")
     if vertex_rgb is None and "material" not in primitive:
         return

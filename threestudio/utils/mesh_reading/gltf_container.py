@@ -101,7 +101,9 @@ class GltfFile:
             else:  # a buffer without content stands for what only an extension has
                 named = [*view.get("extensions", {}), *buffer.get("extensions", {})]
                 name = next((name for name in named if name in (*MESHOPT, DRACO)), None)
-                raise unread_extension(self.path, name) if name else UserError(f"{self.path} is broken: an empty buffer")
+                if name is not None:
+                    raise unread_extension(self.path, name)
+                raise UserError(f"{self.path} is broken: its buffer {index} has no content")
         return self._buffers[index]
 
     def picture(self, index: int) -> Tensor:

@@ -44,7 +44,7 @@ class GltfMaterials:
         return self._made[index]
 
     def _base_color(self, material: dict[str, Any]) -> BaseColor:
-        """That of metal and roughness (section 3.9.2), or the diffuse one where the material has specular-glossiness."""
+        """That of metal and roughness (section 3.9.2), or the diffuse one where there is specular-glossiness."""
         gloss = material.get("extensions", {}).get(SPECULAR_GLOSSINESS)
         if gloss is not None:
             factor, info = gloss.get("diffuseFactor"), gloss.get("diffuseTexture")

@@ -77,7 +77,7 @@ def _diffuse(path: str, rest: str) -> tuple[float, ...]:
 
 
 def map_of(material: Material) -> tuple[str, MapOptions]:
-    """Path of the picture and options of a material's texture; UserError where it is not there or an option is unread."""
+    """Path and options of a material's texture. Raises UserError where it is not there, or an option is not read."""
     line, library = material.map_line, material.library
     whole = find_named_file(os.path.dirname(library), line)
     if whole is not None:  # a name may hold what looks like an option

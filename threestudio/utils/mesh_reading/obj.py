@@ -59,7 +59,7 @@ def read_obj(path: str, colors: bool) -> list[MeshPart]:
             parts.append(_textured_part(vertices[faces[chosen[textured]]], uv[chosen[textured]], material, textures))
         if material is not None and material.map_line and not textured.all():
             count = int((~textured).sum())
-            threestudio.warn(f"{path}: {count} triangles under a texture have no texture coordinates and do not show it")
+            threestudio.warn(f"{path}: {count} triangles under a texture have no texture coordinates, it is left out")
         if not textured.all():
             plain = chosen[~textured]
             parts.append(MeshPart(vertices[faces[plain]], None if rgb is None else rgb[~textured]))
@@ -207,7 +207,7 @@ def _materials_of(path: str, lines: _Lines) -> list[Optional[Material]]:
 
 
 def library_files(path: str, line: str) -> list[str]:
-    """Paths of what an mtllib line names: one name that may hold blanks, or several. UserError for what is not there."""
+    """Paths of what an mtllib line names: a name that may hold blanks, or several. UserError if one is not there."""
     folder = os.path.dirname(path)
     words = re.findall(r'"[^"]*"|\S+', line)
     files, at = [], 0

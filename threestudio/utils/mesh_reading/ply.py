@@ -30,7 +30,7 @@ def has_faces(path: str) -> bool:
 
 
 def read_ply(path: str, colors: bool) -> list[MeshPart]:
-    """Raises UserError for a file that is cut short or broken, holds points alone, or names a picture that is missing."""
+    """Raises UserError for a file that is cut short or broken, holds points alone, or lacks a picture that it names."""
     header = read_ply_header(path)
     if not has_faces(path):
         raise UserError(f"{path} holds points, no triangles")

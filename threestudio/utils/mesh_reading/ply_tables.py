@@ -171,10 +171,12 @@ def _text_lists(element: PlyElement, rows: list[list[str]]) -> Table:
             values[prop.name] += row[at : at + length]
             at += length
     typed = {prop.name: _typed(np.array(values[prop.name], np.float64), prop.kind) for prop in element.properties}
-    return {
-        prop.name: Lists(np.array(counts[prop.name], np.int64), typed[prop.name]) if prop.count_kind else typed[prop.name]
+    lists = {
+        prop.name: Lists(np.array(counts[prop.name], np.int64), typed[prop.name])
         for prop in element.properties
+        if prop.count_kind
     }
+    return {**typed, **lists}
 
 
 def _binary_table(path: str, element: PlyElement, body: bytes, start: int, order: str) -> tuple[Table, int]:
