@@ -7,6 +7,7 @@ import torch
 import trimesh
 
 import threestudio
+from threestudio.utils.errors import UserError
 from turboprop.gaussians.geometry import GaussianSplatting
 from turboprop.gaussians.ply import read_3dgs_ply, write_3dgs_ply
 
@@ -205,3 +206,21 @@ def test_a_file_that_is_no_gaussians_is_said(tmp_path):
     torch.save({"state_dict": {"geometry.other": torch.zeros(1)}}, tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match="has no Gaussians"):
         geometry_of(geometry_convert_from=str(tmp_path / "last.ckpt"))
+
+
+def test_the_export_format_is_for_gaussians(tmp_path):
+    """Refused before anything is trained or baked where the geometry has no Gaussians."""
+    parts = {"material": threestudio.find("no-material")({}), "background": None}
+    with pytest.raises(UserError, match="exporter.fmt: 3dgs-ply is for geometries of Gaussians, VolumeGrid has none"):
+        field = threestudio.find("volume-grid")({"grid_size": [8, 8, 8]})
+        threestudio.find("mesh-exporter")({"fmt": "3dgs-ply"}, geometry=field, **parts)
+    geometry = geometry_of()
+    (output,) = threestudio.find("mesh-exporter")({"fmt": "3dgs-ply"}, geometry=geometry, **parts)()
+    output.params["write"](str(tmp_path / output.save_name))
+    assert output.save_name == "model.ply" and torch.equal(read_3dgs_ply(tmp_path / "model.ply")["means"], geometry.means)
+
+
+def test_a_missing_file_is_named_with_its_key(tmp_path):
+    for key, value in (("shape_init", f"mesh:{tmp_path}/none.glb"), ("geometry_convert_from", f"{tmp_path}/none.ply")):
+        with pytest.raises(UserError, match=f"geometry.{key}: no file .*none"):
+            geometry_of(**{key: value})

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from PIL import Image
 from turboprop.gaussians.initial_points import (
     ball_points,
     file_points,
@@ -12,6 +13,8 @@ from turboprop.gaussians.initial_points import (
     surface_points,
     vertex_color_at,
 )
+
+from threestudio.utils.errors import UserError
 
 
 def test_ball_and_sphere():
@@ -68,14 +71,41 @@ def test_gltf_is_turned_upright_and_its_linear_colors_to_srgb(tmp_path):
     assert colors[0].tolist() == pytest.approx([1.0, 0.0, 1.055 * linear ** (1 / 2.4) - 0.055], abs=0.01)
 
 
+def test_a_surface_keeps_what_its_texture_shows(tmp_path):
+    """A square, red to the left and blue to the right, whose corners alone would make all of it purple."""
+    picture = np.zeros((8, 8, 3), np.uint8)
+    picture[:, :4, 0], picture[:, 4:, 2] = 255, 255
+    vertices, faces = np.array([[0.0, 0, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1]]), [[0, 1, 2], [0, 2, 3]]
+    material = trimesh.visual.material.SimpleMaterial(image=Image.fromarray(picture))
+    visual = trimesh.visual.TextureVisuals(uv=vertices[:, 1:], material=material)
+    trimesh.Trimesh(vertices, faces, visual=visual, process=False).export(str(tmp_path / "square.obj"))
+    torch.manual_seed(0)
+    points, colors = file_points(tmp_path / "square.obj", 2000)
+    y = points[:, 1]
+    clear = (y - 0.5).abs().lt(0.4) & (y - 0.5).abs().gt(0.1)
+    expected = torch.stack([(y < 0.5).float(), torch.zeros_like(y), (y > 0.5).float()], -1)
+    assert clear.sum() > 1000 and torch.allclose(colors[clear], expected[clear], atol=1e-5)
+
+
+def test_a_mesh_without_colors_is_grey(tmp_path):
+    trimesh.creation.box((1, 1, 1)).export(str(tmp_path / "box.stl"))
+    assert (file_points(tmp_path / "box.stl", 50).colors == 0.5).all()
+
+
 def test_what_is_no_mesh_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no mesh file at"):
-        file_points(tmp_path / "none.obj", 10)
-    with pytest.raises(ValueError, match="expected a file that ends in one of"):
-        file_points(tmp_path / "a.txt", 10)
+    key = "geometry.shape_init"
     (tmp_path / "a.glb").write_bytes(b"glTF not really")
-    with pytest.raises(ValueError, match="a.glb: not a readable mesh"):
-        file_points(tmp_path / "a.glb", 10)
     (tmp_path / "a.obj").write_text("v 0 0 0\n")
-    with pytest.raises(ValueError, match="a.obj"):
-        file_points(tmp_path / "a.obj", 10)
+    (tmp_path / "a.txt").write_text("v 0 0 0\n")
+    (tmp_path / "a.ply").write_text("ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nend_header\n0\n")
+    cases = {
+        "none.obj": "no file .*none.obj",
+        "a.txt": "expected a file ending in .*a.txt",
+        "a.glb": "a.glb is a GLB of version",
+        "a.obj": "a.obj has no triangles",
+        "a.ply": "a.ply: points need the columns y, z",
+    }
+    for name, message in cases.items():
+        with pytest.raises(UserError, match=f"{key}: .*{message}") as raised:
+            file_points(tmp_path / name, 10, key)
+        assert "\n" not in str(raised.value)

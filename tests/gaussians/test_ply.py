@@ -1,5 +1,7 @@
 """PLY files: what is written is read back, and what is broken is said in one line."""
 
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from turboprop.gaussians.ply import points_of, read_3dgs_ply, read_ply_vertices,
 
 import threestudio
 from threestudio.models.geometry.mesh_start import MeshStartConfig, read_start_mesh
+from threestudio.utils.errors import UserError
 
 
 def parameters_of(n: int = 7, degree: int = 0, normals: bool = False) -> dict:
@@ -104,6 +107,8 @@ def broken(content: bytes, kind: str) -> bytes:
         return content.replace(b"element vertex 7", b"element vertex x")
     if kind == "format":
         return content.replace(b"binary_little_endian", b"binary_medium_endian")
+    if kind == "elements":
+        return content.replace(b"element vertex", b"element points")
     if kind == "type":
         return content.replace(b"property float opacity", b"property list uchar int opacity")
     return content
@@ -117,7 +122,8 @@ def broken(content: bytes, kind: str) -> bytes:
         ("header", "not a PLY file"),
         ("count", "broken PLY header at 'element vertex x'"),
         ("format", "unknown PLY format 'binary_medium_endian'"),
-        ("type", "lists"),
+        ("type", "cut short"),
+        ("elements", "expected vertices, got ['points']"),
     ],
 )
 def test_broken_files_are_said_in_one_line(tmp_path, kind, message):
@@ -132,20 +138,53 @@ def test_broken_files_are_said_in_one_line(tmp_path, kind, message):
 def test_values_that_cannot_be(tmp_path):
     path = tmp_path / "a.ply"
     parameters = parameters_of()
-    parameters["means"][2, 1] = float("nan")
+    parameters["means"][2:4, 1] = float("nan")
+    parameters["log_scales"][5, 0] = float("inf")
     write_3dgs_ply(path, parameters)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(UserError, match="a.ply: not finite: y in 2, scale_0 in 1 of 7 rows"):
         read_3dgs_ply(path)
-    parameters = parameters_of()
-    parameters["quaternions"][3] = 0
-    write_3dgs_ply(path, parameters)
-    with pytest.raises(ValueError, match="length 0"):
-        read_3dgs_ply(path)
-    with pytest.raises(FileNotFoundError, match="no PLY file at"):
+    with pytest.raises(UserError, match="no PLY file at"):
         read_3dgs_ply(tmp_path / "none.ply")
     path.write_text(ASCII_POINTS.replace("1 2 3 0 0 0\n", "1 2"))
-    with pytest.raises(ValueError, match="cut short or broken, expected 2 lines of 6 numbers"):
+    with pytest.raises(UserError, match="cut short or broken, expected 2 lines of 6 numbers"):
         read_ply_vertices(path)
+
+
+def test_values_at_the_end_of_their_range_are_replaced_and_counted(tmp_path, caplog):
+    """Fully opaque and invisible ones, flat ones and such without a rotation; all others stay as they are."""
+    parameters = parameters_of()
+    parameters["opacity_logits"][0], parameters["opacity_logits"][1] = float("inf"), float("-inf")
+    parameters["log_scales"][2, 2] = float("-inf")
+    parameters["quaternions"][3] = 0
+    write_3dgs_ply(tmp_path / "a.ply", parameters)
+    with caplog.at_level("WARNING"):
+        read = read_3dgs_ply(tmp_path / "a.ply")
+    assert "opacity infinite in 2, scale_ minus infinity (flat) in 1, rot_ of length 0 in 1 of 7 rows" in caplog.text
+    assert torch.sigmoid(read["opacity_logits"][:2]).tolist() == pytest.approx([1.0, 0.0], abs=1e-4)
+    assert read["log_scales"][2, 2].exp().item() == pytest.approx(1e-6, rel=1e-3)
+    assert read["quaternions"][3].tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert torch.equal(read["means"], parameters["means"]) and torch.equal(read["sh_dc"], parameters["sh_dc"])
+    assert torch.equal(read["opacity_logits"][2:], parameters["opacity_logits"][2:])
+    assert torch.equal(read["log_scales"][3:], parameters["log_scales"][3:])
+    assert torch.equal(read["quaternions"][4:], parameters["quaternions"][4:])
+
+
+@pytest.mark.parametrize("form", ["binary_little_endian", "binary_big_endian"])
+def test_elements_before_the_vertices_are_passed_over(tmp_path, form):
+    """A camera of two numbers, then a list of three and one of five values, then the Gaussians."""
+    parameters = parameters_of(n=5)
+    write_3dgs_ply(tmp_path / "a.ply", parameters)
+    columns = read_ply_vertices(tmp_path / "a.ply").columns
+    order = "<" if form == "binary_little_endian" else ">"
+    header = ["ply", f"format {form} 1.0", "element camera 1", "property float fx", "property double fy"]
+    header += ["element path 2", "property uchar id", "property list uchar short steps", "element vertex 5"]
+    header += [f"property float {name}" for name in columns] + ["end_header", ""]
+    body = struct.pack(f"{order}fd", 1.5, 2.5)
+    body += struct.pack(f"{order}BB3h", 7, 3, 1, 2, 3) + struct.pack(f"{order}BB5h", 8, 5, 1, 2, 3, 4, 5)
+    body += np.stack(list(columns.values()), 1).astype(f"{order}f4").tobytes()
+    (tmp_path / "b.ply").write_bytes("\n".join(header).encode() + body)
+    read = read_3dgs_ply(tmp_path / "b.ply")
+    assert all(torch.equal(read[name], parameters[name]) for name in parameters)
 
 
 def test_a_gaussian_ply_starts_other_representations(tmp_path):
@@ -160,7 +199,8 @@ def test_a_gaussian_ply_starts_other_representations(tmp_path):
     surface = source.isosurface()
     assert torch.allclose(mesh.v_pos.amax(0), surface.v_pos.amax(0), atol=1e-5)
     turned = read_start_mesh(str(path), MeshStartConfig(up="+y", front="+z"), 1.0)
-    assert torch.allclose(turned.v_pos, mesh.v_pos[:, [2, 0, 1]], atol=1e-6)
+    for statistic in (torch.mean, torch.std):  # vertices come in another order
+        assert torch.allclose(statistic(turned.v_pos, 0), statistic(mesh.v_pos[:, [2, 0, 1]], 0), atol=1e-5)
     encoding = {"otype": "HashGrid", "n_levels": 4, "n_features_per_level": 2, "log2_hashmap_size": 12, "base_resolution": 4, "per_level_scale": 1.5}
     field = threestudio.find("implicit-sdf")({"pos_encoding_config": encoding, "isosurface_resolution": 24})
     material = threestudio.find("no-material")({})

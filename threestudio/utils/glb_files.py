@@ -5,7 +5,7 @@ from typing import Any, Optional
 import numpy as np
 from PIL import Image
 
-from threestudio.utils.images import rgb_image
+from threestudio.utils.images import rgb_image, srgb_to_linear
 
 WORLD_TO_GLTF = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]])  # front +x to +z, up +z to +y
 _VERTICES, _INDICES = 34962, 34963  # ARRAY_BUFFER and ELEMENT_ARRAY_BUFFER of glTF 2.0, section 5.11.5
@@ -111,15 +111,3 @@ def _textured_material(
 
 def _image(texture: np.ndarray) -> Image.Image:
     return Image.fromarray(rgb_image(texture))
-
-
-def srgb_to_linear(color: np.ndarray) -> np.ndarray:
-    """Inverse sRGB transfer function (IEC 61966-2-1) on [0, 1]."""
-    color = np.clip(color, 0.0, 1.0)
-    return np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
-
-
-def linear_to_srgb(color: np.ndarray) -> np.ndarray:
-    """sRGB transfer function (IEC 61966-2-1) on [0, 1]."""
-    color = np.clip(color, 0.0, 1.0)
-    return np.where(color <= 0.0031308, color * 12.92, 1.055 * color ** (1 / 2.4) - 0.055)

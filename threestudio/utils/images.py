@@ -155,3 +155,15 @@ def cubemap_image(
 ) -> np.ndarray:  # [H, 6 W, 3], uint8
     """The six faces of a cube map in a row."""
     return np.concatenate([rgb_image(face, "HWC", data_range) for face in to_numpy(image)], axis=1)
+
+
+def srgb_to_linear(color: np.ndarray) -> np.ndarray:
+    """Inverse sRGB transfer function (IEC 61966-2-1) on [0, 1]."""
+    color = np.clip(color, 0.0, 1.0)
+    return np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
+
+
+def linear_to_srgb(color: np.ndarray) -> np.ndarray:
+    """sRGB transfer function (IEC 61966-2-1) on [0, 1]."""
+    color = np.clip(color, 0.0, 1.0)
+    return np.where(color <= 0.0031308, color * 12.92, 1.055 * color ** (1 / 2.4) - 0.055)

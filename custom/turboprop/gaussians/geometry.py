@@ -19,11 +19,10 @@ from .initial_points import (
     ColoredPoints,
     ball_points,
     file_points,
+    mesh_points,
     point_spacing,
     read_gaussians_or_points,
     sphere_points,
-    surface_points,
-    vertex_color_at,
 )
 from .meshing import gaussian_surface
 from .names import first_names
@@ -174,15 +173,15 @@ class GaussianSplatting(BaseGeometry):
                 )
             return self._adapted({name: state[name] for name in SHAPES if name in state})
         if cfg.load_ply_only_vertex:
-            return self._at_points(file_points(source, cfg.init_num_pts))
-        parameters, points = read_gaussians_or_points(source, cfg.init_num_pts)
+            return self._at_points(file_points(source, cfg.init_num_pts, "geometry.geometry_convert_from"))
+        parameters, points = read_gaussians_or_points(source, cfg.init_num_pts, "geometry.geometry_convert_from")
         return self._adapted(parameters) if points is None else self._at_points(points)
 
     def _shape_init(self) -> ColoredPoints:
         cfg = self.cfg
         kind, _, path = cfg.shape_init.partition(":")
         if kind == "mesh" and path:
-            return file_points(path, cfg.init_num_pts)
+            return file_points(path, cfg.init_num_pts, "geometry.shape_init")
         makers = {"ball": ball_points, "sphere": sphere_points}
         if cfg.shape_init not in makers:
             raise ValueError(f"geometry.shape_init: expected ball, sphere or mesh:<file>, got {cfg.shape_init!r}")
@@ -208,15 +207,8 @@ class GaussianSplatting(BaseGeometry):
         return geometry
 
     def init_from_mesh(self, mesh: Mesh, material: Any = None, steps: int = 0) -> None:
-        """Gaussians at `init_num_pts` points of a mesh's surface, with its colours or grey. Nothing is fitted.
-
-        A host that reads textured meshes keeps their colours as an extra, asked by triangle and corner weights.
-        """
-        color_at = mesh.extras["colors"].at if mesh.extras.get("has_colors") else None
-        if color_at is None and mesh.v_rgb is not None:
-            color_at = vertex_color_at(mesh.v_rgb.detach(), mesh.t_pos_idx)
-        points = surface_points(mesh.v_pos.detach(), mesh.t_pos_idx, color_at, self.cfg.init_num_pts)
-        self.set_parameters(self._at_points(points))
+        """Gaussians at `init_num_pts` points of a mesh's surface, with its colours or grey. Nothing is fitted."""
+        self.set_parameters(self._at_points(mesh_points(mesh, self.cfg.init_num_pts)))
 
     # ---------------------------------------------------------------------------------------- the numbers
 

@@ -55,6 +55,12 @@ def gaussian_surface(
     from scipy.ndimage import maximum_filter
     from skimage.measure import marching_cubes
 
+    most = float(gaussians.opacities.sum())  # where all are at one place; a grid of large Gaussians takes minutes
+    if not most > threshold:
+        raise EmptyDensity(
+            f"no surface: the Gaussians' density is at most {most:.4g}, the sum of their opacities, "
+            f"the surface's is {threshold:g}"
+        )
     density, origin, spacing = density_grid(gaussians, colors, resolution)
     if not density.max() > threshold:
         raise EmptyDensity(

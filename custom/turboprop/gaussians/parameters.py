@@ -6,6 +6,7 @@ of spherical harmonics (Kerbl et al. 2023, 3D Gaussian Splatting, section 4 and 
 
 from __future__ import annotations
 
+import math
 from typing import Dict, NamedTuple
 
 import torch
@@ -23,6 +24,11 @@ SHAPES = {
     "sh_rest": (-1, 3),  # degrees 1 and up, in the order l = 1: -1, 0, 1; l = 2: -2, ...
     "normals": (3,),
 }
+
+# What a file's infinite opacity logit becomes: an opacity of 0.99995, which still has a gradient.
+LARGEST_LOGIT = 10.0
+# What a file's log scale of minus infinity, of a Gaussian that is flat, becomes: a millionth of a world unit.
+LEAST_LOG_SCALE = math.log(1e-6)
 
 Parameters = Dict[str, Tensor]  # each [N, ...]
 

@@ -2,29 +2,28 @@
 
 The Gaussians' layout is the one that viewers read: one binary little endian float32 vertex for each, with
 x y z, nx ny nz, f_dc_0..2, f_rest_0.. (all of red, then green, then blue), opacity (logit), scale_0..2 (log),
-rot_0..3 (wxyz).
+rot_0..3 (wxyz). Compressed files (compressed_ply.py) give the same columns.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Dict, NamedTuple, Optional, Union
 
 import numpy as np
+import threestudio
 import torch
+from threestudio.utils.errors import UserError
+from threestudio.utils.mesh_reading.part import unit_colors
+from threestudio.utils.mesh_reading.ply_tables import read_ply_header, read_ply_tables
 from torch import Tensor
 
-from .parameters import Parameters
+from .compressed_ply import decompressed, is_compressed
+from .parameters import LARGEST_LOGIT, LEAST_LOG_SCALE, Parameters
 from .spherical_harmonics import MAX_DEGREE, sh_size, sh_to_rgb
 
 PathLike = Union[str, Path]
-_TYPES = {
-    "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1",
-    "short": "i2", "int16": "i2", "ushort": "u2", "uint16": "u2",
-    "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4",
-    "float": "f4", "float32": "f4", "double": "f8", "float64": "f8",
-}  # fmt: skip
-_BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}
 _POSITION = ("x", "y", "z")
 _GAUSSIAN = (
     "f_dc_0",
@@ -42,102 +41,73 @@ class PlyVertices(NamedTuple):
 
 
 def read_ply_vertices(path: PathLike) -> PlyVertices:
-    """The vertex element of a PLY file, ASCII or binary.
+    """The vertices of a PLY file in text or bytes, wherever they stand in it; compressed Gaussians are unpacked.
 
-    Raises FileNotFoundError; ValueError, in one line with the path, for a file that is no PLY, is cut short or has
-    lists among its vertex properties.
+    Raises UserError, in one line with the path, for a file that is missing, no PLY, cut short or without vertices.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no PLY file at {path}")
-    content = path.read_bytes()
-    end = content.find(b"end_header")
-    body_start = content.find(b"\n", end) + 1
-    if not content.startswith(b"ply") or end < 0 or body_start == 0:
-        raise ValueError(f"{path}: not a PLY file (no header)")
-    form, elements = _parse_header(path, content[:end].decode("ascii", "replace"))
-    if form not in _BYTE_ORDERS:
-        raise ValueError(f"{path}: unknown PLY format {form!r}, expected one of {', '.join(_BYTE_ORDERS)}")
-    if not elements or elements[0][0] != "vertex":
-        raise ValueError(
-            f"{path}: expected a PLY file that begins with its vertices, got {[name for name, _, _ in elements]}"
-        )
-    _, count, properties = elements[0]
-    if any(kind not in _TYPES for _, kind in properties):
-        raise ValueError(
-            f"{path}: vertex properties of unknown type or lists: {[k for _, k in properties if k not in _TYPES]}"
-        )
-    columns = _read_table(path, content[body_start:], form, count, properties)
-    return PlyVertices(columns, any(name == "face" and n > 0 for name, n, _ in elements))
+    path = str(path)
+    if not os.path.isfile(path):
+        raise UserError(f"no PLY file at {path}")
+    header = read_ply_header(path)
+    tables = read_ply_tables(path, header, ("chunk", "vertex", "sh"))
+    if "vertex" not in tables:
+        raise UserError(f"{path}: expected vertices, got {[element.name for element in header.elements]}")
+    has_faces = header.rows("face") > 0 or header.rows("tristrips") > 0
+    if is_compressed(header.names("vertex")):
+        return PlyVertices(decompressed(path, tables), has_faces)
+    return PlyVertices({n: c for n, c in tables["vertex"].items() if isinstance(c, np.ndarray)}, has_faces)
 
 
-def _parse_header(path: Path, header: str) -> tuple[str, list]:
-    """(format, [(element, count, [(property, type)])])"""
-    form, elements = "", []
+def holds_gaussians(path: PathLike) -> bool:
+    """Whether a PLY file's header names the columns of 3D Gaussians, compressed or not, and no faces."""
     try:
-        for line in header.splitlines()[1:]:
-            words = line.split()
-            if words[:1] == ["format"]:
-                form = words[1]
-            elif words[:1] == ["element"]:
-                elements.append((words[1], int(words[2]), []))
-            elif words[:1] == ["property"]:
-                elements[-1][2].append((words[-1], words[1]))
-    except (IndexError, ValueError) as error:
-        raise ValueError(f"{path}: broken PLY header at {line!r}") from error
-    return form, elements
+        header = read_ply_header(str(path))
+    except UserError:
+        return False
+    names = header.names("vertex")
+    return (is_compressed(names) or is_gaussian_ply(names)) and header.rows("face") == 0
 
 
-def _read_table(path: Path, body: bytes, form: str, count: int, properties: list) -> Dict[str, np.ndarray]:
-    """Columns [count] of the first element."""
-    names = [name for name, _ in properties]
-    if form != "ascii":
-        dtype = np.dtype([(name, _BYTE_ORDERS[form] + _TYPES[kind]) for name, kind in properties])
-        needed = count * dtype.itemsize
-        if len(body) < needed:
-            raise ValueError(f"{path}: cut short, {count} vertices need {needed} bytes, the file has {len(body)}")
-        table = np.frombuffer(body, dtype, count)
-        return {name: table[name].copy() for name in names}
-    rows = [row.split() for row in body.decode("ascii", "replace").splitlines()[:count]]
-    if len(rows) < count or any(len(row) != len(names) for row in rows):
-        raise ValueError(f"{path}: cut short or broken, expected {count} lines of {len(names)} numbers")
-    try:
-        table = np.array(rows, np.float64).reshape(count, len(names))
-    except ValueError as error:
-        raise ValueError(f"{path}: a vertex is not made of numbers ({error})") from error
-    return {name: table[:, i].astype(_TYPES[kind]) for i, (name, kind) in enumerate(properties)}
+def is_gaussian_ply(names: Union[Dict[str, np.ndarray], list]) -> bool:
+    """Whether vertices with these columns are 3D Gaussians."""
+    return "f_dc_0" in names or "opacity" in names and "rot_0" in names
 
 
 def _columns(path: PathLike, columns: Dict[str, np.ndarray], names: tuple, wanted_for: str) -> np.ndarray:
-    """[N, len(names)] float32"""
+    """[N, len(names)] float32, which may hold infinite numbers and such that are none."""
     missing = [name for name in names if name not in columns]
     if missing:
-        raise ValueError(
-            f"{path}: {wanted_for} need the columns {', '.join(missing)}; the file has {', '.join(columns)}"
-        )
-    table = np.stack([columns[name] for name in names], 1).astype(np.float32)
-    if not np.isfinite(table).all():
-        raise ValueError(f"{path}: a value among {', '.join(names)} is not finite")
+        lacking, there = ", ".join(missing), ", ".join(columns)
+        raise UserError(f"{path}: {wanted_for} need the columns {lacking}; the file has {there}")
+    with np.errstate(over="ignore"):
+        return np.stack([columns[name] for name in names], 1).astype(np.float32)
+
+
+def _check_finite(path: PathLike, table: np.ndarray, names: tuple) -> np.ndarray:  # [N, len(names)]
+    """The table; UserError with the columns that have numbers which are not finite, and in how many rows."""
+    broken = ~np.isfinite(table)
+    if broken.any():
+        counts = ", ".join(f"{name} in {n}" for name, n in zip(names, broken.sum(0)) if n)
+        raise UserError(f"{path}: not finite: {counts} of {len(table)} rows")
     return table
-
-
-def is_gaussian_ply(columns: Dict[str, np.ndarray]) -> bool:
-    return "f_dc_0" in columns or "opacity" in columns and "rot_0" in columns
 
 
 def points_of(path: PathLike, columns: Dict[str, np.ndarray]) -> tuple[Tensor, Optional[Tensor]]:
     """Points [N, 3] and, where the file has red, green and blue or f_dc_0..2, colours [N, 3] in [0, 1]."""
-    points = torch.from_numpy(_columns(path, columns, _POSITION, "points"))
+    table = _check_finite(path, _columns(path, columns, _POSITION, "points"), _POSITION)
+    points = torch.from_numpy(table)
     if len(points) == 0:
-        raise ValueError(f"{path}: has no points")
+        raise UserError(f"{path}: has no points")
     if "f_dc_0" in columns:
-        return points, sh_to_rgb(torch.from_numpy(_columns(path, columns, _GAUSSIAN[:3], "colours"))).clamp(0, 1)
+        names = _GAUSSIAN[:3]
+        harmonics = _check_finite(path, _columns(path, columns, names, "colours"), names)
+        return points, sh_to_rgb(torch.from_numpy(harmonics)).clamp(0, 1)
     if "red" not in columns:
         return points, None
-    colors = torch.from_numpy(_columns(path, columns, ("red", "green", "blue"), "colours"))
-    kind = columns["red"].dtype
-    largest = float(np.iinfo(kind).max) if kind.kind in "iu" else 1.0
-    return points, (colors / largest).clamp(0, 1)
+    names = ("red", "green", "blue")
+    _check_finite(path, _columns(path, columns, names, "colours"), names)
+    rgb = unit_colors(np.stack([columns[name] for name in names], 1))
+    return points, torch.from_numpy(rgb.astype(np.float32))
 
 
 def read_3dgs_ply(path: PathLike) -> Parameters:
@@ -146,12 +116,17 @@ def read_3dgs_ply(path: PathLike) -> Parameters:
 
 
 def gaussians_of(path: PathLike, columns: Dict[str, np.ndarray]) -> Parameters:
-    table = torch.from_numpy(_columns(path, columns, (*_POSITION, *_GAUSSIAN), "3D Gaussians"))
+    """Raw parameters of Gaussians given by a file's columns.
+
+    What a Gaussian may come near to but not be is replaced, with a warning that counts the rows: infinite opacities,
+    scales of zero, rotations of length 0. Raises UserError for columns that are missing or not finite.
+    """
+    names = (*_POSITION, *_GAUSSIAN)
+    table = _columns(path, columns, names, "3D Gaussians")
     if len(table) == 0:
-        raise ValueError(f"{path}: has no Gaussians")
+        raise UserError(f"{path}: has no Gaussians")
+    table = torch.from_numpy(_check_finite(path, _mended(path, table, names), names))
     means, dc, opacity, log_scales, quaternions = table.split([3, 3, 1, 3, 4], 1)
-    if bool((quaternions.abs().amax(1) == 0).any()):
-        raise ValueError(f"{path}: a rotation rot_0..3 has length 0")
     parameters = {
         "means": means.clone(),
         "log_scales": log_scales.clone(),
@@ -163,10 +138,32 @@ def gaussians_of(path: PathLike, columns: Dict[str, np.ndarray]) -> Parameters:
     if count:
         sizes = {3 * (sh_size(degree) - 1) for degree in range(1, MAX_DEGREE + 1)}
         if count not in sizes:
-            raise ValueError(f"{path}: expected 0, 9, 24 or 45 columns f_rest_, got {count}")
-        rest = torch.from_numpy(_columns(path, columns, tuple(f"f_rest_{i}" for i in range(count)), "harmonics"))
+            raise UserError(f"{path}: expected 0, 9, 24 or 45 columns f_rest_, got {count}")
+        rest_names = tuple(f"f_rest_{i}" for i in range(count))
+        rest = torch.from_numpy(_check_finite(path, _columns(path, columns, rest_names, "harmonics"), rest_names))
         parameters["sh_rest"] = rest.reshape(len(rest), 3, -1).transpose(1, 2).contiguous()
     return parameters
+
+
+def _mended(path: PathLike, table: np.ndarray, names: tuple) -> np.ndarray:
+    """The table [N, len(names)] without infinite logits, scales of zero and rotations of length 0."""
+    opacity = table[:, [names.index("opacity")]]
+    log_scales = table[:, [names.index(f"scale_{i}") for i in range(3)]]
+    quaternions = table[:, [names.index(f"rot_{i}") for i in range(4)]]
+    cases = {
+        "opacity infinite": np.isinf(opacity).any(1),
+        "scale_ minus infinity (flat)": np.isneginf(log_scales).any(1),
+        "rot_ of length 0": (quaternions == 0).all(1),
+    }
+    found = [f"{name} in {rows.sum()}" for name, rows in cases.items() if rows.any()]
+    if not found:
+        return table
+    threestudio.warn(f"{path}: {', '.join(found)} of {len(table)} rows; replaced by what is nearest and finite")
+    opacity = np.where(np.isinf(opacity), np.sign(opacity) * LARGEST_LOGIT, opacity)
+    log_scales = np.where(np.isneginf(log_scales), LEAST_LOG_SCALE, log_scales)
+    quaternions = np.where((quaternions == 0).all(1, keepdims=True), [1.0, 0.0, 0.0, 0.0], quaternions)
+    before = table[:, : names.index("opacity")]
+    return np.concatenate([before, opacity, log_scales, quaternions], 1).astype(np.float32)
 
 
 def write_3dgs_ply(path: PathLike, parameters: Parameters) -> None:

@@ -1,8 +1,9 @@
-"""The geometry as a file: a mesh with baked textures or vertex colours, or its Gaussians. Runs on any device."""
+"""The geometry as a file: a mesh with baked textures or vertex colours, or what a plugin writes. Runs on any device."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Dict, List, Optional
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 import threestudio
 from threestudio.models.background.base import BaseBackground
 from threestudio.models.exporters.base import Exporter, ExporterOutput
+from threestudio.models.exporters.formats import export_format_names, find_export_format
 from threestudio.models.exporters.simplification import is_watertight, simplify
 from threestudio.models.exporters.texture_baking import (
     DenseSurface,
@@ -28,7 +30,7 @@ from threestudio.utils.memory import check_memory
 from threestudio.utils.ops import chunk_batch
 
 POINTS_AT_ONCE = 2**18
-FORMATS = ("obj-mtl", "obj", "glb", "ply", "stl", "3dgs-ply")
+MESH_FORMATS = ("obj-mtl", "obj", "glb", "ply", "stl")
 TEXTURED = ("obj-mtl", "glb")
 UP_AXES = ("auto", "y", "z")
 # What a material may export, and the key of the map that the saving functions take.
@@ -44,7 +46,7 @@ class MeshExporter(Exporter):
     @dataclass
     class Config(Exporter.Config):
         # obj-mtl: OBJ, MTL and textures; glb: one file with its textures; obj, ply: vertex colours; stl: shape alone;
-        # 3dgs-ply: the Gaussians of a geometry that is made of them, as viewers of Gaussian splatting read them
+        # others as plugins register them (exporters/formats.py)
         fmt: str = "obj-mtl"
         save_name: str = "model"  # file name without ending
         save_normal: bool = False  # write vertex normals (not in stl)
@@ -66,7 +68,9 @@ class MeshExporter(Exporter):
     def configure(self, geometry: BaseGeometry, material: BaseMaterial, background: BaseBackground) -> None:
         super().configure(geometry, material, background)
         cfg = self.cfg
-        for key, allowed in (("fmt", FORMATS), ("up_axis", UP_AXES), ("context_type", ("gl", "cuda"))):
+        self._format = None if cfg.fmt in MESH_FORMATS else find_export_format(cfg.fmt)
+        formats = (*MESH_FORMATS, *export_format_names())
+        for key, allowed in (("fmt", formats), ("up_axis", UP_AXES), ("context_type", ("gl", "cuda"))):
             value = getattr(cfg, key)
             if value not in allowed:
                 message = f"exporter.{key}: expected one of {', '.join(allowed)}, got {value!r}"
@@ -77,6 +81,8 @@ class MeshExporter(Exporter):
             raise UserError(f"exporter.texture_size: expected 1 to {LARGEST_TEXTURE}, got {cfg.texture_size}")
         if cfg.simplify_to != 0 and cfg.simplify_to < 4:
             raise UserError(f"exporter.simplify_to: expected 0 (off) or at least 4 faces, got {cfg.simplify_to}")
+        if self._format is not None:
+            self._format.check(geometry)
 
     @property
     def textured(self) -> bool:
@@ -86,8 +92,9 @@ class MeshExporter(Exporter):
     def __call__(self) -> List[ExporterOutput]:
         """Raises EmptyFieldError where the geometry has no surface, UserError where it is no sound mesh."""
         fmt, name = self.cfg.fmt, self.cfg.save_name
-        if fmt == "3dgs-ply":
-            return [ExporterOutput(f"{name}.ply", "written", {"write": self.geometry.export_gaussians_ply})]
+        if self._format is not None:
+            write = partial(self._format.write, self.geometry)
+            return [ExporterOutput(f"{name}{self._format.ending}", "written", {"write": write})]
         if self.textured:
             size = self.cfg.texture_size
             check_memory(BYTES_BY_TEXEL * size**2, self._device(), "exporter.texture_size", size)

@@ -70,10 +70,6 @@ class BaseGeometry(BaseModule):
         """The surface as a mesh in world units."""
         raise UserError(f"{type(self).__name__} has no surface to make a mesh of")
 
-    def export_gaussians_ply(self, path: str) -> None:
-        """Writes the Gaussians of a geometry that is made of them, as viewers of 3D Gaussian splatting read them."""
-        raise UserError(f"exporter.fmt: 3dgs-ply is for geometries of Gaussians, {type(self).__name__} has none")
-
 
 class BaseImplicitGeometry(BaseGeometry):
     """A field over space. A subclass defines forward, forward_density or forward_sdf, forward_field and forward_level."""

@@ -15,9 +15,9 @@ from threestudio.models.geometry.shape_init import place_in_box, warn_if_open
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.mesh import Mesh
 from threestudio.utils.errors import UserError
-from threestudio.utils.mesh_checks import holds_gaussians
-from threestudio.utils.mesh_reading import SurfaceColors, load_mesh_file, rotation_to_world
+from threestudio.utils.mesh_reading import load_mesh_file
 from threestudio.utils.ops import get_activation
+from threestudio.utils.surface_sampling import cumulative_areas, draw_on_surface
 
 POINTS_PER_STEP = 2**13
 LARGEST_POOL = 2**17  # points whose distance to the mesh is known to a fit
@@ -43,29 +43,12 @@ def read_start_mesh(path: str, cfg: MeshStartConfig, radius: float) -> Mesh:
         raise UserError(f"system.init_from_mesh_options.size: expected > 0 or null, got {cfg.size}")
     if cfg.steps < 1:
         raise UserError(f"system.init_from_mesh_options.steps: expected >= 1, got {cfg.steps}")
-    if holds_gaussians(path):
-        mesh = gaussians_as_mesh(path, cfg.up or "+z", cfg.front or "+x")
-    else:
-        mesh = load_mesh_file(path, cfg.up, cfg.front, key="system.init_from_mesh")
+    mesh = load_mesh_file(path, cfg.up, cfg.front, key="system.init_from_mesh")
     warn_if_open(mesh, path)
     mesh.v_pos = place_in_box(
         mesh.v_pos, cfg.size, radius, path, "system.init_from_mesh", "system.init_from_mesh_options.size"
     )
     return mesh
-
-
-def gaussians_as_mesh(path: str, up: str, front: str) -> Mesh:
-    """The surface of the 3D Gaussians in a PLY file, with their colours, as a mesh file would be read."""
-    geometry = threestudio.find("gaussian-splatting")({"geometry_convert_from": path})
-    mesh = geometry.isosurface()
-    rotation = torch.from_numpy(rotation_to_world(up, front)).to(mesh.v_pos)
-    corner_rgb = mesh.v_rgb[mesh.t_pos_idx].cpu()
-    without_texture = torch.full((corner_rgb.shape[0],), -1)
-    turned = Mesh(mesh.v_pos @ rotation.T, mesh.t_pos_idx)
-    turned.set_vertex_color(mesh.v_rgb)
-    turned.add_extra("colors", SurfaceColors(corner_rgb, corner_rgb.new_zeros(*corner_rgb.shape[:2], 2), without_texture, []))
-    turned.add_extra("has_colors", True)
-    return turned
 
 
 class SurfacePoints(NamedTuple):
@@ -81,19 +64,13 @@ class SurfaceSampler:
         self._mesh = mesh
         corners = mesh.v_pos[mesh.t_pos_idx].double()
         cross = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0], dim=-1)
-        self._area = cross.norm(dim=-1).cumsum(0)
-        if not bool(self._area[-1] > 0):
-            raise UserError("system.init_from_mesh: the mesh's triangles have no area")
+        self._total = cumulative_areas(mesh.v_pos, mesh.t_pos_idx)
         self._normals = F.normalize(cross, dim=-1).float()
         self._colored = bool(mesh.extras.get("has_colors"))
 
     def __call__(self, count: int) -> SurfacePoints:
         mesh = self._mesh
-        drawn = torch.rand(count, dtype=torch.float64) * self._area[-1]
-        face = torch.searchsorted(self._area, drawn, right=True).clamp(max=self._area.shape[0] - 1)
-        # Uniform in a triangle (Osada et al. 2002, Shape Distributions, eq. 1).
-        root, along = torch.rand(count).sqrt(), torch.rand(count)
-        weights = torch.stack([1 - root, root * (1 - along), root * along], -1)
+        face, weights = draw_on_surface(self._total, count)
         points = (weights[..., None] * mesh.v_pos[mesh.t_pos_idx[face]]).sum(1)
         rgb = mesh.extras["colors"].at(face, weights) if self._colored else None
         return SurfacePoints(points, self._normals[face], rgb)

@@ -1,6 +1,5 @@
 """Meshes of others are read in place and with their colours; what is broken is one clear line."""
 
-import json
 import struct
 
 import numpy as np
@@ -11,7 +10,7 @@ from PIL import Image
 
 from threestudio.models.exporters.simplification import is_watertight
 from threestudio.utils.errors import UserError
-from threestudio.utils.mesh_reading import load_mesh_file, rotation_to_world, sample_bilinear
+from threestudio.utils.mesh_reading import Texture, load_mesh_file, rotation_to_world
 
 CORNER = np.array([0.3, 0.2, 0.6])
 
@@ -104,7 +103,8 @@ def test_parts_of_a_scene_come_together(tmp_path):
     mesh = load_mesh_file(path)
     assert mesh.t_pos_idx.shape == (24, 3) and is_watertight(mesh)
     right = mesh.v_pos[:, 1] > 1.5  # the file's x is the world's y
-    assert np.allclose(mesh.v_rgb[right], [0, 0, 1], atol=0.01) and np.allclose(mesh.v_rgb[~right], [1, 0, 0], atol=0.01)
+    assert np.allclose(mesh.v_rgb[right], [0, 0, 1], atol=0.01)
+    assert np.allclose(mesh.v_rgb[~right], [1, 0, 0], atol=0.01)
     assert trimesh.Trimesh(mesh.v_pos, mesh.t_pos_idx, process=False).volume == pytest.approx(2.0)
 
 
@@ -117,10 +117,22 @@ def test_an_inside_out_solid_is_turned(tmp_path):
     assert trimesh.Trimesh(read.v_pos, read.t_pos_idx, process=False).volume > 0
 
 
-def test_bilinear_sampling():
-    texture = torch.tensor([[[0.0], [1.0]], [[2.0], [3.0]]])
+def test_textures_are_sampled_between_their_texels():
+    texels = torch.tensor([[[0], [51]], [[102], [153]]], dtype=torch.uint8).repeat(1, 1, 3)
     uv = torch.tensor([[0.25, 0.25], [0.5, 0.5], [0.75, 0.75], [1.25, 0.25], [0.0, 0.25]])
-    assert sample_bilinear(texture, uv)[:, 0].tolist() == pytest.approx([0, 1.5, 3, 0, 0.5])
+    assert Texture(texels).at(uv)[:, 0].tolist() == pytest.approx([0, 0.3, 0.6, 0, 0.1])
+    assert Texture(texels, nearest=True).at(uv)[:, 0].tolist() == pytest.approx([0, 0.6, 0.6, 0, 0])
+
+
+@pytest.mark.parametrize("wrap, expected", [("repeat", "aabbaabb"), ("mirror", "bbaaaabbbbaa"), ("clamp", "aaaabbbb")])
+def test_textures_go_on_outside(wrap, expected):
+    """A row of two texels, a and b, looked at from u = -1 (mirror) or -0.5 on, four times a texel's width."""
+    texels = torch.tensor([[[0, 0, 0], [255, 255, 255]]], dtype=torch.uint8)
+    start = {"repeat": -1.0, "mirror": -1.0, "clamp": -0.5}[wrap]
+    u = start + (torch.arange(len(expected)) + 0.5) / 4
+    uv = torch.stack([u, torch.full_like(u, 0.5)], -1)
+    seen = Texture(texels, wrap, wrap, nearest=True).at(uv)[:, 0]
+    assert "".join("ab"[int(value)] for value in seen) == expected
 
 
 # ------------------------------------------------------------------------------------ bad input
@@ -138,18 +150,12 @@ def test_a_file_cut_short_says_so(tmp_path, ending, share):
     assert "\n" not in str(error.value) and path.name in str(error.value)
 
 
-def write_ply_of_points(path, gaussians):
-    names = ["x", "y", "z", *(["f_dc_0", "opacity"] if gaussians else [])]
-    header = ["ply", "format binary_little_endian 1.0", "element vertex 2", *(f"property float {n}" for n in names), "end_header\n"]
-    path.write_bytes("\n".join(header).encode() + struct.pack(f"<{2 * len(names)}f", *range(2 * len(names))))
-
-
 def test_what_is_no_mesh_is_named(tmp_path):
     cases = []
-    for gaussians, message in ((True, "holds 3D Gaussians"), (False, "holds points")):
-        path = tmp_path / f"{gaussians}.ply"
-        write_ply_of_points(path, gaussians)
-        cases.append((path, message))
+    columns = [f"property float {name}" for name in "xyz"]
+    header = ["ply", "format binary_little_endian 1.0", "element vertex 2", *columns, "end_header\n"]
+    (tmp_path / "points.ply").write_bytes("\n".join(header).encode() + struct.pack("<6f", *range(6)))
+    cases.append((tmp_path / "points.ply", "holds points"))
     nan = box()
     nan.vertices[3, 1] = np.nan
     nan.export(str(tmp_path / "nan.stl"))
@@ -181,6 +187,3 @@ def test_a_missing_texture_is_named(tmp_path):
     (tmp_path / "material.mtl").unlink()
     with pytest.raises(UserError, match="names the material file material.mtl"):
         load_mesh_file(str(tmp_path / "square.obj"))
-    (tmp_path / "far.gltf").write_text(json.dumps({"asset": {"version": "2.0"}, "images": [{"uri": "gone.png"}]}))
-    with pytest.raises(UserError, match="names the texture gone.png"):
-        load_mesh_file(str(tmp_path / "far.gltf"))

@@ -1,0 +1,74 @@
+"""Files that a mesh file names: where they are, as people and programs of other systems write it, and pictures."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from typing import Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from threestudio.utils.errors import UserError
+
+
+def find_named_file(folder: str, name: str) -> Optional[str]:
+    """The path of the file that a mesh file in `folder` calls `name`; None where there is none.
+
+    Backslashes separate folders too, upper and lower case need not agree, and a full path of another machine stands
+    for the file of that name beside the mesh.
+    """
+    name = name.strip().strip("\"'")
+    for spelling in (name, name.replace("\\", "/")):
+        path = os.path.join(folder, spelling)
+        if spelling and os.path.isfile(path):
+            return path
+    parts = [part for part in re.split(r"[\\/]+", name) if part not in ("", ".")]
+    is_absolute = name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) is not None
+    path = _by_any_case(folder, parts[-1:] if is_absolute else parts)
+    return path if parts and path and os.path.isfile(path) else None
+
+
+def _by_any_case(folder: str, parts: list[str]) -> Optional[str]:
+    path = folder
+    for part in parts:
+        if part == "..":
+            path = os.path.join(path, part)
+            continue
+        try:
+            entries = sorted(os.listdir(path or "."))
+        except OSError:
+            return None
+        matches = [entry for entry in entries if entry.lower() == part.lower()]
+        if not matches:
+            return None
+        path = os.path.join(path, part if part in matches else matches[0])
+    return path
+
+
+def named_file(path: str, name: str, what: str) -> str:
+    """As find_named_file, for a name that the file `path` has; UserError where there is none. what: "the texture"."""
+    found = find_named_file(os.path.dirname(path), name)
+    if found is None:
+        raise UserError(f"{path} names {what} {name}, which is not there")
+    return found
+
+
+def read_picture(source: str | bytes, label: str) -> Tensor:  # [H, W, 3] uint8, sRGB
+    """A picture's texels, of a path or of a file's bytes; `label` names it where it cannot be read (UserError)."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if image.mode == "F" or image.mode.startswith("I"):
+                grey = np.asarray(image, np.float64) / (1.0 if image.mode == "F" else 65535.0)
+                texels = np.repeat((grey.clip(0, 1) * 255.0).round().astype(np.uint8)[..., None], 3, -1)
+            else:
+                texels = np.array(image.convert("RGB"))
+    # PIL's readers raise these for what is broken, unknown or too large.
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{label} cannot be read as a picture ({reason})") from error
+    return torch.from_numpy(texels)
