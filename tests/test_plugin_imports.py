@@ -1,6 +1,8 @@
 """What the plugin imports: what the host has, nothing by a path out of its folder, nothing heavy until it is used."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ PLUGIN = Path(__file__).resolve().parents[1] / "custom" / "turboprop"
 FILES = sorted(PLUGIN.rglob("*.py"))
 NAMES = [str(path.relative_to(PLUGIN)) for path in FILES]
 
+# Modules of classes that derive from a heavy package's; they are themselves imported where they are used.
+LATE = {"teachers/multi_view/network.py"}
 HEAVY = {"diffusers", "transformers", "trimesh", "skimage", "matplotlib", "imageio", "warp", "xatlas", "scipy"}
 
 
@@ -60,7 +64,16 @@ def test_no_import_leaves_the_plugin(path):
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_heavy_packages_are_imported_where_they_are_used(path):
-    assert imported_at_once(tree_of(path).body) & HEAVY == set()
+    if str(path.relative_to(PLUGIN)) not in LATE:
+        assert imported_at_once(tree_of(path).body) & HEAVY == set()
+
+
+def test_the_plugin_comes_without_diffusers():
+    """In a process of its own: no module of LATE is imported on the way. (Lightning's metrics import transformers.)"""
+    code = "import sys, threestudio, custom.turboprop; print([name for name in sys.modules if name == 'diffusers'])"
+    root = str(PLUGIN.parents[1])
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1] == "[]"
 
 
 def test_the_plugin_was_walked():
