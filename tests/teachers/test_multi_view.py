@@ -221,6 +221,9 @@ def test_conditions_follow_one_another_and_are_cut_between_sets():
         joined.take(6)
     plain = MultiViewCondition(draws(2, 3, 2), None)
     assert plain.cat([plain]).cameras is None and plain.take(1).cameras is None
+    for other in (MultiViewCondition(draws(4, 3, 2), draws(4, 16), 2), MultiViewCondition(draws(4, 3, 2), None, 4)):
+        with pytest.raises(ValueError, match="expected sets of one size, all with cameras or all without"):
+            first.cat([other])
 
 
 def test_a_camera_is_needed(teacher):

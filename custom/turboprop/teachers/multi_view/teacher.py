@@ -34,7 +34,10 @@ class MultiViewCondition:
     num_views: int = 1
 
     def cat(self, others: Sequence["MultiViewCondition"]) -> "MultiViewCondition":
+        """Raises ValueError for sets of other sizes, or where only some know their cameras."""
         parts = [self, *others]
+        if len({(part.num_views, part.cameras is None) for part in parts}) > 1:
+            raise ValueError("expected sets of one size, all with cameras or all without")
         embeddings = torch.cat([part.embeddings for part in parts])
         if self.cameras is None:
             return MultiViewCondition(embeddings, None, self.num_views)
