@@ -81,6 +81,15 @@ def test_inversion_takes_it_too(tiny_mv_folder, prompt_utils):
     assert output["loss_sdi"].isfinite() and output["loss_sdi"] > 0
 
 
+def test_vsd_takes_it_with_a_network_of_single_views_for_the_renders(tiny_mv_folder, tiny_sd_folder, prompt_utils):
+    keys = {"pretrained_model_name_or_path": str(tiny_mv_folder), "n_view": 4}
+    with pytest.raises(ValueError, match="pretrained_model_name_or_path_lora: MultiViewTeacher has no network"):
+        threestudio.find("turboprop-vsd-guidance")(keys)
+    keys["pretrained_model_name_or_path_lora"] = str(tiny_sd_folder)
+    output = call(threestudio.find("turboprop-vsd-guidance")(keys), prompt_utils(), batch())
+    assert output["loss_vsd"].isfinite() and output["loss_vsd"] > 0 and output["loss_lora"] > 0
+
+
 def test_each_view_is_asked_about_with_its_own_prompt_and_camera(tiny_mv_folder, prompt_utils):
     guidance = threestudio.find(ASD)({"ckpt_path": str(tiny_mv_folder)})
     utils, data = prompt_utils(), batch()
