@@ -205,7 +205,8 @@ def test_the_spread_is_a_sets():
     latents = torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     deviation = spread(latents, 3)
     assert deviation.shape == (6, 1, 1, 1)
-    torch.testing.assert_close(deviation.flatten(), torch.stack([latents[:3].std(), latents[3:].std()]).repeat_interleave(3))
+    by_set = torch.stack([latents[:3].std(), latents[3:].std()])
+    torch.testing.assert_close(deviation.flatten(), by_set.repeat_interleave(3))
 
 
 def test_recon_loss_is_one_key(tiny_mv_folder, prompt_utils):

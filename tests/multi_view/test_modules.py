@@ -73,7 +73,8 @@ def test_bad_input(changes, message):
 def test_a_random_background_is_one_for_all_views_or_one_for_each(shared):
     name = "mvdream-neural-environment-map-background"
     background = threestudio.find(name)({"random_aug": True, "random_aug_prob": 1.0, "share_aug_bg": shared})
-    directions = torch.nn.functional.normalize(torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
+    drawn = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    directions = torch.nn.functional.normalize(drawn, dim=-1)
     torch.manual_seed(0)
     color = background.train()(directions)
     assert color.shape == (4, 3, 3, 3)

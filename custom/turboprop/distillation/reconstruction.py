@@ -20,7 +20,7 @@ def reconstruction_gradient(
     n_view: int,  # samples of a set, over which the spread is taken
     std_rescale: float,  # share of the rescaled latents, in [0, 1]
 ) -> Distillation:
-    """z - z_hat: the render goes to the guided clean latents (MVDream, Shi et al. 2023, arXiv 2308.16512, its appendix).
+    """z - z_hat: the render goes to the guided clean latents (MVDream, Shi et al. 2023, arXiv 2308.16512, appendix).
 
     It is SDS with w(t) = s_t / a_t but for the rescaling. Large guidance scales spread z_hat's values out and saturate
     colours, so z_hat is mixed with itself at the spread of the clean latents without guidance (Lin et al. 2023, arXiv

@@ -18,8 +18,8 @@ from .cameras import CAMERA_NUMBERS
 class MultiViewUNet(ModelMixin, ConfigMixin):
     """A UNet over sets of views.
 
-    `unet_config` holds the arguments of the UNet2DConditionModel inside. `camera_encoding` says which sixteen numbers of a
-    camera it was trained with (`cameras.camera_numbers`), `num_views` how many views its sets had.
+    `unet_config` holds the arguments of the UNet2DConditionModel inside. `camera_encoding` says which sixteen numbers
+    of a camera it was trained with (`cameras.camera_numbers`), `num_views` how many views its sets had.
     """
 
     @register_to_config
