@@ -48,6 +48,7 @@ METHODS = {
     "latentnerf": None,
     "sjc": None,
     "sdi": None,
+    "mvdream-sd21": None,
 }
 TINY_HASH_GRID = (
     "{otype: HashGrid, n_levels: 2, n_features_per_level: 2, log2_hashmap_size: 8, base_resolution: 4, per_level_scale: 2.0}"
@@ -65,7 +66,9 @@ TINY_GEOMETRY = {
 
 
 @pytest.fixture(scope="session")
-def models(tiny_sd_folder: Path, tiny_sd_v_folder: Path, tiny_if_folder: Path) -> Callable[[OmegaConf], list[str]]:
+def models(
+    tiny_sd_folder: Path, tiny_sd_v_folder: Path, tiny_if_folder: Path, tiny_mv_folder: Path
+) -> Callable[[OmegaConf], list[str]]:
     """The overrides that put tiny models in the place of those that a config names."""
 
     def given(config: OmegaConf) -> list[str]:
@@ -76,6 +79,8 @@ def models(tiny_sd_folder: Path, tiny_sd_v_folder: Path, tiny_if_folder: Path) -
             key = f"system.{part}.pretrained_model_name_or_path"
             if "pretrained_model_name_or_path" in node:
                 overrides.append(f"{key}={tiny_if_folder if kind.startswith('deep-floyd') else tiny_sd_folder}")
+            if "ckpt_path" in node:
+                overrides.append(f"system.{part}.ckpt_path={tiny_mv_folder}")
             if "pretrained_model_name_or_path_lora" in node:
                 overrides.append(f"{key}_lora={tiny_sd_v_folder}")
         return overrides

@@ -16,6 +16,7 @@ from turboprop.picard.settings import picard_config
 from turboprop.teachers.contract import TextCondition
 from turboprop.teachers.gaussian_mixture import GaussianMixtureTeacher
 from turboprop.teachers.latent_diffusion import LatentDiffusionTeacher
+from turboprop.teachers.multi_view.teacher import MultiViewCondition
 
 import threestudio
 from launch import main
@@ -265,11 +266,15 @@ def test_an_error_in_a_slot_ends_the_run_with_it(distill):
         distill("run", *given, picard=("window=4", "executor=batched"))
 
 
-def test_an_amortized_generator(tmp_path, monkeypatch, tiny_sd_folder, text_cache, asked):
+@pytest.mark.parametrize("multi_view", [False, True])
+def test_an_amortized_generator(multi_view, tmp_path, monkeypatch, tiny_sd_folder, tiny_mv_folder, text_cache, asked):
     from tests.test_main_job import CONFIG, SMALL, library, model
 
     monkeypatch.chdir(tmp_path)
     shipped = ["--config", CONFIG, "--train", library(tmp_path), model(tiny_sd_folder), *SMALL]
+    if multi_view:  # two prompts a step, a set of views of each
+        shipped += ["data.view_sets=true", "data.n_view=4", f"system.guidance.ckpt_path={tiny_mv_folder}",
+                    "system.guidance_type=mvdream-asynchronous-score-distillation-guidance"]  # fmt: skip
     ends, counts = [], []
     for executor in ("in_process", "batched"):
         asked.clear()
@@ -371,6 +376,17 @@ def test_calls_that_differ_in_more_than_samples_have_other_keys():
 
     assert key() == key(count=4) and hash(key()) == hash(key(count=4))
     assert len({key(), key(size=4), key(tokens=6), key(dtype=torch.float64)}) == 4
+
+
+def test_sets_of_other_sizes_have_other_keys():
+    teacher, modes = MixtureTeacher(None), Modes.now(["cpu"])
+
+    def key(views: int):
+        condition = MultiViewCondition(torch.zeros(4, 5, 3), torch.zeros(4, 16), views)
+        asked = (torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.long), condition)
+        return TeacherCall(teacher.predict_noise, asked, modes).key
+
+    assert key(4) == key(4) and key(4) != key(2)
 
 
 def test_the_noise_of_an_encoding_is_what_encode_draws(tiny_sd_folder):

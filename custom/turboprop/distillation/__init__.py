@@ -1,6 +1,6 @@
 """Distillation methods as pure functions of a teacher, and the registered guidances."""
 
-from . import guidance, stable_diffusion, variational  # noqa: F401
+from . import guidance, mvdream, stable_diffusion, variational  # noqa: F401
 from .inversion import ddim_inversion, sdi_gradient
 from .methods import (
     METHODS,
@@ -12,6 +12,7 @@ from .methods import (
     sjc_gradient,
     vsd_gradient,
 )
+from .reconstruction import reconstruction_gradient
 
 __all__ = [
     "METHODS",
@@ -20,6 +21,7 @@ __all__ = [
     "asd_gradient",
     "csd_gradient",
     "ddim_inversion",
+    "reconstruction_gradient",
     "sdi_gradient",
     "sds_gradient",
     "sjc_gradient",

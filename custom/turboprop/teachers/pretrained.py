@@ -6,22 +6,25 @@ from .contract import Teacher
 from .latent_diffusion import LatentDiffusionTeacher
 from .loading import DEFAULT_OPTIONS, LoadingOptions
 from .pixel_diffusion import PixelDiffusionTeacher
-from .weights import part_classes
+from .weights import is_weight_file, part_classes
+
+MULTI_VIEW_CLASSES = ("MultiViewUNet", "MultiViewUNetModel")  # ours, and that of the community's MVDream folders
 
 
 def load_teacher(
-    pretrained_model_name_or_path: str,  # a folder in diffusers' layout or a hub id
+    pretrained_model_name_or_path: str,  # a folder in diffusers' layout, a hub id, or MVDream's own file
     device: torch.device | str = "cpu",
     options: LoadingOptions = DEFAULT_OPTIONS,
 ) -> Teacher:
-    """A multi-view model if the folder lists its network, a latent diffusion model if it lists an autoencoder, else a
+    """A multi-view model if it is MVDream's file or the folder lists its network, a latent diffusion model if it lists an autoencoder, else a
     pixel-space one.
 
     Raises:
         FileNotFoundError, ValueError: as `weights.model_folder`; or a part that does not load.
     """
-    classes = part_classes(pretrained_model_name_or_path)
-    if classes.get("unet") == "MultiViewUNet":
+    single_file = is_weight_file(pretrained_model_name_or_path)
+    classes = {} if single_file else part_classes(pretrained_model_name_or_path)
+    if single_file or classes.get("unet") in MULTI_VIEW_CLASSES:
         from .multi_view.teacher import MultiViewTeacher
 
         return MultiViewTeacher.from_pretrained(pretrained_model_name_or_path, device, options)

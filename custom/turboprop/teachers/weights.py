@@ -6,6 +6,7 @@ Hub ids that published configs name but that are gone resolve through one table,
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # The repositories that took the place of removed ones, best first.
 MIRRORS: dict[str, Sequence[str]] = {
@@ -26,6 +27,8 @@ DENOISER_PARTS = ("unet", "vae", "scheduler")
 PIXEL_PARTS = ("unet", "scheduler")
 TEXT_PARTS = ("tokenizer", "text_encoder")
 
+FILE_SUFFIXES = (".pt", ".ckpt", ".pth", ".safetensors")
+
 # What a part's folder must hold: each entry is a set of alternatives.
 _CONFIG_OF_PART = {
     "scheduler": ("scheduler_config.json",),
@@ -44,6 +47,11 @@ _HALF_PATTERNS = (
     "{stem}-?????-of-?????.fp16.safetensors",
 )
 _PICKLED_NAMES = {"diffusion_pytorch_model": "diffusion_pytorch_model", "model": "pytorch_model"}
+
+
+def is_weight_file(name: str) -> bool:
+    """Whether a model's name means a single file of weights, not a folder or a hub id."""
+    return Path(name).suffix in FILE_SUFFIXES and not Path(name).expanduser().is_dir()
 
 
 def candidates(name: str) -> Sequence[str]:
@@ -99,8 +107,7 @@ def part_classes(name: str) -> dict[str, str]:
     """
     folder = Path(name).expanduser() if _is_local(name) else _fetch(name, ["model_index.json"])
     check_folder(folder, ())
-    _check_json(folder / "model_index.json")
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = read_json(folder / "model_index.json")
     origins = {part: origin for part, origin in index.items() if isinstance(origin, list) and len(origin) == 2}
     return {part: origin[1] for part, origin in origins.items() if origin[1] is not None}
 
@@ -114,8 +121,7 @@ def part_folder(folder: Path, part: str) -> Path:
     own = folder / part
     if own.is_dir() or not (folder / "model_index.json").is_file():
         return own
-    _check_json(folder / "model_index.json")
-    shared = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_shared_parts", {})
+    shared = read_json(folder / "model_index.json").get("_shared_parts", {})
     return folder / shared[part] / part if part in shared else own
 
 
@@ -144,7 +150,7 @@ def check_folder(folder: Path, parts: Sequence[str] = DENOISER_PARTS + TEXT_PART
         )
     for part in parts:
         for path in sorted(part_folder(folder, part).glob("*.json")):
-            _check_json(path)
+            read_json(path)
         for path in weight_files(folder, part):
             _check_header(path)
 
@@ -226,9 +232,10 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _check_json(path: Path) -> None:
+def read_json(path: Path) -> dict[str, Any]:
+    """A model's JSON file. Raises ValueError, which names the file, where it is not valid JSON."""
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
             f"pretrained_model_name_or_path: {path} is not valid JSON: {_first_line(error)}"

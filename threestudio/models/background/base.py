@@ -25,14 +25,14 @@ class BaseBackground(BaseModule):
         raise TypeError(f"{type(self).__name__} does not define forward")
 
 
-def randomly_replaced(color: Tensor, probability: float) -> Tensor:
+def randomly_replaced(color: Tensor, probability: float, shared: bool = False) -> Tensor:
     """With ``probability``, all colours of the batch give way to one random colour for each image.
 
-    color: [B, H, W, C]. The replaced colours stay in the graph with weight zero, so that data-parallel
+    With ``shared`` it is one for all images. color: [B, H, W, C]. The replaced colours stay in the graph with weight zero, so that data-parallel
     training finds every parameter used.
     """
     if torch.rand(()).item() >= probability:
         return color
-    shape = (color.shape[0],) + (1,) * (color.ndim - 2) + (color.shape[-1],)
+    shape = (1 if shared else color.shape[0],) + (1,) * (color.ndim - 2) + (color.shape[-1],)
     random_color = torch.rand(shape).to(color)
     return color * 0 + random_color

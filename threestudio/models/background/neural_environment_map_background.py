@@ -53,5 +53,9 @@ class NeuralEnvironmentMapBackground(BaseBackground):
         color = self.network(self.encoding(unit)).reshape(*dirs.shape[:-1], self.cfg.n_output_dims)
         color = get_activation(self.cfg.color_activation)(color)
         if self.training and self.cfg.random_aug:
-            color = randomly_replaced(color, self.cfg.random_aug_prob)
+            color = self.augmented(color)
         return color
+
+    def augmented(self, color: Tensor, shared: bool = False) -> Tensor:
+        """Colours [B, H, W, C] of a training step with `random_aug`: at times a random one for each image, or for all."""
+        return randomly_replaced(color, self.cfg.random_aug_prob, shared)

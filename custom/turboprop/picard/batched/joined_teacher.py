@@ -8,7 +8,7 @@ from typing import Any, Callable, Hashable, List, Optional, Sequence
 import torch
 from torch import Tensor
 
-from ...teachers.contract import Condition, Teacher
+from ...teachers.contract import Cameras, Condition, Teacher
 from .surroundings import Modes
 
 
@@ -34,6 +34,8 @@ def signature(argument: Any) -> Hashable:
         return argument.shape[1:], argument.dtype, argument.device
     if is_dataclass(argument):
         return type(argument), tuple(signature(getattr(argument, field.name)) for field in fields(argument))
+    if isinstance(argument, int):  # as the number of views of a set
+        return argument
     return type(argument)
 
 
@@ -89,6 +91,9 @@ class JoinedTeacher(Teacher):
 
     def decode(self, latents: Tensor) -> Tensor:
         return self._ask(self._teacher.decode, (latents,))
+
+    def condition(self, embeddings: Tensor, cameras: Optional[Cameras], num_views: int = 1) -> Condition:
+        return self._teacher.condition(embeddings, cameras, num_views)
 
     def predict_noise(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         return self._ask(self._teacher.predict_noise, (noisy, timesteps, condition))

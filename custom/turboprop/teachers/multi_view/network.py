@@ -18,8 +18,8 @@ from .cameras import CAMERA_NUMBERS
 class MultiViewUNet(ModelMixin, ConfigMixin):
     """A UNet over sets of views.
 
-    `unet_config` holds the arguments of the UNet2DConditionModel inside. `camera_encoding` says which sixteen numbers of a
-    camera it was trained with (`cameras.camera_numbers`), `num_views` how many views its sets had.
+    `unet_config` holds the arguments of the UNet2DConditionModel inside. `camera_encoding` says which sixteen numbers
+    of a camera it was trained with (`cameras.camera_numbers`), `num_views` how many views its sets had.
     """
 
     @register_to_config
@@ -69,7 +69,9 @@ class MultiViewUNet(ModelMixin, ConfigMixin):
 @torch.no_grad()
 def from_text_to_image(unet: UNet2DConditionModel, camera_encoding: str, num_views: int) -> MultiViewUNet:
     """A multi-view network that begins as a text-to-image one: the camera's embedding adds nothing at first."""
-    network = MultiViewUNet(dict(unet.config), camera_encoding, num_views)
+    # keys with an underscore are diffusers' notes, as the path that the UNet came from
+    arguments = {key: value for key, value in unet.config.items() if not key.startswith("_")}
+    network = MultiViewUNet(arguments, camera_encoding, num_views)
     network.unet.load_state_dict(unet.state_dict())
     network.camera_embedding[-1].weight.zero_()
     network.camera_embedding[-1].bias.zero_()

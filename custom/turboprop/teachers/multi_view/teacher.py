@@ -12,9 +12,17 @@ from ..autoencoder import decode_latents, downsampling, encode_latents, posterio
 from ..contract import Cameras, Teacher
 from ..loading import LoadingOptions, load_part
 from ..noise_schedule import PREDICTION_TYPES, to_epsilon
-from ..weights import DENOISER_PARTS, model_folder, weight_variant
+from ..weights import DENOISER_PARTS, is_weight_file, model_folder, part_classes, weight_variant
 from .cameras import camera_numbers
 from .network import MultiViewUNet
+from .published import (
+    COMMUNITY_CLASS,
+    autoencoder_of,
+    community_network,
+    network_of,
+    read_original,
+    schedule_of,
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,10 @@ class MultiViewCondition:
     num_views: int = 1
 
     def cat(self, others: Sequence["MultiViewCondition"]) -> "MultiViewCondition":
+        """Raises ValueError for sets of other sizes, or where only some know their cameras."""
         parts = [self, *others]
+        if len({(part.num_views, part.cameras is None) for part in parts}) > 1:
+            raise ValueError("expected sets of one size, all with cameras or all without")
         embeddings = torch.cat([part.embeddings for part in parts])
         if self.cameras is None:
             return MultiViewCondition(embeddings, None, self.num_views)
@@ -46,11 +57,21 @@ class MultiViewCondition:
 class MultiViewTeacher(Teacher):
     """MVDream's kind of model: a MultiViewUNet, an AutoencoderKL and a scheduler's schedule.
 
+    Pictures have the side that the network was trained with, or `image_size`.
+
     Raises:
-        ValueError: a denoiser that does not fit the autoencoder, or an unknown prediction type.
+        ValueError: a denoiser that does not fit the autoencoder, an unknown prediction type, or pictures whose side is
+            no multiple of the autoencoder's factor.
     """
 
-    def __init__(self, network: MultiViewUNet, vae: Any, alphas_cumprod: Tensor, prediction_type: str) -> None:
+    def __init__(
+        self,
+        network: MultiViewUNet,
+        vae: Any,  # AutoencoderKL
+        alphas_cumprod: Tensor,  # [T]
+        prediction_type: str,
+        image_size: Optional[int] = None,  # pixels
+    ) -> None:
         if prediction_type not in PREDICTION_TYPES:
             raise ValueError(
                 f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
@@ -66,13 +87,20 @@ class MultiViewTeacher(Teacher):
         self.alphas_cumprod = alphas_cumprod.to(device=next(vae.parameters()).device, dtype=torch.float32)
         self.prediction_type = prediction_type
         self.latent_channels = vae.config.latent_channels
-        self.latent_size = config.sample_size
-        self.image_size = self.latent_size * downsampling(vae)
+        factor = downsampling(vae)
+        self.image_size = config.sample_size * factor if image_size is None else image_size
+        if self.image_size < factor or self.image_size % factor:
+            raise ValueError(f"image_size: expected a multiple of {factor}, got {image_size}")
+        self.latent_size = self.image_size // factor
+
+    def at_image_size(self, image_size: int) -> "MultiViewTeacher":  # pixels
+        """This teacher, asked about pictures of another side. Raises ValueError as the class."""
+        return MultiViewTeacher(self.network, self.vae, self.alphas_cumprod, self.prediction_type, image_size)
 
     @classmethod
     def from_folder(
         cls,
-        folder: Path,  # in diffusers' layout
+        folder: Path,  # in diffusers' layout, ours or the community's
         device: torch.device | str,
         options: LoadingOptions,
     ) -> "MultiViewTeacher":
@@ -85,9 +113,11 @@ class MultiViewTeacher(Teacher):
 
         device = torch.device(device)
         dtype = options.dtype(device)
-        network = load_part(
-            MultiViewUNet, folder, "unet", torch_dtype=dtype, variant=weight_variant(folder, "unet")
-        )
+        if part_classes(str(folder)).get("unet") == COMMUNITY_CLASS:
+            network = community_network(folder).to(dtype)
+        else:
+            variant = weight_variant(folder, "unet")
+            network = load_part(MultiViewUNet, folder, "unet", torch_dtype=dtype, variant=variant)
         vae = load_part(AutoencoderKL, folder, "vae", torch_dtype=dtype, variant=weight_variant(folder, "vae"))
         scheduler = load_part(DDPMScheduler, folder, "scheduler")
         if options.enable_channels_last_format:
@@ -97,14 +127,44 @@ class MultiViewTeacher(Teacher):
         )
 
     @classmethod
+    def from_original(
+        cls,
+        path: Path,  # MVDream's own file of all parts
+        device: torch.device | str,
+        options: LoadingOptions,
+    ) -> "MultiViewTeacher":
+        """Loads a teacher from the file that MVDream's authors published.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: weights are missing, left over or of another shape; the message names them.
+        """
+        device = torch.device(device)
+        dtype = options.dtype(device)
+        try:
+            parts = read_original(path)
+            network = network_of(parts.unet).to(device, dtype)
+            vae = autoencoder_of(parts.vae).to(device, dtype)
+            schedule = schedule_of(parts.schedule)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"pretrained_model_name_or_path: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"pretrained_model_name_or_path: cannot load {path}: {error}") from error
+        if options.enable_channels_last_format:
+            network = network.to(memory_format=torch.channels_last)
+        return cls(network, vae, schedule.alphas_cumprod, schedule.config.prediction_type)
+
+    @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str, device: torch.device | str, options: LoadingOptions
     ) -> "MultiViewTeacher":
-        """Loads a teacher from a folder in diffusers' layout or a hub id.
+        """Loads a teacher from a folder in diffusers' layout, a hub id, or MVDream's own file.
 
         Raises:
             FileNotFoundError, ValueError: as `weights.model_folder`; or a part that does not load.
         """
+        if is_weight_file(pretrained_model_name_or_path):
+            return cls.from_original(Path(pretrained_model_name_or_path).expanduser(), device, options)
         return cls.from_folder(model_folder(pretrained_model_name_or_path, DENOISER_PARTS), device, options)
 
     def encode(self, images: Tensor, noise: Optional[Tensor] = None) -> Tensor:
