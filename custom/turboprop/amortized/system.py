@@ -38,6 +38,8 @@ class MultiPromptGeneratorSystem(BaseLift3DSystem):
         judge_views: int = 8  # views of each prompt that the judge sees
         judge_size: int = 64  # their side, pixels
         sheet_views: int = 4  # views of each prompt on a contact sheet
+        # side of a view while training, about, pixels: the field is asked along every n-th ray of data.eval_height
+        validation_size: int = 96
         turntable_fps: int = 12  # frames a second
 
     cfg: Config
@@ -149,7 +151,9 @@ class MultiPromptGeneratorSystem(BaseLift3DSystem):
 
     def validation_step(self, batch: Dict[str, Any], batch_idx: int) -> None:
         (prompt,) = batch["prompt"]
-        self._remember_views(prompt, self(batch)["comp_rgb"])
+        stride = max(1, batch["height"] // self.cfg.validation_size)
+        rays = {key: batch[key][:, stride // 2 :: stride, stride // 2 :: stride] for key in ("rays_o", "rays_d")}
+        self._remember_views(prompt, self({**batch, **rays})["comp_rgb"])
 
     def on_validation_epoch_end(self) -> None:
         self._save_sheet(f"it{self.true_global_step}-val.png")
