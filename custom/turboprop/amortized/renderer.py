@@ -32,19 +32,22 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         randomized: bool = True  # shift samples at random while training
         # a = 1 / b of VolSDF's density, in 1 / world units: how sharp a surface is; a number or a schedule
         inv_std: float = 30.0
-        min_weight: float = 1e-3  # samples whose estimated blending weight is less are not shaded
+        # samples whose estimated blending weight is less are not shaded; what they would add, opacity lacks
+        min_weight: float = 1e-4
         eval_chunk_size: int = 16384  # rays at once outside training; bounds the memory of large pictures
         shape_gradient: float = 1.0  # share of the pictures' gradient that reaches the shape; a number or a schedule
         eikonal_points: int = 4096  # points a step for the eikonal regulariser, half of them near the surface
 
     cfg: Config
+    intervals_key = "num_samples_per_ray"  # of what tiles a ray
+    further_key = "num_samples_per_ray_importance"  # of what is put where a first pass finds weight
 
     def configure(self, geometry: BaseGeometry, material: BaseMaterial, background: BaseBackground) -> None:
         super().configure(geometry, material, background)
         cfg = self.cfg
-        for key in ("num_samples_per_ray", "eval_chunk_size"):
-            if getattr(cfg, key) <= 0:
-                raise ValueError(f"renderer.{key}: expected more than 0, got {getattr(cfg, key)}")
+        for key, least in ((self.intervals_key, 1), (self.further_key, 0), ("eval_chunk_size", 1)):
+            if cfg[key] < least:
+                raise ValueError(f"renderer.{key}: expected at least {least}, got {cfg[key]}")
         if not 0 <= cfg.min_weight < 1:
             raise ValueError(f"renderer.min_weight: expected at least 0 and less than 1, got {cfg.min_weight:g}")
         if not math.isclose(cfg.radius, geometry.cfg.radius):
@@ -104,8 +107,8 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
             owner,
             radius=cfg.radius,
             inv_std=self.inv_std,
-            num_samples=cfg.num_samples_per_ray,
-            num_importance=cfg.num_samples_per_ray_importance,
+            num_samples=cfg[self.intervals_key],
+            num_importance=cfg[self.further_key],
             near=cfg.near_plane,
             far=cfg.far_plane,
             min_weight=cfg.min_weight,
@@ -170,4 +173,16 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
 
 @threestudio.register("generative-space-volsdf-volume-renderer")
 class ScaleDreamerVolSDFRenderer(GenerativeVolSDFRenderer):
-    """The same, under ScaleDreamer's name."""
+    """The renderer under ScaleDreamer's name, where the two keys of samples have each other's roles, as there.
+
+    num_samples_per_ray_importance intervals tile the ray, and num_samples_per_ray further edges follow the weight.
+    """
+
+    @dataclass
+    class Config(GenerativeVolSDFRenderer.Config):
+        num_samples_per_ray: int = 64  # further edges where a first pass finds weight; 0 for none
+        num_samples_per_ray_importance: int = 128  # intervals that tile the part of a ray inside the cube
+
+    cfg: Config
+    intervals_key = "num_samples_per_ray_importance"
+    further_key = "num_samples_per_ray"
