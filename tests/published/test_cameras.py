@@ -5,9 +5,21 @@ import math
 import pytest
 import torch
 
-from threestudio.data.uncond import RandomCameraDataset, RandomCameraIterableDataset, look_at, spherical_to_cartesian
+from threestudio.data.uncond import (
+    RandomCameraDataModuleConfig,
+    RandomCameraDataset,
+    RandomCameraIterableDataset,
+    look_at,
+    spherical_to_cartesian,
+)
 from threestudio.utils.config import parse_structured
-from threestudio.utils.ops import get_cam_info_gaussian, get_mvp_matrix, get_projection_matrix, get_ray_directions, get_rays
+from threestudio.utils.ops import (
+    get_cam_info_gaussian,
+    get_mvp_matrix,
+    get_projection_matrix,
+    get_ray_directions,
+    get_rays,
+)
 from turboprop.world.cameras import orbit_c2w, pixel_rays
 
 RIGHT_ANGLE = torch.tensor([math.pi / 2])
@@ -35,7 +47,7 @@ def test_elevation_and_azimuth(elevation, azimuth, position):
 
 
 def test_rays_go_through_the_centres_of_pixels():
-    """Of 2 x 2 pixels at 90 degrees the focal length is 1 pixel: the first pixel, at the top left, is at (-1/2, 1/2)."""
+    """Of 2 x 2 pixels at 90 degrees the focal length is 1 pixel: the first, at the top left, is at (-1/2, 1/2)."""
     directions = get_ray_directions(2, 2, 1.0)
     close(directions[0, 0], [-0.5, 0.5, -1.0])
     close(directions[1, 1], [0.5, -0.5, -1.0])
@@ -76,8 +88,6 @@ def test_what_gaussian_rasterizers_ask():
 
 
 def config(**cfg):
-    from threestudio.data.uncond import RandomCameraDataModuleConfig
-
     return parse_structured(RandomCameraDataModuleConfig, cfg)
 
 
@@ -90,9 +100,8 @@ def test_evaluation_orbits():
 def test_random_cameras_cover_their_ranges():
     """One azimuth in each quarter; elevations by turns uniform in the angle and on the sphere."""
     torch.manual_seed(0)
-    data = RandomCameraIterableDataset(
-        config(batch_size=4, height=2, width=2, elevation_range=(0, 90), camera_perturb=0.0, center_perturb=0.0, up_perturb=0.0)
-    )
+    steady = {"camera_perturb": 0.0, "center_perturb": 0.0, "up_perturb": 0.0}
+    data = RandomCameraIterableDataset(config(batch_size=4, height=2, width=2, elevation_range=(0, 90), **steady))
     batches = [data.collate(None) for _ in range(800)]
     azimuth = torch.stack([b["azimuth"] for b in batches])
     assert ((azimuth >= torch.tensor([-180.0, -90, 0, 90])) & (azimuth <= torch.tensor([-90.0, 0, 90, 180]))).all()

@@ -100,9 +100,8 @@ def test_perp_neg():
     """Equation 8: what of a negative is orthogonal to the main direction pushes, by its weight."""
     positive, empty = torch.tensor([3.0, 1.0]), torch.tensor([1.0, 1.0])  # main direction (2, 0)
     negatives = torch.tensor([[2.0, 2.0], [4.0, 0.0]])  # (1, 1) and (3, -1): orthogonal parts (0, 1) and (0, -1)
-    found = perp_neg(
-        positive.view(1, 2, 1, 1), empty.view(1, 2, 1, 1), negatives.view(1, 2, 2, 1, 1), torch.tensor([[-0.5, -2.0]]), 7.5
-    )
+    batch = positive.view(1, 2, 1, 1), empty.view(1, 2, 1, 1), negatives.view(1, 2, 2, 1, 1)
+    found = perp_neg(*batch, torch.tensor([[-0.5, -2.0]]), 7.5)
     assert found.flatten().tolist() == pytest.approx([1 + 7.5 * 2, 1 + 7.5 * (-0.5 + 2.0)])
 
 

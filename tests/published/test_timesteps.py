@@ -72,9 +72,8 @@ def test_a_scheduled_maximum_gives_the_annealed_timestep_its_start_alone(name):
 
 def test_sdis_annealed_timestep():
     """Linear in the run's progress, from the schedule's start too."""
-    module = guidance(
-        "stable-diffusion-sdi-guidance", trainer_max_steps=10000, min_step_percent=0.25, max_step_percent=[0, 0.875, 0.5, 100]
-    )
+    percents = {"min_step_percent": 0.25, "max_step_percent": [0, 0.875, 0.5, 100]}
+    module = guidance("stable-diffusion-sdi-guidance", trainer_max_steps=10000, **percents)
     for step, expected in {0: 875, 2500: 718, 10000: 250}.items():
         module.update_step(0, step)
         assert module.min_step == module.max_step == expected

@@ -42,7 +42,7 @@ def cameras(azimuth: float, elevation: float = 0.0) -> tuple[torch.Tensor, torch
 
 
 def test_view_prompts_in_order():
-    assert view_prompts("a chair") == ["a chair, side view", "a chair, front view", "a chair, back view", "a chair, overhead view"]
+    assert view_prompts("a chair") == [f"a chair, {view} view" for view in ("side", "front", "back", "overhead")]
     assert view_prompts("a chair", True)[BACK] == "backside view of a chair"
     assert single().prompts_vd == view_prompts("a chair")
     assert single(view_dependent_prompt_front=True).prompts_vd == view_prompts("a chair", True)

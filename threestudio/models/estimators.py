@@ -147,7 +147,7 @@ class ImportanceEstimator(nn.Module):
 
         Args:
             prop_sigma_fns: proposals, coarse to fine: t_starts [n_rays, S], t_ends -> density [n_rays, S] or [..., 1].
-            prop_samples: intervals of each proposal; num_samples: intervals that are put by the last proposal's weights.
+            prop_samples: intervals of each proposal; num_samples: intervals by the last proposal's weights.
             sampling_type: uniform, or lindisp (uniform in inverse distance).
             requires_grad: proposals have nothing to learn here; True is refused.
         Returns:

@@ -25,7 +25,7 @@ def timestep_range(min_percent: float, max_percent: float, num_timesteps: int) -
 
 
 def square_root_annealed_percent(min_percent: float, max_percent: float, progress: float) -> float:
-    """HiFA's single annealed timestep (Zhu and Zhuang 2023, equation 10): t = t_max - (t_max - t_min) sqrt(progress)."""
+    """HiFA's annealed timestep (Zhu and Zhuang 2023, equation 10): t = t_max - (t_max - t_min) sqrt(progress)."""
     return (max_percent - min_percent) * (1.0 - min(max(progress, 0.0), 1.0) ** 0.5) + min_percent
 
 

@@ -41,7 +41,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
         prop_optimizer_config: Optional[dict] = None  # the same
         prop_scheduler_config: Optional[dict] = None  # the same
         num_samples_per_ray_proposal: int = 64  # the same
-        num_samples_per_ray_importance: int = 64  # importance: equal intervals of a ray at first; shaded with the others
+        num_samples_per_ray_importance: int = 64  # importance: equal intervals of a ray, shaded with the others
 
     cfg: Config
 

@@ -86,7 +86,7 @@ class NeuSVolumeRenderer(VolumeRenderer):
         ema_decay: float = 0.95  # occgrid: share of a cell's value that is left by its next update
         grid_prune: bool = True  # occgrid: skip cells found empty; false: every sample in the cube is shaded
         prune_alpha_threshold: bool = True  # occgrid with grid_prune: skip samples of opacity < 0.01
-        num_samples_per_ray_importance: int = 64  # importance: equal intervals of a ray at first; shaded with the others
+        num_samples_per_ray_importance: int = 64  # importance: equal intervals of a ray, shaded with the others
 
     cfg: Config
 
