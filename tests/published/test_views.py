@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from turboprop.teachers import GaussianMixtureTeacher
+from turboprop.teachers.contract import Cameras
 from turboprop.teachers.prompts.views import PerpNegDecays, ViewThresholds, perp_neg_blend, view_index, view_prompts
 
 import threestudio
@@ -87,21 +88,21 @@ def guidance(name: str, **cfg):
 
 @pytest.mark.parametrize("factor", [-1.0, -0.5])
 def test_guidance_perp_neg_scales_the_weights(factor):
-    conditions = guidance("turboprop-asd-guidance", guidance_perp_neg=factor).conditions(single(), *cameras(45))
+    conditions = guidance("turboprop-asd-guidance", guidance_perp_neg=factor).conditions(single(), Cameras(*cameras(45)))
     assert conditions.negative_weights[0].tolist() == pytest.approx([factor * (4 * HALF - 2.426)] * 2, abs=1e-6)
 
 
 def test_guidance_perp_neg_of_zero_turns_it_off():
     """Then the camera's own view is asked for, not a blend."""
     output = single()
-    conditions = guidance("turboprop-asd-guidance", guidance_perp_neg=0.0).conditions(output, *cameras(40))
+    conditions = guidance("turboprop-asd-guidance", guidance_perp_neg=0.0).conditions(output, Cameras(*cameras(40)))
     assert conditions.negatives is None and conditions.negative_weights is None
     assert torch.equal(conditions.positive.embeddings[0], output.text_embeddings_vd[FRONT])
 
 
 def test_scaledreamers_name_has_perp_neg_off_by_default():
     name = "stable-diffusion-asynchronous-score-distillation-guidance"
-    assert guidance(name).conditions(single(), *cameras(45)).negatives is None
-    assert guidance(name, guidance_perp_neg=-0.5).conditions(single(), *cameras(45)).negatives is not None
+    assert guidance(name).conditions(single(), Cameras(*cameras(45))).negatives is None
+    assert guidance(name, guidance_perp_neg=-0.5).conditions(single(), Cameras(*cameras(45))).negatives is not None
     off = replace(single(), use_perp_neg=False)
-    assert guidance(name, guidance_perp_neg=-0.5).conditions(off, *cameras(45)).negatives is None
+    assert guidance(name, guidance_perp_neg=-0.5).conditions(off, Cameras(*cameras(45))).negatives is None
