@@ -218,7 +218,9 @@ def test_a_loss_of_weight_zero_may_be_nan():
 
 
 BAD = [
-    ({"inv_std": 0.0}, "renderer.inv_std: expected more than 0, got 0"),
+    ({"inv_std": 0.0}, "renderer.inv_std: expected more than 0 at every step, got 0"),
+    ({"num_samples_per_ray": 0}, "renderer.num_samples_per_ray: expected at least 1, got 0"),
+    ({"num_samples_per_ray_importance": -1}, "renderer.num_samples_per_ray_importance: expected at least 0, got -1"),
     ({"min_weight": 1.0}, "renderer.min_weight: expected at least 0 and less than 1, got 1"),
     ({"radius": 1.5}, r"renderer.radius: expected geometry.radius \(1\), got 1.5"),
 ]

@@ -217,5 +217,5 @@ def test_to_numpy_keeps_structure():
 def test_total_variation():
     image = torch.zeros(1, 1, 2, 3)
     image[..., 0, 0] = 2.0
-    assert float(tv_loss(image)) == pytest.approx(4 / 3 + 4 / 4)
+    assert float(tv_loss(image)) == pytest.approx(2 * (4 / 3 + 4 / 4))
     assert float(tv_loss(torch.ones(2, 3, 4, 4))) == 0.0

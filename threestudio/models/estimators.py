@@ -125,7 +125,10 @@ class OccupancyGridEstimator(nn.Module):
 
 
 class ImportanceEstimator(nn.Module):
-    """Equal intervals first, then others resampled where the proposals' weight lies; a fixed number for each ray."""
+    """Equal intervals first, then others where the proposals' weight lies, and the two together; as many for each ray.
+
+    NeRF (Mildenhall et al. 2020), section 5.2: coarse and fine samples are shaded together.
+    """
 
     @torch.no_grad()
     def sampling(
@@ -144,11 +147,13 @@ class ImportanceEstimator(nn.Module):
 
         Args:
             prop_sigma_fns: proposals, coarse to fine: t_starts [n_rays, S], t_ends -> density [n_rays, S] or [..., 1].
-            prop_samples: intervals of each proposal; num_samples: intervals returned.
+            prop_samples: intervals of each proposal; num_samples: intervals by the last proposal's weights.
             sampling_type: uniform, or lindisp (uniform in inverse distance).
             requires_grad: proposals have nothing to learn here; True is refused.
         Returns:
-            t_starts, t_ends [n_rays, num_samples].
+            t_starts, t_ends [n_rays, last of prop_samples + num_samples + 1], between the sorted edges of the last
+            proposal and of the resampled intervals; where both have an edge, an interval has no length. Without a
+            proposal there are num_samples equal intervals.
         """
         if len(prop_sigma_fns) != len(prop_samples):
             raise ValueError(f"prop_sigma_fns and prop_samples: expected as many of each, got {len(prop_sigma_fns)} and {len(prop_samples)}")
@@ -159,10 +164,13 @@ class ImportanceEstimator(nn.Module):
         device = next((x.device for x in (near_plane, far_plane) if isinstance(x, Tensor)), None)
         near, far = (torch.as_tensor(x, dtype=torch.float32, device=device).expand(n_rays) for x in (near_plane, far_plane))
         counts = [*prop_samples, num_samples]
-        edges = uniform_edges(near, far, counts[0], stratified, lindisp=sampling_type == "lindisp")
+        edges = coarse = uniform_edges(near, far, counts[0], stratified, lindisp=sampling_type == "lindisp")
         for sigma_fn, count in zip(prop_sigma_fns, counts[1:]):
+            coarse = edges
             t_starts, t_ends = edges[:, :-1], edges[:, 1:]
             density = sigma_fn(t_starts, t_ends).reshape(t_starts.shape).float()
             weights, _, _ = render_weight_from_density_dense(t_starts, t_ends, density)
             edges = importance_resample(edges, weights, count, stratified)
+        if prop_sigma_fns:
+            edges = torch.cat([coarse, edges], dim=1).sort(dim=1).values
         return edges[:, :-1].contiguous(), edges[:, 1:].contiguous()

@@ -149,12 +149,16 @@ class Mesh:
         return (lengths * bends).sum() / lengths.sum().clamp(min=1e-12)
 
     def laplacian(self) -> Tensor:
-        """Mean distance of each vertex from the centre of its neighbours (uniform Laplacian), a scalar."""
+        """Mean length over the vertices of the rows of (D - A) v, a scalar: uniform Laplacian, not divided by valence.
+
+        D - A is the graph's Laplacian, which Nealen et al. 2006 (Laplacian mesh optimization, section 2) divide by each
+        vertex's valence. threestudio's is this one, so weights from its configs mean here what they mean there.
+        """
         i, j = self.edges.unbind(1)
         ones = torch.ones_like(i, dtype=self.v_pos.dtype)
         degree = torch.zeros_like(self.v_pos[:, 0]).index_add(0, i, ones).index_add(0, j, ones)
         total = torch.zeros_like(self.v_pos).index_add(0, i, self.v_pos[j]).index_add(0, j, self.v_pos[i])
-        return (total / degree.clamp(min=1)[:, None] - self.v_pos).norm(dim=1).mean()
+        return (total - degree[:, None] * self.v_pos).norm(dim=1).mean()
 
 
 def vertex_normals(v_pos: Tensor, t_pos_idx: Tensor) -> Tensor:

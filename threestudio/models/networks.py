@@ -50,26 +50,31 @@ class Frequency(nn.Module):
 
 
 class ProgressiveBandFrequency(nn.Module, Updateable):
-    """Frequency bands that fade in one after another over n_masking_step steps (Nerfies, eq. 8)."""
+    """Frequency bands that fade in one after another over n_masking_step steps (Nerfies, Park et al. 2021, eq. 8).
+
+    Bands are sin and cos of 2^k x, without NeRF's factor pi, ordered by band, then sine and cosine, then input:
+    threestudio's, for its configs and checkpoints.
+    """
 
     def __init__(self, n_input_dims: int, config: Mapping[str, Any]) -> None:
         super().__init__()
         _check_keys("encoding", config, ("n_frequencies", "n_masking_step"))
         self.n_masking_step = int(config.get("n_masking_step", 0))
-        self.frequency = Frequency(n_input_dims, {"n_frequencies": config["n_frequencies"]})
-        self.n_input_dims, self.n_output_dims = n_input_dims, self.frequency.n_output_dims
-        self.register_buffer("band_weight", torch.ones(self.frequency.n_frequencies), persistent=False)
+        self.n_frequencies = int(config["n_frequencies"])
+        self.n_input_dims, self.n_output_dims = n_input_dims, n_input_dims * self.n_frequencies * 2
+        self.register_buffer("band_weight", torch.ones(self.n_frequencies), persistent=False)
         if self.n_masking_step > 0:
             self.update_step(0, 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        bands = self.frequency(x).unflatten(-1, (self.n_input_dims, -1, 2))
-        return (bands * self.band_weight[:, None]).flatten(-3)
+        angle = x[..., None, :] * (2.0 ** torch.arange(self.n_frequencies, device=x.device))[:, None]  # [..., F, D]
+        bands = torch.stack([angle.sin(), angle.cos()], -2)  # [..., F, 2, D]
+        return (bands * self.band_weight[:, None, None]).flatten(-3)
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         if self.n_masking_step <= 0:
             return
-        n = self.frequency.n_frequencies
+        n = self.n_frequencies
         progress = global_step / self.n_masking_step * n - torch.arange(n, device=self.band_weight.device)
         self.band_weight = (1.0 - torch.cos(math.pi * progress.clamp(0, 1))) / 2.0
 

@@ -78,10 +78,7 @@ def eikonal_loss(sdf_grad: Tensor) -> Tensor:  # [N, 3] -> []
 
 
 def surface_losses(mesh: Mesh, weight: Weight) -> dict[str, Tensor]:
-    """Smoothness of a mesh: normals that agree along edges, and vertices near the centre of their neighbours.
-
-    The second is the uniform Laplacian of Nealen et al. 2006 (Laplacian mesh optimization, section 2).
-    """
+    """Smoothness of a mesh: normals that agree along edges, and vertices near the centre of their neighbours."""
     losses = {"loss_normal_consistency": mesh.normal_consistency()}
     if weight("laplacian_smoothness") > 0:
         losses["loss_laplacian_smoothness"] = mesh.laplacian()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .voxel_sampling import flatten_grids, sample_grids
+
+LATTICE_ROWS = 1 << 16  # voxels whose signed distances are computed at once
 
 
 @dataclass
@@ -65,27 +69,54 @@ class Field:
     def features(self, points: Tensor, owner: Tensor) -> Tensor:  # [M, 3], [M] -> [M, F]
         return sample_grids(self.cache.table, points / self.radius, owner, self.cache.resolution)
 
+    def features_of(self, queries: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
+        """The features of several sets of points: ([M, 3], [M]) each -> [M, F] each.
+
+        One look-up answers for all: the gradient of each look-up is a table as large as the cache.
+        """
+        points, owners = (torch.cat(parts) for parts in zip(*queries))
+        return self.features(points, owners).split([len(owner) for _, owner in queries])
+
     def signed_distance(self, points: Tensor, owner: Tensor) -> Tensor:  # [M, 3], [M] -> [M]
         return self.heads.signed_distance(points, self.features(points, owner))
 
     def gradient(self, points: Tensor, owner: Tensor, epsilon: float, center: Tensor | None = None) -> Tensor:
-        """Forward differences of the signed distance, step `epsilon` world units: [M, 3], [M] -> [M, 3]."""
-        if center is None:
-            center = self.signed_distance(points, owner)
-        moved = points[:, None] + epsilon * torch.eye(3, dtype=points.dtype, device=points.device)
-        ahead = self.signed_distance(moved.reshape(-1, 3), owner.repeat_interleave(3)).reshape(-1, 3)
-        return (ahead - center[:, None]) / epsilon
+        """Forward differences of the signed distance, step `epsilon` world units: [M, 3], [M] -> [M, 3].
+
+        `center` [M] is the signed distance at the points, where it is known.
+        """
+        moved, owners = points_ahead(points, epsilon), owner.repeat_interleave(3)
+        if center is not None:
+            return forward_differences(center, self.signed_distance(moved, owners), epsilon)
+        here, ahead = self.features_of([(points, owner), (moved, owners)])
+        center = self.heads.signed_distance(points, here)
+        return forward_differences(center, self.heads.signed_distance(moved, ahead), epsilon)
 
     @torch.no_grad()
     def lattice(self, resolution: int) -> Tensor:
         """Signed distances at the centres of a G^3 lattice of the cube: -> [P, G, G, G] (z, y, x)."""
-        line = (torch.arange(resolution, device=self.cache.table.device) + 0.5) / resolution * 2 - 1
+        prompts, table = self.cache.prompts, self.cache.table
+        line = (torch.arange(resolution, device=table.device) + 0.5) / resolution * 2 - 1
         z, y, x = torch.meshgrid(line, line, line, indexing="ij")
-        points = (torch.stack([x, y, z], -1) * self.radius).reshape(-1, 3).to(self.cache.table.dtype)
-        if resolution == self.cache.resolution:
-            features = self.cache.table  # the lattice is the grid itself
-            values = self.heads.signed_distance(points.repeat(self.cache.prompts, 1), features)
-        else:
-            owner = torch.arange(self.cache.prompts, device=points.device).repeat_interleave(len(points))
-            values = self.signed_distance(points.repeat(self.cache.prompts, 1), owner)
-        return values.reshape(self.cache.prompts, resolution, resolution, resolution)
+        points = (torch.stack([x, y, z], -1) * self.radius).reshape(-1, 3).to(table.dtype)
+        values = table.new_empty(prompts, len(points))
+        # In pieces: the hidden layer of all voxels at once would be larger than the grid itself.
+        for prompt, start in itertools.product(range(prompts), range(0, len(points), LATTICE_ROWS)):
+            piece = points[start : start + LATTICE_ROWS]
+            if resolution == self.cache.resolution:  # the lattice is the grid itself
+                first = prompt * len(points) + start
+                found = self.heads.signed_distance(piece, table[first : first + len(piece)])
+            else:
+                found = self.signed_distance(piece, torch.full((len(piece),), prompt, device=piece.device))
+            values[prompt, start : start + len(piece)] = found
+        return values.reshape(prompts, resolution, resolution, resolution)
+
+
+def points_ahead(points: Tensor, epsilon: float) -> Tensor:
+    """Points [M, 3] moved by `epsilon` along each axis: [3 M, 3], three a point."""
+    return (points[:, None] + epsilon * torch.eye(3, dtype=points.dtype, device=points.device)).reshape(-1, 3)
+
+
+def forward_differences(center: Tensor, ahead: Tensor, epsilon: float) -> Tensor:
+    """Values [M] at points and [3 M] at `points_ahead` of them -> gradients [M, 3]."""
+    return (ahead.reshape(-1, 3) - center[:, None]) / epsilon

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Dict, Optional
+from typing import Any, Dict, NamedTuple, Optional
 
 import threestudio
 import torch
@@ -15,8 +15,19 @@ from threestudio.models.renderers.base import VolumeRenderer
 from threestudio.utils.misc import C
 from torch import Tensor
 
-from .field import Field, SpaceCache
+from .field import Field, SpaceCache, forward_differences, points_ahead
 from .volsdf import PackedSamples, composite, propose_samples, volsdf_density
+
+
+EIKONAL_AT = ("points", "samples")
+
+
+class Rays(NamedTuple):
+    """R rays of several prompts' cameras."""
+
+    origins: Tensor  # [R, 3]
+    directions: Tensor  # [R, 3] unit
+    owner: Tensor  # [R] int64, the prompt
 
 
 @threestudio.register("turboprop-generative-volsdf-renderer")
@@ -32,19 +43,25 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         randomized: bool = True  # shift samples at random while training
         # a = 1 / b of VolSDF's density, in 1 / world units: how sharp a surface is; a number or a schedule
         inv_std: float = 30.0
-        min_weight: float = 1e-3  # samples whose estimated blending weight is less are not shaded
+        # samples whose estimated blending weight is less are not shaded; what they would add, opacity lacks
+        min_weight: float = 1e-4
         eval_chunk_size: int = 16384  # rays at once outside training; bounds the memory of large pictures
         shape_gradient: float = 1.0  # share of the pictures' gradient that reaches the shape; a number or a schedule
-        eikonal_points: int = 4096  # points a step for the eikonal regulariser, half of them near the surface
+        eikonal_points: int = 4096  # points a step for the eikonal regulariser, half of them near the surface; 0: none
+        eikonal_at: str = "points"  # where it looks: at these points, or at the shaded samples, however many they are
 
     cfg: Config
+    intervals_key = "num_samples_per_ray"  # of what tiles a ray
+    further_key = "num_samples_per_ray_importance"  # of what is put where a first pass finds weight
 
     def configure(self, geometry: BaseGeometry, material: BaseMaterial, background: BaseBackground) -> None:
         super().configure(geometry, material, background)
         cfg = self.cfg
-        for key in ("num_samples_per_ray", "eval_chunk_size"):
-            if getattr(cfg, key) <= 0:
-                raise ValueError(f"renderer.{key}: expected more than 0, got {getattr(cfg, key)}")
+        for key, least in ((self.intervals_key, 1), (self.further_key, 0), ("eval_chunk_size", 1)):
+            if cfg[key] < least:
+                raise ValueError(f"renderer.{key}: expected at least {least}, got {cfg[key]}")
+        if cfg.eikonal_at not in EIKONAL_AT:
+            raise ValueError(f"renderer.eikonal_at: expected one of {', '.join(EIKONAL_AT)}, got {cfg.eikonal_at!r}")
         if not 0 <= cfg.min_weight < 1:
             raise ValueError(f"renderer.min_weight: expected at least 0 and less than 1, got {cfg.min_weight:g}")
         if not math.isclose(cfg.radius, geometry.cfg.radius):
@@ -80,63 +97,85 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         field = self.geometry.field_of(space_cache)
         owner = torch.arange(space_cache.prompts, device=rays_o.device).repeat_interleave(views * height * width)
         lattice = field.lattice(space_cache.resolution)
-        origins, directions = rays_o.reshape(-1, 3), rays_d.reshape(-1, 3)
-        chunk = len(origins) if self.training else self.cfg.eval_chunk_size
-        pictures = torch.cat(
-            [
-                self._render_rays(field, lattice, o, d, w)
-                for o, d, w in zip(origins.split(chunk), directions.split(chunk), owner.split(chunk))
-            ]
-        ).reshape(batch, height, width, -1)
-        output = self._assemble(pictures, rays_d, bg_color)
-        if self.training and self.cfg.eikonal_points:
-            output["sdf_grad"] = self._eikonal_gradients(field, lattice)
-        output["inv_std"] = self.inv_std
-        return output
+        rays = Rays(rays_o.reshape(-1, 3), rays_d.reshape(-1, 3), owner)
+        if self.training:
+            samples = self._propose(lattice, rays)
+            background = self._background(rays_d, bg_color)
+            pictures, extra = self._render_for_training(field, lattice, samples, rays)
+        else:
+            pieces = zip(*(part.split(self.cfg.eval_chunk_size) for part in rays))
+            pictures = torch.cat([self._render(field, lattice, Rays(*piece)) for piece in pieces])
+            background, extra = self._background(rays_d, bg_color), {}
+        output = self._assemble(pictures.reshape(batch, height, width, -1), background)
+        return {**output, **extra, "inv_std": self.inv_std}
 
-    def _render_rays(self, field: Field, lattice: Tensor, origins: Tensor, directions: Tensor, owner: Tensor) -> Tensor:
-        """Rays [R, 3] of prompts owner [R] -> [R, 3 colour + 1 depth (+ 3 normal) + 1 opacity]."""
+    def _propose(self, lattice: Tensor, rays: Rays) -> PackedSamples:
+        """The samples that are worth shading."""
         cfg = self.cfg
-        samples = propose_samples(
+        return propose_samples(
             lattice,
-            origins,
-            directions,
-            owner,
+            *rays,
             radius=cfg.radius,
             inv_std=self.inv_std,
-            num_samples=cfg.num_samples_per_ray,
-            num_importance=cfg.num_samples_per_ray_importance,
+            num_samples=cfg[self.intervals_key],
+            num_importance=cfg[self.further_key],
             near=cfg.near_plane,
             far=cfg.far_plane,
             min_weight=cfg.min_weight,
             randomized=cfg.randomized and self.training,
         )
-        density, values = self._shade(field, samples, origins, directions, owner)
-        return composite(samples, density, values, len(origins))
 
-    def _shade(
-        self, field: Field, samples: PackedSamples, origins: Tensor, directions: Tensor, owner: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Density [M] and colour, depth (and normal) [M, C] of packed samples."""
-        o, d, who = origins[samples.ray], directions[samples.ray], owner[samples.ray]
-        points = o + samples.middle[:, None] * d
-        features = field.features(points, who)
-        distance = field.heads.signed_distance(points, features)
-        color = self.material(features=field.heads.color(features), viewdirs=d, positions=points)
-        values = [color, samples.middle[:, None]]
-        if not self.training:
-            gradient = field.gradient(points, who, self.geometry.cfg.finite_difference_eps, distance)
-            values.append(torch.nn.functional.normalize(gradient, dim=-1))
-        # Grey on grey, the first gradients would rather hide the shape than colour it: a schedule lets colours go first.
-        distance = distance.detach() + self.shape_gradient * (distance - distance.detach())
-        return volsdf_density(distance, self.inv_std), torch.cat(values, -1)
-
-    def _assemble(self, pictures: Tensor, rays_d: Tensor, bg_color: Optional[Tensor]) -> Dict[str, Any]:
-        """pictures [B, H, W, C] of `_render_rays` -> images by threestudio's names."""
-        color, depth, opacity = pictures[..., :3], pictures[..., 3:4], pictures[..., -1:]
+    def _background(self, rays_d: Tensor, bg_color: Optional[Tensor]) -> Tensor:
+        """Colours behind rays [B, H, W, 3] -> [B, H, W, 3]."""
         background = self.background(dirs=rays_d) if bg_color is None else bg_color
-        if background.ndim == 2:
-            background = background[:, None, None].expand_as(color)
+        return background[:, None, None].expand_as(rays_d) if background.ndim == 2 else background
+
+    def _render(self, field: Field, lattice: Tensor, rays: Rays) -> Tensor:
+        """Colour, depth, normal and opacity of R rays: [R, 8]."""
+        samples = self._propose(lattice, rays)
+        points, owner = samples.points(rays.origins, rays.directions), rays.owner[samples.ray]
+        features = field.features(points, owner)
+        distance = field.heads.signed_distance(points, features)
+        gradient = field.gradient(points, owner, self.geometry.cfg.finite_difference_eps, distance)
+        values = self._values(field, samples, points, features, rays)
+        values = torch.cat([values, torch.nn.functional.normalize(gradient, dim=-1)], -1)
+        return composite(samples, volsdf_density(distance, self.inv_std), values, len(rays.origins))
+
+    def _render_for_training(
+        self, field: Field, lattice: Tensor, samples: PackedSamples, rays: Rays
+    ) -> tuple[Tensor, Dict[str, Tensor]]:
+        """Colour, depth and opacity of R rays [R, 5]; and sdf_grad [N, 3], if the eikonal regulariser is asked for."""
+        cfg, epsilon = self.cfg, self.geometry.cfg.finite_difference_eps
+        points, owner = samples.points(rays.origins, rays.directions), rays.owner[samples.ray]
+        at_samples = cfg.eikonal_at == "samples" and len(points) > 0
+        queries = [(points, owner)]
+        if cfg.eikonal_points:
+            centers, owners = (points, owner) if at_samples else self._eikonal_points(lattice)
+            ahead = points_ahead(centers, epsilon)
+            queries += [] if at_samples else [(centers, owners)]
+            queries.append((ahead, owners.repeat_interleave(3)))
+        features = field.features_of(queries)
+        distance = field.heads.signed_distance(points, features[0])
+        extra = {}
+        if cfg.eikonal_points:
+            at_centers = distance if at_samples else field.heads.signed_distance(centers, features[1])
+            at_ahead = field.heads.signed_distance(ahead, features[-1])
+            extra["sdf_grad"] = forward_differences(at_centers, at_ahead, epsilon)
+        # Grey on grey, the first gradients would rather hide the shape than colour it: a schedule may let colours go
+        # first.
+        shown = distance.detach() + self.shape_gradient * (distance - distance.detach())
+        values = self._values(field, samples, points, features[0], rays)
+        return composite(samples, volsdf_density(shown, self.inv_std), values, len(rays.origins)), extra
+
+    def _values(self, field: Field, samples: PackedSamples, points: Tensor, features: Tensor, rays: Rays) -> Tensor:
+        """Colour and depth of samples [M, 4] at points [M, 3] with features [M, F]."""
+        logits, directions = field.heads.color(features), rays.directions[samples.ray]
+        color = self.material(features=logits, viewdirs=directions, positions=points)
+        return torch.cat([color, samples.middle[:, None]], -1)
+
+    def _assemble(self, pictures: Tensor, background: Tensor) -> Dict[str, Any]:
+        """pictures [B, H, W, C] of rays and what is behind them [B, H, W, 3] -> images by threestudio's names."""
+        color, depth, opacity = pictures[..., :3], pictures[..., 3:4], pictures[..., -1:]
         output = {
             "comp_rgb": color + background * (1 - opacity),
             "comp_rgb_fg": color,
@@ -149,8 +188,8 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
             output["comp_normal"] = (normal + 1) / 2 * opacity
         return output
 
-    def _eikonal_gradients(self, field: Field, lattice: Tensor) -> Tensor:
-        """Gradients of the signed distance at random points of the cube and near the surfaces: [N, 3].
+    def _eikonal_points(self, lattice: Tensor) -> tuple[Tensor, Tensor]:
+        """Random points of the cube and near the surfaces, and their prompts: [N, 3], [N].
 
         Near: random lattice cells less than three standard deviations of the density from the surface.
         """
@@ -165,9 +204,23 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         owner, cell = anywhere // size, anywhere % size
         index = torch.stack([cell % resolution, cell // resolution % resolution, cell // resolution**2], -1)
         points = (index + torch.rand(len(index), 3, device=device)) / resolution * 2 - 1
-        return field.gradient(points * cfg.radius, owner, self.geometry.cfg.finite_difference_eps)
+        return (points * cfg.radius).to(lattice.dtype), owner
 
 
 @threestudio.register("generative-space-volsdf-volume-renderer")
 class ScaleDreamerVolSDFRenderer(GenerativeVolSDFRenderer):
-    """The same, under ScaleDreamer's name."""
+    """The renderer under ScaleDreamer's name, where the two keys of samples have each other's roles, as there.
+
+    num_samples_per_ray_importance intervals tile the ray, and num_samples_per_ray further edges follow the weight. The
+    eikonal regulariser looks at the samples.
+    """
+
+    @dataclass
+    class Config(GenerativeVolSDFRenderer.Config):
+        num_samples_per_ray: int = 64  # further edges where a first pass finds weight; 0 for none
+        num_samples_per_ray_importance: int = 128  # intervals that tile the part of a ray inside the cube
+        eikonal_at: str = "samples"  # where the eikonal regulariser looks
+
+    cfg: Config
+    intervals_key = "num_samples_per_ray_importance"
+    further_key = "num_samples_per_ray"

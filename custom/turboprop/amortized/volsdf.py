@@ -45,6 +45,10 @@ class PackedSamples:
     def middle(self) -> Tensor:  # [M]
         return 0.5 * (self.start + self.end)
 
+    def points(self, origins: Tensor, directions: Tensor) -> Tensor:
+        """The samples' middles on rays [R, 3]: [M, 3]."""
+        return origins[self.ray] + self.middle[:, None] * directions[self.ray]
+
 
 def interval_edges(start: Tensor, end: Tensor, count: int, jitter: Tensor | None) -> Tensor:
     """Edges of `count` intervals that tile [start, end]: [R] x 2 -> [R, count + 1].

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,21 +19,32 @@ def corner_weights(points: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
     position = ((points + 1) * (0.5 * resolution) - 0.5).clamp(0, resolution - 1)
     low = position.detach().floor().clamp_max(resolution - 2).long()
     share = position - low  # [M, 3]
-    stride = torch.tensor([1, resolution, resolution * resolution], device=points.device)
-    base = (low * stride).sum(-1)
-    indices, weights = [], []
-    for corner in range(8):
-        bits = [corner >> axis & 1 for axis in range(3)]
-        indices.append(base + sum(int(stride[axis]) for axis in range(3) if bits[axis]))
-        weights.append(
-            torch.stack([share[:, axis] if bits[axis] else 1 - share[:, axis] for axis in range(3)], -1).prod(-1)
-        )
-    return torch.stack(indices, -1), torch.stack(weights, -1)
+    x, y, z = low.unbind(-1)
+    base = x + resolution * (y + resolution * z)
+    # Corner 4 k + 2 j + i is i voxels on in x, j in y and k in z.
+    steps = [i + resolution * (j + resolution * k) for k in (0, 1) for j in (0, 1) for i in (0, 1)]
+    along_x, along_y, along_z = torch.stack([1 - share, share], -1).unbind(1)  # [M, 2] each
+    weights = along_x[:, None, None, :] * along_y[:, None, :, None] * along_z[:, :, None, None]
+    return torch.stack([base + step for step in steps], -1), weights.reshape(-1, 8)
+
+
+class _RowsOfVoxels(torch.autograd.Function):
+    """Channels last in the table, channels first in its gradient, as the convolutions before it have them."""
+
+    @staticmethod
+    def forward(ctx: Any, grids: Tensor) -> Tensor:  # [P, C, R, R, R] -> [P * R^3, C]
+        ctx.shape = grids.shape
+        return grids.permute(0, 2, 3, 4, 1).reshape(-1, grids.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        prompts, channels, *sides = ctx.shape
+        return gradient.reshape(prompts, *sides, channels).permute(0, 4, 1, 2, 3).contiguous()
 
 
 def flatten_grids(grids: Tensor) -> Tensor:
     """Grids [P, C, R, R, R] (z, y, x) as one table [P * R^3, C], a row a voxel."""
-    return grids.permute(0, 2, 3, 4, 1).reshape(-1, grids.shape[1])
+    return _RowsOfVoxels.apply(grids)
 
 
 def sample_grids(table: Tensor, points: Tensor, owner: Tensor, resolution: int) -> Tensor:

@@ -84,8 +84,9 @@ class ClassifierScoreDistillationGuidance(DistillationGuidance):
 
 @threestudio.register("stable-diffusion-asynchronous-score-distillation-guidance")
 class StableDiffusionAsynchronousScoreDistillationGuidance(DistillationGuidance):
-    """ASD under the name, and with the default, that ScaleDreamer's configs use."""
+    """ASD under the name, and with the defaults, that ScaleDreamer's configs use."""
 
     @dataclass
     class Config(DistillationGuidance.Config):
         plus_random: bool = False  # its configs all say true
+        guidance_perp_neg: float = 0.0  # perp-neg is off; its configs of Stable Diffusion say -0.5

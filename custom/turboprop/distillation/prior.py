@@ -18,7 +18,13 @@ from ..teachers.noise_schedule import remove_noise, signal_and_noise_level
 from ..teachers.pretrained import load_teacher
 from .methods import Conditions, Distillation, Method, query
 from .preview import guidance_pictures
-from .timesteps import sample_timesteps, shift_timesteps, square_root_annealed_percent, timestep_range
+from .timesteps import (
+    sample_timesteps,
+    schedule_start,
+    shift_timesteps,
+    square_root_annealed_percent,
+    timestep_range,
+)
 from .weighting import WEIGHTING_STRATEGIES, weight
 
 
@@ -90,7 +96,7 @@ class DistillationPrior(BaseObject):
 
         guidance_scale: float = 7.5  # s of eps_u + s (eps_c - eps_u); a number or a schedule
         view_dependent_prompting: bool = True  # ", front view" and the like, by the camera
-        # factor on perp-neg's strengths, at most 0; the prompt processor turns it on
+        # factor on perp-neg's strengths, at most 0; 0 turns perp-neg off, the prompt processor's use_perp_neg on
         guidance_perp_neg: float = -0.5
         weighting_strategy: str = "sds"  # w(t): sds, uniform or fantasia3d
 
@@ -145,10 +151,17 @@ class DistillationPrior(BaseObject):
         """Sets what the schedules say at this step."""
         cfg = self.cfg
         low, high = C(cfg.min_step_percent, epoch, global_step), C(cfg.max_step_percent, epoch, global_step)
+        if self.anneals_one_timestep:
+            high = schedule_start(cfg.max_step_percent)
         low, high = self.annealed(low, high, global_step / cfg.trainer_max_steps)
         self.min_step, self.max_step = timestep_range(low, high, self.teacher.num_timesteps)
         self.guidance_scale = float(C(cfg.guidance_scale, epoch, global_step))
         self.grad_clip = None if cfg.grad_clip is None else float(C(cfg.grad_clip, epoch, global_step))
+
+    @property
+    def anneals_one_timestep(self) -> bool:
+        """Whether there is one timestep at each step of the run, on a course of its own."""
+        return self.cfg.sqrt_anneal
 
     def annealed(self, low: float, high: float, progress: float) -> tuple[float, float]:
         """The range of timesteps, as fractions, at a fraction of the run."""
@@ -188,7 +201,7 @@ class DistillationPrior(BaseObject):
         def condition(embeddings: Tensor) -> Condition:
             return self.teacher.condition(embeddings, cameras, views)
 
-        if prompt_utils.use_perp_neg:
+        if prompt_utils.use_perp_neg and self.cfg.guidance_perp_neg != 0:
             if views != 1:
                 raise ValueError(f"n_view: perp-neg works on single views, expected 1, got {views}")
             embeddings, weights = prompt_utils.get_text_embeddings_perp_neg(*angles)

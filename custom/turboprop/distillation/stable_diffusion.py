@@ -109,10 +109,14 @@ class StableDiffusionSDIGuidance(DistillationPrior):
             )
         super().configure(teacher)
 
+    @property
+    def anneals_one_timestep(self) -> bool:
+        return self.cfg.t_anneal or super().anneals_one_timestep
+
     def annealed(self, low: float, high: float, progress: float) -> tuple[float, float]:
         if not self.cfg.t_anneal:
             return super().annealed(low, high, progress)
-        percent = high - (high - low) * min(max(progress, 0.0), 1.0)
+        percent = (high - low) * (1.0 - min(max(progress, 0.0), 1.0)) + low
         return percent, percent
 
     def scale_of(self, conditions: Conditions) -> float:

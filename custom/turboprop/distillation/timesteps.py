@@ -3,6 +3,8 @@
 Random numbers come from torch's global generator of the device.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,8 +25,20 @@ def timestep_range(min_percent: float, max_percent: float, num_timesteps: int) -
 
 
 def square_root_annealed_percent(min_percent: float, max_percent: float, progress: float) -> float:
-    """HiFA's single annealed timestep (Zhu and Zhuang 2023, equation 10): t = t_max - (t_max - t_min) sqrt(progress)."""
-    return max_percent - (max_percent - min_percent) * min(max(progress, 0.0), 1.0) ** 0.5
+    """HiFA's annealed timestep (Zhu and Zhuang 2023, equation 10): t = t_max - (t_max - t_min) sqrt(progress)."""
+    return (max_percent - min_percent) * (1.0 - min(max(progress, 0.0), 1.0) ** 0.5) + min_percent
+
+
+def schedule_start(value: Any) -> float:
+    """What a schedule starts from; a number is itself.
+
+    A single timestep that is annealed over the whole run (HiFA's, SDI's) has its own course from t_max: a scheduled
+    max_step_percent gives it t_max only, as in threestudio.
+    """
+    if isinstance(value, (int, float)):
+        return float(value)
+    numbers = list(value)
+    return float(numbers[0] if len(numbers) == 3 else numbers[1])  # [v0, v1, end], else [start, v0, ...]
 
 
 def sample_timesteps(

@@ -24,7 +24,9 @@ BESIDE = ("local", "state")
 @dataclass
 class PicardConfig:
     window: int = 8  # gradients a round
-    rule: str = "fixed"  # of the threshold: fixed, or adaptive to the windows' mean or median error
+    # of the threshold: fixed, or adaptive to the windows' errors as in DreamPropeller, to their mean or to the one in
+    # the middle of the window (median)
+    rule: str = "fixed"
     threshold: float = 3.0  # largest error of a guess whose gradient is accepted; where the rule is adaptive, at first
     distance: str = "update"  # unit of errors: update (squared learning rates) or mean_square (DreamPropeller's, 1e-6)
     ema_decay: float = 0.9  # adaptive rules: share of the threshold that stays, each round

@@ -148,7 +148,9 @@ def _inject(unet: Any, rank: int) -> tuple[list[Any], dict[str, nn.Parameter]]:
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=ATTENTION_LAYERS)
+    # "gaussian": down-projections from N(0, 1 / rank^2), as in threestudio's VSD (diffusers' LoRA layers of its time);
+    # up-projections are zero. peft's own default is smaller by the layer's width, and adapters learn slower from it.
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=ATTENTION_LAYERS, init_lora_weights="gaussian")
     inject_adapter_in_model(config, unet)
     layers = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
     adapters = {}

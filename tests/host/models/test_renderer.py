@@ -269,9 +269,12 @@ def test_importance_estimator_puts_samples_where_the_matter_is():
     t_starts, t_ends = estimator.sampling(
         [lambda a, b: 100.0 * ((a + b) / 2 > 2.0).float() * ((a + b) / 2 < 2.2).float()], [128], 64, 5, 0.0, 4.0
     )
-    assert t_starts.shape == (5, 64) and (t_ends > t_starts).all()
+    assert t_starts.shape == (5, 128 + 64 + 1) and (t_ends >= t_starts).all()
+    assert torch.equal(t_starts[:, 1:], t_ends[:, :-1])
+    assert (t_starts[:, 0] == 0).all() and (t_ends[:, -1] == 4).all()
     middle = (t_starts + t_ends) / 2
-    assert ((middle > 1.9) & (middle < 2.3)).float().mean() > 0.95
+    near = ((middle > 1.9) & (middle < 2.3)).sum(1)
+    assert (near > 60 + 0.4 / 4 * 128).all()  # of the equal intervals a tenth, and nearly all others
     plain, _ = estimator.sampling([], [], 4, 2, torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]))
     torch.testing.assert_close(plain, torch.tensor([[0, 0.25, 0.5, 0.75], [1, 1.25, 1.5, 1.75]]))
     with pytest.raises(UserError, match="sampling_type"):

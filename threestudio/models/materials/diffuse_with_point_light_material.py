@@ -23,7 +23,7 @@ class DiffuseWithPointLightMaterial(BaseMaterial):
     class Config(BaseMaterial.Config):
         ambient_light_color: Tuple[float, float, float] = (0.1, 0.1, 0.1)  # light from everywhere
         diffuse_light_color: Tuple[float, float, float] = (0.9, 0.9, 0.9)  # light of the point
-        ambient_only_steps: int = 1000  # training steps that show albedo only
+        ambient_only_steps: int = 1000  # training steps before which there is albedo only, in validation too
         diffuse_prob: float = 0.75  # after them: how often there is shading
         textureless_prob: float = 0.5  # of those: how often the albedo is white
         albedo_activation: str = "sigmoid"  # from features to albedo
@@ -69,7 +69,7 @@ class DiffuseWithPointLightMaterial(BaseMaterial):
         if shading == "textureless":
             return albedo * 0 + shade
         if shading == "diffuse":
-            return albedo * shade
+            return albedo.clamp(0.0, 1.0) * shade
         raise UserError(f"shading: expected one of {', '.join(SHADINGS)}, got {shading!r}")
 
     def _lights(self, ambient_ratio: Optional[float]) -> Tuple[Any, Any]:
@@ -83,7 +83,7 @@ class DiffuseWithPointLightMaterial(BaseMaterial):
 
     def _draw_shading(self) -> str:
         if not self.training:
-            return "albedo" if self.cfg.ambient_only_on_test else "diffuse"
+            return "albedo" if self.ambient_only or self.cfg.ambient_only_on_test else "diffuse"
         shaded, textureless = (torch.rand(2) < torch.tensor([self.cfg.diffuse_prob, self.cfg.textureless_prob])).tolist()
         if self.ambient_only or not shaded:
             return "albedo"

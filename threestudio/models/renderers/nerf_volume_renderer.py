@@ -15,7 +15,7 @@ from threestudio.models.estimators import ImportanceEstimator, OccupancyGridEsti
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.renderers.base import VolumeRenderer
-from threestudio.models.renderers.volume_parts import background_colors, ray_samples, shade_samples
+from threestudio.models.renderers.volume_parts import background_colors, depth_variance, ray_samples, shade_samples
 from threestudio.ops.ray_sampling import RaySamples
 from threestudio.ops.volume_rendering import accumulate_along_rays, render_weight_from_density
 from threestudio.utils.errors import UserError
@@ -26,7 +26,7 @@ from threestudio.utils.ops import chunk_batch, validate_empty_rays
 class NeRFVolumeRenderer(VolumeRenderer):
     @dataclass
     class Config(VolumeRenderer.Config):
-        num_samples_per_ray: int = 512  # occgrid: steps over the cube's diagonal; importance: coarse samples of a ray
+        num_samples_per_ray: int = 512  # occgrid: steps over the cube's diagonal; importance: resampled ones of a ray
         eval_chunk_size: int = 160000  # points per query outside training
         randomized: bool = True  # jitter the samples while training
         near_plane: float = 0.0  # nearest sample, world units
@@ -35,13 +35,13 @@ class NeRFVolumeRenderer(VolumeRenderer):
         return_normal_perturb: bool = False  # normals at points moved a little, for smoothness losses
         estimator: str = "occgrid"  # occgrid: occupancy grid; importance: coarse samples, then resampled
         ema_decay: float = 0.95  # occgrid: share of a cell's value that is left by its next update
-        grid_prune: bool = True  # occgrid: skip cells found empty
-        prune_alpha_threshold: bool = True  # occgrid: skip samples of opacity < 0.01
+        grid_prune: bool = True  # occgrid: skip cells found empty; false: every sample in the cube is shaded
+        prune_alpha_threshold: bool = True  # occgrid with grid_prune: skip samples of opacity < 0.01
         proposal_network_config: Optional[dict] = None  # of estimator=proposal, which is not available here
         prop_optimizer_config: Optional[dict] = None  # the same
         prop_scheduler_config: Optional[dict] = None  # the same
         num_samples_per_ray_proposal: int = 64  # the same
-        num_samples_per_ray_importance: int = 64  # importance: samples of a ray that are shaded
+        num_samples_per_ray_importance: int = 64  # importance: equal intervals of a ray, shaded with the others
 
     cfg: Config
 
@@ -100,7 +100,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
         opacity = accumulate_along_rays(weights, None, ray_indices, n_rays)
         depth = accumulate_along_rays(weights, t_points, ray_indices, n_rays)
         rgb_fg = accumulate_along_rays(weights, rgb.to(weights.dtype), ray_indices, n_rays)
-        z_variance = accumulate_along_rays(weights, (t_points - depth[ray_indices]) ** 2, ray_indices, n_rays)
+        z_variance = depth_variance(weights, t_points, opacity, ray_indices)
 
         def image(x: Tensor) -> Tensor:
             return x.view(*image_shape, -1)

@@ -72,7 +72,7 @@ class LearnedVariance(nn.Module):
 class NeuSVolumeRenderer(VolumeRenderer):
     @dataclass
     class Config(VolumeRenderer.Config):
-        num_samples_per_ray: int = 512  # occgrid: steps over the cube's diagonal; importance: coarse samples of a ray
+        num_samples_per_ray: int = 512  # occgrid: steps over the cube's diagonal; importance: resampled ones of a ray
         randomized: bool = True  # jitter the samples while training
         eval_chunk_size: int = 160000  # points per query outside training
         learned_variance_init: float = 0.3  # v: the surface is about exp(-10 v) world units thick at first
@@ -84,9 +84,9 @@ class NeuSVolumeRenderer(VolumeRenderer):
             "occgrid"  # occgrid: occupancy grid; importance: coarse samples, then resampled (use_volsdf only)
         )
         ema_decay: float = 0.95  # occgrid: share of a cell's value that is left by its next update
-        grid_prune: bool = True  # occgrid: skip cells found empty
-        prune_alpha_threshold: bool = True  # occgrid: skip samples of opacity < 0.01
-        num_samples_per_ray_importance: int = 64  # importance: samples of a ray that are shaded
+        grid_prune: bool = True  # occgrid: skip cells found empty; false: every sample in the cube is shaded
+        prune_alpha_threshold: bool = True  # occgrid with grid_prune: skip samples of opacity < 0.01
+        num_samples_per_ray_importance: int = 64  # importance: equal intervals of a ray, shaded with the others
 
     cfg: Config
 

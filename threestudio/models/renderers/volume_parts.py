@@ -12,6 +12,7 @@ from threestudio.models.estimators import ImportanceEstimator
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.ops.ray_sampling import RaySamples, ray_aabb_intersect
+from threestudio.ops.volume_rendering import accumulate_along_rays
 from threestudio.utils.ops import chunk_batch
 
 IntervalDensity = Callable[[Tensor, Tensor, Tensor], Tensor]  # t_starts, t_ends [S], ray [S] -> density [S]
@@ -29,18 +30,20 @@ def ray_samples(
 ) -> RaySamples:
     """Packed samples by the occupancy grid, or where coarse ones found matter."""
     if cfg.estimator == "occgrid":
+        prune = cfg.grid_prune and cfg.prune_alpha_threshold  # upstream's rule: without grid_prune nothing is dropped
         return estimator.sampling(
             rays_o,
             rays_d,
-            sigma_fn=density if cfg.prune_alpha_threshold else None,
+            sigma_fn=density if prune else None,
             near_plane=cfg.near_plane,
             far_plane=cfg.far_plane,
             render_step_size=render_step_size,
-            early_stop_eps=1e-4 if cfg.prune_alpha_threshold else 0.0,
-            alpha_thre=0.01 if cfg.prune_alpha_threshold else 0.0,
+            early_stop_eps=1e-4 if prune else 0.0,
+            alpha_thre=0.01 if prune else 0.0,
             stratified=stratified,
         )
-    planes, coarse, fine = (cfg.near_plane, cfg.far_plane), cfg.num_samples_per_ray, cfg.num_samples_per_ray_importance
+    # Upstream's roles of the two keys, whatever their names suggest: the proposal has num_samples_per_ray_importance.
+    planes, coarse, fine = (cfg.near_plane, cfg.far_plane), cfg.num_samples_per_ray_importance, cfg.num_samples_per_ray
     return importance_samples(estimator, density, rays_o, rays_d, bbox, planes, coarse, fine, stratified)
 
 
@@ -51,11 +54,11 @@ def importance_samples(
     rays_d: Tensor,  # [N, 3]
     bbox: Tensor,  # [2, 3]
     planes: Tuple[float, float],  # nearest and farthest sample
-    coarse: int,  # samples of a ray that density is asked at
-    fine: int,  # samples of a ray that come out
+    coarse: int,  # equal intervals of a ray that density is asked in
+    fine: int,  # intervals of a ray that are put where it was found
     stratified: bool,
 ) -> RaySamples:
-    """Packed samples where coarse ones found matter; rays that miss the box have none."""
+    """Packed samples, the coarse and the fine ones together; rays that miss the box have none."""
     near, far, hit = ray_aabb_intersect(rays_o, rays_d, bbox, *planes)
     ray = hit.nonzero()[:, 0]
 
@@ -66,7 +69,25 @@ def importance_samples(
     t_starts, t_ends = estimator.sampling(
         [proposal], [coarse], fine, ray.shape[0], near[ray], far[ray], "uniform", stratified
     )
-    return RaySamples(ray.repeat_interleave(fine), t_starts.reshape(-1), t_ends.reshape(-1))
+    return RaySamples(ray.repeat_interleave(t_starts.shape[1]), t_starts.reshape(-1), t_ends.reshape(-1))
+
+
+def depth_variance(
+    weights: Tensor,  # [S], of packed samples
+    t_points: Tensor,  # [S, 1], distance along the ray, world units
+    opacity: Tensor,  # [N, 1], the rays' sums of weights
+    ray_indices: Tensor,  # [S], sorted
+) -> Tensor:
+    """Variance of the depth of each ray's matter [N, 1], world units squared; 0 where a ray is less than half opaque.
+
+    HiFA (Zhu and Zhuang 2023, arXiv 2305.18766), its z-variance: the weights are divided by their sum. Without that a
+    ray could also lower its variance by being empty (threestudio, pull request 367).
+    """
+    n_rays = opacity.shape[0]
+    shares = weights / opacity.clamp(min=1e-5)[ray_indices, 0]
+    mean = accumulate_along_rays(shares, t_points, ray_indices, n_rays)
+    variance = accumulate_along_rays(shares, (t_points - mean[ray_indices]) ** 2, ray_indices, n_rays)
+    return variance * (opacity > 0.5)
 
 
 def shade_samples(

@@ -25,9 +25,10 @@ DILATION = (
 )
 ALPHA_MIN = 1.0 / 255.0  # less is left out (Kerbl et al. 2023, appendix C)
 ALPHA_MAX = 0.99  # more is cut, so that backward can divide by 1 - alpha (the same)
-GUARD_BAND = (
-    0.3  # J is taken at most this share of the image's size outside of it, where perspective is far from linear
-)
+# J is taken at most this share of the image's size outside of it, where perspective is far from linear: x / z within
+# 1.3 tan(fov / 2) (Kerbl et al. 2023, their code's limit), 0.3 of the half image. gsplat measures it from the edges too
+# where the axis is off the middle.
+GUARD_BAND = 0.15
 
 
 class ProjectedGaussians(NamedTuple):

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
-from statistics import fmean, median
+from statistics import fmean
 from typing import Callable, Dict, Sequence
 
-STATISTICS: Dict[str, Callable[[Sequence[float]], float]] = {"mean": fmean, "median": median}
+
+def middle(errors: Sequence[float]) -> float:
+    """The error in the middle of the window: what DreamPropeller calls the median, errors growing along a window."""
+    return errors[len(errors) // 2]
+
+
+STATISTICS: Dict[str, Callable[[Sequence[float]], float]] = {"mean": fmean, "median": middle}
 
 
 class FixedThreshold:
     """The accuracy is set, and the stride is what the problem allows."""
+
+    guesses_beyond = 0  # guesses after a window's last gradient whose errors are looked at
 
     def __init__(self, value: float) -> None:
         self.value = value
@@ -22,8 +30,12 @@ class FixedThreshold:
 class AdaptiveThreshold:
     """DreamPropeller's (arXiv 2311.17082, section 4.4): a moving average of the windows' mean or median error.
 
-    It sets the stride, near half the window, and lets the error be what it is.
+    It sets the stride, near half the window, and lets the error be what it is. As in its code, a window of P gradients
+    has P errors: those of the guesses that gradients were computed at, the base aside, and that of the guess which the
+    last gradient leads to. An average that is not finite is left out.
     """
+
+    guesses_beyond = 1
 
     def __init__(self, value: float, decay: float, statistic: str) -> None:
         self.value = value
@@ -31,6 +43,6 @@ class AdaptiveThreshold:
         self.statistic = STATISTICS[statistic]
 
     def observe(self, errors: Sequence[float]) -> None:
-        finite = [error for error in errors if math.isfinite(error)]
-        if finite:
-            self.value = self.decay * self.value + (1 - self.decay) * self.statistic(finite)
+        seen = self.statistic(errors)
+        if math.isfinite(seen):
+            self.value = self.decay * self.value + (1 - self.decay) * seen

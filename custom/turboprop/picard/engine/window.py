@@ -43,7 +43,7 @@ class Round:
     step: int  # of the base
     length: int  # gradients that were computed
     accepted: List[Evaluation]  # of the steps from the base on; as many as the stride
-    errors: List[float]  # of guess 1, 2, ... of the window, in the distance's unit
+    errors: List[float]  # of guess 1, 2, ... of the window and beyond it, in the distance's unit
     threshold: float  # that they were held to
     ended_by: str = ""  # what kept the next gradient from being accepted: a parameter group; nothing in a full window
 
@@ -106,8 +106,8 @@ class PicardWindow:
         length = self.size if limit is None else min(self.size, limit)
         if length < 1:
             raise ValueError(f"limit of a round: expected at least 1, got {limit}")
-        points = self._points(base, length)
-        evaluations = self.evaluate(points)
+        points = self._points(base, length + self.threshold.guesses_beyond)
+        evaluations = self.evaluate(points[:length])
         result = self._roll_out(base, points, evaluations)
         self.threshold.observe(result.errors)
         if self.adapt and length == self.size:
@@ -115,7 +115,7 @@ class PicardWindow:
         return result
 
     def _points(self, base: State, length: int) -> List[Point]:
-        """Where gradients are computed: the base and guesses of the states after it."""
+        """The base and guesses of the states after it: where gradients are computed, and what is only compared."""
         if self._tail is None or base.step != self._next or self._tail.step <= base.step:
             self.restart()
             self._tail = base.clone()
@@ -152,7 +152,7 @@ class PicardWindow:
         self._guesses = {step: guess for step, guess in self._guesses.items() if step > self._next}
         errors = [comparison.error for comparison in compared]
         ended_by = self._ended_by(compared, evaluations, stride)
-        return Round(base.step, len(points), evaluations[:stride], errors, self.threshold.value, ended_by)
+        return Round(base.step, len(evaluations), evaluations[:stride], errors, self.threshold.value, ended_by)
 
     def _row(self, state: State, guess: Point) -> Tensor:
         """Of each group the sum of squared differences, and then 1 where the guess will not do whatever they are: where

@@ -1,0 +1,113 @@
+"""Cameras, rays and projections of poses that can be read off: world z up, azimuth 0 in front (+x), OpenGL cameras."""
+
+import math
+
+import pytest
+import torch
+
+from threestudio.data.uncond import (
+    RandomCameraDataModuleConfig,
+    RandomCameraDataset,
+    RandomCameraIterableDataset,
+    look_at,
+    spherical_to_cartesian,
+)
+from threestudio.utils.config import parse_structured
+from threestudio.utils.ops import (
+    get_cam_info_gaussian,
+    get_mvp_matrix,
+    get_projection_matrix,
+    get_ray_directions,
+    get_rays,
+)
+from turboprop.world.cameras import orbit_c2w, pixel_rays
+
+RIGHT_ANGLE = torch.tensor([math.pi / 2])
+FRONT = torch.tensor([[[0.0, 0, 1, 1], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]])  # at (1, 0, 0), looks at the origin
+
+
+def close(found, expected):
+    torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), atol=1e-6, rtol=1e-5)
+
+
+def test_the_camera_in_front():
+    """Its right is +y, its up +z, and it looks along -x."""
+    position = torch.tensor([[1.0, 0, 0]])
+    close(look_at(position, torch.zeros(1, 3), torch.tensor([[0.0, 0, 1]])), FRONT)
+    close(orbit_c2w(torch.zeros(1), torch.zeros(1), torch.ones(1)), FRONT)
+
+
+@pytest.mark.parametrize(
+    "elevation, azimuth, position",
+    [(0, 90, (0, 2, 0)), (0, 180, (-2, 0, 0)), (90, 0, (0, 0, 2)), (30, -90, (0, -math.sqrt(3), 1))],
+)
+def test_elevation_and_azimuth(elevation, azimuth, position):
+    angles = [torch.tensor([math.radians(a)]) for a in (elevation, azimuth)]
+    close(spherical_to_cartesian(*angles, torch.tensor([2.0])), torch.tensor([position], dtype=torch.float32))
+
+
+def test_rays_go_through_the_centres_of_pixels():
+    """Of 2 x 2 pixels at 90 degrees the focal length is 1 pixel: the first, at the top left, is at (-1/2, 1/2)."""
+    directions = get_ray_directions(2, 2, 1.0)
+    close(directions[0, 0], [-0.5, 0.5, -1.0])
+    close(directions[1, 1], [0.5, -0.5, -1.0])
+    origins, rays = get_rays(directions, FRONT, keepdim=True, normalize=False)
+    close(origins[0, 0, 0], [1.0, 0, 0])
+    close(rays[0, 0, 0], [-1.0, -0.5, 0.5])
+    normalized = get_rays(directions, FRONT, keepdim=True)[1]
+    close(normalized[0, 0, 0], torch.tensor([-1.0, -0.5, 0.5]) / 1.5**0.5)
+    close(pixel_rays(FRONT, RIGHT_ANGLE, 2, 2)[1], normalized)
+
+
+def test_the_projection_maps_the_frustum_to_the_cube_with_y_down():
+    """At 90 degrees and twice as wide as high; near 1, far 3: depth 1 goes to -1, 3 to 1, 1.5 to 0."""
+    matrix = get_projection_matrix(RIGHT_ANGLE, 2.0, 1.0, 3.0)[0]
+    for point, expected in {
+        (2.0, 1.0, -1.0): (1.0, -1.0, -1.0),
+        (-6.0, -3.0, -3.0): (-1.0, 1.0, 1.0),
+        (0.0, 0.0, -1.5): (0.0, 0.0, 0.0),
+    }.items():
+        clip = matrix @ torch.tensor([*point, 1.0])
+        close(clip[:3] / clip[3], list(expected))
+
+
+def test_a_point_on_a_pixels_ray_is_projected_into_that_pixel():
+    mvp = get_mvp_matrix(FRONT, get_projection_matrix(RIGHT_ANGLE, 1.0, 0.01, 100.0))[0]
+    clip = mvp @ torch.tensor([0.0, -0.5, 0.5, 1.0])  # one unit of depth along the ray of the first pixel
+    close(clip[:2] / clip[3], [-0.5, -0.5])
+
+
+def test_what_gaussian_rasterizers_ask():
+    """Row vectors; the camera looks along +z with y down; depth goes to [0, 1]."""
+    view, full, center = get_cam_info_gaussian(FRONT[0], math.pi / 2, math.pi / 2, 1.0, 3.0)
+    close(torch.tensor([0.0, -0.5, 0.5, 1.0]) @ view, [-0.5, -0.5, 1.0, 1.0])
+    close(center, [1.0, 0.0, 0.0])
+    for depth, expected in {1.0: 0.0, 1.5: 0.5, 3.0: 1.0}.items():
+        clip = torch.tensor([1.0 - depth, 0.0, 0.0, 1.0]) @ full
+        close(clip[2] / clip[3], expected)
+
+
+def config(**cfg):
+    return parse_structured(RandomCameraDataModuleConfig, cfg)
+
+
+def test_evaluation_orbits():
+    """Validation does not repeat 360 degrees, the test's last view is its first again."""
+    assert RandomCameraDataset(config(n_val_views=4), "val").azimuth.tolist() == [0, 90, 180, 270]
+    assert RandomCameraDataset(config(n_test_views=5), "test").azimuth.tolist() == [0, 90, 180, 270, 360]
+
+
+def test_random_cameras_cover_their_ranges():
+    """One azimuth in each quarter; elevations by turns uniform in the angle and on the sphere."""
+    torch.manual_seed(0)
+    steady = {"camera_perturb": 0.0, "center_perturb": 0.0, "up_perturb": 0.0}
+    data = RandomCameraIterableDataset(config(batch_size=4, height=2, width=2, elevation_range=(0, 90), **steady))
+    batches = [data.collate(None) for _ in range(800)]
+    azimuth = torch.stack([b["azimuth"] for b in batches])
+    assert ((azimuth >= torch.tensor([-180.0, -90, 0, 90])) & (azimuth <= torch.tensor([-90.0, 0, 90, 180]))).all()
+    # E of the sine: 2 / pi where the angle is uniform, 1/2 where the sine is. A batch has one coin for its four.
+    sine = torch.stack([b["elevation"].deg2rad().sin().mean() for b in batches])
+    assert sine.mean().item() == pytest.approx(0.5 * (2 / math.pi + 0.5), abs=4 * sine.std().item() / 800**0.5)
+    for key in ("rays_o", "rays_d"):
+        assert batches[0][key].shape == (4, 2, 2, 3)
+    close(batches[0]["c2w"][:, :3, 2] * batches[0]["camera_distances"][:, None], batches[0]["camera_positions"])
