@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..teachers.noise_schedule import PREDICTION_TYPES
+from ..teachers.noise_schedule import PREDICTION_TYPES, to_epsilon
 from .camera_pose import check_fourth_number
 from .condition import ConditionDropout, NovelViewCondition, keep_where
 from .conditioning import FeatureInjection, TokenProjection, injection_shapes
@@ -231,6 +231,19 @@ class NovelViewModel(nn.Module):
             encoder_hidden_states=condition.tokens.to(dtype),
             down_intrablock_additional_residuals=features or None,
         ).sample
+
+    @torch.no_grad()
+    def predict_noise(self, noisy: Tensor, timesteps: Tensor, condition: NovelViewCondition) -> Tensor:
+        """The estimate of the noise in `noisy` [B, 4, h, w], without a graph; arguments as those of `forward`."""
+        prediction = self(noisy, timesteps, condition).to(noisy.dtype)
+        return to_epsilon(prediction, noisy, timesteps, self.alphas_cumprod, self.prediction_type)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:  # [B, 4, h, w]
+        """Pictures of latents, in [0, 1]: [B, 3, S, S] in float32."""
+        with torch.autocast(latents.device.type, enabled=False):
+            images = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
+        return (images.float() / 2 + 0.5).clamp(0, 1)
 
 
 def _check_parts(unet: Any, vae: Any, prediction_type: str) -> None:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ..teachers.contract import Teacher
-from ..teachers.noise_schedule import to_epsilon
 from .camera_pose import relative_pose
 from .condition import NovelViewCondition
 from .loading import load_novel_view_model
@@ -73,8 +72,7 @@ class NovelViewTeacher(Teacher):
     @torch.no_grad()
     def predict_noise(self, noisy: Tensor, timesteps: Tensor, condition: NovelViewCondition) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):
-            prediction = self.model(noisy, timesteps, condition).to(noisy.dtype)
-        return to_epsilon(prediction, noisy, timesteps, self.alphas_cumprod, self.model.prediction_type)
+            return self.model.predict_noise(noisy, timesteps, condition)
 
     @torch.no_grad()
     def encode_view(self, image: Tensor) -> EncodedView:  # [B, 3, H, W] in [0, 1]
