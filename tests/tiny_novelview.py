@@ -96,6 +96,28 @@ def stable_diffusion_scheduler():
     )
 
 
+def write_tiny_renders(root: Path, objects: int = 6, views: int = 3, size: int = 16) -> Path:
+    """Discs of random colours in zero-1-to-3's layout, seen by random cameras."""
+    import numpy as np
+    from PIL import Image
+    from turboprop.novelview.camera_pose import world_to_camera_matrices
+    from turboprop.world.cameras import orbit_c2w
+
+    generator = np.random.default_rng(0)
+    y, x = np.mgrid[:size, :size] / size - 0.5
+    names = [f"object-{number}" for number in range(objects)]
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for view in range(views):
+            picture = np.zeros((size, size, 4), np.uint8)
+            picture[x**2 + y**2 < generator.uniform(0.03, 0.2)] = [*generator.integers(0, 256, 3), 255]
+            Image.fromarray(picture, "RGBA").save(root / name / f"{view:03d}.png")
+            orbit = (torch.tensor([generator.uniform(*ends)]) for ends in ((-30, 80), (-180, 180), (1.5, 2.2)))
+            np.save(root / name / f"{view:03d}.npy", world_to_camera_matrices(orbit_c2w(*orbit))[0].numpy())
+    (root / "valid_paths.json").write_text(json.dumps(names))
+    return root
+
+
 def write_tiny_zero123(folder: Path, projection: str = "cc_projection", seed: int = 0) -> Path:
     """zero123 as the hub has it: `cc_projection` (kxic's layout) or `clip_camera_projection` (bennyguo's)."""
     from safetensors.torch import save_file
@@ -144,3 +166,18 @@ def tiny_zero123_unified_folder(tmp_path_factory: pytest.TempPathFactory) -> Pat
     """The same weights in bennyguo's layout."""
     folder = tmp_path_factory.mktemp("models") / "tiny-zero123-unified"
     return write_tiny_zero123(folder, projection="clip_camera_projection")
+
+
+@pytest.fixture(scope="session")
+def tiny_renders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six objects of three views, 16 pixels."""
+    return write_tiny_renders(tmp_path_factory.mktemp("renders") / "root")
+
+
+@pytest.fixture(scope="session")
+def tiny_dino_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DINOv2 with registers."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-dino"
+    torch.manual_seed(5)
+    tiny_dino("dinov2_with_registers").save_pretrained(folder)
+    return folder

@@ -42,14 +42,14 @@ def test_the_variance_of_the_process_is_kept(eta):
     def gaussian(noisy, timesteps, condition):
         return noisy * signal_and_noise_level(ABAR, timesteps)[1]
 
-    noise = torch.randn(16, 4, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    condition = NovelViewCondition(torch.zeros(16, 4, 32, 32), torch.zeros(16, 1, 2))
+    noise = torch.randn(4, 4, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    condition = NovelViewCondition(torch.zeros(4, 4, 32, 32), torch.zeros(4, 1, 2))
     errors = []
-    for steps in (50, 500):
+    for steps in (20, 200):
         generator = torch.Generator().manual_seed(2)
         latents = sample_latents(gaussian, ABAR, condition, noise, steps, 1.0, eta, generator)
         errors.append(abs(float(latents.std()) - 1.0))
-    assert errors[1] < 0.02 and errors[1] < 0.5 * errors[0]
+    assert errors[1] < 0.03 and errors[1] < 0.5 * errors[0]
 
 
 def test_draws_come_from_the_generator():

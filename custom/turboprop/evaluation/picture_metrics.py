@@ -54,3 +54,24 @@ def front_back_score(rgb: Tensor, alpha: Tensor, right: tuple[Tensor, Tensor], t
     verdict = (0.5 + 0.5 * gain / (weight * CERTAIN_GAIN).clamp_min(1e-9)).clamp(0, 1)
     total = weight.sum()
     return float((verdict * weight).sum() / total) if total > 0 else 0.5
+
+
+def psnr_of_each(pictures: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio: pictures, truth [V, 3, S, S] in [0, 1] -> [V] decibels, at most 100."""
+    squared = (pictures.double() - truth.double()).square().mean((1, 2, 3)).cpu()
+    return -10.0 * squared.clamp_min(1e-10).log10()
+
+
+def structural_similarity_of_each(pictures: Tensor, truth: Tensor) -> Tensor:
+    """SSIM (Wang et al. 2004) by scikit-image with a Gaussian window: [V, 3, S, S] x 2 in [0, 1] -> [V].
+
+    Raises:
+        ValueError: pictures smaller than the window, which is 11 pixels wide.
+    """
+    from skimage.metrics import structural_similarity
+
+    if min(pictures.shape[-2:]) < 11:
+        raise ValueError(f"SSIM: expected pictures of at least 11 pixels, got {list(pictures.shape[-2:])}")
+    pairs = zip(pictures.double().cpu().numpy(), truth.double().cpu().numpy())
+    options = {"channel_axis": 0, "data_range": 1.0, "gaussian_weights": True, "use_sample_covariance": False}
+    return torch.tensor([structural_similarity(one, other, **options) for one, other in pairs], dtype=torch.float64)

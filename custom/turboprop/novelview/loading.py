@@ -173,7 +173,6 @@ def read_settings(path: Path) -> NovelViewSettings:
     if unknown := values.keys() - known:
         raise ValueError(f"{path}: unknown key {min(unknown)!r}; known: {', '.join(sorted(known))}")
     settings = NovelViewSettings(**values)
-    settings.feature_layers = tuple(settings.feature_layers)
     try:
         settings.check()
     except ValueError as error:

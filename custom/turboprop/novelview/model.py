@@ -28,7 +28,7 @@ class NovelViewSettings:
     # What the UNet's cross-attention looks at: one token of the encoder's pooled vector (zero-1-to-3), or all patches.
     tokens: str = "pooled"
     # Numbers of the feature encoder's blocks, from 0, whose hidden states go into the UNet's down path; none: no injection.
-    feature_layers: tuple[int, ...] = ()
+    feature_layers: list[int] = field(default_factory=list)
     # Layer-normalise image vectors before their projection, in float32; zero-1-to-3 does not.
     normalize_tokens: bool = False
     # Side of the pictures that the encoders see, pixels; 0: the encoder's default.
@@ -41,6 +41,9 @@ class NovelViewSettings:
     null_condition: str = "projected_zeros"
     # Whether the input view's latent is scaled as the noisy one is; zero-1-to-3's is not.
     scale_input_latents: bool = False
+
+    def __post_init__(self) -> None:
+        self.feature_layers = list(self.feature_layers)
 
     def check(self) -> None:
         """Raises ValueError that names the setting, what was expected and what came."""
