@@ -46,22 +46,22 @@ def test_the_variance_of_the_process_is_kept(eta):
     condition = NovelViewCondition(torch.zeros(4, 4, 32, 32), torch.zeros(4, 1, 2))
     errors = []
     for steps in (20, 200):
-        generator = torch.Generator().manual_seed(2)
-        latents = sample_latents(gaussian, ABAR, condition, noise, steps, 1.0, eta, generator)
+        torch.manual_seed(2)
+        latents = sample_latents(gaussian, ABAR, condition, noise, steps, 1.0, eta)
         errors.append(abs(float(latents.std()) - 1.0))
     assert errors[1] < 0.03 and errors[1] < 0.5 * errors[0]
 
 
-def test_draws_come_from_the_generator():
+def test_the_steps_noise_can_be_given():
     noise = torch.randn(SHAPE, dtype=torch.float64)
 
     def half(noisy, timesteps, condition):
         return 0.5 * noisy
 
-    first, again, other = (
-        sample_latents(half, ABAR, condition_of(0.0), noise, 5, 1.0, 1.0, torch.Generator().manual_seed(seed))
-        for seed in (1, 1, 2)
-    )
+    def draws(seed):
+        return lambda step: torch.randn(SHAPE, generator=torch.Generator().manual_seed(10 * seed + step), dtype=torch.float64)
+
+    first, again, other = (sample_latents(half, ABAR, condition_of(0.0), noise, 5, 1.0, 1.0, draws(n)) for n in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -56,10 +58,15 @@ def front_back_score(rgb: Tensor, alpha: Tensor, right: tuple[Tensor, Tensor], t
     return float((verdict * weight).sum() / total) if total > 0 else 0.5
 
 
+def psnr(first: Tensor, second: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pictures of one shape, in [0, 1]; infinite where they are equal."""
+    error = float(((first.clamp(0, 1) - second.clamp(0, 1)) ** 2).mean())
+    return -10.0 * math.log10(error) if error > 0 else math.inf
+
+
 def psnr_of_each(pictures: Tensor, truth: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio: pictures, truth [V, 3, S, S] in [0, 1] -> [V] decibels, at most 100."""
-    squared = (pictures.double() - truth.double()).square().mean((1, 2, 3)).cpu()
-    return -10.0 * squared.clamp_min(1e-10).log10()
+    """The PSNR of each picture, at most 100 dB: pictures, truth [V, 3, S, S] in [0, 1] -> [V]."""
+    return torch.tensor([min(psnr(one, other), 100.0) for one, other in zip(pictures.double(), truth.double())])
 
 
 def structural_similarity_of_each(pictures: Tensor, truth: Tensor) -> Tensor:

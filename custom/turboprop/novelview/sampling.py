@@ -34,7 +34,7 @@ def sample_latents(
     num_steps: int = 50,
     guidance_scale: float = 3.0,  # 1: the null condition is not asked
     eta: float = 1.0,  # 0: deterministic; 1: as noisy as DDPM, which zero-1-to-3 uses
-    generator: Optional[torch.Generator] = None,  # of the steps' noise, on the latents' device
+    step_noise: Optional[Callable[[int], Tensor]] = None,  # [B, C, h, w] of step 0, 1, ...; None: torch's generator
 ) -> Tensor:
     """Latents of the views that the condition asks for. Returns [B, C, h, w], in the unit that the diffusion runs in.
 
@@ -56,6 +56,6 @@ def sample_latents(
             break
         now, later = alphas_cumprod[timestep], alphas_cumprod[steps[position + 1]]
         sigma = eta * ((1 - later) / (1 - now) * (1 - now / later)).sqrt()
-        fresh = torch.randn(noise.shape, generator=generator, device=noise.device, dtype=noise.dtype)
+        fresh = torch.randn_like(noise) if step_noise is None else step_noise(position)
         latents = later.sqrt() * clean + (1 - later - sigma**2).clamp(min=0).sqrt() * epsilon + sigma * fresh
     return clean
