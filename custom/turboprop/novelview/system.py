@@ -13,7 +13,7 @@ from threestudio.systems.base import BaseSystem
 from threestudio.utils.config import parse_structured
 from torch import Tensor, nn
 
-from ..world.training import update_average
+from ..small_models.training import average_weights
 from .augmentation import PhotometricAugmentation
 from .loading import save_novel_view_model
 from .model import NovelViewModel, NovelViewSettings
@@ -154,8 +154,8 @@ class NovelViewSystem(BaseSystem):
         super().optimizer_step(*args, **kwargs)
         if self.average is not None:
             parts = self.model.trained_parts()
-            averages = [self.average[name] for name in parts]
-            update_average(averages, list(parts.values()), self.trainer.global_step, self.cfg.ema_decay)
+            averages = {name: self.average[name] for name in parts}
+            average_weights(averages, parts, self.trainer.global_step, self.cfg.ema_decay)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[NovelViewModel]:
