@@ -163,6 +163,14 @@ def test_validation_pairs_are_of_held_out_objects_and_always_the_same(root):
     assert {tuple(camera.tolist()) for camera in batches[0]["input_camera"]} <= own
 
 
+def test_a_root_without_usable_folders_is_refused_at_once(root):
+    for path in root.glob("object-5/*.npy"):
+        path.unlink()
+    module = NovelViewDataModule({"root": str(root), "image_size": 16, "validation_share": 0.2})
+    with pytest.raises(ValueError, match="100 folders in a row .*object-5: expected two views or more"):
+        module.setup("fit")
+
+
 @pytest.mark.parametrize(
     "key,value", [("root", ""), ("image_size", 0), ("num_workers", -1), ("validation_share", 1.0), ("validation_share", 0.0)]
 )

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from turboprop.novelview.loading import fourth_number_of
 from turboprop.novelview.teacher import NovelViewCondition, NovelViewTeacher
 from turboprop.teachers.contract import Teacher
 
@@ -135,3 +136,17 @@ def test_pictures_are_resized_and_must_be_square(teacher):
         teacher.condition(torch.zeros(1, 3, 16, 20), 0.0, 0.0, 1.5, *CAMERAS)
     with pytest.raises(ValueError, match="expected 1 or 2 input views, got 3"):
         teacher.condition(torch.zeros(3, 3, 16, 16), 0.0, 0.0, 1.5, *CAMERAS)
+
+
+@pytest.mark.parametrize(
+    "name,fourth",
+    [
+        ("kxic/zero123-xl", "distance_difference"),
+        ("bennyguo/zero123-diffusers", "distance_difference"),
+        ("ashawkey/stable-zero123-diffusers", "input_polar_angle"),
+        ("load/zero123/105000.ckpt", "distance_difference"),
+        ("load/zero123/stable_zero123.ckpt", "input_polar_angle"),
+    ],
+)
+def test_published_names_say_what_the_fourth_number_is(name, fourth):
+    assert fourth_number_of(name) == fourth

@@ -64,14 +64,17 @@ def injection_shapes(unet: Any) -> list[tuple[int, int]]:
 
     A block with cross-attention takes it before it halves the resolution, one without after (diffusers 0.42,
     `down_intrablock_additional_residuals`).
+
+    Raises:
+        ValueError: a block of another type.
     """
     shapes = []
     side = int(unet.config.sample_size)
-    for block in unet.down_blocks:
-        halves = block.downsamplers is not None
-        smaller = -(-side // 2) if halves else side
-        before = bool(getattr(block, "has_cross_attention", False))
-        shapes.append((int(block.resnets[-1].out_channels), side if before else smaller))
+    for kind, block in zip(unet.config.down_block_types, unet.down_blocks):
+        if kind not in ("CrossAttnDownBlock2D", "DownBlock2D"):
+            raise ValueError(f"feature_layers: nothing can be added to this unet's {kind}")
+        smaller = side if block.downsamplers is None else -(-side // 2)
+        shapes.append((int(block.resnets[-1].out_channels), smaller if kind == "DownBlock2D" else side))
         side = smaller
     return shapes
 

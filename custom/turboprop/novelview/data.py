@@ -154,6 +154,8 @@ class NovelViewDataModule(pl.LightningDataModule):
             raise ValueError(f"data.root: expected two folders or more, one of them for validation; got {len(index)}")
         # Pictures of validation are looked at, so they are read even where latents are cached.
         self.validation_pairs = FixedPairs(ViewPairs(index, held_out, cfg.image_size), cfg.validation_pairs)
+        for pairs in (self.train_pairs, self.validation_pairs):
+            pairs[0]  # raises now, not in a step, where no folder can be used
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer

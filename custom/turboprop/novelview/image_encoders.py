@@ -5,7 +5,8 @@ chosen layers as maps.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,8 @@ def read_encoder(folder: Path, image_size: int = 0, key: str = "image_encoder") 
         options["config"] = whole.vision_config
     try:
         model_class = getattr(transformers, kind.model_class)
-        model, loaded = model_class.from_pretrained(str(folder), output_loading_info=True, **options)
+        with _quiet():
+            model, loaded = model_class.from_pretrained(str(folder), output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{key}: cannot load the encoder in {folder}: {reason}") from error
@@ -168,3 +170,19 @@ def read_encoder(folder: Path, image_size: int = 0, key: str = "image_encoder") 
         missing = sorted(loaded["missing_keys"])
         raise ValueError(f"{key}: {folder} lacks {len(missing)} weights of {kind.model_class}, first {missing[0]}")
     return ImageEncoder(model, image_size)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' list of the weights that a CLIP's vision tower leaves aside, and without its progress bar."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..teachers.loading import load_part
 from ..teachers.weights import model_folder, part_classes, weight_files, weight_variant
 from .image_encoders import read_encoder
-from .model import NovelViewModel, NovelViewSettings
+from .model import NovelViewModel, NovelViewSettings, cast_module
 
 PIPELINE_CLASS = "TurbopropNovelView"
 # zero123's projection in diffusers' layouts: the part, and the prefix of its two tensors.
@@ -229,4 +229,4 @@ def save_novel_view_model(
 
 def _in_dtype(part: Any, dtype: torch.dtype) -> Any:
     """The part itself, or a copy of it in another precision."""
-    return part if part.dtype == dtype else copy.deepcopy(part).to(dtype)
+    return part if part.dtype == dtype else cast_module(copy.deepcopy(part), dtype)

@@ -151,7 +151,7 @@ class NovelViewModel(nn.Module):
     def cast(self, dtype: torch.dtype) -> "NovelViewModel":
         """All weights in `dtype`; the noise schedule stays in float32."""
         for part in self.children():
-            part.to(dtype)
+            cast_module(part, dtype)
         return self
 
     def train(self, mode: bool = True) -> "NovelViewModel":
@@ -260,6 +260,15 @@ def _check_parts(unet: Any, vae: Any, prediction_type: str) -> None:
         )
     if not isinstance(unet.config.cross_attention_dim, int):
         raise ValueError("the unet's cross_attention_dim: expected one number for all blocks")
+
+
+def cast_module(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module with its weights in `dtype`; changed in place."""
+    for part in module.modules():
+        for tensor in [*part.parameters(recurse=False), *part.buffers(recurse=False)]:
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
+    return module
 
 
 def widened_for_input_view(unet: Any) -> Any:

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from ..small_models.training import average_weights
 from .augmentation import PhotometricAugmentation
+from .data import NovelViewDataModule
+from .latent_cache import autoencoder_fingerprint
 from .loading import save_novel_view_model
-from .model import NovelViewModel, NovelViewSettings
+from .model import NovelViewModel, NovelViewSettings, cast_module
 from .picture_quality import QualityMeter
 from .sampling import sample_latents
 from .starting_point import starting_model
@@ -85,7 +87,7 @@ class NovelViewSystem(BaseSystem):
             self.model.unet.to(memory_format=torch.channels_last)
         for part in (self.model.vae, self.model.image_encoder, self.model.feature_encoder):
             if part is not None:
-                part.to(FROZEN_TYPES[cfg.frozen_precision])
+                cast_module(part, FROZEN_TYPES[cfg.frozen_precision])
         self.model.train()
         self.average: Optional[nn.ModuleDict] = None
         if cfg.ema_decay > 0:
@@ -132,15 +134,14 @@ class NovelViewSystem(BaseSystem):
     def on_fit_start(self) -> None:
         """Raises ValueError where pictures or cached latents are not this model's."""
         data = self.trainer.datamodule
-        size = getattr(data.cfg, "image_size", self.model.image_size)
+        if not isinstance(data, NovelViewDataModule):
+            raise ValueError("data_type: this system needs turboprop-novelview-datamodule")
+        size = data.cfg.image_size
         if size != self.model.image_size:
             raise ValueError(f"data.image_size: the model takes pictures of {self.model.image_size} pixels, got {size}")
         cache = data.train_pairs.latents
-        if cache is not None:
-            from .latent_cache import autoencoder_fingerprint
-
-            if cache.fingerprint != autoencoder_fingerprint(self.model.vae):
-                raise ValueError("data.latent_cache: it was made by another autoencoder than the model's")
+        if cache is not None and cache.fingerprint != autoencoder_fingerprint(self.model.vae):
+            raise ValueError("data.latent_cache: it was made by another autoencoder than the model's")
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         loss, figures = training_loss(self.model, batch, self._rule())
