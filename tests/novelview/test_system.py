@@ -1,14 +1,18 @@
 """The training system through the command line: steps, resuming, averaged weights, files, and what it refuses."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from turboprop.novelview import latent_cache
 from turboprop.novelview.loading import load_novel_view_model
-from turboprop.novelview.starting_point import starting_model
 from turboprop.novelview.model import NovelViewSettings
+from turboprop.novelview.starting_point import starting_model
 from turboprop.novelview.teacher import NovelViewTeacher
 
 from launch import main
@@ -18,29 +22,39 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("text_cache")
 
 
-@pytest.fixture()
-def launch(tmp_path, tiny_renders, tiny_sd_folder, tiny_dino_folder, monkeypatch):
+class Launch:
     """Runs the config at the smallest sizes; gives the trial's folder, or the exit code where it fails."""
-    monkeypatch.chdir(ROOT)
 
-    def run(*overrides: str, mode: str = "--train", tag: str = "trial", fails: bool = False):
+    def __init__(self, root: Path, renders: Path, start: Path, encoder: Path) -> None:
+        self.root, self.renders, self.start, self.encoder = root, renders, start, encoder
+
+    def arguments(self, *overrides: str, mode: str = "--train", tag: str = "trial") -> list[str]:
         small = [
-            f"data.root={tiny_renders}", "data.image_size=16", "data.batch_size=3", "data.validation_pairs=4",
+            f"data.root={self.renders}", "data.image_size=16", "data.batch_size=3", "data.validation_pairs=4",
             "data.validation_batch_size=4", "data.validation_share=0.3",
-            f"system.start_from={tiny_sd_folder}", f"system.image_encoder={tiny_dino_folder}",
+            f"system.start_from={self.start}", f"system.image_encoder={self.encoder}",
             "system.model.feature_layers=[0,3]", "system.validation_bins=2", "system.sampling.num_steps=2",
             "system.sampling.grid=2", "system.sampling.test=3", "trainer.max_steps=4", "trainer.val_check_interval=2",
             "trainer.log_every_n_steps=1", "trainer.enable_progress_bar=false", "checkpoint.every_n_train_steps=2",
-            "system.scheduler.milestones=[2]",
-            f"exp_root_dir={tmp_path / 'out'}", "use_timestamp=false", f"tag={tag}",
+            "system.scheduler.milestones=[2]", f"exp_root_dir={self.root}", "use_timestamp=false", f"tag={tag}",
         ]  # fmt: skip
-        code = main(["--config", "configs/train-novelview.yaml", mode, *small, *overrides])
+        return ["--config", "configs/train-novelview.yaml", mode, *small, *overrides]
+
+    def trial(self, tag: str = "trial") -> Path:
+        return self.root / "train-novelview" / tag
+
+    def __call__(self, *overrides: str, mode: str = "--train", tag: str = "trial", fails: bool = False):
+        code = main(self.arguments(*overrides, mode=mode, tag=tag))
         if fails:
             return code
         assert code == 0
-        return tmp_path / "out" / "train-novelview" / tag
+        return self.trial(tag)
 
-    return run
+
+@pytest.fixture()
+def launch(tmp_path, tiny_renders, tiny_sd_folder, tiny_dino_folder, monkeypatch) -> Launch:
+    monkeypatch.chdir(ROOT)
+    return Launch(tmp_path / "out", tiny_renders, tiny_sd_folder, tiny_dino_folder)
 
 
 def last(trial: Path) -> dict:
@@ -147,6 +161,24 @@ def test_a_model_is_exported_from_a_checkpoint(launch, tmp_path):
     assert (folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
+def test_two_processes_train_one_model(launch):
+    """Each has its own pairs; the weights stay one and the averaged model is the first process's."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "launch.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for tag, extra in (("whole", ()), ("parts", ("trainer.max_steps=2",)), ("parts", (f"resume={launch.trial('parts')}/ckpts/last.ckpt",))):
+        rates = "system.scheduler={name: LinearLR, interval: step, args: {start_factor: 0.1, total_iters: 4}}"
+        command = [*torchrun, *launch.arguments(rates, *extra, tag=tag)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    state = last(launch.trial("whole"))["state_dict"]
+    assert same(state, last(launch.trial("parts"))["state_dict"])
+    alone = last(launch("system.scheduler={name: LinearLR, interval: step, args: {start_factor: 0.1, total_iters: 4}}", tag="alone"))
+    assert not same(state, alone["state_dict"])
+    model = load_novel_view_model(str(launch.trial("whole") / "save" / "it4-model"))
+    assert torch.equal(model.unet.conv_in.weight, state["average.unet.conv_in.weight"])
+
+
 @pytest.mark.parametrize(
     "override,message",
     [
@@ -168,8 +200,6 @@ def test_a_model_is_exported_from_a_checkpoint(launch, tmp_path):
     ],
 )
 def test_bad_input_is_one_line(launch, override, message, capsys):
-    import re
-
     assert launch(override, fails=True) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
