@@ -3,8 +3,9 @@
     python benchmarks/novelview_data.py
 
 Writes a few real folders of renders (512 pixels, 12 views, names of 32 letters, as Objaverse's), and lists of 1,000 to
-800,000 names that repeat them. Measured are the first opening of a root (which writes the index file), the next one, and
-the time of a pair. What a file system takes to find one folder among 800,000 is not in it. All is removed at the end.
+800,000 names that repeat them. Measured are the first opening of a root (which writes the index file), a later one,
+and the time of a pair. What a file system takes to find one folder among 800,000 is not in it. All is removed in the
+end.
 """
 
 import argparse

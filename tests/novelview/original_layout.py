@@ -83,8 +83,9 @@ def vae_tensors(vae) -> dict[str, Tensor]:
             result |= _resnet(state, f"{half}.mid_block.resnets.{r}", f"{half}.mid.block_{r + 1}", names)
         for key, value in _take(state, f"{half}.mid_block.attentions.0").items():
             layer, kind = key.rsplit(".", 1)
-            is_convolution = layer != "group_norm" and kind == "weight"
-            result[f"{half}.mid.attn_1.{attention[layer]}.{kind}"] = value[:, :, None, None] if is_convolution else value
+            if layer != "group_norm" and kind == "weight":  # a 1x1 convolution there
+                value = value[:, :, None, None]
+            result[f"{half}.mid.attn_1.{attention[layer]}.{kind}"] = value
     return result
 
 

@@ -25,7 +25,8 @@ def test_the_share_that_is_changed():
 
 def test_brightness_contrast_and_saturation_are_what_they_say():
     def changed(**amounts):
-        settings = PhotometricAugmentation(1.0, **{"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, **amounts})
+        nothing = {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
+        settings = PhotometricAugmentation(1.0, **{**nothing, **amounts})
         answer = changed_photometry(IMAGES, torch.tensor([[0.0, 1.0, 1.0, 1.0, 1.0]]).repeat(4, 1), settings)
         return (answer + 1) / 2
 

@@ -22,6 +22,8 @@ from turboprop.novelview.renders import (
 
 from ..tiny_novelview import tiny_vae
 
+OBJECTS = np.array([{}] * 12).reshape(3, 4)
+
 pytestmark = pytest.mark.usefixtures("text_cache")
 
 
@@ -112,7 +114,7 @@ def test_pairs_are_two_views_of_one_object_and_a_function_of_the_key(root):
         lambda folder: [np.save(path, np.eye(4)) for path in folder.glob("*.npy")],
         lambda folder: [np.save(path, np.full((3, 4), np.nan)) for path in folder.glob("*.npy")],
         lambda folder: [np.save(path, np.ones((3, 4))) for path in folder.glob("*.npy")],
-        lambda folder: [np.save(path, np.array([{}] * 12).reshape(3, 4), allow_pickle=True) for path in folder.glob("*.npy")],
+        lambda folder: [np.save(path, OBJECTS, allow_pickle=True) for path in folder.glob("*.npy")],
         lambda folder: [Image.new("RGBA", (16, 8)).save(path) for path in folder.glob("*.png")],
     ],
     ids=["gone", "no cameras", "cut pictures", "empty pictures", "4x4", "nan", "no rotation", "objects", "not square"],
@@ -172,7 +174,8 @@ def test_a_root_without_usable_folders_is_refused_at_once(root):
 
 
 @pytest.mark.parametrize(
-    "key,value", [("root", ""), ("image_size", 0), ("num_workers", -1), ("validation_share", 1.0), ("validation_share", 0.0)]
+    "key,value",
+    [("root", ""), ("image_size", 0), ("num_workers", -1), ("validation_share", 1.0), ("validation_share", 0.0)],
 )
 def test_impossible_keys_are_named(tiny_renders, key, value):
     with pytest.raises(ValueError, match=f"data.{key}: expected"):
@@ -242,7 +245,8 @@ def test_a_cache_of_something_else_is_refused(root, tmp_path, vae):
 
 
 def test_the_cache_command(root, tmp_path, tiny_zero123_folder, capsys):
-    arguments = ["--root", str(root), "--model", str(tiny_zero123_folder), "--output", str(tmp_path / "cache"), "--views", "3"]
+    arguments = ["--root", str(root), "--model", str(tiny_zero123_folder)]
+    arguments += ["--output", str(tmp_path / "cache"), "--views", "3"]
     assert latent_cache.main([*arguments, "--part", "1/2"]) == 0
     assert latent_cache.main([*arguments, "--part", "2/2"]) == 0
     assert "9 views encoded, 0 of 3 folders left out" in capsys.readouterr().out

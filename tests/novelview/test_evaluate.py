@@ -41,7 +41,8 @@ def test_lpips_is_left_out_with_a_reason_or_says_how():
 @pytest.fixture()
 def command(tiny_renders, tiny_zero123_folder, tmp_path):
     def run(*more: str, data=tiny_renders, output="results") -> dict | int:
-        arguments = ["--model", str(tiny_zero123_folder), "--data", str(data), "--output", str(tmp_path / output), "--steps", "2"]
+        arguments = ["--model", str(tiny_zero123_folder), "--data", str(data), "--steps", "2"]
+        arguments += ["--output", str(tmp_path / output)]
         code = evaluate.main([*arguments, *more])
         return code or json.loads((tmp_path / output / "evaluation.json").read_text())
 
@@ -103,12 +104,12 @@ def bank() -> ViewBank:
     """Two exact views of the first kind; the other kinds' are the same pictures, which no test looks at."""
     elevation, azimuth, distance = torch.tensor([10.0, 40.0]), torch.tensor([20.0, -130.0]), torch.tensor([2.6, 2.8])
     fovy = torch.full((2,), math.radians(FOVY_DEG))
-    surface = surface_view(next(iter(KINDS.values())), orbit_c2w(elevation, azimuth, distance), fovy, 2 * IMAGE_SIZE, 2 * IMAGE_SIZE)
+    kind, c2w = next(iter(KINDS.values())), orbit_c2w(elevation, azimuth, distance)
+    surface = surface_view(kind, c2w, fovy, 2 * IMAGE_SIZE, 2 * IMAGE_SIZE)
     layers = (shaded_coverage(surface, 2) * 255).round().to(torch.uint8)
     count = len(KINDS)
-    return ViewBank(
-        layers.expand(count, -1, -1, -1, -1).contiguous(), *(v.expand(count, -1).contiguous() for v in (elevation, azimuth, distance))
-    )
+    cameras = (values.expand(count, -1).contiguous() for values in (elevation, azimuth, distance))
+    return ViewBank(layers.expand(count, -1, -1, -1, -1).contiguous(), *cameras)
 
 
 def test_a_written_object_is_the_worlds(bank, tmp_path):
@@ -119,7 +120,8 @@ def test_a_written_object_is_the_worlds(bank, tmp_path):
     assert len(index) == 1 and view_numbers(folder) == [0, 1]
     for view in (0, 1):
         elevation, azimuth, distance = read_camera(folder / f"{view:03d}.npy")
-        exact = world_views(spec, orbit_c2w(elevation[None], azimuth[None], distance[None]), math.radians(FOVY_DEG), IMAGE_SIZE)
+        c2w = orbit_c2w(elevation[None], azimuth[None], distance[None])
+        exact = world_views(spec, c2w, math.radians(FOVY_DEG), IMAGE_SIZE)
         truth = exact.on(torch.ones(1, 3))[0].permute(2, 0, 1)
         read = read_render(folder / f"{view:03d}.png", IMAGE_SIZE) / 2 + 0.5
         assert float((read - truth).abs().mean()) < 0.01  # but for antialiasing at edges

@@ -52,9 +52,10 @@ def test_dino_is_asked_as_transformers_asks_it(kind, images):
 def test_a_whole_clip_gives_its_vision_tower(tmp_path):
     from transformers import CLIPConfig, CLIPModel
 
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = CLIPConfig(
-        text_config={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50},
-        vision_config={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8},
+        text_config={**sizes, "vocab_size": 50},
+        vision_config={**sizes, "image_size": 16, "patch_size": 8},
         projection_dim=12,
     )  # fmt: skip
     model = CLIPModel(config)

@@ -59,9 +59,14 @@ def test_the_steps_noise_can_be_given():
         return 0.5 * noisy
 
     def draws(seed):
-        return lambda step: torch.randn(SHAPE, generator=torch.Generator().manual_seed(10 * seed + step), dtype=torch.float64)
+        def noise_of(step):
+            generator = torch.Generator().manual_seed(10 * seed + step)
+            return torch.randn(SHAPE, generator=generator, dtype=torch.float64)
 
-    first, again, other = (sample_latents(half, ABAR, condition_of(0.0), noise, 5, 1.0, 1.0, draws(n)) for n in (1, 1, 2))
+        return noise_of
+
+    given = (half, ABAR, condition_of(0.0), noise, 5, 1.0, 1.0)
+    first, again, other = (sample_latents(*given, draws(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 

@@ -18,6 +18,8 @@ from turboprop.novelview.teacher import NovelViewTeacher
 from launch import main
 
 ROOT = Path(__file__).resolve().parents[2]
+# Rates that do not depend on the number of steps, so that a run can be cut in two.
+RATES = "system.scheduler={name: LinearLR, interval: step, args: {start_factor: 0.1, total_iters: 4}}"
 
 pytestmark = pytest.mark.usefixtures("text_cache")
 
@@ -88,15 +90,14 @@ def test_a_run_writes_a_model_that_teaches(launch, tiny_sd_folder):
     assert report["views"] == 3 and set(report["mean"]) >= {"psnr", "ssim"} and "lpips" in report["how"]
     assert (trial / "save" / "it2-val.png").is_file() and (trial / "save" / "it4-test.png").is_file()
     log = (trial / "csv_logs" / "version_0" / "metrics.csv").read_text().splitlines()[0]
-    for name in ("train/loss", "train/mean_timestep", "train/broken_folders", "val/loss", "val/loss_bin_00", "val/loss_bin_01"):
-        assert name in log.split(",")
+    logged = {"train/loss", "train/mean_timestep", "train/broken_folders", "val/loss", "val/loss_bin_00"}
+    assert logged <= set(log.split(","))
 
 
 def test_a_resumed_run_ends_with_the_same_weights(launch):
-    rates = "system.scheduler={name: LinearLR, interval: step, args: {start_factor: 0.1, total_iters: 4}}"
-    whole = last(launch(rates, tag="whole"))
-    trial = launch(rates, "trainer.max_steps=2", tag="parts")
-    parts = last(launch(rates, f"resume={trial}/ckpts/last.ckpt", tag="parts"))
+    whole = last(launch(RATES, tag="whole"))
+    trial = launch(RATES, "trainer.max_steps=2", tag="parts")
+    parts = last(launch(RATES, f"resume={trial}/ckpts/last.ckpt", tag="parts"))
     assert whole["global_step"] == parts["global_step"] == 4
     assert same(whole["state_dict"], parts["state_dict"])
 
@@ -166,14 +167,14 @@ def test_two_processes_train_one_model(launch):
     """Each has its own pairs; the weights stay one and the averaged model is the first process's."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "launch.py"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for tag, extra in (("whole", ()), ("parts", ("trainer.max_steps=2",)), ("parts", (f"resume={launch.trial('parts')}/ckpts/last.ckpt",))):
-        rates = "system.scheduler={name: LinearLR, interval: step, args: {start_factor: 0.1, total_iters: 4}}"
-        command = [*torchrun, *launch.arguments(rates, *extra, tag=tag)]
+    resume = f"resume={launch.trial('parts')}/ckpts/last.ckpt"
+    for tag, extra in (("whole", ()), ("parts", ("trainer.max_steps=2",)), ("parts", (resume,))):
+        command = [*torchrun, *launch.arguments(RATES, *extra, tag=tag)]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
     state = last(launch.trial("whole"))["state_dict"]
     assert same(state, last(launch.trial("parts"))["state_dict"])
-    alone = last(launch("system.scheduler={name: LinearLR, interval: step, args: {start_factor: 0.1, total_iters: 4}}", tag="alone"))
+    alone = last(launch(RATES, tag="alone"))
     assert not same(state, alone["state_dict"])
     model = load_novel_view_model(str(launch.trial("whole") / "save" / "it4-model"))
     assert torch.equal(model.unet.conv_in.weight, state["average.unet.conv_in.weight"])
@@ -187,7 +188,7 @@ def test_two_processes_train_one_model(launch):
         ("system.image_encoder=''", "system.image_encoder: .* has no image encoder of its own"),
         ("system.model.tokens=words", "system.model.tokens: expected one of pooled, patches, got 'words'"),
         ("system.model.feature_layers=[0,11]", "feature_layers: the encoder has layers 0 to 3, got 11"),
-        ("system.model.image_encoder_size=30", "image_encoder_size: expected a multiple of the patches' side 14, got 30"),
+        ("system.model.image_encoder_size=30", "image_encoder_size: expected a multiple of .* 14, got 30"),
         ("system.timesteps.sampler=gaussian", "system.timesteps.sampler: expected one of"),
         ("system.timesteps.means=3", "unknown key 'system.timesteps.means'"),
         ("system.photometric.hue=0.9", "system.photometric.hue: expected a number within 0 to 0.5"),

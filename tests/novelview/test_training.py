@@ -72,7 +72,13 @@ def test_cached_moments_are_what_the_pictures_give(model, batch):
 
 def test_the_photometric_change_is_for_the_encoders_alone(model, batch, monkeypatch):
     seen = {}
-    monkeypatch.setattr(model.image_encoder, "prepared", lambda images: seen.setdefault("encoder", images)[:, :, :1, :1].expand(-1, -1, 28, 28))
+    encode = model.encode_view
+
+    def watched(images, latents, pictures):
+        seen["encoder"] = pictures
+        return encode(images, latents, pictures)
+
+    monkeypatch.setattr(model, "encode_view", watched)
     strong = PhotometricAugmentation(1.0, 0.5, 0.5, 0.5, 0.3)
     loss_with_seed(model, batch, TrainingRule(TimestepSampling("uniform"), photometric=strong))
     assert not torch.allclose(seen["encoder"], batch["input_image"], atol=0.05)

@@ -18,7 +18,8 @@ class NovelViewCondition:
     def cat(self, others: Sequence["NovelViewCondition"]) -> "NovelViewCondition":
         everything = [self, *others]
         if len({len(one.features) for one in everything}) > 1:
-            raise ValueError(f"conditions with {sorted({len(one.features) for one in everything})} features do not join")
+            counts = sorted({len(one.features) for one in everything})
+            raise ValueError(f"conditions with {counts} features do not join")
         return NovelViewCondition(
             torch.cat([one.latents for one in everything]),
             torch.cat([one.tokens for one in everything]),

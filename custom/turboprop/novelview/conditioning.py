@@ -2,8 +2,8 @@
 
 Tokens are zero-1-to-3's (arXiv 2303.11328): the image's embedding and the relative camera through one linear layer.
 Features follow the idea of Efficient-3DiM (arXiv 2310.03015), section 3.3, whose details are not public: several layers
-of a self-supervised encoder, normalised, resized to the UNet's resolutions and given to its encoder half alone. That all
-chosen layers go to each resolution, and that they are added through a 1x1 convolution which starts at zero, is our choice.
+of a self-supervised encoder, normalised, resized to the UNet's resolutions and given to its encoder half alone. Our
+choices are that all chosen layers go to each resolution, and that a 1x1 convolution which starts at zero adds them.
 """
 
 from collections.abc import Sequence

@@ -61,12 +61,14 @@ class ViewPairs(Dataset):
         image_size: pixels.
         latents: a cache of latents; the target's picture is then left out.
 
-    An item: input_image and target_image [3, S, S] in [-1, 1], input_camera and target_camera [3] (elevation and azimuth
-    in degrees, distance), broken: how many unusable folders were drawn before; with a cache input_moments and
+    An item: input_image and target_image [3, S, S] in [-1, 1], input_camera and target_camera [3] (elevation and
+    azimuth in degrees, distance), broken: how many unusable folders were drawn before; with a cache input_moments and
     target_moments [2, C, h, w] in the place of target_image.
     """
 
-    def __init__(self, index: FolderIndex, numbers: range, image_size: int, latents: Optional[LatentCache] = None) -> None:
+    def __init__(
+        self, index: FolderIndex, numbers: range, image_size: int, latents: Optional[LatentCache] = None
+    ) -> None:
         self.index, self.numbers, self.image_size, self.latents = index, numbers, image_size, latents
 
     def __getitem__(self, key: int) -> dict[str, Any]:
@@ -93,8 +95,8 @@ class ViewPairs(Dataset):
         }
         if self.latents is None:
             return item | {"target_image": read_render(folder / f"{wanted:03d}.png", self.image_size)}
-        moments = {"input_moments": self.latents.read(number, given), "target_moments": self.latents.read(number, wanted)}
-        return item | moments
+        item["input_moments"] = self.latents.read(number, given)
+        return item | {"target_moments": self.latents.read(number, wanted)}
 
 
 class FixedPairs(Dataset):

@@ -1,4 +1,6 @@
-"""Measures a novel-view model on folders of views: python -m custom.turboprop.novelview.evaluate --model M --data D --output O
+"""Measures a novel-view model on folders of views.
+
+    python -m custom.turboprop.novelview.evaluate --model MODEL --data RENDERS --output RESULTS
 
 The first view of each object is given, the others are asked for (`--input-view`, `--views` change that). Written are
 evaluation.json, evaluation.md, and pictures with index.html to look at: input, truth and prediction.
@@ -38,7 +40,7 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class EvaluatedObject:
-    """An object's input view, and the views that are asked for, with what the model draws. All over white, in [0, 1]."""
+    """An object's input view, the views that are asked for, and what the model draws. All over white, in [0, 1]."""
 
     name: str
     given: Tensor  # [3, S, S]

@@ -29,7 +29,7 @@ class EncoderKind:
     image_size: int | None  # default side of the pictures, pixels; None: the model's own
 
 
-# By `model_type` in the model's config.json. DINO's own preprocessing crops 6 % off each side, which a view must not lose.
+# By `model_type` in the model's config.json. DINO's own preprocessing crops 6 % off each side; a view cannot spare it.
 KINDS = {
     "clip_vision_model": EncoderKind("CLIPVisionModelWithProjection", CLIP_MEAN_STD, True, None),
     "clip": EncoderKind("CLIPVisionModelWithProjection", CLIP_MEAN_STD, True, None),
@@ -174,7 +174,7 @@ def read_encoder(folder: Path, image_size: int = 0, key: str = "image_encoder") 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' list of the weights that a CLIP's vision tower leaves aside, and without its progress bar."""
+    """Without transformers' list of the weights that a CLIP's vision tower leaves aside, and its progress bar."""
     from transformers.utils import logging as transformers_logging
 
     verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()

@@ -1,8 +1,8 @@
 """The autoencoder's posterior of every view, computed once and mapped from disk in training.
 
 A cache is a folder with `moments.f16` [folders, views, 2, C, h, w] (mean, then standard deviation, unscaled),
-`present.u8` [folders, views] and `cache.json`. At 32 x 32 x 4 latents a view takes 16 KiB. Building goes on where it was
-stopped.
+`present.u8` [folders, views] and `cache.json`. At 32 x 32 x 4 latents a view takes 16 KiB. Building goes on where it
+was stopped.
 
     python -m custom.turboprop.novelview.latent_cache --root renders --model assets/teachers/mini-sd --output cache
 """
@@ -74,7 +74,13 @@ def _mapped(folder: Path, content: dict[str, Any], mode: str) -> LatentCache:
     )
 
 
-def create_latent_cache(folder: Path, index: FolderIndex, views: int, latent_shape: tuple[int, ...], vae: Any) -> LatentCache:
+def create_latent_cache(
+    folder: Path,
+    index: FolderIndex,
+    views: int,  # of a folder that have a place
+    latent_shape: tuple[int, ...],  # (C, h, w)
+    vae: Any,
+) -> LatentCache:
     """A cache to fill: a new one, or the one that is there.
 
     Raises:

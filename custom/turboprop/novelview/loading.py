@@ -86,7 +86,8 @@ def _load_foreign(name: str, projection: str, fourth_number: str) -> NovelViewMo
     settings = NovelViewSettings(fourth_number=fourth_number, null_condition="zero123")
     model = _assembled(folder, settings, has_feature_encoder=False)
     prefix = FOREIGN_PROJECTIONS[projection]
-    tensors = {f"projection.{key.removeprefix(prefix)}": value for key, value in read_weights(folder, projection).items()}
+    given = read_weights(folder, projection)
+    tensors = {f"projection.{key.removeprefix(prefix)}": value for key, value in given.items()}
     _load_exactly(model.tokens, tensors, str(folder / projection))
     return model.eval()
 

@@ -27,7 +27,7 @@ class NovelViewSettings:
 
     # What the UNet's cross-attention looks at: one token of the encoder's pooled vector (zero-1-to-3), or all patches.
     tokens: str = "pooled"
-    # Numbers of the feature encoder's blocks, from 0, whose hidden states go into the UNet's down path; none: no injection.
+    # Numbers of the feature encoder's blocks, from 0, whose hidden states go into the UNet's down path; may be empty.
     feature_layers: list[int] = field(default_factory=list)
     # Layer-normalise image vectors before their projection, in float32; zero-1-to-3 does not.
     normalize_tokens: bool = False
@@ -36,8 +36,8 @@ class NovelViewSettings:
     feature_encoder_size: int = 0
     # The fourth number of the relative camera; see camera_pose.
     fourth_number: str = "distance_difference"
-    # What training puts in place of a dropped image: "projected_zeros" is zeros for tokens and features, which sampling
-    # uses as well; "zero123" is zeros before the projection, with the camera kept, which sampling does not use (upstream).
+    # What training puts in place of a dropped image. "projected_zeros": zeros for tokens and features, as in sampling.
+    # "zero123", upstream's: zeros before the projection, with the camera kept; sampling has zeros after it even so.
     null_condition: str = "projected_zeros"
     # Whether the input view's latent is scaled as the noisy one is; zero-1-to-3's is not.
     scale_input_latents: bool = False

@@ -110,11 +110,12 @@ def averaged_unet_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     unet = {key: value for key, value in tensors.items() if key.startswith(UNET)}
     if not any(key.startswith(AVERAGE + "diffusion_model") for key in tensors):
         return unet
-    return {key: tensors.get(AVERAGE + key.removeprefix("model.").replace(".", ""), value) for key, value in unet.items()}
+    flat = {key: AVERAGE + key.removeprefix("model.").replace(".", "") for key in unet}
+    return {key: tensors.get(flat[key], value) for key, value in unet.items()}
 
 
 def unet_config(unet: dict[str, Tensor]) -> dict[str, Any]:
-    """diffusers' config of a latent-diffusion UNet, from the tensors under their names below `model.diffusion_model.`."""
+    """diffusers' config of a latent-diffusion UNet, from its tensors below `model.diffusion_model.`"""
     base = unet["input_blocks.0.0.weight"]
     blocks = _numbers(unet, r"input_blocks\.(\d+)\.")[1:]
     levels: list[list[int]] = [[]]  # the numbers of the residual blocks of each level
@@ -158,7 +159,7 @@ def _unet(tensors: dict[str, Tensor], path: Path) -> Any:
 
 
 def autoencoder_config(vae: dict[str, Tensor]) -> dict[str, Any]:
-    """diffusers' config of a latent-diffusion autoencoder, from the tensors under their names below `first_stage_model.`."""
+    """diffusers' config of a latent-diffusion autoencoder, from its tensors below `first_stage_model.`"""
     levels = _numbers(vae, r"encoder\.down\.(\d+)\.block\.")
     widths = [vae[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in levels]
     return {

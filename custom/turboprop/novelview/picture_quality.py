@@ -86,4 +86,6 @@ class QualityMeter:
         """The result in words."""
         means = self.means()
         text = f"{len(self)} views: PSNR {means['psnr']:.2f} dB, SSIM {means['ssim']:.4f}"
-        return [f"{text}, LPIPS {means['lpips']:.4f} ({self._how})" if "lpips" in means else f"{text}; LPIPS {self._how}"]
+        if "lpips" not in means:
+            return [f"{text}; LPIPS {self._how}"]
+        return [f"{text}, LPIPS {means['lpips']:.4f} ({self._how})"]

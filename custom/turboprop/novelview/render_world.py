@@ -90,6 +90,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _report_traced(kind: str) -> None:
+    print(f"traced {kind}", flush=True)
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
@@ -98,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.bank is not None and options.bank.is_file():
             bank = load_view_bank(options.bank)
         else:
-            bank = build_view_bank(options.traced_views, options.seed, lambda name: print(f"traced {name}", flush=True), workers=options.workers)
+            bank = build_view_bank(options.traced_views, options.seed, _report_traced, workers=options.workers)
             if options.bank is not None:
                 save_view_bank(bank, options.bank)
         specs = chosen_specs(options.held_out, options.objects, options.seed)

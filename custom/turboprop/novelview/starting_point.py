@@ -1,4 +1,4 @@
-"""The model that training starts from: a novel-view model, or a text- or image-conditioned diffusion model and encoders."""
+"""The model that training starts from: a novel-view model, or another latent diffusion model and image encoders."""
 
 from pathlib import Path
 

@@ -100,7 +100,8 @@ class NovelViewSystem(BaseSystem):
         self._timestep_sampling().check("system.timesteps")
         PhotometricAugmentation(**self.photometric).check("system.photometric")
         if not 0.0 <= cfg.condition_dropout <= 1.0 / 3.0:
-            raise ValueError(f"system.condition_dropout: expected a number within 0 to 1/3, got {cfg.condition_dropout}")
+            given = cfg.condition_dropout
+            raise ValueError(f"system.condition_dropout: expected a number within 0 to 1/3, got {given}")
         if not 0.0 <= cfg.ema_decay < 1.0:
             raise ValueError(f"system.ema_decay: expected a number in [0, 1), got {cfg.ema_decay}")
         if cfg.min_snr_gamma < 0:

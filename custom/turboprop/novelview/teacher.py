@@ -38,7 +38,7 @@ class NovelViewTeacher(Teacher):
     ) -> "NovelViewTeacher":
         """Loads a teacher; see `loading.load_novel_view_model` for the layouts.
 
-        Foreign files do not say what the fourth number is: it goes by their published names (`loading.fourth_number_of`).
+        Foreign files do not say what the fourth number is: it goes by their names (`loading.fourth_number_of`).
 
         Raises:
             FileNotFoundError, ValueError: as `loading.load_novel_view_model`.

@@ -31,9 +31,10 @@ def pose_of_batch(batch: dict[str, Any], fourth_number: str) -> Tensor:
 
 
 def clean_latents(model: NovelViewModel, batch: dict[str, Any], sampled: bool) -> tuple[Tensor, Tensor]:
-    """Latents of the views to draw (scaled; drawn from their posterior if `sampled`, else its mean) and of the input views.
+    """Latents of the views to draw and of the input views.
 
-    From the batch's cached moments [B, 2, C, h, w], or from its pictures. Returns [B, C, h, w] twice.
+    Those to draw are scaled; if `sampled`, they are drawn from their posterior, else its mean. They come from the
+    batch's cached moments [B, 2, C, h, w], or from its pictures. Returns [B, C, h, w] twice.
     """
     if "target_moments" in batch:
         mean, std = batch["target_moments"].unbind(1)
@@ -45,7 +46,9 @@ def clean_latents(model: NovelViewModel, batch: dict[str, Any], sampled: bool) -
     return target * model.vae.config.scaling_factor, given
 
 
-def encoded_view(model: NovelViewModel, batch: dict[str, Any], given: Tensor, rule: Optional[TrainingRule]) -> EncodedView:
+def encoded_view(
+    model: NovelViewModel, batch: dict[str, Any], given: Tensor, rule: Optional[TrainingRule]
+) -> EncodedView:
     """What the frozen parts say about the batch's input views, whose latents are `given` [B, C, h, w]."""
     images = batch["input_image"]
     seen = None
@@ -55,9 +58,10 @@ def encoded_view(model: NovelViewModel, batch: dict[str, Any], given: Tensor, ru
 
 
 def training_loss(model: NovelViewModel, batch: dict[str, Any], rule: TrainingRule) -> tuple[Tensor, dict[str, Tensor]]:
-    """The denoising loss (Ho et al. 2020, equation 14) of a batch, and figures [] to log. Draws from the global generators.
+    """The denoising loss (Ho et al. 2020, equation 14) of a batch, and figures [] to log.
 
-    Efficient-3DiM (arXiv 2310.03015), equations 1 and 2, with w(t) = 1 unless min-SNR is asked for.
+    Draws come from the global generators. Efficient-3DiM (arXiv 2310.03015), equations 1 and 2: w(t) = 1, unless
+    min-SNR is asked for.
     """
     clean, given = clean_latents(model, batch, sampled=True)
     count, device = len(clean), clean.device
