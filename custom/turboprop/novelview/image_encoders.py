@@ -161,7 +161,7 @@ def read_encoder(folder: Path, image_size: int = 0, key: str = "image_encoder") 
         options["config"] = whole.vision_config
     try:
         model_class = getattr(transformers, kind.model_class)
-        with _quiet():
+        with quiet_transformers():
             model, loaded = model_class.from_pretrained(str(folder), output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -173,7 +173,7 @@ def read_encoder(folder: Path, image_size: int = 0, key: str = "image_encoder") 
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Without transformers' list of the weights that a CLIP's vision tower leaves aside, and its progress bar."""
     from transformers.utils import logging as transformers_logging
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..teachers.loading import load_part
 from ..teachers.weights import model_folder, part_classes, weight_files, weight_variant
-from .image_encoders import read_encoder
+from .image_encoders import quiet_transformers, read_encoder
 from .model import NovelViewModel, NovelViewSettings, cast_module
 
 PIPELINE_CLASS = "TurbopropNovelView"
@@ -196,7 +196,8 @@ def save_novel_view_model(
     index: dict[str, Any] = {"_class_name": PIPELINE_CLASS, "_diffusers_version": __version__}
     for part, encoder in (("image_encoder", model.image_encoder), ("feature_encoder", model.feature_encoder)):
         if encoder is not None:
-            _in_dtype(encoder.model, dtype).save_pretrained(folder / part)
+            with quiet_transformers():
+                _in_dtype(encoder.model, dtype).save_pretrained(folder / part)
             index[part] = ["transformers", encoder.kind.model_class]
     # a schedule of any shape is written as its betas
     alphas = model.alphas_cumprod.double().cpu()
