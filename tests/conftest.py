@@ -16,6 +16,12 @@ load_extensions()
 from tests.tiny_deep_floyd import tiny_if_folder  # noqa: E402,F401
 from tests.tiny_multi_view import tiny_mv_folder  # noqa: E402,F401
 from tests.tiny_mvdream import community_folder, mvdream_file  # noqa: E402,F401
+from tests.tiny_novelview import (  # noqa: E402,F401
+    tiny_dino_folder,
+    tiny_renders,
+    tiny_zero123_folder,
+    tiny_zero123_unified_folder,
+)
 from tests.tiny_stable_diffusion import text_cache, tiny_sd_folder, tiny_sd_v_folder  # noqa: E402,F401
 
 

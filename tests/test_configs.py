@@ -67,12 +67,14 @@ TINY_GEOMETRY = {
 
 @pytest.fixture(scope="session")
 def models(
-    tiny_sd_folder: Path, tiny_sd_v_folder: Path, tiny_if_folder: Path, tiny_mv_folder: Path
+    tiny_sd_folder: Path, tiny_sd_v_folder: Path, tiny_if_folder: Path, tiny_mv_folder: Path, tiny_renders: Path
 ) -> Callable[[OmegaConf], list[str]]:
-    """The overrides that put tiny models in the place of those that a config names."""
+    """The overrides that put tiny models in the place of those that a config names, and renders where it wants some."""
 
     def given(config: OmegaConf) -> list[str]:
         overrides = []
+        if OmegaConf.is_missing(config.get("data") or {}, "root"):
+            overrides.append(f"data.root={tiny_renders}")
         for part in ("prompt_processor", "guidance"):
             node = config.system.get(part) or {}
             kind = config.system.get(f"{part}_type", "")

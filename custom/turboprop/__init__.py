@@ -5,4 +5,14 @@ import threestudio
 if tuple(int(part) for part in threestudio.__version__.split(".")[:2]) < (0, 2):
     raise ImportError(f"turboprop needs threestudio 0.2 or newer, this is {threestudio.__version__}")
 
-from . import amortized, distillation, evaluation, fitting, gaussians, multi_view, picard, teachers  # noqa: E402, F401
+from . import (  # noqa: E402, F401
+    amortized,
+    distillation,
+    evaluation,
+    fitting,
+    gaussians,
+    multi_view,
+    novelview,
+    picard,
+    teachers,
+)

@@ -324,6 +324,7 @@ _UNHELPFUL_WARNINGS = (
     ".*callbacks used to create the checkpoint need to be provided.*",
     ".*predict returned None.*",
     ".*Trying to infer the `batch_size`.*",  # figures are logged by step, not averaged by size
+    r".*module\(s\) in eval mode at the start of training.*",  # frozen parts of a system
     ".*Using ModelCheckpoint with manual optimization.*",  # after the step is what is wanted
 )
 

@@ -11,14 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .picture_metrics import silhouette_iou
+from .picture_metrics import psnr, silhouette_iou
 from .surface_metrics import Chamfer
-
-
-def psnr(first: Tensor, second: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pictures of one shape, in [0, 1]; infinite where they are equal."""
-    error = float(((first.clamp(0, 1) - second.clamp(0, 1)) ** 2).mean())
-    return -10.0 * math.log10(error) if error > 0 else math.inf
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -54,3 +56,29 @@ def front_back_score(rgb: Tensor, alpha: Tensor, right: tuple[Tensor, Tensor], t
     verdict = (0.5 + 0.5 * gain / (weight * CERTAIN_GAIN).clamp_min(1e-9)).clamp(0, 1)
     total = weight.sum()
     return float((verdict * weight).sum() / total) if total > 0 else 0.5
+
+
+def psnr(first: Tensor, second: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pictures of one shape, in [0, 1]; infinite where they are equal."""
+    error = float(((first.clamp(0, 1) - second.clamp(0, 1)) ** 2).mean())
+    return -10.0 * math.log10(error) if error > 0 else math.inf
+
+
+def psnr_of_each(pictures: Tensor, truth: Tensor) -> Tensor:
+    """The PSNR of each picture, at most 100 dB: pictures, truth [V, 3, S, S] in [0, 1] -> [V]."""
+    return torch.tensor([min(psnr(one, other), 100.0) for one, other in zip(pictures.double(), truth.double())])
+
+
+def structural_similarity_of_each(pictures: Tensor, truth: Tensor) -> Tensor:
+    """SSIM (Wang et al. 2004) by scikit-image with a Gaussian window: [V, 3, S, S] x 2 in [0, 1] -> [V].
+
+    Raises:
+        ValueError: pictures smaller than the window, which is 11 pixels wide.
+    """
+    from skimage.metrics import structural_similarity
+
+    if min(pictures.shape[-2:]) < 11:
+        raise ValueError(f"SSIM: expected pictures of at least 11 pixels, got {list(pictures.shape[-2:])}")
+    pairs = zip(pictures.double().cpu().numpy(), truth.double().cpu().numpy())
+    options = {"channel_axis": 0, "data_range": 1.0, "gaussian_weights": True, "use_sample_covariance": False}
+    return torch.tensor([structural_similarity(one, other, **options) for one, other in pairs], dtype=torch.float64)

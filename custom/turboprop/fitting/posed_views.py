@@ -84,22 +84,29 @@ def folder_views(file: Path | str, size: int) -> PosedViews:
         raise ValueError(f"{file}: expected camera_angle_x and frames with file_path and transform_matrix ({error!r})") from error
     if not frames or c2w.shape[1:] != (4, 4) or not bool(torch.isfinite(c2w).all()):
         raise ValueError(f"{file}: expected frames with finite 4 x 4 matrices, got {len(frames)} of {list(c2w.shape[1:])}")
-    pictures = torch.cat([_picture(path if path.suffix else path.with_suffix(".png"), size) for path in paths])
+    pictures = torch.cat([read_picture(path if path.suffix else path.with_suffix(".png"), size) for path in paths])
     # Pictures are square, so the vertical angle is the horizontal one.
     return PosedViews(c2w, torch.full((len(c2w),), angle), pictures[..., :3] * pictures[..., 3:], pictures[..., 3:])
 
 
-def _picture(path: Path, size: int) -> Tensor:
-    """[1, size, size, 4] in [0, 1]"""
+def read_picture(path: Path, size: int) -> Tensor:
+    """A square picture resized to `size`, with straight alpha: [1, size, size, 4] in [0, 1]; no alpha is full coverage.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no whole square picture; the message names the file.
+    """
     import numpy as np
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     if not path.is_file():
         raise FileNotFoundError(f"no picture at {path}")
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I"):  # 16 bits of grey, which PIL would cut to 8
+                image = Image.fromarray((np.asarray(image, np.float32) / 257.0).round().clip(0, 255).astype(np.uint8))
             pixels = torch.from_numpy(np.array(image.convert("RGBA"))).float() / 255.0
-    except (UnidentifiedImageError, OSError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a whole picture ({error})") from error
     if pixels.shape[0] != pixels.shape[1]:
         raise ValueError(f"{path}: expected a square picture, got {pixels.shape[1]} x {pixels.shape[0]}")

@@ -38,6 +38,12 @@ _WEIGHTS_OF_PART = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
+    # of novel-view models: ours, zero123 in kxic's and in bennyguo's and ashawkey's layouts
+    "image_encoder": "model",
+    "feature_encoder": "model",
+    "conditioning": "diffusion_pytorch_model",
+    "cc_projection": "diffusion_pytorch_model",
+    "clip_camera_projection": "diffusion_pytorch_model",
 }
 # diffusers and transformers place the variant differently in the names of shards.
 _FULL_PATTERNS = ("{stem}.safetensors", "{stem}-?????-of-?????.safetensors")
@@ -85,6 +91,9 @@ def model_folder(
         missing = [part for part in weighty if not weight_files(folder, part)]
         if prefer_half and missing:
             folder = _fetch(name, [*patterns, *_weight_patterns(missing, _FULL_PATTERNS)])
+            missing = [part for part in missing if not weight_files(folder, part)]
+        if missing:  # an old repository may have pickled weights alone; they are read as weights only
+            folder = _fetch(name, [*patterns, *_pickled_patterns(missing)])
     check_folder(folder, parts)
     return folder
 
@@ -185,6 +194,10 @@ def _is_half(path: Path) -> bool:
 def _weight_patterns(parts: Sequence[str], patterns: Sequence[str]) -> list[str]:
     """The hub's file patterns of some parts' weights."""
     return [f"{part}/{pattern.format(stem=_WEIGHTS_OF_PART[part])}" for part in parts for pattern in patterns]
+
+
+def _pickled_patterns(parts: Sequence[str]) -> list[str]:
+    return [f"{part}/{_PICKLED_NAMES[_WEIGHTS_OF_PART[part]]}.bin" for part in parts]
 
 
 def _is_local(name: str) -> bool:

@@ -1,0 +1,242 @@
+"""zero-1-to-3's original checkpoints (105000.ckpt, zero123-xl.ckpt, stable_zero123.ckpt), read without running code.
+
+A file holds a Lightning run: UNet, autoencoder and OpenAI's CLIP under latent diffusion's names, the projection, and a
+moving average of the UNet under names without dots. The average is taken where there is one, as the authors sample with
+it. Names of UNet and autoencoder are translated by diffusers' own functions; the sizes are read from the tensors.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..teachers.noise_schedule import scaled_linear_alphas_cumprod
+from .image_encoders import ImageEncoder
+from .model import NovelViewModel, NovelViewSettings
+
+UNET, VAE, CLIP, PROJECTION, AVERAGE = (
+    "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model.visual.", "cc_projection.", "model_ema.",
+)  # fmt: skip
+# What the tensors do not tell, from sd-objaverse-finetune-c_concat-256.yaml of the authors' repository.
+IMAGE_SIZE = 256  # pixels
+ATTENTION_HEADS = 8
+SCALING_FACTOR = 0.18215
+CLIP_HEAD_WIDTH = 64  # of OpenAI's vision transformers
+# Objects of these packages in a run's state are replaced by placeholders; any other object is refused.
+HARMLESS_PACKAGES = ("pytorch_lightning", "lightning", "omegaconf", "numpy", "collections", "typing")
+
+
+class _Placeholder:
+    """Stands for an object of the run that is not looked at; runs nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def read_checkpoint_tensors(path: Path) -> dict[str, Tensor]:
+    """The state dict of a .ckpt file, by weights-only loading.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a broken file, one without weights, or one with objects of other packages than a run leaves behind.
+    """
+    from pickle import UnpicklingError
+
+    if not path.is_file():
+        raise FileNotFoundError(f"pretrained_model_name_or_path: no checkpoint {path}")
+    try:
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        refused = [name for name in foreign if name.split(".")[0] not in HARMLESS_PACKAGES]
+        if refused:
+            raise ValueError(f"pretrained_model_name_or_path: {path} holds the object {refused[0]}: not loaded")
+        with torch.serialization.safe_globals([(_Placeholder, name) for name in foreign]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (UnpicklingError, RuntimeError, OSError, EOFError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"pretrained_model_name_or_path: cannot read {path}: {reason}") from error
+    tensors = content.get("state_dict", content) if isinstance(content, dict) else {}
+    tensors = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
+    missing = [prefix for prefix in (UNET, VAE, CLIP, PROJECTION) if not any(key.startswith(prefix) for key in tensors)]
+    if missing:
+        raise ValueError(f"pretrained_model_name_or_path: {path} is no zero123 checkpoint: no weights {missing[0]}*")
+    return tensors
+
+
+def load_original_checkpoint(path: Path, fourth_number: str) -> NovelViewModel:
+    """The model of a .ckpt file, float32, on the CPU.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_checkpoint_tensors`; or weights that do not fit one another.
+    """
+    tensors = read_checkpoint_tensors(path)
+    unet, vae, clip = _unet(tensors, path), _autoencoder(tensors, path), _clip(tensors, path)
+    unet.register_to_config(sample_size=IMAGE_SIZE // 2 ** (len(vae.config.block_out_channels) - 1))
+    alphas_cumprod = tensors.get("alphas_cumprod", scaled_linear_alphas_cumprod())
+    settings = NovelViewSettings(fourth_number=fourth_number, null_condition="zero123")
+    model = NovelViewModel(unet, vae, ImageEncoder(clip), settings, alphas_cumprod.float())
+    _fill(model.tokens.projection, _under(tensors, PROJECTION), path, PROJECTION)
+    return model
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value.float() for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _fill(part: nn.Module, tensors: dict[str, Tensor], path: Path, prefix: str) -> None:
+    try:
+        part.load_state_dict(tensors)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = lines[1] if len(lines) > 1 else lines[0]
+        raise ValueError(f"pretrained_model_name_or_path: {path}: weights {prefix}*: {reason[:300]}") from error
+
+
+def _numbers(tensors: dict[str, Tensor], pattern: str) -> list[int]:
+    """The sorted distinct numbers that the one group of `pattern` matches in the names."""
+    found = (re.match(pattern, key) for key in tensors)
+    return sorted({int(match.group(1)) for match in found if match})
+
+
+# ----------------------------------------------------------------------------------------- unet
+
+
+def averaged_unet_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The UNet's tensors under their full names, with the moving average in the place of each weight that has one."""
+    unet = {key: value for key, value in tensors.items() if key.startswith(UNET)}
+    if not any(key.startswith(AVERAGE + "diffusion_model") for key in tensors):
+        return unet
+    flat = {key: AVERAGE + key.removeprefix("model.").replace(".", "") for key in unet}
+    return {key: tensors.get(flat[key], value) for key, value in unet.items()}
+
+
+def unet_config(unet: dict[str, Tensor]) -> dict[str, Any]:
+    """diffusers' config of a latent-diffusion UNet, from its tensors below `model.diffusion_model.`"""
+    base = unet["input_blocks.0.0.weight"]
+    blocks = _numbers(unet, r"input_blocks\.(\d+)\.")[1:]
+    levels: list[list[int]] = [[]]  # the numbers of the residual blocks of each level
+    for block in blocks:
+        if f"input_blocks.{block}.0.op.weight" in unet:
+            levels.append([])
+        else:
+            levels[-1].append(block)
+    widths = [unet[f"input_blocks.{level[-1]}.0.out_layers.3.weight"].shape[0] for level in levels]
+    attends = [f"input_blocks.{level[0]}.1.norm.weight" in unet for level in levels]
+    contexts = [value.shape[1] for key, value in unet.items() if key.endswith("attn2.to_k.weight")]
+    return {
+        "in_channels": base.shape[1],
+        "out_channels": unet["out.2.weight"].shape[0],
+        "block_out_channels": tuple(widths),
+        "layers_per_block": len(levels[0]),
+        "down_block_types": tuple("CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in attends),
+        "up_block_types": tuple("CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(attends)),
+        "cross_attention_dim": contexts[0],
+        "attention_head_dim": ATTENTION_HEADS,
+        "use_linear_projection": unet["middle_block.1.proj_in.weight"].ndim == 2,
+    }
+
+
+def _unet(tensors: dict[str, Tensor], path: Path) -> Any:
+    from diffusers import UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    averaged = averaged_unet_tensors(tensors)
+    try:
+        config = unet_config(_under(averaged, UNET))
+        unet = UNet2DConditionModel(**config)
+        converted = convert_ldm_unet_checkpoint(averaged, config)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"pretrained_model_name_or_path: {path}: weights {UNET}* are not whole: {error}") from error
+    _fill(unet, {key: value.float() for key, value in converted.items()}, path, UNET)
+    return unet
+
+
+# ---------------------------------------------------------------------------------- autoencoder
+
+
+def autoencoder_config(vae: dict[str, Tensor]) -> dict[str, Any]:
+    """diffusers' config of a latent-diffusion autoencoder, from its tensors below `first_stage_model.`"""
+    levels = _numbers(vae, r"encoder\.down\.(\d+)\.block\.")
+    widths = [vae[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in levels]
+    return {
+        "block_out_channels": tuple(widths),
+        "down_block_types": ("DownEncoderBlock2D",) * len(levels),
+        "up_block_types": ("UpDecoderBlock2D",) * len(levels),
+        "layers_per_block": len(_numbers(vae, r"encoder\.down\.0\.block\.(\d+)\.")),
+        "latent_channels": vae["quant_conv.weight"].shape[0] // 2,
+        "sample_size": IMAGE_SIZE,
+        "scaling_factor": SCALING_FACTOR,
+    }
+
+
+def _autoencoder(tensors: dict[str, Tensor], path: Path) -> Any:
+    from diffusers import AutoencoderKL
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    own = _under(tensors, VAE)
+    try:
+        config = autoencoder_config(own)
+        vae = AutoencoderKL(**config)
+        # the training loss's discriminator and perceptual network are in some files
+        kept = {key: value for key, value in own.items() if not key.startswith("loss.")}
+        converted = convert_ldm_vae_checkpoint({VAE + key: value for key, value in kept.items()}, config)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"pretrained_model_name_or_path: {path}: weights {VAE}* are not whole: {error}") from error
+    _fill(vae, converted, path, VAE)
+    return vae
+
+
+# ----------------------------------------------------------------------------------------- clip
+
+
+def clip_tensors(visual: dict[str, Tensor]) -> dict[str, Tensor]:
+    """OpenAI's names of a CLIP vision transformer as transformers' names of CLIPVisionModelWithProjection."""
+    renamed = {
+        "vision_model.embeddings.class_embedding": visual["class_embedding"],
+        "vision_model.embeddings.patch_embedding.weight": visual["conv1.weight"],
+        "vision_model.embeddings.position_embedding.weight": visual["positional_embedding"],
+        "visual_projection.weight": visual["proj"].T.contiguous(),
+    }
+    for kind in ("weight", "bias"):
+        renamed[f"vision_model.pre_layrnorm.{kind}"] = visual[f"ln_pre.{kind}"]  # transformers' spelling
+        renamed[f"vision_model.post_layernorm.{kind}"] = visual[f"ln_post.{kind}"]
+    inner = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
+             "attn.out_proj": "self_attn.out_proj"}  # fmt: skip
+    for layer in _numbers(visual, r"transformer\.resblocks\.(\d+)\."):
+        old, new = f"transformer.resblocks.{layer}", f"vision_model.encoder.layers.{layer}"
+        for kind in ("weight", "bias"):
+            for theirs, ours in inner.items():
+                renamed[f"{new}.{ours}.{kind}"] = visual[f"{old}.{theirs}.{kind}"]
+            joined = visual[f"{old}.attn.in_proj_{kind}"].chunk(3)
+            for name, value in zip(("q_proj", "k_proj", "v_proj"), joined):
+                renamed[f"{new}.self_attn.{name}.{kind}"] = value
+    return renamed
+
+
+def _clip(tensors: dict[str, Tensor], path: Path) -> Any:
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    visual = _under(tensors, CLIP)
+    try:
+        width, _, patch, _ = visual["conv1.weight"].shape
+        side = round((visual["positional_embedding"].shape[0] - 1) ** 0.5)
+        config = CLIPVisionConfig(
+            hidden_size=width,
+            intermediate_size=visual["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+            projection_dim=visual["proj"].shape[1],
+            num_hidden_layers=len(_numbers(visual, r"transformer\.resblocks\.(\d+)\.")),
+            num_attention_heads=width // CLIP_HEAD_WIDTH,
+            image_size=side * patch,
+            patch_size=patch,
+            hidden_act="quick_gelu",
+        )
+        renamed = clip_tensors(visual)
+    except KeyError as error:
+        raise ValueError(f"pretrained_model_name_or_path: {path}: weights {CLIP}* are not whole: {error}") from error
+    model = CLIPVisionModelWithProjection(config)
+    _fill(model, renamed, path, CLIP)
+    return model
