@@ -41,7 +41,7 @@ class IsosurfaceHelper(nn.Module, ABC):
 
     def close_border(self, level: Tensor) -> Tensor:
         """Turns every border vertex that is inside to outside, so that the mesh is closed. level [N, 1]."""
-        vertices = self.grid_vertices
+        vertices = self.grid_vertices.to(level.device)
         border = ((vertices <= 0.0) | (vertices >= 1.0)).any(-1, keepdim=True)
         return torch.where(border & (level <= 0), level.abs().clamp(min=1e-6), level)
 

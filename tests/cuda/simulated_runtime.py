@@ -1,4 +1,4 @@
-"""What torch.cuda and Warp answer on a machine with one CUDA device, over the tensors of tensors.py.
+"""What torch.cuda and Warp answer on a machine with one CUDA device, over the tensors of simulated_tensors.py.
 
 Warp's kernels have one source for both devices, so here those for CUDA run on the CPU, on the values; that every array
 of a launch lies on the launch's device is checked. (The kernels' CUDA builds are not made: their tests are marked gpu.)
@@ -6,6 +6,7 @@ of a launch lies on the launch's device is checked. (The kernels' CUDA builds ar
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -15,7 +16,16 @@ import torch
 from pytest import MonkeyPatch
 from torch import Tensor
 
-from tests.simulated_cuda.tensors import CUDA, CudaTensor, DeviceMismatch, cuda_tensors, is_of_backward, moved
+from tests.cuda.simulated_tensors import (
+    CUDA,
+    CudaTensor,
+    DeviceMismatch,
+    Operations,
+    cuda_tensors,
+    is_of_backward,
+    moved,
+    waits,
+)
 
 GIGABYTE = 2**30
 
@@ -24,8 +34,9 @@ GIGABYTE = 2**30
 class Seen:
     """What has run on the simulated device."""
 
-    operations: int = 0  # of torch, whose result lies there
+    counter: Operations  # of torch, whose result lies there
     kernels: set[str] = field(default_factory=set)  # names of Warp's kernels launched there
+    waits: Counter[str] = field(default_factory=Counter)  # of Python for the device, by the line that asks
 
 
 @contextmanager
@@ -35,13 +46,13 @@ def simulated_cuda() -> Iterator[Seen]:
 
     from threestudio.ops import warp_setup  # noqa: F401 (Warp is started for the CPU before it is told of CUDA)
 
-    seen = Seen()
+    waits.by_place = Counter()
     with MonkeyPatch.context() as patch:
         _simulate_torch(patch)
-        _simulate_warp(patch, warp, seen)
         with cuda_tensors() as counter:
+            seen = Seen(counter, waits=waits.by_place)
+            _simulate_warp(patch, warp, seen)
             yield seen
-        seen.operations = counter.count
 
 
 def _simulate_torch(patch: MonkeyPatch) -> None:

@@ -15,7 +15,10 @@ What it cannot show: kernels, half precision's rounding, memory, streams, and sp
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
 import torch
@@ -84,11 +87,39 @@ class ReturnedTensor(HeldTensor):
     """What has been a CudaTensor and was moved to the CPU in place, as a module's parameters are."""
 
 
+# Operations that make Python wait for the device: their result is on the CPU, or its size hangs on values.
+_WAITING = {
+    aten._local_scalar_dense, aten.nonzero, aten.unique_dim, aten._unique2, aten.unique_consecutive, aten.masked_select,
+    aten.is_nonzero, aten.equal,
+}  # fmt: skip
+
+
+class Waits:
+    """Counts, by the line of this project that asks, how often Python waits for the simulated device."""
+
+    def __init__(self) -> None:
+        self.by_place: Counter[str] = Counter()
+
+    def note(self) -> None:
+        frame = sys._getframe(1)
+        while frame is not None and not ("/threestudio/" in frame.f_code.co_filename or "/turboprop/" in frame.f_code.co_filename):
+            frame = frame.f_back
+        place = "elsewhere" if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+        self.by_place[place] += 1
+
+
+waits = Waits()
+
+
 def run_operation(func: Any, args: tuple, kwargs: dict) -> Any:
     """One operation of torch's dispatcher: the device of its result by CUDA's rules, its values by the CPU's kernel."""
     flat = tree_flatten((args, kwargs))[0]
     tensors = [x for x in flat if isinstance(x, Tensor)]
     on_cuda = _device_of_result(func, args, kwargs, tensors).type == "cuda"
+    if func.overloadpacket in _WAITING and any(isinstance(x, CudaTensor) for x in tensors):
+        waits.note()
+    elif func.overloadpacket in _INDEXING and any(isinstance(i, CudaTensor) and i.dtype == torch.bool for i in args[1]):
+        waits.note()
     out = func(*tree_map(_on_cpu, args), **tree_map(_on_cpu, kwargs))
     written = _written_arguments(func, args, kwargs)
     if written:  # in place, or into out=: the caller's own tensors come back
@@ -195,7 +226,7 @@ def _ask_fake_tensors(func: Any, args: tuple, kwargs: dict) -> torch.device:
     return results[0].device if results else CPU
 
 
-class _Dispatched(TorchDispatchMode):
+class Operations(TorchDispatchMode):
     """Sees all operations, also those that no CudaTensor takes part in; counts those that a CudaTensor comes out of."""
 
     def __init__(self) -> None:
@@ -214,7 +245,10 @@ class _Moved(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, device: torch.device) -> Tensor:
         ctx.back = x.device
-        return CudaTensor(x.detach().clone()) if device == CUDA else _on_cpu(x).detach().clone()
+        if device == CUDA:
+            return CudaTensor(x.detach().clone())
+        waits.note()
+        return _on_cpu(x).detach().clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
@@ -295,7 +329,7 @@ _BY_PYTHON: dict[Any, Callable] = {
 _OF_HELD_TENSORS: dict[Any, Callable] = {
     Tensor.numpy: _numpy,
     Tensor.__array__: _numpy,
-    Tensor.tolist: lambda x: x.detach().on_cpu.tolist(),
+    Tensor.tolist: lambda x: moved(x.detach(), CPU).tolist(),
     Tensor.__deepcopy__: lambda x, memo: _copied(x),
     Tensor.__reduce_ex__: lambda x, protocol: x.detach().on_cpu.__reduce_ex__(protocol),
     Tensor.get_device: lambda x: 0 if x.is_cuda else -1,
@@ -334,7 +368,7 @@ def _numbered(x: Any) -> Any:
 
 
 @contextmanager
-def cuda_tensors() -> Iterator[_Dispatched]:
+def cuda_tensors() -> Iterator[Operations]:
     """Within the block, what is made on or sent to "cuda" is a CudaTensor; gives the counter of operations."""
-    with _Dispatched() as counter, _Functions():
+    with Operations() as counter, _Functions():
         yield counter
