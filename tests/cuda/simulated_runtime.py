@@ -22,7 +22,7 @@ from tests.cuda.simulated_tensors import (
     DeviceMismatch,
     Operations,
     cuda_tensors,
-    is_of_backward,
+    is_made_by_torch,
     moved,
     waits,
 )
@@ -116,7 +116,7 @@ def _simulate_warp(patch: MonkeyPatch, wp: Any, seen: Seen) -> None:
     def array_of(x: Tensor, dtype: Any = None, **kwargs: Any) -> Any:
         values = x.on_cpu if isinstance(x, CudaTensor) else x
         array = from_torch(values, **({} if dtype is None else {"dtype": dtype}), **kwargs)
-        lies_on[id(array)] = (array, None if is_of_backward(x) else x.device)
+        lies_on[id(array)] = (array, None if is_made_by_torch(x) else x.device)
         return array
 
     def launch_checked(kernel: Any, dim: Any, inputs: Any = (), outputs: Any = (), device: Any = None, **kwargs: Any) -> None:

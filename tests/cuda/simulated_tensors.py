@@ -124,34 +124,34 @@ def run_operation(func: Any, args: tuple, kwargs: dict) -> Any:
     written = _written_arguments(func, args, kwargs)
     if written:  # in place, or into out=: the caller's own tensors come back
         return written[0] if isinstance(out, Tensor) else out if out is None else type(out)(written)
-    if not on_cuda and _made_by_backward(tensors):
+    if not on_cuda and _is_made_by_torch(tensors):
         for x in tree_flatten(out)[0]:
             if isinstance(x, Tensor):
-                x.of_backward = True
+                x.made_by_torch = True
     return tree_map(lambda x: CudaTensor(x) if on_cuda and isinstance(x, Tensor) else x, out)
 
 
-# The functions of torch that Python is in, the innermost last.
-_calls: list[Any] = []
+# The functions of torch that Python is in, the innermost last, each with whether it was given a CudaTensor.
+_calls: list[tuple[Any, bool]] = []
 _BACKWARD = (Tensor.backward, torch.autograd.grad, torch.autograd.backward)
 
 
-def _made_by_backward(tensors: Sequence[Tensor]) -> bool:
-    """Whether what an operation on these makes is of no device's own: see is_of_backward."""
+def is_made_by_torch(x: Tensor) -> bool:
+    """Whether torch has made the tensor out of nothing inside of a function on CudaTensors, as backward makes zeros for
+    a gradient that is not there. On CUDA it lies where they do; here C++ sees them on the CPU and puts it there."""
+    return getattr(x, "made_by_torch", False)
+
+
+def _is_made_by_torch(tensors: Sequence[Tensor]) -> bool:
+    """Whether what an operation on these makes is so."""
     if tensors:
-        return all(is_of_backward(x) for x in tensors)
-    return _in_backward()
+        return all(is_made_by_torch(x) for x in tensors)
+    return _in_backward() or bool(_calls) and _calls[-1][1]
 
 
 def _in_backward() -> bool:
     """Whether it is C++'s backward that asks for an operation, not Python."""
-    return bool(_calls) and _calls[-1] in _BACKWARD
-
-
-def is_of_backward(x: Tensor) -> bool:
-    """Whether C++'s backward has made the tensor out of nothing, as zeros for a gradient that is not there: on CUDA it
-    lies where the graph does, here C++ knows no such place."""
-    return getattr(x, "of_backward", False)
+    return bool(_calls) and _calls[-1][0] in _BACKWARD
 
 
 def _on_cpu(x: Any) -> Any:
@@ -176,7 +176,7 @@ def _device_of_result(func: Any, args: tuple, kwargs: dict, tensors: Sequence[Te
         return tensors[0].device  # C++'s own wish, by the device that it sees; Python's wishes go through `moved`
     if asked is not None:
         return torch.device(asked)
-    devices = {x.device for x in tensors if not is_of_backward(x)} or {x.device for x in tensors}
+    devices = {x.device for x in tensors if not is_made_by_torch(x)} or {x.device for x in tensors}
     if len(devices) < 2:
         return devices.pop() if devices else CPU
     if func.overloadpacket in _INDEXING:
@@ -353,7 +353,7 @@ class _Functions(TorchFunctionMode):
         answer = _BY_PYTHON.get(func)
         if answer is None and args and isinstance(args[0], HeldTensor):
             answer = _OF_HELD_TENSORS.get(func)
-        _calls.append(func)
+        _calls.append((func, any(isinstance(x, CudaTensor) for x in tree_flatten((args, kwargs))[0])))
         try:
             return (answer or func)(*args, **kwargs)
         finally:
