@@ -141,7 +141,7 @@ def check_resolution(method: str, resolution: int) -> None:
 
 def check_surface(level: Tensor) -> None:
     """Raises EmptyFieldError unless the level has both signs."""
-    low, high = level.min().item(), level.max().item()
+    low, high = torch.stack(level.aminmax()).tolist()  # one wait for a GPU
     if not low < 0:
         raise EmptyFieldError(f"isosurface: the field is empty: no grid vertex is inside (level in [{low:.4g}, {high:.4g}], inside is < 0)")
     if not high > 0:

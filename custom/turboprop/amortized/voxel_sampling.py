@@ -17,12 +17,12 @@ def corner_weights(points: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
     position = ((points + 1) * (0.5 * resolution) - 0.5).clamp(0, resolution - 1)
     low = position.detach().floor().clamp_max(resolution - 2).long()
     share = position - low  # [M, 3]
-    stride = torch.tensor([1, resolution, resolution * resolution], device=points.device)
-    base = (low * stride).sum(-1)
+    strides = (1, resolution, resolution * resolution)  # Python's numbers: one read from a GPU is a wait for it
+    base = low[:, 0] + low[:, 1] * strides[1] + low[:, 2] * strides[2]
     indices, weights = [], []
     for corner in range(8):
         bits = [corner >> axis & 1 for axis in range(3)]
-        indices.append(base + sum(int(stride[axis]) for axis in range(3) if bits[axis]))
+        indices.append(base + sum(strides[axis] for axis in range(3) if bits[axis]))
         weights.append(
             torch.stack([share[:, axis] if bits[axis] else 1 - share[:, axis] for axis in range(3)], -1).prod(-1)
         )
