@@ -45,6 +45,7 @@ def launch(models, tmp_path, monkeypatch, text_cache) -> Callable[..., Path]:  #
         config = OmegaConf.load(path)
         arguments = [f"exp_root_dir={tmp_path}", *small_overrides(config), *models(config), *SHORT, *more]
         assert main(["--config", str(path), mode, *arguments]) == 0
-        return tmp_path / config.name / "trial"
+        named = [word.removeprefix("name=") for word in more if word.startswith("name=")]
+        return tmp_path / (named or [config.name])[-1] / "trial"
 
     return run

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .compositing import composite_gaussians
-from .gsplat_backend import composite_gaussians_gsplat, gsplat_is_usable
+from .gsplat_backend import composite_gaussians_gsplat, gsplat_agrees, gsplat_is_usable
 from .projection import project_gaussians
 
 BACKENDS = ("auto", "torch", "warp", "gsplat")
@@ -140,7 +140,9 @@ def choose_backend(backend: str, means: Tensor) -> str:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     present = available_backends(means.device)
     if backend == "auto":
-        return present[0] if means.dtype == torch.float32 else "torch"
+        if means.dtype != torch.float32:
+            return "torch"
+        return present[1] if present[0] == "gsplat" and not gsplat_agrees(means.device) else present[0]
     if backend not in present:
         raise ValueError(f"backend: {backend} cannot run on {means.device.type} here, which has {', '.join(present)}")
     if backend != "torch" and means.dtype != torch.float32:
