@@ -24,7 +24,8 @@ GROUPS = {
 
 
 def counted(setting: Setting, paths: list[str]) -> Dict[str, Any]:
-    command = [sys.executable, "-m", "pytest", "-m", "gpu and not slow", "-q", "--tb=line", "-p", "no:cacheprovider", *paths]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu and not slow", "-q", "--tb=line", "-p", "no:cacheprovider"]
+    command += paths
     left = max(setting.deadline - time.monotonic(), 1)
     start = time.monotonic()
     try:

@@ -19,9 +19,9 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NAMES = ("asd-3dconv", "asd-nerf", "asd-sdf", "asd-dmtet", "asd-gaussians")
 TINY = {
     "data.width": 8, "data.height": 8, "data.batch_size": 1, "data.n_view": 1, "system.geometry.channels": "[8,4]",
-    "system.geometry.constant_bias_up_to": 4, "system.geometry.pos_encoding_config.log2_hashmap_size": 8, "system.renderer.num_samples_per_ray": 16,
-    "system.geometry.isosurface_resolution": 8, "system.geometry.init_num_pts": 50, "system.judge": "null",
-    "system.evaluation.judge": "''",
+    "system.geometry.constant_bias_up_to": 4, "system.geometry.pos_encoding_config.log2_hashmap_size": 8,
+    "system.renderer.num_samples_per_ray": 16, "system.geometry.isosurface_resolution": 8,
+    "system.geometry.init_num_pts": 50, "system.judge": "null", "system.evaluation.judge": "''",
 }  # fmt: skip
 STEPS = {"cuda": 60, "cpu": 10}
 TINY_STEPS = 2

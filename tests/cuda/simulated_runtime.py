@@ -15,6 +15,7 @@ from typing import Any, Iterator
 import torch
 from pytest import MonkeyPatch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from tests.cuda.simulated_tensors import (
     CUDA,
@@ -94,7 +95,7 @@ def _simulate_torch(patch: MonkeyPatch) -> None:
         """What a file's tensors lie on is decided after reading."""
         device = None if map_location is None or callable(map_location) else torch.device(map_location)
         content = load(file, map_location="cpu" if device is not None else map_location, **kwargs)
-        return content if device is None else torch.utils._pytree.tree_map_only(Tensor, lambda x: moved(x, device), content)
+        return content if device is None else tree_map_only(Tensor, lambda x: moved(x, device), content)
 
     patch.setattr(torch.autocast, "__init__", autocast_on_cpu)
     patch.setattr(torch, "Generator", Generator)
@@ -111,7 +112,7 @@ class _WarpDevice:
 
 def _simulate_warp(patch: MonkeyPatch, wp: Any, seen: Seen) -> None:
     from_torch, launch, cpu = wp.from_torch, wp.launch, wp.get_device("cpu")
-    lies_on: dict[int, tuple[Any, torch.device | None]] = {}  # by an array's id; the array is kept, so that the id stays its
+    lies_on: dict[int, tuple[Any, torch.device | None]] = {}  # by id; the array is kept, so that the id stays its own
 
     def array_of(x: Tensor, dtype: Any = None, **kwargs: Any) -> Any:
         values = x.on_cpu if isinstance(x, CudaTensor) else x
@@ -119,7 +120,9 @@ def _simulate_warp(patch: MonkeyPatch, wp: Any, seen: Seen) -> None:
         lies_on[id(array)] = (array, None if is_made_by_torch(x) else x.device)
         return array
 
-    def launch_checked(kernel: Any, dim: Any, inputs: Any = (), outputs: Any = (), device: Any = None, **kwargs: Any) -> None:
+    def launch_checked(
+        kernel: Any, dim: Any, inputs: Any = (), outputs: Any = (), device: Any = None, **kwargs: Any
+    ) -> None:
         asked = device.of if isinstance(device, _WarpDevice) else torch.device("cpu")
         for array in (*inputs, *outputs):
             if isinstance(array, wp.array) and lies_on[id(array)][1] not in (asked, None):
@@ -127,8 +130,9 @@ def _simulate_warp(patch: MonkeyPatch, wp: Any, seen: Seen) -> None:
         if asked.type == "cuda":
             seen.kernels.add(kernel.key)
         kwargs.pop("stream", None)
+        if len(lies_on) > 10_000:
+            lies_on.clear()
         launch(kernel, dim, inputs=list(inputs), outputs=list(outputs), device=cpu, **kwargs)
-        lies_on.clear() if len(lies_on) > 10_000 else None
 
     patch.setattr(wp, "from_torch", array_of)
     patch.setattr(wp, "launch", launch_checked)

@@ -2,8 +2,8 @@
 
 torch's own fake tensors (``FakeTensorMode``) have no values, so they stop at the first ``item()``, ``nonzero()`` or
 ``numpy()``, and in a build of torch without CUDA autograd ends the process on them. A ``CudaTensor`` holds its values
-beside it (``on_cpu``), as an ordinary tensor on the CPU, so that whole training steps run. What it adds to a run on the CPU is the
-rule of devices:
+beside it (``on_cpu``), as an ordinary tensor on the CPU, so that whole training steps run. What it adds to a run on
+the CPU is the rule of devices:
 
 - Tensors of one device may meet. Where those of two devices meet in one operation, torch's fake tensors are asked
   whether CUDA would take it (a number of no dimension on the CPU, indices on the CPU); where they say no, or cannot
@@ -94,6 +94,9 @@ _WAITING = {
 }  # fmt: skip
 
 
+_OURS = ("/threestudio/", "/turboprop/")
+
+
 class Waits:
     """Counts, by the line of this project that asks, how often Python waits for the simulated device."""
 
@@ -102,7 +105,7 @@ class Waits:
 
     def note(self) -> None:
         frame = sys._getframe(1)
-        while frame is not None and not ("/threestudio/" in frame.f_code.co_filename or "/turboprop/" in frame.f_code.co_filename):
+        while frame is not None and not any(folder in frame.f_code.co_filename for folder in _OURS):
             frame = frame.f_back
         place = "elsewhere" if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
         self.by_place[place] += 1
@@ -119,7 +122,8 @@ def run_operation(func: Any, args: tuple, kwargs: dict) -> Any:
     if func.overloadpacket in _WAITING and any(isinstance(x, CudaTensor) for x in tensors):
         waits.note()
     elif func.overloadpacket in _INDEXING and any(isinstance(i, CudaTensor) and i.dtype == torch.bool for i in args[1]):
-        waits.note()
+        if len(args) < 3 or args[2].numel() > 1:  # x[mask] = number is a masked_fill, which reads nothing back
+            waits.note()
     out = func(*tree_map(_on_cpu, args), **tree_map(_on_cpu, kwargs))
     written = _written_arguments(func, args, kwargs)
     if written:  # in place, or into out=: the caller's own tensors come back
@@ -162,7 +166,8 @@ def _on_cpu(x: Any) -> Any:
 
 def _written_arguments(func: Any, args: tuple, kwargs: dict) -> list[Any]:
     """The arguments that the operation gives back after writing to them."""
-    returned = {r.alias_info.before_set.copy().pop() for r in func._schema.returns if r.alias_info and r.alias_info.is_write}
+    aliases = [r.alias_info for r in func._schema.returns if r.alias_info and r.alias_info.is_write]
+    returned = {name for alias in aliases for name in alias.before_set}
     if not returned:
         return []
     named = dict(zip((a.name for a in func._schema.arguments), args)) | kwargs
@@ -188,14 +193,17 @@ def _device_of_result(func: Any, args: tuple, kwargs: dict, tensors: Sequence[Te
 
 # Fake tensors are more lenient in these than CUDA is.
 _JOINING = {aten.cat, aten.stack}
-_INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index, aten._unsafe_index_put}
+_INDEXING = {
+    aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index, aten._unsafe_index_put,
+}  # fmt: skip
 
 
 def _device_of_indexing(func: Any, args: tuple) -> torch.device:
     """x[indices], and x[indices] = values: indices may stay on the CPU, never lie on CUDA for an x on the CPU."""
     x, indices, *values = args
     wrong = [i for i in indices if i is not None and i.device not in (CPU, x.device)]
-    wrong += [v for v in values if isinstance(v, Tensor) and v.device != x.device and not (v.dim() == 0 and v.device == CPU)]
+    others = [v for v in values if isinstance(v, Tensor) and v.device != x.device]
+    wrong += [v for v in others if v.dim() > 0 or v.device != CPU]
     if wrong:
         raise _mismatch(func, [x, *wrong])
     return x.device
@@ -295,7 +303,7 @@ def _new_tensor(x: Tensor, data: Any, *, dtype: torch.dtype | None = None, devic
 def _numpy(x: HeldTensor, *args: Any, **kwargs: Any) -> Any:
     if x.device == CPU:
         return x.on_cpu.numpy()
-    raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.")
+    raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory")
 
 
 def _set_data(x: Tensor, new: Tensor) -> None:
@@ -340,7 +348,9 @@ _OF_HELD_TENSORS: dict[Any, Callable] = {
 def _copied(x: HeldTensor) -> Tensor:
     copy = x.on_cpu.detach().clone()
     copy = CudaTensor(copy) if x.is_cuda else copy
-    return torch.nn.Parameter(copy, x.requires_grad) if isinstance(x, torch.nn.Parameter) else copy.requires_grad_(x.requires_grad)
+    if isinstance(x, torch.nn.Parameter):
+        return torch.nn.Parameter(copy, x.requires_grad)
+    return copy.requires_grad_(x.requires_grad)
 
 
 class _Functions(TorchFunctionMode):

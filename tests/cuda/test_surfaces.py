@@ -43,8 +43,8 @@ class Saver(SaverMixin):
 def scene(kind: str):
     name, config = KINDS[kind]
     torch.manual_seed(0)
-    parts = [threestudio.find(name)(config), *(threestudio.find(x)({}) for x in ("no-material", "solid-color-background"))]
-    return [part.to("cuda") for part in parts]
+    plain = [threestudio.find(x)({}) for x in ("no-material", "solid-color-background")]
+    return [part.to("cuda") for part in (threestudio.find(name)(config), *plain)]
 
 
 @pytest.mark.parametrize("kind", KINDS)

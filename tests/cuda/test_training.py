@@ -39,7 +39,8 @@ def test_nccl_with_one_rank(tmp_path):
     config = ROOT / "configs" / "fit-nerf.yaml"
     given = [*small_overrides(OmegaConf.load(config)), *SILENT, "trainer.max_steps=2", "trainer.strategy=ddp"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1", "launch.py"]
-    command += ["--config", str(config), "--train", "use_timestamp=false", "tag=trial", f"exp_root_dir={tmp_path}", *given]
+    command += ["--config", str(config), "--train", "use_timestamp=false", "tag=trial"]
+    command += [f"exp_root_dir={tmp_path}", *given]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=240, env={**os.environ, "NCCL_DEBUG": "VERSION"}
     )

@@ -44,8 +44,9 @@ def _disagreement(check: Callable[[], Sequence[Tuple[Tensor, Tensor]]]) -> Any:
                 if theirs.shape != ours.shape:
                     return f"a result is of shape {list(theirs.shape)}, ours of {list(ours.shape)}"
                 error = (theirs.float() - ours.float()).abs().max().item()
-                if not error <= TOLERANCE * max(ours.abs().max().item(), 1e-6):
-                    return f"a result of a small call is off by {error:.3g}, ours is at most {ours.abs().max().item():.3g}"
+                largest = ours.abs().max().item()
+                if not error <= TOLERANCE * max(largest, 1e-6):
+                    return f"a result of a small call is off by {error:.3g}, ours is at most {largest:.3g}"
     except Exception as error:  # an import, a build, a launch: whatever a foreign library raises
         return f"a small call failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return None
