@@ -41,7 +41,7 @@ class IsosurfaceHelper(nn.Module, ABC):
 
     def close_border(self, level: Tensor) -> Tensor:
         """Turns every border vertex that is inside to outside, so that the mesh is closed. level [N, 1]."""
-        vertices = self.grid_vertices
+        vertices = self.grid_vertices.to(level.device)
         border = ((vertices <= 0.0) | (vertices >= 1.0)).any(-1, keepdim=True)
         return torch.where(border & (level <= 0), level.abs().clamp(min=1e-6), level)
 
@@ -141,7 +141,7 @@ def check_resolution(method: str, resolution: int) -> None:
 
 def check_surface(level: Tensor) -> None:
     """Raises EmptyFieldError unless the level has both signs."""
-    low, high = level.min().item(), level.max().item()
+    low, high = torch.stack(level.aminmax()).tolist()  # one wait for a GPU
     if not low < 0:
         raise EmptyFieldError(f"isosurface: the field is empty: no grid vertex is inside (level in [{low:.4g}, {high:.4g}], inside is < 0)")
     if not high > 0:

@@ -5,7 +5,7 @@ same values, gradients and second derivatives:
 
 - torch: the reference below, in any floating type;
 - warp: one kernel source for CPU and CUDA, float32 (hash_grid_warp.py);
-- tinycudann: where a user has it, on CUDA, float32.
+- tinycudann: where a user has it, on CUDA, float32; ``auto`` takes it once it has agreed (agreement.py).
 
 Level resolutions, table sizes, the hash and what is hashed follow tiny-cuda-nn, so tables have its layout.
 Positions outside the unit cube count as the nearest point of its surface, with zero gradient.
@@ -18,12 +18,13 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import List, NamedTuple, Optional
+from typing import Callable, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from threestudio.ops.agreement import agrees, wave
 from threestudio.utils.errors import UserError
 
 BACKENDS = ("auto", "torch", "warp", "tinycudann")
@@ -109,7 +110,7 @@ def hash_grid(
     n_active = layout.n_levels if n_active_levels is None else max(0, min(n_active_levels, layout.n_levels))
     available = available_backends(table.device)
     if backend == "auto":
-        backend = available[0] if table.dtype == torch.float32 else "torch"
+        backend = _fastest(available, table, layout)
     elif backend not in available:
         raise UserError(f"hash grid: backend {backend!r} is not available on {table.device.type} here (available: {', '.join(available)})")
     positions = positions.to(table.dtype).clamp(0.0, 1.0)
@@ -122,6 +123,31 @@ def hash_grid(
     if backend == "tinycudann":
         return hash_grid_tinycudann(positions, table, layout, n_active)
     return hash_grid_torch(positions, table, layout, n_active)
+
+
+def _fastest(available: List[str], table: Tensor, layout: HashGridLayout) -> str:
+    if table.dtype != torch.float32:
+        return "torch"
+    if available[0] == "tinycudann":
+        key, device = layout, table.device
+        if not agrees("tinycudann", device, lambda: _compared_with_tinycudann(layout, device), key):
+            return available[1]
+    return available[0]
+
+
+def _compared_with_tinycudann(layout: HashGridLayout, device: torch.device) -> List[Tuple[Tensor, Tensor]]:
+    """Features, first derivatives, and the derivative of a normal's length in the table, of some points."""
+    points = 0.05 + 0.9 * wave(64, 3, device=device, frequency=2.1)
+    table = wave(layout.n_entries, layout.n_features, device=device) - 0.5
+
+    def results(function: Callable) -> List[Tensor]:
+        x, t = points.clone().requires_grad_(), table.clone().requires_grad_()
+        features = function(x, t, layout, layout.n_levels)
+        in_points, in_table = torch.autograd.grad(features.sin().sum(), [x, t], create_graph=True)
+        (second,) = torch.autograd.grad(in_points.square().sum(), t)
+        return [features, in_points, in_table, second]
+
+    return list(zip(results(hash_grid_tinycudann), results(hash_grid_torch)))
 
 
 def hash_grid_torch(positions: Tensor, table: Tensor, layout: HashGridLayout, n_active: int) -> Tensor:

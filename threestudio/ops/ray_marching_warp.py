@@ -1,4 +1,6 @@
-"""Marching through an occupancy grid as Warp kernels: the samples of ray_marching.march_occupied_torch, bit for bit.
+"""Marching through an occupancy grid as Warp kernels: the samples of ray_marching.march_occupied_torch.
+
+Bit for bit on a CPU; written to be so on CUDA too, where it has not been run.
 
 Every sample that is looked at is judged by the reference's own arithmetic. From a sample in an empty cell the march
 goes on at the last sample that is sure to lie in the same cell, so what is skipped could not have been kept. The

@@ -5,7 +5,8 @@ ray. All backends give the same values and gradients, and on a CPU results that 
 
 - torch: the reference here, in any floating type;
 - warp: one kernel source for CPU and CUDA, float32 (volume_rendering_warp.py);
-- nerfacc: where a user has it, on CUDA, float32; once differentiable.
+- nerfacc: where a user has it, on CUDA, float32; once differentiable; ``auto`` takes it once it has agreed
+  (agreement.py).
 
 The ``_dense`` functions do the same for a fixed number of samples a ray, [N, S]; they are the tests' oracle.
 """
@@ -18,6 +19,7 @@ from typing import List, Optional, Tuple
 import torch
 from torch import Tensor
 
+from threestudio.ops.agreement import agrees, values_and_gradients, wave
 from threestudio.utils.errors import UserError
 
 BACKENDS = ("auto", "torch", "warp", "nerfacc")
@@ -43,11 +45,30 @@ def _choose(backend: str, *values: Optional[Tensor]) -> str:
     available = available_backends(device) if single else ["torch"]
     if backend == "auto":
         # The kernels take float32 samples, at least one.
-        return available[0] if tensors[0].numel() > 0 else "torch"
+        if tensors[0].numel() == 0:
+            return "torch"
+        if available[0] == "nerfacc" and not agrees("nerfacc", device, lambda: _compared_with_nerfacc(device)):
+            return available[1]
+        return available[0]
     if backend not in available:
         kind = f"{device.type}, {'float32' if single else 'other than float32'}"
         raise UserError(f"volume rendering: backend {backend!r} is not available for {kind} (available: {', '.join(available)})")
     return backend if tensors[0].numel() > 0 else "torch"
+
+
+def _compared_with_nerfacc(device: torch.device) -> List[Tuple[Tensor, Tensor]]:
+    """Weights and sums along four rays, one of them without samples."""
+    ray = torch.tensor([0, 0, 0, 2, 3, 3], device=device)
+    depth, colors = wave(6, device=device), wave(6, 3, device=device)
+
+    def results(backend: str) -> List[Tensor]:
+        def function(depth: Tensor, colors: Tensor) -> List[Tensor]:
+            weights, transmittance, alpha = weights_of_depth(depth, ray, backend)
+            return [weights, transmittance, alpha, accumulate_along_rays(weights, colors, ray, 4, backend)]
+
+        return values_and_gradients(function, depth, colors)
+
+    return list(zip(results("nerfacc"), results("torch")))
 
 
 def optical_depth(t_starts: Tensor, t_ends: Tensor, density: Tensor) -> Tensor:

@@ -28,10 +28,11 @@ from threestudio.utils.callbacks import (
     CustomProgressBar,
 )
 from threestudio.utils.config import load_config
+from threestudio.utils.devices import get_rank, running_on, trainer_device
 from threestudio.utils.errors import UserError, with_suggestion
 from threestudio.utils.extensions import ExtensionError, load_extensions
 from threestudio.utils.memory import keep_freed_memory
-from threestudio.utils.misc import find_last_path, get_rank, load_checkpoint
+from threestudio.utils.misc import find_last_path, load_checkpoint
 from threestudio.utils.restarts import (
     checkpoint_to_restart_from,
     join_restarted_processes,
@@ -95,6 +96,13 @@ def run(args: Namespace, overrides: list[str], n_gpus: int, started: WorkStarted
         _go_on_after_restart(cfg)
     checkpoint = _checked_resume(cfg, args)
     trainer_args = trainer_arguments(cfg, on_gpu)
+    with running_on(trainer_device(trainer_args["accelerator"], trainer_args["devices"])):
+        _run(args, cfg, trainer_args, checkpoint, started)
+
+
+def _run(
+    args: Namespace, cfg: DictConfig, trainer_args: dict[str, Any], checkpoint: Optional[dict], started: WorkStarted
+) -> None:
     check_arguments(ModelCheckpoint, cfg.checkpoint, "checkpoint", ("dirpath",))
     pl.seed_everything(cfg.seed + get_rank(), workers=True, verbose=False)
     datamodule, system = build(cfg)

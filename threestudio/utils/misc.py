@@ -1,4 +1,4 @@
-"""Devices, ranks, schedules and checkpoints: the small things that every part needs."""
+"""Schedules, checkpoints, processes: the small things that every part needs."""
 
 import gc
 import math
@@ -9,32 +9,11 @@ from typing import Any, Optional
 import torch
 from packaging import version
 
-_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-_LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "SLURM_LOCALID", *_RANK_VARIABLES)
+from threestudio.utils.devices import get_device, get_rank  # noqa: F401 (upstream's plugins take both from here)
 
 
 def parse_version(text: str) -> version.Version:
     return version.parse(text)
-
-
-def _first_integer(variables: tuple[str, ...]) -> int:
-    for variable in variables:
-        value = os.environ.get(variable)
-        if value is not None:
-            return int(value)
-    return 0
-
-
-def get_rank() -> int:
-    """This process's number among all processes of the run."""
-    return _first_integer(_RANK_VARIABLES)
-
-
-def get_device() -> torch.device:
-    """The device of this process: its own CUDA device, or the CPU on a machine without one."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device(f"cuda:{_first_integer(_LOCAL_RANK_VARIABLES) % torch.cuda.device_count()}")
 
 
 def cleanup() -> None:

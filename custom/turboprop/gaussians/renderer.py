@@ -116,6 +116,8 @@ class GaussianRasterizer(Rasterizer):
         return rasterize_gaussians_batch(
             means, quaternions, scales, opacities, colors, c2w, intrinsics, height, width,
             near=self.cfg.near, backend=self.cfg.backend,
+            # A step on a GPU must not wait for values; one that is not finite is found by its gradient.
+            check_values=not (self.training and means.is_cuda),
         )  # fmt: skip
 
     def _images(

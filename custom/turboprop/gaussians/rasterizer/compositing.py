@@ -25,12 +25,13 @@ def composite_pixels(
     conics: Tensor,  # [K, 3]
     opacities: Tensor,  # [K]
     values: Tensor,  # [K, D]
+    alpha_max: float = ALPHA_MAX,
 ) -> tuple[Tensor, Tensor]:
     """Sums [P, D] of the values, and opacity [P]: every Gaussian at every pixel."""
     dx, dy = x[:, None] - means2d[:, 0], y[:, None] - means2d[:, 1]
     q = conics[:, 0] * dx * dx + 2 * conics[:, 1] * dx * dy + conics[:, 2] * dy * dy
     alpha = opacities * torch.exp(-0.5 * q)
-    alpha = torch.where(alpha >= ALPHA_MIN, alpha.clamp(max=ALPHA_MAX), 0.0)
+    alpha = torch.where(alpha >= ALPHA_MIN, alpha.clamp(max=alpha_max), 0.0)
     after = torch.cumprod(1 - alpha, -1)
     alpha = torch.where(after >= TRANSMITTANCE_MIN, alpha, 0.0)
     before = torch.cat([torch.ones_like(after[:, :1]), after[:, :-1]], -1)

@@ -1,7 +1,7 @@
 """projection.py as Warp kernels with a backward by hand: one source for CPU and CUDA, float32.
 
 A thread handles one Gaussian in all views one after another, so gradients are summed up in one order without atomics
-and come out the same bit for bit, on CUDA too. Backward computes the forward anew, which is cheaper than to keep it.
+and come out the same bit for bit; so they should on CUDA, where they have not been run. Backward computes the forward anew, which is cheaper than to keep it.
 """
 
 from __future__ import annotations

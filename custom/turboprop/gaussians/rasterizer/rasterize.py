@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .compositing import composite_gaussians
-from .gsplat_backend import composite_gaussians_gsplat, gsplat_is_usable
+from .gsplat_backend import composite_gaussians_gsplat, gsplat_agrees, gsplat_is_usable
 from .projection import project_gaussians
 
 BACKENDS = ("auto", "torch", "warp", "gsplat")
@@ -86,12 +86,15 @@ def rasterize_gaussians_batch(
     near: float = 0.01,
     means2d_offsets: Tensor | None = None,  # [N, 2] or [B, N, 2]
     backend: str = "auto",
+    check_values: bool = True,  # false: only shapes are checked, and no value is waited for on a GPU
 ) -> GaussianImage:
     """``rasterize_gaussians`` for B cameras of one image size: every output has a leading [B]."""
     if c2w.dim() != 3:
         raise ValueError(f"c2w: expected shape [B, 4, 4], got {list(c2w.shape)}")
     gaussians = (means, quaternions, scales, opacities, colors)
-    return _rasterize(gaussians, c2w, intrinsics, height, width, background, near, means2d_offsets, backend, False)
+    return _rasterize(
+        gaussians, c2w, intrinsics, height, width, background, near, means2d_offsets, backend, False, check_values
+    )
 
 
 Gaussians = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # means, quaternions, scales, opacities, colors
@@ -108,9 +111,10 @@ def _rasterize(
     means2d_offsets: Tensor | None,
     backend: str,
     single: bool,
+    check_values: bool = True,
 ) -> GaussianImage:
     means, quaternions, scales, opacities, colors = gaussians
-    check_input(gaussians, c2w, intrinsics, background, means2d_offsets, height, width, near)
+    check_input(gaussians, c2w, intrinsics, background, means2d_offsets, height, width, near, check_values)
     backend = choose_backend(backend, means)
     intrinsics, c2w = intrinsics.to(means), c2w.to(means)
     project, composite = functions_of(backend, c2w.requires_grad or intrinsics.requires_grad)
@@ -136,7 +140,9 @@ def choose_backend(backend: str, means: Tensor) -> str:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     present = available_backends(means.device)
     if backend == "auto":
-        return present[0] if means.dtype == torch.float32 else "torch"
+        if means.dtype != torch.float32:
+            return "torch"
+        return present[1] if present[0] == "gsplat" and not gsplat_agrees(means.device) else present[0]
     if backend not in present:
         raise ValueError(f"backend: {backend} cannot run on {means.device.type} here, which has {', '.join(present)}")
     if backend != "torch" and means.dtype != torch.float32:
@@ -183,6 +189,7 @@ def check_input(
     height: int,
     width: int,
     near: float,
+    check_values: bool = True,
 ) -> None:
     """Shapes first, then values."""
     means, quaternions, scales, opacities, colors = gaussians
@@ -209,7 +216,8 @@ def check_input(
         raise ValueError(f"height, width: expected at least one pixel, got {height} x {width}")
     if not (math.isfinite(near) and near > 0):
         raise ValueError(f"near: expected a finite distance above 0, got {near}")
-    _check_values({**named, "means": means, "c2w": c2w, "intrinsics": intrinsics})
+    if check_values:
+        _check_values({**named, "means": means, "c2w": c2w, "intrinsics": intrinsics})
 
 
 def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

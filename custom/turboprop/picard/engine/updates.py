@@ -20,8 +20,8 @@ GroupSettings = List[Dict[str, Any]]  # for each parameter group: lr, betas, eps
 class OptimizerUpdate:
     """Moves states on as `optimizer` would, which itself stays untouched, and so do gradients.
 
-    Its arithmetic is the optimizer's own `step`, so that it is the same bit for bit on every device; or that of
-    `quick`, which is near, for guesses.
+    Its arithmetic is the optimizer's own `step`, so that it is the same bit for bit on a CPU, and should be on any
+    device; or that of `quick`, which is near, for guesses.
     """
 
     def __init__(

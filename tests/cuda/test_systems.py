@@ -1,0 +1,19 @@
+"""The systems of this project on a CUDA device: each config trains, validates, tests and exports."""
+
+import pytest
+
+from tests.test_configs import CONFIGS, METHODS
+
+OURS = [path.stem for path in CONFIGS if path.parent.name == "configs" and path.stem not in METHODS]
+# The main job has sixteen prompts, and a mesh of each.
+SMALLER = {"asd-3dconv": ["trainer.limit_predict_batches=1", "system.exporter.resolution=24", "data.batch_size=2"]}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_it_trains_and_exports(name, launch, on_cuda):
+    more = SMALLER.get(name, [])
+    trial = launch(name, "--train", *more)
+    launch(name, "--export", f"resume={trial}/ckpts/last.ckpt", *more)
+    assert list((trial / "save").glob("it2-test*"))
+    assert list((trial / "save").glob("it2-export/*"))
+    assert on_cuda.was_used()
