@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Optional
 
 import pytorch_lightning as pl
 import torch
@@ -105,12 +106,17 @@ class FieldSystem(BaseSystem):
         field: dict = dataclasses.field(default_factory=dict)
         nan_at: list[int] = dataclasses.field(default_factory=list)  # steps whose gradient is made NaN
         slow_s: float = 0.0  # seconds that each step takes longer
+        fail_at: Optional[int] = None  # step that raises; -1 is building
 
     def configure(self):
+        if self.cfg.fail_at == -1:
+            raise ValueError("a bug in building")
         self.field = threestudio.find("tiny-field")(self.cfg.field)
 
     def training_step(self, batch, batch_idx):
         points = batch["points"]
+        if self.global_step == self.cfg.fail_at:
+            raise RuntimeError(f"a bug in step {self.global_step}")
         if self.cfg.slow_s:
             import time
 
