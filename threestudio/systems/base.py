@@ -57,7 +57,7 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         self.dataset: Any = None  # of the stage that runs
         self.create_loggers(self.cfg.loggers)
         self.configure()
-        if self.cfg.weights is not None:
+        if self.cfg.weights:
             self.load_weights(self.cfg.weights, self.cfg.weights_ignore_modules)
         self.post_configure()
 

@@ -68,12 +68,12 @@ def _checked_value(value: Any, hint: Any, key: str) -> Any:
     """`value` made ready for a field of type `hint`; scalars are left to omegaconf.
 
     Lists of numbers pass for number fields where they are schedules (`threestudio.utils.misc.C`). An empty text is
-    null for a field that may be null: `key=""` reaches this program as `key=`, whatever the field's type.
+    null for a field that may be null and holds no text: `key=""` reaches this program as `key=`.
     """
     kinds = alternatives(hint)
     if hint is Any or Any in kinds:
         return value
-    if value == "" and type(None) in kinds:
+    if value == "" and type(None) in kinds and str not in kinds:
         return None
     if isinstance(value, (dict, DictConfig)):
         if all(_container_kind(k) is not dict and not is_dataclass(k) for k in kinds):

@@ -219,6 +219,7 @@ def _go_on_after_restart(cfg: DictConfig) -> None:
 
 def _checked_resume(cfg: DictConfig, args: Namespace) -> Optional[dict]:
     """The checkpoint of `resume=`, read whole: it is known to be good before any work."""
+    cfg.resume = cfg.resume or None  # resume="" is none
     if cfg.resume is None:
         if args.export and not cfg.system.get("weights"):
             raise UserError("resume: --export needs resume=<checkpoint>")

@@ -27,10 +27,10 @@ def check_unused(cfg: DictConfig) -> None:
     """Raises UserError where training would mix its checkpoints with those of an earlier run, or of one that runs."""
     if cfg.stamped_now or get_rank() != 0:
         return
-    _check_checkpoints(cfg)
     holder = _held_by(cfg.trial_dir)
     if holder is not None:
         raise _in_use(cfg.trial_dir, holder)
+    _check_checkpoints(cfg)
 
 
 def _check_checkpoints(cfg: DictConfig) -> None:
@@ -115,7 +115,7 @@ def _held_by(trial_dir: str) -> Optional[str]:
     try:
         with open(os.path.join(trial_dir, LOCK_FILE), "r+", encoding="utf-8") as file:
             return None if _try_lock(file) else file.read().strip()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
