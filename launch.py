@@ -54,16 +54,37 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def select_gpus(gpu: Optional[str]) -> int:
-    """Shows torch the chosen devices alone; must run before it is imported. Returns their number."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # that torchrun has started here
-    default = ",".join(map(str, range(processes)))
-    ids = [i for i in (gpu or default).split(",") if i.strip()]
-    if "CUDA_VISIBLE_DEVICES" not in os.environ:
-        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(ids)
+    """Shows torch the chosen devices alone; must run before it is imported. Returns their number.
+
+    With CUDA_VISIBLE_DEVICES set, `gpu` counts among the devices that it lists. Raises ValueError.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    # Lightning starts further processes of a run by the same command line, in an environment that is narrowed already.
+    chosen_before = visible is not None and os.environ.get("_LAUNCH_CHOSE_GPUS") == f"{gpu}={visible}"
+    if gpu is None or chosen_before:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # that torchrun has started here
+        ids = list(map(str, range(processes))) if visible is None else _listed(visible)
     else:
-        ids = [i for i in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if i.strip()]
+        ids = _listed(gpu)
+        if not ids or not all(i.isdecimal() for i in ids) or len(set(ids)) < len(ids):
+            raise ValueError(f"--gpu: expected numbers of devices, as 0 or 0,1; got {gpu!r}")
+        known = None if visible is None else _listed(visible)
+        if known is not None and (not known or known[0].startswith("-")):
+            return 1  # all are hidden: the run says that it goes without
+        if known is not None:
+            if any(int(i) >= len(known) for i in ids):
+                raise ValueError(f"--gpu {gpu}: CUDA_VISIBLE_DEVICES={visible} lists {len(known)} devices, from 0 on")
+            ids = [known[int(i)] for i in ids]
+    if visible is None:
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    if visible is None or gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(ids)
+        os.environ["_LAUNCH_CHOSE_GPUS"] = f"{gpu}={','.join(ids)}"
     return max(len(ids), 1)
+
+
+def _listed(ids: str) -> list[str]:
+    return [i.strip() for i in ids.split(",") if i.strip()]
 
 
 def main(argv: Optional[list[str]] = None) -> int:
@@ -72,10 +93,18 @@ def main(argv: Optional[list[str]] = None) -> int:
         args, overrides = parse_arguments(sys.argv[1:] if argv is None else argv)
     except SystemExit as stop:  # of argparse, which has printed already
         return int(stop.code or 0)
-    n_gpus = select_gpus(args.gpu)
-    from threestudio.utils import launching
+    try:
+        n_gpus = select_gpus(args.gpu)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        from threestudio.utils import launching
 
-    return launching.run_reporting_errors(args, overrides, n_gpus)
+        return launching.run_reporting_errors(args, overrides, n_gpus)
+    except KeyboardInterrupt:  # while the libraries are imported; later a run sees to it itself
+        print("Stopped by hand.", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

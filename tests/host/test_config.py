@@ -49,7 +49,9 @@ class Owner:
         ({"radius": [0, 0.4, 0.2, 200]}, "radius", [0, 0.4, 0.2, 200]),
         ({"radius": "1.5"}, "radius", 1.5),
         ({"count": [0, 1, 2, 3]}, "count", [0, 1, 2, 3]),
-        ({"span": [1, 2, 3]}, "span", [1, 2, 3]),
+        ({"span": [1, 2]}, "span", [1, 2]),
+        ({"maybe": ""}, "maybe", None),
+        ({"maybe": [0.0, 1.0, 5]}, "maybe", [0.0, 1.0, 5]),
         ({"milestones": [5000]}, "milestones", [5000]),
         ({"size": [64, 128]}, "size", [64, 128]),
         ({"nested": {"a": {"b": 1}}}, "nested", {"a": {"b": 1}}),
@@ -70,11 +72,18 @@ def test_values_that_pass(given, key, expected):
         ({"radius": "wide"}, r"system.part.radius: expected float, got 'wide' \(str\)"),
         ({"radius": {"a": 1}}, r"system.part.radius: expected float, got .* \(dict\)"),
         ({"radius": ["a"]}, r"system.part.radius: expected float, got .* \(list\)"),
-        ({"radius": None}, r"system.part.radius: expected float, got None"),
+        ({"radius": None}, r"system.part.radius: expected float, got null"),
         ({"count": 2.5}, r"system.part.count: expected int, got 2.5 \(float\)"),
         ({"flag": "perhaps"}, r"system.part.flag: expected bool, got 'perhaps' \(str\)"),
         ({"text": [1, 2]}, r"system.part.text: expected str, got \[1, 2\] \(list\)"),
         ({"span": 3}, r"system.part.span: expected Tuple\[float, float\], got 3 \(int\)"),
+        ({"span": [1, 2, 3]}, r"system.part.span: expected 2 values, Tuple\[float, float\], got \[1, 2, 3\] \(list\)"),
+        ({"radius": [0.0, 1.0]}, r"system.part.radius: expected a number, or a schedule of .*; got \[0.0, 1.0\]"),
+        ({"radius": [0, 1, 2, 3, 4]}, r"system.part.radius: .*got \[0, 1, 2, 3, 4\]"),
+        ({"maybe": [0, 1, 2, 3, 4]}, r"system.part.maybe: .*got \[0, 1, 2, 3, 4\]"),
+        ({"radius": [9, 1.0, 2.0, 3]}, r"system.part.radius: expected a schedule whose steps rise, got .*: 3 after 9"),
+        ({"radius": ""}, r"system.part.radius: expected float, got '' \(str\)"),
+        ({"maybe": "None"}, r"system.part.maybe: expected Optional\[float\], got 'None' \(str\); write null for none"),
         ({"span": ["a", 1]}, r"system.part.span\[0\]: expected float, got 'a' \(str\)"),
         ({"milestones": 5}, r"system.part.milestones: expected List\[int\], got 5 \(int\)"),
         ({"nested": 5}, r"system.part.nested: expected dict, got 5 \(int\)"),
@@ -205,7 +214,7 @@ def test_bad_experiments(yaml, overrides, message):
 
 
 def test_a_missing_config_file():
-    with pytest.raises(FileNotFoundError, match="config not found: nowhere.yaml"):
+    with pytest.raises(UserError, match="config not found: nowhere.yaml"):
         load_config("nowhere.yaml")
 
 
@@ -224,7 +233,17 @@ def test_experiment_defaults_need_nothing():
         ("{a: 1}", {"a": 1}),
         ("a=b", "a=b"),
         ("null", None),
+        ("", ""),
     ],
 )
 def test_override_values(text, value):
     assert load_config("tag: t", from_string=True, cli_args=[f"data.x={text}"]).data.x == value
+
+
+@pytest.mark.parametrize("key, value", [("text", ""), ("maybe", None), ("optional_nested", None)])
+def test_an_empty_override_is_the_empty_text_or_null_by_the_keys_type(key, value):
+    config = load_config("tag: t", from_string=True, cli_args=[f"system.part.{key}="])
+    part = parse_structured(Part, parse_structured(Owner, config.system).part)
+    assert part[key] == value and part.radius == 1.0
+    with pytest.raises(UserError, match=r"seed: expected int, got '' \(str\)"):
+        load_config("tag: t", from_string=True, cli_args=["seed="])

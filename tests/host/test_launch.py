@@ -143,11 +143,57 @@ BAD = [
     (["data.radius=big"], "data.radius: expected float, got 'big' (str)", ""),
     (["trainer.max_step=3"], "unknown key 'trainer.max_step'", "max_steps"),
     (["trainer.max_steps=ten"], "trainer.max_steps: expected int, got 'ten' (str)", ""),
-    (["trainer.precision=17"], "17", ""),
+    (["trainer.precision=17"], "trainer.precision: expected 64 or 32 or 16 or", "got 17 (int)"),
+    (["trainer.val_check_interval=0"], "trainer.val_check_interval: expected at least", "got 0 (int)"),
+    (["trainer.val_check_interval=-3"], "trainer.val_check_interval: expected at least", "got -3 (int)"),
+    (["trainer.val_check_interval=1-e3"], "trainer.val_check_interval: ", "got '1-e3' (str)"),
+    (["trainer.val_check_interval=1.5"], "trainer.val_check_interval: ", "got 1.5 (float)"),
+    (["trainer.val_check_interval=0.5"], "trainer.val_check_interval: ", "got 0.5 (float)"),
+    (["trainer.val_check_interval=0.5", "trainer.check_val_every_n_epoch=1"], "trainer: ", "val_check_interval"),
+    (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch: expected at least 1, got 0", ""),
+    (["trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches: expected at least 1, got 0", ""),
+    (["trainer.log_every_n_steps=often"], "trainer.log_every_n_steps: expected int or null, got 'often'", ""),
+    (["trainer.limit_val_batches=-1"], "trainer.limit_val_batches: ", "got -1 (int)"),
+    (["trainer.max_steps=-3"], "trainer.max_steps: ", "got -3 (int)"),
+    (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val: expected at least 0, got -1", ""),
+    (["checkpoint.every_n_train_steps=all"], "checkpoint.every_n_train_steps: expected int or null, got 'all'", ""),
+    (["checkpoint.every_n_train_steps=-4"], "checkpoint.every_n_train_steps: ", "got -4 (int)"),
+    (["checkpoint.save_top_k=3"], "checkpoint.save_top_k: ", "got 3 (int)"),
+    (["system.loss.lambda_distance=null"], "system.loss.lambda_distance: expected a number", "got null"),
+    (["system.loss.lambda_distance='1'"], "system.loss.lambda_distance: expected a number", "got '1' (str)"),
+    (["system.loss.lambda_distance=1-e3"], "system.loss.lambda_distance: expected a number", "got '1-e3' (str)"),
+    (["system.loss.lambda_distance=[0.0,1.0]"], "system.loss.lambda_distance: ", "got [0.0, 1.0]"),
+    (["system.loss.lambda_distance=[0,1.0,2.0,3,4]"], "system.loss.lambda_distance: ", "got [0, 1.0, 2.0, 3, 4]"),
+    (["system.loss.lambda_distance=[9,1.0,2.0,3]"], "system.loss.lambda_distance: ", "3 after 9"),
+    (["system.loss.lambda_distance=.nan"], "system.loss.lambda_distance: expected numbers", "nan"),
+    (["system.field.dropout=[0.1,0.2]"], "system.field.dropout: ", "got [0.1, 0.2]"),
+    (["system.optimizer.name=null"], "system.optimizer.name: expected the name of a class, got null", ""),
+    (["system.optimizer.nme=Adam"], "unknown key 'system.optimizer.nme'", "name"),
+    (["system.optimizer.args.lr='0.01'"], "system.optimizer.args.lr: expected float, got '0.01' (str)", ""),
+    (["system.optimizer.args.lr=-1"], "system.optimizer.args.lr: Invalid learning rate: -1", "got -1 (int)"),
+    (["system.optimizer.args.betas=[0.9,0.99,0.999]"], "system.optimizer.args.betas: expected", "(0.9, 0.99, 0.999)"),
+    (["system.optimizer.args.betas=0.9"], "system.optimizer.args.betas: expected", "got 0.9 (float)"),
+    (["system.optimizer.args.betas=[0.9,1.5]"], "system.optimizer.args.betas: Invalid beta", "got [0.9, 1.5]"),
+    (["system.optimizer.args.foreach=maybe"], "system.optimizer.args.foreach: expected bool or null, got 'maybe'", ""),
+    (["system.optimizer.params.field.lr='0.01'"], "system.optimizer.params.field.lr: expected float, got '0.01'", ""),
+    (["system.optimizer.params.field.lr=1-e3"], "system.optimizer.params.field.lr: expected float, got '1-e3'", ""),
+    (["system.optimizer.params.field.lr=-0.1"], "system.optimizer.params.field.lr: Invalid learning rate", ""),
+    (["system.optimizer.params.field.lrr=1"], "unknown key 'system.optimizer.params.field.lrr' (of AdamW)", "lr"),
+    (["system.optimizer.params.field=0.1"], "system.optimizer.params.field: expected arguments", "got 0.1"),
+    (["system.scheduler.args.gamma='0.9'"], "system.scheduler.args.gamma: expected float, got '0.9' (str)", ""),
+    (["system.scheduler.args.gama=1"], "unknown key 'system.scheduler.args.gama' (of ExponentialLR)", "gamma"),
+    (["system.scheduler.name=StepLR"], "system.scheduler.args.step_size: a value is required by StepLR", ""),
+    (["system.scheduler={name: StepLR, args: {step_size: 0}}"], "system.scheduler: ZeroDivisionError", "'step_size': 0"),
+    (["system.scheduler.interval=day"], "system.scheduler.interval: expected 'epoch' or 'step', got 'day'", ""),
+    (
+        ["system.scheduler={name: SequentialLR, milestones: [3], schedulers: [{name: StepLR, args: {step_size: '5'}}]}"],
+        "system.scheduler.schedulers[0].args.step_size: expected int, got '5' (str)",
+        "",
+    ),
     (["trainer.logger=false"], "trainer.logger: is set by the launcher", ""),
     (["checkpoint.every_n_step=3"], "unknown key 'checkpoint.every_n_step'", "every_n_train_steps"),
     (["system.optimizer.name=Adammm"], "unknown optimizer 'Adammm'", "Adam"),
-    (["system.optimizer.args.lrr=1"], "optimizer (AdamW):", "lrr"),
+    (["system.optimizer.args.lrr=1"], "unknown key 'system.optimizer.args.lrr' (of AdamW)", "lr"),
     (["system.scheduler.name=Exponential"], "unknown scheduler 'Exponential'", "ExponentialLR"),
     (["system.optimizer.params.fild={}"], "optimizer.params.fild", "field"),
     (["system.weights=nowhere.ckpt"], "checkpoint not found: nowhere.ckpt", ""),
@@ -169,6 +215,13 @@ def test_bad_input_is_one_line_before_any_work(
     assert message in errors[0] and nearest in errors[0]
     assert "Traceback" not in errors[0]
     assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("argument", ["trainer.val_check_interval=0", "system.optimizer.params.field.lr='0.01'",
+                                      "checkpoint.save_top_k=3", "system.loss.lambda_distance=[0.0,1.0]"])  # fmt: skip
+def test_a_dry_run_finds_values_that_a_step_would_fall_over(launch_here, capsys, argument):
+    assert launch_here("--train", "--dry-run", argument) == 2
+    assert f"error: {argument.split('=')[0]}: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04 torn off"])
@@ -217,8 +270,15 @@ def test_verbose_shows_the_traceback(launch_here, capsys):
 
 
 def test_an_error_while_training_is_not_taken_for_bad_input(launch_here):
-    with pytest.raises(Exception, match="a schedule is a number or a list"):
-        launch_here("--train", "system.loss.lambda_distance=null")
+    with pytest.raises(RuntimeError, match="a bug in step 3"):
+        launch_here("--train", "system.fail_at=3")
+
+
+def test_an_error_while_building_is_taken_for_bad_input_only_if_it_was_raised_for_the_user(launch_here, tmp_path):
+    """A ValueError of torch or of ours keeps its traceback, which says where it comes from."""
+    with pytest.raises(ValueError, match="a bug in building"):
+        launch_here("--train", "system.fail_at=-1")
+    assert files_in(tmp_path) == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

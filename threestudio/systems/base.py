@@ -17,7 +17,7 @@ from threestudio.systems.loss_weights import (
     check_weights_of_each_step,
     guidance_loss_names,
 )
-from threestudio.systems.utils import parse_optimizer, parse_scheduler
+from threestudio.systems.utils import check_optimizer, check_scheduler, parse_optimizer, parse_scheduler
 from threestudio.utils.base import (
     Updateable,
     already_updated,
@@ -29,6 +29,7 @@ from threestudio.utils.errors import UserError
 from threestudio.utils.keyed_random import preserved_random_state, seed_step
 from threestudio.utils.misc import C, cleanup, load_module_weights
 from threestudio.utils.saving import SaverMixin, describe_files
+from threestudio.utils.value_checks import check_schedule
 
 
 class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
@@ -48,6 +49,7 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
     def __init__(self, cfg: Any, resumed: bool = False) -> None:
         super().__init__()
         self.cfg = parse_structured(self.Config, cfg)
+        self._check_values()
         self._save_dir: Optional[str] = None
         self._resumed = resumed
         self._evaluated_at: Optional[tuple[int, int]] = None  # (epoch, step) of the checkpoint
@@ -55,11 +57,21 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         self.dataset: Any = None  # of the stage that runs
         self.create_loggers(self.cfg.loggers)
         self.configure()
-        if self.cfg.weights is not None:
+        if self.cfg.weights:
             self.load_weights(self.cfg.weights, self.cfg.weights_ignore_modules)
         self.post_configure()
 
     # -------------------------------------------------------------------------- building
+
+    def _check_values(self) -> None:
+        """Raises UserError for what could be known to be wrong only when a step is made, before anything is built."""
+        for key, value in self.cfg.loss.items():
+            if str(key).startswith("lambda_"):
+                check_schedule(value, f"system.loss.{key}")
+        if self.cfg.optimizer:
+            check_optimizer(self.cfg.optimizer)
+        if self.cfg.scheduler is not None:
+            check_scheduler(self.cfg.scheduler, self.cfg.optimizer)
 
     def configure(self) -> None:
         """Builds the system from `self.cfg`."""

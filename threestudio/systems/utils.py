@@ -1,13 +1,20 @@
 """Optimizers and learning-rate schedules from configs."""
 
+import warnings
+from functools import partial
 from typing import Any, Iterator
 
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 import threestudio
 from threestudio.systems.adan import Adan
+from threestudio.utils.argument_checks import check_arguments, check_required, tried
 from threestudio.utils.errors import UserError, with_suggestion
+from threestudio.utils.value_checks import shown
+
+OPTIMIZER, SCHEDULER = "system.optimizer", "system.scheduler"  # where they stand in a config
 
 
 def _attribute(model: Any, path: str) -> Any:
@@ -20,7 +27,7 @@ def _attribute(model: Any, path: str) -> Any:
         elif hasattr(value, part):
             value = getattr(value, part)
         else:
-            message = f"optimizer.params.{path}: {type(value).__name__} has no '{part}'"
+            message = f"{OPTIMIZER}.params.{path}: {type(value).__name__} has no '{part}'"
             raise UserError(with_suggestion(message, part, children))
     return value
 
@@ -31,16 +38,28 @@ def _parameters(value: Any, path: str) -> Iterator[nn.Parameter]:
     if isinstance(value, nn.Parameter):
         return iter([value])
     raise UserError(
-        f"optimizer.params.{path}: expected a module or a parameter, got {type(value).__name__}"
+        f"{OPTIMIZER}.params.{path}: expected a module or a parameter, got {type(value).__name__}"
     )
 
 
-def _constructed(factory: type, args: dict, where: str) -> Any:
-    """`factory(**args)`, with what it says about a wrong argument as the user's error."""
-    try:
-        return factory(**args)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _section(config: Any, key: str, known: tuple[str, ...]) -> dict[str, Any]:
+    """The entries of an optimizer's or a scheduler's config. Raises UserError for an unknown one, or without a name."""
+    entries = _plain(config)
+    if not isinstance(entries, dict):
+        raise UserError(f"{key}: expected a mapping of keys to values, got {shown(config)}")
+    for name in entries:
+        if name not in known:
+            raise UserError(with_suggestion(f"unknown key '{key}.{name}'", name, known))
+    if not isinstance(entries.get("name"), str):
+        raise UserError(f"{key}.name: expected the name of a class, got {shown(entries.get('name'))}")
+    for name, value in entries.items():
+        if name in ("args", "params") and value is not None and not isinstance(value, dict):
+            raise UserError(f"{key}.{name}: expected a mapping of keys to values, got {shown(value)}")
+    return entries
 
 
 def _optimizer_class(name: str) -> type:
@@ -52,61 +71,132 @@ def _optimizer_class(name: str) -> type:
     if isinstance(found, type) and issubclass(found, torch.optim.Optimizer):
         return found
     known = [n for n, c in vars(torch.optim).items() if isinstance(c, type)]
-    message = f"optimizer.name: unknown optimizer '{name}'"
+    message = f"{OPTIMIZER}.name: unknown optimizer '{name}'"
     raise UserError(with_suggestion(message, name, [*known, "Adan", "FusedAdam"]))
+
+
+def _with_tuples(args: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in args.items()}
+
+
+def _step_of_its_own(factory: type, of_all: dict[str, Any], own: dict[str, Any]) -> torch.optim.Optimizer:
+    """An optimizer of one small matrix that has made a step, which is where many wrong values show."""
+    matrix = nn.Parameter(torch.zeros(2, 2))
+    matrix.grad = torch.zeros(2, 2)
+    optimizer = factory([matrix], **_with_tuples({**of_all, **own}))
+    optimizer.step()
+    return optimizer
+
+
+def _steps_alone(factory: type) -> bool:
+    """Whether an optimizer makes a step of a dense gradient without a function that computes the loss."""
+    try:
+        _step_of_its_own(factory, {}, {})
+    except (TypeError, RuntimeError, ValueError):
+        return False
+    return True
+
+
+def check_optimizer(config: Any) -> None:
+    """Raises UserError for an optimizer's config that no step can be made with; needs no model.
+
+    Arguments of a group are tried as well: torch itself looks at those of all groups alone.
+    """
+    entries = _section(config, OPTIMIZER, ("name", "args", "params"))
+    factory, args = _optimizer_class(entries["name"]), entries.get("args") or {}
+    sections = {f"{OPTIMIZER}.args": ({}, args)}
+    for path, group in (entries.get("params") or {}).items():
+        if group is not None and not isinstance(group, dict):
+            raise UserError(f"{OPTIMIZER}.params.{path}: expected arguments of a group, got {shown(group)}")
+        sections[f"{OPTIMIZER}.params.{path}"] = (args, group or {})
+    steps = _steps_alone(factory)
+    for key, (of_all, given) in sections.items():
+        check_arguments(factory, _with_tuples(given), key, ("params",))
+        if steps:
+            tried(partial(_step_of_its_own, factory, of_all), given, key)
 
 
 def parse_optimizer(config: Any, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer that `config` describes: `name`, `args`, and optional `params`.
 
     `params` maps dotted attribute paths of `model` to the arguments of their parameter group, which
-    is named by the path; without it all parameters are one group.
+    is named by the path; without it all parameters are one group. Raises UserError as `check_optimizer`.
     """
-    args = dict(config.get("args") or {})
-    groups = config.get("params")
+    check_optimizer(config)
+    entries = _plain(config)
+    groups = entries.get("params")
     if groups:
         params: list = []
         for path, group_args in groups.items():
             members = list(_parameters(_attribute(model, path), path))
-            params.append({"params": members, "name": path, **(group_args or {})})
+            params.append({"params": members, "name": path, **_with_tuples(group_args or {})})
             threestudio.debug(f"optimizer group {path}: {group_args}")
     else:
         params = [p for p in model.parameters()]
     if not params or (not groups and not any(p.requires_grad for p in params)):
-        raise UserError("optimizer: the system has no trainable parameters")
-    args = {key: tuple(v) if key == "betas" else v for key, v in args.items()}
-    return _constructed(
-        _optimizer_class(config.name), {"params": params, **args}, f"optimizer ({config.name})"
-    )
+        raise UserError(f"{OPTIMIZER}: the system has no trainable parameters")
+    return _optimizer_class(entries["name"])(params=params, **_with_tuples(entries.get("args") or {}))
 
 
-def _scheduler_class(name: str) -> type:
+def _scheduler_class(name: str, key: str) -> type:
     known = {n: c for n, c in vars(torch.optim.lr_scheduler).items() if n[0].isupper()}
     if name not in known:
-        message = f"scheduler.name: unknown scheduler '{name}'"
+        message = f"{key}.name: unknown scheduler '{name}'"
         raise UserError(with_suggestion(message, name, known))
     return known[name]
 
 
-def parse_scheduler_to_instance(config: Any, optimizer: torch.optim.Optimizer) -> Any:
-    """A bare scheduler; `SequentialLR` and `ChainedScheduler` take a list `schedulers`."""
-    name, args = config.name, dict(config.get("args") or {})
-    nested = [parse_scheduler_to_instance(c, optimizer) for c in config.get("schedulers") or []]
-    if name == "ChainedScheduler":
-        return _constructed(_scheduler_class(name), {"schedulers": nested, **args}, name)
-    if name == "SequentialLR":
-        milestones = list(config.get("milestones") or args.pop("milestones", []))
-        args = {"schedulers": nested, "milestones": milestones, **args}
+def parse_scheduler_to_instance(config: Any, optimizer: torch.optim.Optimizer, key: str = SCHEDULER) -> Any:
+    """A bare scheduler; `SequentialLR` and `ChainedScheduler` take a list `schedulers`. `key`: where `config` stands."""
+    entries = _section(config, key, ("name", "args", "interval", "schedulers", "milestones"))
+    name, args = entries["name"], dict(entries.get("args") or {})
     if name == "LambdaLR" or "lr_lambda" in args:
-        raise UserError(f"scheduler.name: {name} takes a function, which a config cannot hold")
-    return _constructed(
-        _scheduler_class(name), {"optimizer": optimizer, **args}, f"scheduler ({name})"
-    )
+        raise UserError(f"{key}.name: {name} takes a function, which a config cannot hold")
+    factory = _scheduler_class(name, key)
+    nested = [
+        parse_scheduler_to_instance(inner, optimizer, f"{key}.schedulers[{index}]")
+        for index, inner in enumerate(entries.get("schedulers") or [])
+    ]
+    own: dict[str, Any] = {} if name == "ChainedScheduler" else {"optimizer": optimizer}
+    if name in ("ChainedScheduler", "SequentialLR"):
+        own["schedulers"] = nested
+    if name == "SequentialLR":
+        args["milestones"] = entries.get("milestones") or args.get("milestones", [])
+    reserved = ("optimizer", "schedulers")
+    check_arguments(factory, args, f"{key}.args", reserved)
+    check_required(factory, args, f"{key}.args", reserved)
+    return tried(lambda some: factory(**own, **some), args, f"{key}.args")
 
 
 def parse_scheduler(config: Any, optimizer: torch.optim.Optimizer) -> dict:
     """The scheduler in Lightning's form; `interval` is "epoch" (default) or "step"."""
     interval = config.get("interval") or "epoch"
     if interval not in ("epoch", "step"):
-        raise UserError(f"scheduler.interval: expected 'epoch' or 'step', got '{interval}'")
+        raise UserError(f"{SCHEDULER}.interval: expected 'epoch' or 'step', got {shown(interval)}")
     return {"scheduler": parse_scheduler_to_instance(config, optimizer), "interval": interval}
+
+
+def check_scheduler(config: Any, optimizer_config: Any) -> None:
+    """Raises UserError for a scheduler's config that no step can be made with; needs no model."""
+    if not _plain(optimizer_config):
+        raise UserError(f"{SCHEDULER}: a scheduler needs an optimizer; {OPTIMIZER} is empty")
+    entries = _plain(optimizer_config)
+    factory, args = _optimizer_class(entries["name"]), _with_tuples(entries.get("args") or {})
+    groups = list((entries.get("params") or {"": {}}).values())
+    members = [{"params": [nn.Parameter(torch.zeros(2, 2))], **_with_tuples(group or {})} for group in groups]
+
+    def one_step() -> None:
+        scheduler = parse_scheduler(config, factory(members, **args))["scheduler"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a scheduler's step before the optimizer's
+            if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                scheduler.step(0.0)
+            else:
+                scheduler.step()
+
+    try:
+        one_step()
+    except UserError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        raise UserError(f"{SCHEDULER}: {type(error).__name__}: {error}; got {_plain(config)}") from error

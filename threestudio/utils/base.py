@@ -155,7 +155,7 @@ class BaseModule(nn.Module, Updateable):
         # A module without parameters still has a tensor that tells where the module lies.
         self.register_buffer("_dummy", torch.zeros(0), persistent=False)
         self.configure(*args, **kwargs)
-        if self.cfg.weights is not None:
+        if self.cfg.weights:
             self._load_weights(self.cfg.weights)
 
     def _load_weights(self, source: str) -> None:

@@ -1,6 +1,7 @@
 """Callbacks of a run: its snapshots of code and config, and its lines of progress."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,61 @@ class ConfigSnapshotCallback(VersionedCallback):
         self.save_config_snapshot()
 
 
+class CommandSnapshot(pl.Callback):
+    """Keeps the command lines that this trial was run with, one a line, as a shell takes them."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    @rank_zero_only
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(shlex.join(["python", *sys.argv]) + "\n")
+
+
+class StepRate:
+    """Steps a second over the last 50 that were counted."""
+
+    def __init__(self) -> None:
+        self._times: deque[tuple[float, int]] = deque(maxlen=50)
+
+    def count(self, step: int) -> None:
+        """`step` steps are done now."""
+        self._times.append((time.monotonic(), step))
+
+    def forget(self) -> None:
+        """What comes next is no step: its time is not to count."""
+        self._times.clear()
+
+    def per_second(self) -> Optional[float]:
+        if len(self._times) < 2:
+            return None
+        (start, first), (end, last) = self._times[0], self._times[-1]
+        return (last - first) / (end - start) if end > start else None
+
+
+class LogsStepRate(pl.Callback):
+    """Logs `train/steps_per_second`, without the time of validations."""
+
+    def __init__(self) -> None:
+        self._rate = StepRate()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._rate.forget()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._rate.count(trainer.global_step)
+        rate = self._rate.per_second()
+        if rate is not None:
+            pl_module.log("train/steps_per_second", rate)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._rate.forget()
+
+
 def duration(seconds: float) -> str:
     """65 -> "1:05"; 3700 -> "1:01:40"."""
     minutes, seconds = divmod(int(round(seconds)), 60)
@@ -129,7 +185,7 @@ class CustomProgressBar(ProgressBar):
         self._terminal = sys.stderr.isatty()
         self._interval = terminal_interval if self._terminal else line_interval
         self._last_print = float("-inf")
-        self._times: deque[tuple[float, int]] = deque(maxlen=50)
+        self._rate = StepRate()
         self._open_line = False
 
     def enable(self) -> None:
@@ -165,16 +221,10 @@ class CustomProgressBar(ProgressBar):
             metrics["skipped"] = int(skipped)
         return {**metrics, **{k: v for k, v in bar.items() if not k.startswith("train/loss")}}
 
-    def _rate(self) -> Optional[float]:
-        if len(self._times) < 2:
-            return None
-        (start, first), (end, last) = self._times[0], self._times[-1]
-        return (last - first) / (end - start) if end > start else None
-
     def _train_line(self, trainer: pl.Trainer, pl_module: Any) -> str:
         step, total = trainer.global_step, trainer.max_steps
         parts = [f"step {step}/{total}" if total > 0 else f"step {step}"]
-        rate = self._rate()
+        rate = self._rate.per_second()
         if rate:
             parts.append(f"{rate:.2f} it/s" if rate >= 1 else f"{1 / rate:.2f} s/it")
             if total > 0:
@@ -184,18 +234,18 @@ class CustomProgressBar(ProgressBar):
         return "  ".join(parts)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._times.clear()
+        self._rate.forget()
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._times.append((time.monotonic(), trainer.global_step))
+        self._rate.count(trainer.global_step)
         last = trainer.global_step == trainer.max_steps
         if last or time.monotonic() - self._last_print >= self._interval:
             self._print(self._train_line(trainer, pl_module), last=last)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._times.clear()  # or the time of the validation would count as the steps'
+        self._rate.forget()
 
     def on_test_batch_end(
         self,

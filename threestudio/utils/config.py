@@ -8,14 +8,14 @@ import os
 import typing
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from datetime import datetime
-from types import UnionType
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from threestudio.utils.config_blocks import apply_blocks
 from threestudio.utils.errors import UserError, with_suggestion
+from threestudio.utils.value_checks import alternatives, check_elements, check_schedule, expected, is_number_list, shown
 
 
 def _tuple2(value: Any) -> list:
@@ -55,31 +55,6 @@ for _name, _resolver in _RESOLVERS.items():
 # --------------------------------------------------------------------- checking of single values
 
 
-def _shown(value: Any) -> str:
-    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-    return f"{plain!r} ({type(plain).__name__})"
-
-
-def _type_name(hint: Any) -> str:
-    name = getattr(hint, "__name__", None) if not typing.get_args(hint) else None
-    return (name or str(hint)).replace("typing.", "").replace("NoneType", "None")
-
-
-def _alternatives(hint: Any) -> tuple:
-    """The member types of a Union or Optional, else the type itself."""
-    if typing.get_origin(hint) in (Union, UnionType):
-        return typing.get_args(hint)
-    return (hint,)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_schedule(value: Any) -> bool:
-    return isinstance(value, (list, tuple, ListConfig)) and all(_is_number(v) for v in value)
-
-
 def _container_kind(hint: Any) -> Optional[type]:
     origin = typing.get_origin(hint) or hint
     if origin in (list, tuple, dict):
@@ -89,39 +64,29 @@ def _container_kind(hint: Any) -> Optional[type]:
     return None
 
 
-def _check_list(value: Any, hint: Any, key: str) -> None:
-    """Checks the elements of a list against List[T] or Tuple[T, ...]; any length passes."""
-    elements = [e for e in typing.get_args(hint) if e is not Ellipsis]
-    if not elements:
-        return
-    for index, item in enumerate(value):
-        element = elements[min(index, len(elements) - 1)]
-        wrong_number = element in (int, float) and not _is_number(item) and item is not None
-        if wrong_number and not isinstance(item, (list, ListConfig)):
-            raise UserError(
-                f"{key}[{index}]: expected {_type_name(element)}, got {_shown(item)}"
-            )
-
-
 def _checked_value(value: Any, hint: Any, key: str) -> Any:
     """`value` made ready for a field of type `hint`; scalars are left to omegaconf.
 
-    Lists of numbers pass for number fields: they are schedules (`threestudio.utils.misc.C`).
+    Lists of numbers pass for number fields where they are schedules (`threestudio.utils.misc.C`). An empty text is
+    null for a field that may be null and holds no text: `key=""` reaches this program as `key=`.
     """
-    kinds = _alternatives(hint)
+    kinds = alternatives(hint)
     if hint is Any or Any in kinds:
         return value
+    if value == "" and type(None) in kinds and str not in kinds:
+        return None
     if isinstance(value, (dict, DictConfig)):
         if all(_container_kind(k) is not dict and not is_dataclass(k) for k in kinds):
-            raise UserError(f"{key}: expected {_type_name(hint)}, got {_shown(value)}")
+            raise expected(key, hint, value)
         return value
     if isinstance(value, (list, tuple, ListConfig)):
         lists = [k for k in kinds if _container_kind(k) in (list, tuple)]
-        takes_numbers = any(k in (int, float) for k in kinds)
         if lists:
-            _check_list(value, lists[0], key)
-        elif not (takes_numbers and _is_schedule(value)):
-            raise UserError(f"{key}: expected {_type_name(hint)}, got {_shown(value)}")
+            check_elements(value, lists[0], key)
+        elif any(k in (int, float) for k in kinds) and is_number_list(value):
+            check_schedule(value, key)
+        else:
+            raise expected(key, hint, value)
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         if float in kinds and int not in kinds:
@@ -151,7 +116,7 @@ def _as_items(config_class: type, cfg: Any) -> dict[str, Any]:
         return {f.name: getattr(cfg, f.name) for f in fields(cfg) if f.init}
     if not isinstance(cfg, (dict, DictConfig)):
         where = config_path(cfg) or config_class.__qualname__
-        raise UserError(f"{where}: expected a mapping of keys to values, got {_shown(cfg)}")
+        raise UserError(f"{where}: expected a mapping of keys to values, got {shown(cfg)}")
     node = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
     try:
         return {str(key): node[key] for key in node}
@@ -193,9 +158,7 @@ def parse_structured(config_class: type, cfg: Any = None) -> Any:
     except OmegaConfBaseException as error:
         key = (getattr(error, "full_key", None) or getattr(error, "key", None) or "").split(".")[-1]
         if key in items:
-            full = f"{path}.{key}" if path else key
-            expected = _type_name(hints[key])
-            raise UserError(f"{full}: expected {expected}, got {_shown(items[key])}") from error
+            raise expected(f"{path}.{key}" if path else key, hints[key], items[key]) from error
         raise UserError(_omegaconf_reason(error, path)) from error
     if path:
         structured._metadata.key = path  # so that a config nested in this one knows its full path
@@ -222,6 +185,7 @@ class ExperimentConfig:
     seed: int = 0  # every random draw of the run is keyed by it
     use_timestamp: bool = True  # whether the trial's folder name ends in the time of its start; one process alone
     timestamp: Optional[str] = None  # "@YYYYmmdd-HHMMSS", set at the start
+    stamped_now: bool = False  # set: whether the timestamp is of this start, so that its folder is one nobody has
     exp_root_dir: str = "outputs"
     exp_dir: str = ""  # set: {exp_root_dir}/{name}
     trial_name: str = ""  # set: {tag}{timestamp}
@@ -239,9 +203,10 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if not self.tag and not self.use_timestamp:
             raise UserError("tag: a trial needs a tag or use_timestamp=true; both are unset")
+        self.stamped_now = False
         if self.timestamp is None:
-            stamped = self.use_timestamp and self.n_gpus <= 1 and not _of_several_processes()
-            self.timestamp = datetime.now().strftime("@%Y%m%d-%H%M%S") if stamped else ""
+            self.stamped_now = self.use_timestamp and self.n_gpus <= 1 and not _of_several_processes()
+            self.timestamp = datetime.now().strftime("@%Y%m%d-%H%M%S") if self.stamped_now else ""
         if not self.tag and not self.timestamp:
             raise UserError("tag: a run of several processes has no timestamp, so its trial needs a tag")
         self.trial_name = f"{self.tag}{self.timestamp}"
@@ -272,9 +237,9 @@ def _read_yaml(source: str, from_string: bool) -> Any:
     try:
         return OmegaConf.create(source) if from_string else OmegaConf.load(source)
     except FileNotFoundError:
-        raise FileNotFoundError(f"config not found: {source}") from None
-    except (IsADirectoryError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: not a YAML file ({type(error).__name__})") from error
+        raise UserError(f"config not found: {source}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: not a YAML file that can be read ({type(error).__name__})") from error
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{where}: not valid YAML: {reason}") from error
@@ -285,6 +250,8 @@ def _one_override(argument: str) -> DictConfig:
     import yaml
 
     key, text = argument.split("=", 1)
+    if not text:  # of key="", whose quotes the shell takes
+        return _text_override(key, "")
     nested = text.lstrip().startswith(("[", "{"))
     try:
         override = OmegaConf.from_dotlist([argument])
@@ -294,6 +261,10 @@ def _one_override(argument: str) -> DictConfig:
         if nested:
             reason = " ".join(str(error).split())
             raise UserError(f"bad override '{argument}': not valid YAML: {reason}") from error
+    return _text_override(key, text)
+
+
+def _text_override(key: str, text: str) -> DictConfig:
     override = OmegaConf.create()
     OmegaConf.update(override, key, text)
     return override

@@ -5,7 +5,15 @@ from typing import Iterable
 
 
 class UserError(ValueError):
-    """Bad input. Its message is one clear line; the command line prints it without a traceback."""
+    """Bad input. Its message is one clear line; the command line prints it without a traceback.
+
+    Whatever else is raised is taken for a bug and shows where it comes from. So raise this where a config, a file or
+    a command is wrong, and a plain ValueError where code calls a function in a wrong way.
+    """
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or folder that the user names is not there."""
 
 
 def nearest_names(name: str, valid: Iterable[str], count: int = 3) -> list[str]:

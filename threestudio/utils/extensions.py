@@ -3,12 +3,21 @@
 Each folder with an `__init__.py`, and each `.py` file, whose name does not end in `_disabled` is one
 plugin. It is loaded under the module name of its own basename, as threestudio does it, so that a
 plugin's relative imports work and its folder needs to be on no path.
+
+A plugin has one identity: `turboprop` and `custom.turboprop`, as Python itself finds it from the project's root, are one
+module, and so are their submodules. Whichever name is imported first, nothing is executed or registered twice.
 """
 
+import importlib
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
-from typing import Optional
+from types import ModuleType
+from typing import Optional, Sequence
+
 
 BUNDLED_FOLDER = Path(__file__).resolve().parents[2] / "custom"
 
@@ -16,7 +25,40 @@ _loaded: dict[Path, str] = {}  # plugin file -> module name; a plugin is loaded 
 
 
 class ExtensionError(ImportError):
-    """A plugin that fails to import. Its cause is the plugin's own exception."""
+    """A plugin that fails to import, meant for the user. Its cause is the plugin's own exception."""
+
+
+class _OneIdentity(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds a plugin's modules under a second name, as the modules that they are under their first."""
+
+    def __init__(self) -> None:
+        self.first_names: dict[str, str] = {}  # second name of a plugin -> its first
+
+    def find_spec(
+        self, fullname: str, path: Optional[Sequence[str]] = None, target: Optional[ModuleType] = None
+    ) -> Optional[importlib.machinery.ModuleSpec]:
+        for second, first in self.first_names.items():
+            if fullname == second or fullname.startswith(f"{second}."):
+                return importlib.machinery.ModuleSpec(fullname, self, origin=first + fullname[len(second) :])
+        return None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        module = importlib.import_module(spec.origin)
+        spec.loader_state = module.__spec__  # which the import system is about to replace by `spec`
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = module.__spec__.loader_state  # it has been executed under its first name
+
+
+_one_identity = _OneIdentity()
+
+
+def _is_one_module(first: str, second: str) -> None:
+    """From now on `second`, and what is in it, is the module `first`."""
+    if _one_identity not in sys.meta_path:
+        sys.meta_path.insert(0, _one_identity)  # before those that look into folders
+    _one_identity.first_names[second] = first
 
 
 def extension_files(folder: Path) -> dict[str, Path]:
@@ -34,7 +76,26 @@ def extension_files(folder: Path) -> dict[str, Path]:
     return found
 
 
+def _imported_already(file: Path) -> Optional[str]:
+    """The name under which Python has the plugin of this file, or is importing it now."""
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "") == str(file):
+            return name
+    return None
+
+
+def _where(error: Exception) -> str:
+    """File and line of the last call that an error went through."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}, line {last.lineno}"
+
+
 def _load_file(name: str, file: Path) -> None:
+    found = _imported_already(file)
+    if found is not None:
+        if found != name:
+            _is_one_module(found, name)
+        return
     is_package = file.name == "__init__.py"
     spec = importlib.util.spec_from_file_location(
         name, file, submodule_search_locations=[str(file.parent)] if is_package else None
@@ -50,7 +111,10 @@ def _load_file(name: str, file: Path) -> None:
         else:
             sys.modules[name] = previous
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ExtensionError(f"plugin '{name}' ({file}) failed to import: {reason}") from error
+        raise ExtensionError(f"plugin '{name}' ({file}) failed to import: {reason} ({_where(error)})") from error
+    folder = file.parent.parent if is_package else file.parent
+    if folder.name.isidentifier():
+        _is_one_module(name, f"{folder.name}.{name}")
 
 
 def load_extensions(folder: Optional[Path] = None) -> list[str]:

@@ -1,36 +1,35 @@
 """What the command line does once its arguments are read: build, then run."""
 
-import inspect
 import logging
 import os
 import shutil
 import sys
 import tempfile
-import traceback
 import warnings
 from argparse import Namespace
-from typing import Any, Iterable, Optional
+from typing import Any, Optional
 
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import threestudio
 from threestudio.systems.base import BaseSystem
 from threestudio.utils.atomic_checkpoint import AtomicCheckpointIO, CheckpointsToTheEnd
 from threestudio.utils.callbacks import (
     CodeSnapshotCallback,
+    CommandSnapshot,
     ConfigSnapshotCallback,
     CustomProgressBar,
+    LogsStepRate,
 )
 from threestudio.utils.config import load_config
 from threestudio.utils.devices import get_rank, running_on, trainer_device
-from threestudio.utils.errors import UserError, with_suggestion
-from threestudio.utils.extensions import ExtensionError, load_extensions
+from threestudio.utils.errors import UserError
+from threestudio.utils.extensions import load_extensions
+from threestudio.utils.failures import RunSoFar, reported
 from threestudio.utils.memory import keep_freed_memory
 from threestudio.utils.misc import find_last_path, load_checkpoint
 from threestudio.utils.restarts import (
@@ -38,53 +37,51 @@ from threestudio.utils.restarts import (
     join_restarted_processes,
     restart_count,
 )
+from threestudio.utils.stopping import STOPPED_EXIT_CODE, NotesStopSignals, StoppedByHand, StopSignals, stop_line
+from threestudio.utils.trainer_settings import checkpoint_arguments, trainer_arguments
+from threestudio.utils.trial_folder import check_unused, owned_trial_folder
 
-USAGE_EXIT_CODE = 2
-FAILURE_EXIT_CODE = 1
 
+class NotesProgress(pl.Callback):
+    """Keeps how far the run has come."""
 
-class WorkStarted(pl.Callback):
-    """Knows whether the run got past building: errors before are the user's, later ones bugs."""
-
-    def __init__(self) -> None:
-        self.yes = False
+    def __init__(self, so_far: RunSoFar) -> None:
+        self.so_far = so_far
 
     def _start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self.yes = True
+        self.so_far.started = True
 
-    on_train_start = on_validation_start = on_test_start = on_predict_start = _start
+    on_validation_start = on_test_start = on_predict_start = _start
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.so_far.started = self.so_far.trained = True
 
 
 def run_reporting_errors(args: Namespace, overrides: list[str], n_gpus: int) -> int:
-    """Runs; an error in what the user gave is one line and exit code 2. Returns the exit code."""
+    """Runs; an error that is meant for the user is one line. Returns the exit code."""
     keep_freed_memory()
-    started = WorkStarted()
+    so_far, signals = RunSoFar(), StopSignals()
+    signals.install()
     try:
-        run(args, overrides, n_gpus, started)
+        run(args, overrides, n_gpus, so_far, signals)
         return 0
-    except UserError as error:
-        return _report(error, args.verbose)
-    except ConnectionError as error:  # to another process of the run, which is gone: no bug of this one
-        return _report(error, args.verbose, FAILURE_EXIT_CODE)
-    except (ValueError, OSError, ExtensionError, MisconfigurationException) as error:
-        if started.yes:
+    except StoppedByHand:
+        if get_rank() == 0:
+            step = so_far.step if so_far.trained else None
+            trains = args.train and not args.dry_run and so_far.cfg is not None
+            print(stop_line(so_far.cfg, trains, args.gpu, step), file=sys.stderr)
+        return STOPPED_EXIT_CODE
+    except Exception as error:
+        code = reported(error, so_far, args.verbose)
+        if code is None:
             raise
-        return _report(error, args.verbose)
-    except RuntimeError as error:
-        if started.yes or "loading state_dict" not in str(error):
-            raise
-        return _report(error, args.verbose)
+        return code
+    finally:
+        signals.restore()
 
 
-def _report(error: Exception, verbose: bool, code: int = USAGE_EXIT_CODE) -> int:
-    if verbose:
-        traceback.print_exception(error, file=sys.stderr)
-    line = " ".join(str(error).split()) or type(error).__name__
-    print(f"error: {line}", file=sys.stderr)
-    return code
-
-
-def run(args: Namespace, overrides: list[str], n_gpus: int, started: WorkStarted) -> None:
+def run(args: Namespace, overrides: list[str], n_gpus: int, so_far: RunSoFar, signals: StopSignals) -> None:
+    """Reads and checks everything, builds, and runs. Raises UserError before any work where something is wrong."""
     _set_up_messages(args.verbose)
     on_gpu = torch.cuda.is_available()
     if args.gpu is not None and not on_gpu:
@@ -92,32 +89,63 @@ def run(args: Namespace, overrides: list[str], n_gpus: int, started: WorkStarted
     load_extensions()
     load_extensions("custom")  # of the working folder, where it is another one
     cfg = load_config(*args.config, cli_args=overrides, n_gpus=n_gpus if on_gpu else 1)
+    so_far.cfg = cfg
     if args.train and not args.dry_run:
         _go_on_after_restart(cfg)
+    trainer_args, checkpoint_args = trainer_arguments(cfg, on_gpu), checkpoint_arguments(cfg)
     checkpoint = _checked_resume(cfg, args)
-    trainer_args = trainer_arguments(cfg, on_gpu)
+    if args.train:
+        check_unused(cfg)
     with running_on(trainer_device(trainer_args["accelerator"], trainer_args["devices"])):
-        _run(args, cfg, trainer_args, checkpoint, started)
+        _run(args, cfg, trainer_args, checkpoint_args, checkpoint, so_far, signals)
 
 
 def _run(
-    args: Namespace, cfg: DictConfig, trainer_args: dict[str, Any], checkpoint: Optional[dict], started: WorkStarted
+    args: Namespace,
+    cfg: DictConfig,
+    trainer_args: dict[str, Any],
+    checkpoint_args: dict[str, Any],
+    checkpoint: Optional[dict],
+    so_far: RunSoFar,
+    signals: StopSignals,
 ) -> None:
-    check_arguments(ModelCheckpoint, cfg.checkpoint, "checkpoint", ("dirpath",))
+    """Builds and runs what has been checked, on the trainer's device."""
     pl.seed_everything(cfg.seed + get_rank(), workers=True, verbose=False)
     datamodule, system = build(cfg)
     if checkpoint is not None and not args.train:
         system.set_resume_status(checkpoint["epoch"], checkpoint["global_step"])
     if args.dry_run:
-        dry_run(args, cfg, datamodule, system, trainer_args, started)
+        dry_run(args, cfg, datamodule, system, trainer_args, so_far)
         return
+    existed = os.path.exists(cfg.trial_dir) and not cfg.stamped_now
+    try:
+        with owned_trial_folder(cfg, trains=args.train):
+            run_in_folder(args, cfg, datamodule, system, trainer_args, checkpoint_args, so_far, signals)
+    except BaseException:
+        if not so_far.started and not existed and get_rank() == 0:  # the loggers' empty files are all there is
+            shutil.rmtree(cfg.trial_dir, ignore_errors=True)
+        raise
+    threestudio.info(f"Results: {cfg.trial_dir}")
+
+
+def run_in_folder(
+    args: Namespace,
+    cfg: DictConfig,
+    datamodule: pl.LightningDataModule,
+    system: BaseSystem,
+    trainer_args: dict[str, Any],
+    checkpoint_args: dict[str, Any],
+    so_far: RunSoFar,
+    signals: StopSignals,
+) -> None:
+    """Runs what was built, in the trial's folder."""
     system.set_save_dir(os.path.join(cfg.trial_dir, "save"))
-    callbacks: list[pl.Callback] = [started]
+    callbacks: list[pl.Callback] = [NotesProgress(so_far)]
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(CustomProgressBar())
     loggers: Any = False
     if args.train:
-        callbacks += training_callbacks(args.config, cfg)
+        callbacks += training_callbacks(args.config, cfg, checkpoint_args, signals)
         loggers = [
             TensorBoardLogger(cfg.trial_dir, name="tb_logs"),
             CSVLogger(cfg.trial_dir, name="csv_logs"),
@@ -131,15 +159,9 @@ def _run(
         plugins=[AtomicCheckpointIO()],
         **trainer_args,
     )
-    existed = os.path.exists(cfg.trial_dir)
+    so_far.trainer = trainer
     join_restarted_processes("nccl" if trainer_args["accelerator"] == "gpu" else "gloo")
-    try:
-        execute(args, cfg, trainer, datamodule, system)
-    except Exception:
-        if not started.yes and not existed:  # the loggers' empty files are all there is
-            shutil.rmtree(cfg.trial_dir, ignore_errors=True)
-        raise
-    threestudio.info(f"Results: {cfg.trial_dir}")
+    execute(args, cfg, trainer, datamodule, system)
 
 
 def execute(
@@ -182,74 +204,21 @@ def _registered(name: str, key: str, base: type, kind: str) -> type:
     return found
 
 
-def check_arguments(target: type, given: Iterable[str], key: str, reserved: tuple = ()) -> None:
-    """Raises UserError where `given` has a name that the constructor of `target` does not take."""
-    known = set(inspect.signature(inspect.unwrap(target.__init__)).parameters) - {"self"}
-    for name in given:
-        if name in reserved:
-            raise UserError(f"{key}.{name}: is set by the launcher")
-        if name not in known:
-            message = f"unknown key '{key}.{name}' (of {target.__name__})"
-            raise UserError(with_suggestion(message, name, known - set(reserved)))
-
-
-_LAUNCHER_SETS = ("callbacks", "logger", "plugins", "default_root_dir", "enable_checkpointing")
-
-
-def trainer_arguments(cfg: DictConfig, on_gpu: bool) -> dict[str, Any]:
-    """The config's arguments of the Trainer, with the devices that this machine has."""
-    check_arguments(pl.Trainer, cfg.trainer, "trainer", _LAUNCHER_SETS)
-    arguments = OmegaConf.to_container(cfg.trainer, resolve=True)
-    for name in ("max_steps", "max_epochs"):
-        value = arguments.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise UserError(f"trainer.{name}: expected int, got {value!r} ({type(value).__name__})")
-    arguments.setdefault("enable_model_summary", False)
-    arguments.setdefault("inference_mode", False)  # normals are gradients, in evaluation too
-    arguments.setdefault("accelerator", "gpu" if on_gpu else "cpu")
-    if not on_gpu:
-        arguments["accelerator"] = "cpu"
-    arguments.setdefault("devices", -1 if arguments["accelerator"] == "gpu" else 1)
-    processes = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun, as LOCAL_WORLD_SIZE: those of this machine
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    if processes > here:
-        arguments.setdefault("num_nodes", processes // here)
-    if arguments["accelerator"] == "cpu":
-        arguments["devices"] = here
-        if processes > 1:
-            arguments["strategy"] = "ddp"
-        if str(arguments.get("precision", 32)) in ("16", "16-mixed", "16-true"):
-            threestudio.info(f"precision {arguments['precision']} is for GPUs: 32 on the CPU.")
-            arguments["precision"] = 32
-    return arguments
-
-
-def training_callbacks(config_paths: list[str], cfg: DictConfig) -> list[pl.Callback]:
-    checkpoint_args = OmegaConf.to_container(cfg.checkpoint, resolve=True)
-    # A resumed run overwrites its own last.ckpt instead of writing a last-v1.ckpt beside it.
-    checkpoint_args.setdefault("enable_version_counter", False)
+def training_callbacks(
+    config_paths: list[str], cfg: DictConfig, checkpoint_args: dict[str, Any], signals: StopSignals
+) -> list[pl.Callback]:
+    stop = NotesStopSignals(signals)
     return [
-        CheckpointsToTheEnd(dirpath=os.path.join(cfg.trial_dir, "ckpts"), **checkpoint_args),
+        stop,
+        CheckpointsToTheEnd(stop, dirpath=os.path.join(cfg.trial_dir, "ckpts"), **checkpoint_args),
         LearningRateMonitor(logging_interval="step"),
+        LogsStepRate(),
         CodeSnapshotCallback(os.path.join(cfg.trial_dir, "code"), use_version=False),
         ConfigSnapshotCallback(
             config_paths, cfg, os.path.join(cfg.trial_dir, "configs"), use_version=False
         ),
         CommandSnapshot(os.path.join(cfg.trial_dir, "cmd.txt")),
     ]
-
-
-class CommandSnapshot(pl.Callback):
-    """Keeps the command lines that this trial was run with, one a line."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    @rank_zero_only
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        os.makedirs(os.path.dirname(self.path), exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write("python " + " ".join(sys.argv) + "\n")
 
 
 def _go_on_after_restart(cfg: DictConfig) -> None:
@@ -265,6 +234,7 @@ def _go_on_after_restart(cfg: DictConfig) -> None:
 
 def _checked_resume(cfg: DictConfig, args: Namespace) -> Optional[dict]:
     """The checkpoint of `resume=`, read whole: it is known to be good before any work."""
+    cfg.resume = cfg.resume or None  # resume="" is none
     if cfg.resume is None:
         if args.export and not cfg.system.get("weights"):
             raise UserError("resume: --export needs resume=<checkpoint>")
@@ -291,7 +261,7 @@ def dry_run(
     datamodule: pl.LightningDataModule,
     system: BaseSystem,
     trainer_args: dict[str, Any],
-    started: WorkStarted,
+    so_far: RunSoFar,
 ) -> None:
     """Builds what a run builds before its first step, and prints the config.
 
@@ -301,7 +271,6 @@ def dry_run(
     """
     with tempfile.TemporaryDirectory() as scratch:
         system.set_save_dir(scratch)
-        ModelCheckpoint(dirpath=scratch, **OmegaConf.to_container(cfg.checkpoint, resolve=True))
         trainer = pl.Trainer(
             **{
                 **trainer_args,
@@ -309,7 +278,7 @@ def dry_run(
                 "num_sanity_val_steps": 0,
                 "enable_progress_bar": False,
             },
-            callbacks=[started],
+            callbacks=[NotesProgress(so_far)],
             logger=False,
             enable_checkpointing=False,
             default_root_dir=scratch,

@@ -10,6 +10,8 @@ import torch
 from packaging import version
 
 from threestudio.utils.devices import get_device, get_rank  # noqa: F401 (upstream's plugins take both from here)
+from threestudio.utils.errors import MissingFileError, UserError
+from threestudio.utils.value_checks import schedule_knots
 
 
 def parse_version(text: str) -> version.Version:
@@ -53,22 +55,6 @@ def _interpolate(start: float, end: float, fraction: float, interpolation: str) 
     raise ValueError(f"unknown interpolation '{interpolation}'; expected 'linear' or 'exp'")
 
 
-def _schedule_knots(schedule: list) -> tuple[list, list]:
-    """The (positions, values) of a schedule list in any of its forms."""
-    if len(schedule) == 3:
-        schedule = [0, *schedule]
-    if len(schedule) == 4:
-        start, start_value, end_value, end = schedule
-        return [start, end], [start_value, end_value]
-    if len(schedule) >= 6 and len(schedule) % 2 == 0:
-        start, start_value, *rest = schedule
-        return [start, *rest[1::2]], [start_value, *rest[0::2]]
-    raise TypeError(
-        f"a schedule has 3 or 4 numbers, or an even number of at least 6 "
-        f"[s0, v0, v1, s1, v2, s2, ...]; got {schedule}"
-    )
-
-
 def C(value: Any, epoch: int, global_step: int, interpolation: str = "linear") -> float:
     """The value of a schedule at a step.
 
@@ -80,7 +66,7 @@ def C(value: Any, epoch: int, global_step: int, interpolation: str = "linear") -
         return value
     if isinstance(value, (str, bytes, bool)) or not hasattr(value, "__iter__"):
         raise TypeError(f"a schedule is a number or a list of numbers; got {value!r}")
-    positions, values = _schedule_knots(list(value))
+    positions, values = schedule_knots(list(value))
     piece = 0
     for index in range(1, len(positions) - 1):
         if (global_step if isinstance(positions[index], int) else epoch) >= positions[index]:
@@ -92,14 +78,14 @@ def C(value: Any, epoch: int, global_step: int, interpolation: str = "linear") -
 
 
 def load_checkpoint(path: str, map_location: Any = "cpu") -> dict:
-    """The content of a checkpoint file. Raises FileNotFoundError, or ValueError if it is broken."""
+    """The content of a checkpoint file. Raises MissingFileError, or UserError if it is broken."""
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"checkpoint not found: {path}")
+        raise MissingFileError(f"checkpoint not found: {path}")
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises many types here; each means an unreadable file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint {path} is corrupt or not a checkpoint: {reason}") from error
+        raise UserError(f"checkpoint {path} is corrupt or not a checkpoint: {reason}") from error
 
 
 def load_module_weights(
@@ -117,7 +103,7 @@ def load_module_weights(
         raise ValueError("module_name and ignore_modules cannot both be given")
     checkpoint = load_checkpoint(path, map_location or get_device())
     if "state_dict" not in checkpoint:
-        raise ValueError(f"checkpoint {path} has no state_dict")
+        raise UserError(f"checkpoint {path} has no state_dict")
     state = checkpoint["state_dict"]
     if ignore_modules is not None:
         prefixes = tuple(f"{name}." for name in ignore_modules)
@@ -127,7 +113,7 @@ def load_module_weights(
         matches = {key: prefix.match(key) for key in state}
         state = {match.group(1): state[key] for key, match in matches.items() if match}
         if not state:
-            raise ValueError(f"checkpoint {path} has no weights of a module '{module_name}'")
+            raise UserError(f"checkpoint {path} has no weights of a module '{module_name}'")
     return state, checkpoint.get("epoch", 0), checkpoint.get("global_step", 0)
 
 
@@ -145,4 +131,4 @@ def find_last_path(path: str) -> str:
         candidate = os.path.join(parent, name) + after
         if name.startswith(prefix) and os.path.exists(candidate):
             return candidate
-    raise FileNotFoundError(f"no path matches {path}")
+    raise MissingFileError(f"no path matches {path}")

@@ -10,12 +10,15 @@ import pytorch_lightning as pl
 import threestudio
 import torch
 from threestudio.utils.config import parse_structured
+from threestudio.utils.errors import UserError
 from threestudio.utils.ops import get_mvp_matrix, get_projection_matrix, get_ray_directions, get_rays
+from threestudio.utils.value_checks import is_number_list
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..world.captions import parse_caption
 from .posed_views import PosedViews, folder_views, spiral_c2w, world_views
+from .transforms_file import read_frames
 
 NEAR, FAR = 0.01, 100.0  # planes of the projection matrix, world units
 
@@ -37,17 +40,29 @@ class PosedViewsConfig:
 
 
 def check_config(cfg: PosedViewsConfig) -> None:
-    """Raises ValueError with the key that is wrong."""
+    """Raises UserError with the key that is wrong, or with the file that it names."""
     if bool(cfg.caption) == bool(cfg.train_file or cfg.test_file):
-        raise ValueError("data: expected caption, or train_file and test_file")
+        raise UserError("data: expected caption, or train_file and test_file; data.caption=\"\" leaves the caption out")
     if not cfg.caption and not (cfg.train_file and cfg.test_file):
-        raise ValueError("data: expected both train_file and test_file")
+        raise UserError("data: expected both train_file and test_file")
     for key in ("size", "batch_size", "n_train_views", "n_test_views"):
         if cfg[key] < 1:
-            raise ValueError(f"data.{key}: expected at least 1, got {cfg[key]}")
-    low, high = cfg.elevation_range
-    if not -90 < low < high < 90:
-        raise ValueError(f"data.elevation_range: expected two angles within +-90 degrees, got {list(cfg.elevation_range)}")
+            raise UserError(f"data.{key}: expected at least 1, got {cfg[key]}")
+    given = list(cfg.elevation_range) if is_number_list(cfg.elevation_range) else []
+    if len(given) != 2 or not -90 < given[0] < given[1] < 90:
+        raise UserError(f"data.elevation_range: expected two angles within +-90 degrees, got {cfg.elevation_range}")
+    background = list(cfg.eval_background) if is_number_list(cfg.eval_background) else []
+    if len(background) != 3 or not all(0 <= value <= 1 for value in background):
+        raise UserError(f"data.eval_background: expected three numbers in [0, 1], got {cfg.eval_background}")
+    if not 0 < cfg.fovy_deg < 180:
+        raise UserError(f"data.fovy_deg: expected an angle between 0 and 180 degrees, got {cfg.fovy_deg:g}")
+    if not cfg.camera_distance > 0:
+        raise UserError(f"data.camera_distance: expected more than 0, got {cfg.camera_distance:g}")
+    if cfg.caption:
+        parse_caption(cfg.caption)
+    else:
+        for file in dict.fromkeys((cfg.train_file, cfg.test_file)):
+            read_frames(file)
 
 
 def views_of(cfg: PosedViewsConfig, split: str) -> PosedViews:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import threestudio
 import torch
+from threestudio.utils.errors import MissingFileError, UserError
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..world.cameras import orbit_c2w
 from ..world.captions import ObjectSpec
 from ..world.render import composite, role_colors, shaded_coverage, surface_view
+from .transforms_file import pinhole, read_frames
 
 SUPERSAMPLE = 4  # rays along a pixel's side in renders of the world
 GOLDEN_ANGLE = 180.0 * (3.0 - math.sqrt(5.0))  # degrees
@@ -66,51 +68,69 @@ def world_views(spec: ObjectSpec, c2w: Tensor, fovy: float, size: int) -> PosedV
 
 
 def folder_views(file: Path | str, size: int) -> PosedViews:
-    """The views of a transforms.json (camera_angle_x, frames with file_path and transform_matrix), resized to `size`.
+    """The views of a transforms.json (see `transforms_file`), cut to squares and resized to `size`.
 
-    The layout is that of the NeRF synthetic scenes (Mildenhall et al. 2020): c2w matrices with OpenGL axes, z up;
-    pictures are square, a missing alpha channel counts as full coverage.
-    Raises FileNotFoundError or ValueError with the file that is missing or wrong.
+    World axes: z up. A picture is cut to the largest square around its principal point, so that the camera looks
+    through its middle; a missing alpha channel counts as full coverage.
+    Raises MissingFileError or UserError with the file that is missing or wrong.
     """
-    file = Path(file)
-    if not file.is_file():
-        raise FileNotFoundError(f"no camera file at {file}")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        angle, frames = float(content["camera_angle_x"]), list(content["frames"])
-        c2w = torch.tensor([frame["transform_matrix"] for frame in frames], dtype=torch.float32)
-        paths = [file.parent / frame["file_path"] for frame in frames]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: expected camera_angle_x and frames with file_path and transform_matrix ({error!r})") from error
-    if not frames or c2w.shape[1:] != (4, 4) or not bool(torch.isfinite(c2w).all()):
-        raise ValueError(f"{file}: expected frames with finite 4 x 4 matrices, got {len(frames)} of {list(c2w.shape[1:])}")
-    pictures = torch.cat([read_picture(path if path.suffix else path.with_suffix(".png"), size) for path in paths])
-    # Pictures are square, so the vertical angle is the horizontal one.
-    return PosedViews(c2w, torch.full((len(c2w),), angle), pictures[..., :3] * pictures[..., 3:], pictures[..., 3:])
+    frames = read_frames(file)
+    pictures, tangents, cut = [], [], None
+    for frame in frames:
+        pixels = _pixels(frame.path)
+        camera = pinhole(frame, pixels.shape[1], pixels.shape[0])
+        pictures.append(_resized(pixels, size, camera.square()))
+        tangents.append(camera.half_angle())
+        left, top, right, bottom = camera.square()
+        if cut is None and max(left, top, camera.width - right, camera.height - bottom) > 1.0:  # pixels
+            cut = f"pictures of {camera.width} x {camera.height} pixels are cut to {right - left:.4g} x {bottom - top:.4g}"
+    if cut is not None:
+        threestudio.info(f"{file}: {cut}, the largest square around the principal point")
+    if any("mask_path" in frame.camera for frame in frames):
+        threestudio.warn(f"{file}: mask_path is not read; the alpha channel of pictures is their coverage")
+    rgba = torch.cat(pictures)
+    c2w = torch.stack([frame.c2w for frame in frames])
+    return PosedViews(c2w, 2.0 * torch.tensor(tangents).atan(), rgba[..., :3] * rgba[..., 3:], rgba[..., 3:])
 
 
 def read_picture(path: Path, size: int) -> Tensor:
     """A square picture resized to `size`, with straight alpha: [1, size, size, 4] in [0, 1]; no alpha is full coverage.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no whole square picture; the message names the file.
+    Raises MissingFileError where there is no such file, UserError where it is no whole square picture.
     """
-    import numpy as np
+    if not path.is_file():
+        raise MissingFileError(f"no picture at {path}")
+    pixels = _pixels(path)
+    height, width = pixels.shape[:2]
+    if height != width:
+        raise UserError(f"{path}: expected a square picture, got {width} x {height}")
+    return _resized(pixels, size, (0.0, 0.0, width, height))
+
+
+def _pixels(path: Path) -> np.ndarray:
+    """[H, W, 4] in [0, 1], straight alpha. Raises UserError that names the file."""
     from PIL import Image
 
-    if not path.is_file():
-        raise FileNotFoundError(f"no picture at {path}")
     try:
         with Image.open(path) as image:
             if image.mode.startswith("I"):  # 16 bits of grey, which PIL would cut to 8
                 image = Image.fromarray((np.asarray(image, np.float32) / 257.0).round().clip(0, 255).astype(np.uint8))
-            pixels = torch.from_numpy(np.array(image.convert("RGBA"))).float() / 255.0
+            return np.asarray(image.convert("RGBA"), dtype=np.float32) / 255.0
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a whole picture ({error})") from error
-    if pixels.shape[0] != pixels.shape[1]:
-        raise ValueError(f"{path}: expected a square picture, got {pixels.shape[1]} x {pixels.shape[0]}")
-    premultiplied = torch.cat([pixels[..., :3] * pixels[..., 3:], pixels[..., 3:]], -1).permute(2, 0, 1)[None]
-    small = F.interpolate(premultiplied, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    small = small.permute(0, 2, 3, 1)
+        raise UserError(f"{path}: not a whole picture ({error})") from error
+
+
+def _resized(
+    pixels: np.ndarray,  # [H, W, 4], straight alpha
+    size: int,
+    box: tuple[float, float, float, float],  # left, top, right, bottom of the part that is kept, pixels
+) -> Tensor:
+    """[1, size, size, 4], straight alpha; pixels are averaged by their coverage."""
+    from PIL import Image
+
+    channels = np.concatenate([pixels[..., :3] * pixels[..., 3:], pixels[..., 3:]], -1)
+    resized = [
+        Image.fromarray(np.ascontiguousarray(channels[..., c])).resize((size, size), Image.BILINEAR, box) for c in range(4)
+    ]
+    small = torch.from_numpy(np.stack([np.asarray(channel) for channel in resized], -1))[None].clamp(0.0, 1.0)
     return torch.cat([small[..., :3] / small[..., 3:].clamp_min(1e-6), small[..., 3:]], -1)

@@ -12,8 +12,9 @@ from typing import Optional
 
 import torch
 
-from .text_encoders import PromptEmbeddings, PromptEncoder, T5TextEncoder, TextEncoder
-from .weights import TEXT_PARTS, model_folder, part_classes, part_folder
+from .text_encoders import PromptEmbeddings, PromptEncoder, T5TextEncoder, TextEncoder, is_t5
+from .token_limit import TokenLimit
+from .weights import TEXT_PARTS, model_folder, part_folder
 
 logger = logging.getLogger(__name__)
 
@@ -32,18 +33,19 @@ def encode_prompts(
     use_cache: bool = True,
     half_precision: bool = False,  # store and return float16
 ) -> PromptEmbeddings:
-    """Embeddings of P prompts, on the CPU. Equal prompts are encoded once.
+    """Embeddings of P prompts, on the CPU. Equal prompts are encoded once; each that is too long is warned of.
 
     Raises:
-        FileNotFoundError, ValueError: as `weights.model_folder` and `TextEncoder`.
+        MissingFileError, UserError: as `weights.model_folder` and `TextEncoder`.
     """
-    is_t5 = part_classes(pretrained_model_name_or_path).get("text_encoder") == "T5EncoderModel"
-    folder = model_folder(pretrained_model_name_or_path, TEXT_PARTS, prefer_half=is_t5)
+    t5 = is_t5(pretrained_model_name_or_path)
+    folder = model_folder(pretrained_model_name_or_path, TEXT_PARTS, prefer_half=t5)
     distinct = list(dict.fromkeys(prompts))
+    _warn_of_long_prompts(TokenLimit(pretrained_model_name_or_path), distinct)
     path = cache_folder() / "text" / f"{_cache_key(folder, distinct, half_precision)}.safetensors"
     embeddings = _read_cache(path, len(distinct)) if use_cache else None
     if embeddings is None:
-        encoder: PromptEncoder = (T5TextEncoder if is_t5 else TextEncoder)(folder, device)
+        encoder: PromptEncoder = (T5TextEncoder if t5 else TextEncoder)(folder, device)
         encoded = encoder.encode(distinct)
         dtype = torch.float16 if half_precision else torch.float32
         embeddings = PromptEmbeddings(
@@ -56,6 +58,20 @@ def encode_prompts(
     place = {prompt: index for index, prompt in enumerate(distinct)}
     rows = torch.tensor([place[prompt] for prompt in prompts])
     return PromptEmbeddings(embeddings.local_embeddings[rows], embeddings.global_embeddings[rows])
+
+
+def _warn_of_long_prompts(limit: TokenLimit, prompts: Sequence[str]) -> None:
+    """Each time, also where their embeddings are in the cache."""
+    for prompt in prompts:
+        if not limit.fits(prompt):
+            read = limit.start_that_fits(prompt, [lambda text: text])
+            logger.warning(
+                "the prompt %r has %d tokens, the text model takes %d: it reads about %r and leaves out the rest",
+                prompt,
+                limit.length(prompt),
+                limit.tokens,
+                read,
+            )
 
 
 def _cache_key(folder: Path, prompts: Sequence[str], half_precision: bool) -> str:

@@ -1,6 +1,5 @@
 """The text models of diffusion models: CLIP's, as Stable Diffusion has it, and T5's, as DeepFloyd IF has it."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,11 +7,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
-from .weights import part_folder, weight_variant
-
-logger = logging.getLogger("turboprop.teachers.text")
+from .weights import part_classes, part_folder, weight_variant
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class PromptEncoder(Protocol):
     def encode(self, prompts: Sequence[str], batch_size: int = 64) -> PromptEmbeddings:
         """Embeddings of P prompts, float32, on the text model's device.
 
-        A prompt that is too long loses its last words, never its end-of-text token, with a warning that names it.
+        A prompt that is too long loses its last words, never its end-of-text token.
         """
         ...
 
@@ -42,13 +40,13 @@ class TextEncoder:
         device: where the text model runs.
 
     Raises:
-        ValueError: a part that does not load.
+        UserError: a part that does not load.
     """
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
-        from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers import CLIPTextModel
 
-        self.tokenizer: Any = _loaded(CLIPTokenizer, folder, "tokenizer")
+        self.tokenizer: Any = load_tokenizer(folder, t5=False)
         variant = weight_variant(folder, "text_encoder")
         model = _loaded(CLIPTextModel, folder, "text_encoder", dtype=torch.float32, variant=variant)
         self.model: Any = model.to(device).eval().requires_grad_(False)
@@ -78,9 +76,9 @@ class T5TextEncoder:
     MAX_TOKENS = 77  # as DeepFloyd IF was trained (diffusers' IFPipeline.encode_prompt)
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
-        from transformers import T5EncoderModel, T5Tokenizer
+        from transformers import T5EncoderModel
 
-        self.tokenizer: Any = _loaded(T5Tokenizer, folder, "tokenizer")
+        self.tokenizer: Any = load_tokenizer(folder, t5=True)
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
         variant = weight_variant(folder, "text_encoder", prefer_half=True)
         model = _loaded(T5EncoderModel, folder, "text_encoder", dtype=dtype, variant=variant)
@@ -100,20 +98,20 @@ class T5TextEncoder:
         return PromptEmbeddings(torch.cat(local), torch.cat(pooled))
 
 
+def is_t5(pretrained_model_name_or_path: str) -> bool:
+    """Whether a model's text is read by T5 and not by CLIP. Raises as `weights.part_classes`."""
+    return part_classes(pretrained_model_name_or_path).get("text_encoder") == "T5EncoderModel"
+
+
+def load_tokenizer(folder: Path, t5: bool) -> Any:
+    from transformers import CLIPTokenizer, T5Tokenizer
+
+    return _loaded(T5Tokenizer if t5 else CLIPTokenizer, folder, "tokenizer")
+
+
 def _tokenized(tokenizer: Any, prompts: list[str], max_tokens: int) -> dict[str, Tensor]:
-    """input_ids and attention_mask, each [P, max_tokens]; warns of prompts that are cut."""
-    tokens = tokenizer(
-        prompts, padding="max_length", max_length=max_tokens, truncation=True, return_tensors="pt"
-    )
-    lengths = [len(ids) for ids in tokenizer(prompts, verbose=False)["input_ids"]]
-    for prompt, length in zip(prompts, lengths):
-        if length > max_tokens:
-            logger.warning(
-                "the prompt %r has %d tokens, the text model takes %d: its end is left out",
-                prompt,
-                length,
-                max_tokens,
-            )
+    """input_ids and attention_mask, each [P, max_tokens]; what is too long is cut."""
+    tokens = tokenizer(prompts, padding="max_length", max_length=max_tokens, truncation=True, return_tensors="pt")
     return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
 
@@ -126,7 +124,7 @@ def _loaded(part_class: Any, folder: Path, part: str, **options: Any) -> Any:
             return part_class.from_pretrained(str(part_folder(folder, part)), **options)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, ImportError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(
+        raise UserError(
             f"pretrained_model_name_or_path: cannot load {part} of {folder}: {reason}"
         ) from error
 

@@ -1,7 +1,10 @@
 """A plugin as a third party would write one: a field of distances learned from random points."""
 
 import dataclasses
+import signal
+import time
 from dataclasses import dataclass
+from typing import Optional
 
 import pytorch_lightning as pl
 import torch
@@ -105,15 +108,28 @@ class FieldSystem(BaseSystem):
         field: dict = dataclasses.field(default_factory=dict)
         nan_at: list[int] = dataclasses.field(default_factory=list)  # steps whose gradient is made NaN
         slow_s: float = 0.0  # seconds that each step takes longer
+        slow_build_s: float = 0.0  # seconds that building takes longer; leaves a file `building`
+        fail_at: Optional[int] = None  # step that raises; -1 is building
+        interrupt_at: Optional[int] = None  # step in whose first batch the run is sent a signal
+        interrupt_with: int = int(signal.SIGINT)  # which signal
+        interrupt_validation_at: Optional[int] = None  # step whose validation it is sent in
 
     def configure(self):
+        if self.cfg.fail_at == -1:
+            raise ValueError("a bug in building")
         self.field = threestudio.find("tiny-field")(self.cfg.field)
+
+        if self.cfg.slow_build_s:
+            open("building", "w").close()
+            time.sleep(self.cfg.slow_build_s)
 
     def training_step(self, batch, batch_idx):
         points = batch["points"]
+        if self.global_step == self.cfg.fail_at:
+            raise RuntimeError(f"a bug in step {self.global_step}")
+        if self.global_step == self.cfg.interrupt_at and batch_idx % self.trainer.accumulate_grad_batches == 0:
+            signal.raise_signal(self.cfg.interrupt_with)
         if self.cfg.slow_s:
-            import time
-
             time.sleep(self.cfg.slow_s)
         noise = torch.randn_like(points) * 0.01
         error = self.field(points + noise)[:, 0] - points.norm(dim=-1)
@@ -124,6 +140,8 @@ class FieldSystem(BaseSystem):
         return {"loss": loss}
 
     def validation_step(self, batch, batch_idx):
+        if self.global_step == self.cfg.interrupt_validation_at and batch_idx == 0:
+            signal.raise_signal(self.cfg.interrupt_with)
         torch.rand(5)  # a draw that must not disturb training
         self.log("val/error", self.field(batch["points"]).abs().mean())
 

@@ -195,9 +195,9 @@ class PromptProcessor(BaseObject):
         self.prompt = self.preprocess_prompt(self.cfg.prompt)
         threestudio.info(f"Using prompt [{self.prompt}] and negative prompt [{self.cfg.negative_prompt}]")
         self.negative_prompt = self.cfg.negative_prompt
+        plain = self.prompt_for_views(self.prompt)
         self.prompts_vd = [
-            self.cfg.get(f"prompt_{direction.name}") or direction.prompt(self.prompt)
-            for direction in self.directions
+            self.cfg.get(f"prompt_{direction.name}") or direction.prompt(plain) for direction in self.directions
         ]
         self.negative_prompts_vd = [
             direction.negative_prompt(self.negative_prompt) for direction in self.directions
@@ -238,6 +238,10 @@ class PromptProcessor(BaseObject):
             raise UserError("system.prompt_processor.prompt: expected a text, got an empty prompt")
         if prompt.startswith("lib:"):
             return _library_prompt(prompt[len("lib:") :])
+        return prompt
+
+    def prompt_for_views(self, prompt: str) -> str:
+        """The prompt that the words for a view are put to. Here: the prompt itself."""
         return prompt
 
     def prepare_text_embeddings(self) -> None:

@@ -11,8 +11,9 @@ import threestudio
 from threestudio.utils.base import BaseObject
 
 from ..text import encode_prompts
+from ..token_limit import TokenLimit
 from .library import PromptLibrary, load_prompt_library, nearest, prompt_list
-from .views import PerpNegDecays, ViewThresholds, perp_neg_blend, view_index, view_prompts
+from .views import PerpNegDecays, ViewThresholds, perp_neg_blend, shortened_for_views, view_index, view_prompts
 
 PLAIN = 4  # where the plain prompt stands behind its four views
 
@@ -134,9 +135,8 @@ class MultiPromptProcessor(BaseObject):
             front_side=tuple(cfg.perp_neg_f_fs),
             side_front=tuple(cfg.perp_neg_f_sf),
         )
-        texts = [
-            text for name in names for text in (*view_prompts(name, cfg.view_dependent_prompt_front), name)
-        ]
+        self._limit = TokenLimit(cfg.pretrained_model_name_or_path)
+        texts = [text for name in names for text in (*self._view_prompts(name), name)]
         embeddings = encode_prompts(
             cfg.pretrained_model_name_or_path,
             [cfg.negative_prompt, *texts],
@@ -151,6 +151,12 @@ class MultiPromptProcessor(BaseObject):
         self._global = embeddings.global_embeddings[1:].unflatten(0, (len(names), PLAIN + 1))[
             :, PLAIN
         ]  # [P, D]
+
+    def _view_prompts(self, name: str) -> list[str]:
+        """The four view prompts of a prompt, whose words for the view are not cut off."""
+        first = self.cfg.view_dependent_prompt_front
+        forms = [lambda text, view=view: view_prompts(text, first)[view] for view in range(PLAIN)]
+        return view_prompts(shortened_for_views(name, forms, self._limit), first)
 
     def prompts_of(self, split: str) -> list[str]:
         """The library's prompts of "train", "val" or "test". Raises ValueError for another name."""

@@ -8,10 +8,17 @@ import threestudio
 from threestudio.models.prompt_processors.base import PromptProcessor
 
 from ..text import encode_prompts
+from ..token_limit import TokenLimit
+from .views import shortened_for_views, warn_of_equal_views
 
 
 class StableDiffusionPromptProcessor(PromptProcessor):
     """One prompt, its views and the negative prompt, encoded in one batch in this process."""
+
+    def prompt_for_views(self, prompt: str) -> str:
+        """The prompt, or as much of its beginning as leaves room for the words that say the view."""
+        limit = TokenLimit(self.cfg.pretrained_model_name_or_path)
+        return shortened_for_views(prompt, [direction.prompt for direction in self.directions], limit)
 
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
         """The embedding [N, D] of each of some distinct prompts."""
@@ -20,9 +27,13 @@ class StableDiffusionPromptProcessor(PromptProcessor):
         )
         return dict(zip(prompts, embeddings.local_embeddings))
 
+    def prepare_text_embeddings(self) -> None:
+        super().prepare_text_embeddings()
+        warn_of_equal_views([direction.name for direction in self.directions], self.text_embeddings_vd)
+
 
 class DeepFloydPromptProcessor(StableDiffusionPromptProcessor):
-    """The same of DeepFloyd IF: by T5, of up to 77 tokens."""
+    """One prompt for DeepFloyd IF: read by T5, up to 77 tokens."""
 
     @dataclass
     class Config(StableDiffusionPromptProcessor.Config):

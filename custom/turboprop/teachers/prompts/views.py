@@ -4,10 +4,14 @@ Pure functions over a batch of cameras, for tables of many prompts. Views stand 
 back, overhead. Angles are in degrees; azimuth 0 looks at the front.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import threestudio
 import torch
 from torch import Tensor
+
+from ..token_limit import TokenLimit
 
 SIDE, FRONT, BACK, OVERHEAD = range(4)
 
@@ -46,6 +50,31 @@ def view_prompts(prompt: str, view_first: bool = False) -> list[str]:
     if view_first:
         return [f"{view} view of {prompt}" for view in ("side", "front", "backside", "overhead")]
     return [f"{prompt}, {view} view" for view in ("side", "front", "back", "overhead")]
+
+
+def shortened_for_views(prompt: str, forms: Sequence[Callable[[str], str]], limit: TokenLimit) -> str:
+    """The prompt, or its longest start with which all `forms` of it, one for each view, fit the text model.
+
+    Says so each time that it shortens: the plain prompt and the views then read differently far.
+    """
+    start = limit.start_that_fits(prompt, forms)
+    if start != prompt:
+        threestudio.warn(
+            f"the prompt is longer than the {limit.tokens} tokens of the text model: prompts of views read "
+            f"{forms[0](start)!r}, so that the words for the view are not cut off"
+        )
+    return start
+
+
+def warn_of_equal_views(
+    names: Sequence[str],  # V
+    embeddings: Tensor,  # [V, N, D]
+) -> None:
+    """Warns of each two views that a teacher cannot tell from one another."""
+    for i in range(len(names)):
+        for j in range(i):
+            if torch.equal(embeddings[i], embeddings[j]):
+                threestudio.warn(f"the {names[j]} and the {names[i]} view have the same embedding: they are one to the teacher")
 
 
 def wrap_azimuth(azimuth: Tensor) -> Tensor:

@@ -1,0 +1,73 @@
+"""What a config says of the Trainer and its checkpoints, checked, and made to fit this machine."""
+
+import os
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+import threestudio
+from threestudio.utils.argument_checks import at_least, check_arguments, tried
+from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import shown
+
+_LAUNCHER_SETS = ("callbacks", "logger", "plugins", "default_root_dir", "enable_checkpointing")
+# What Lightning looks at only while it trains, or not at all.
+_TRAINER_LIMITS = {
+    "val_check_interval": 1e-9,
+    "check_val_every_n_epoch": 1,
+    "accumulate_grad_batches": 1,
+    "log_every_n_steps": 0,
+    "num_sanity_val_steps": -1,
+    "gradient_clip_val": 0,
+    "min_steps": -1,
+    "min_epochs": 0,
+    "reload_dataloaders_every_n_epochs": 0,
+}
+
+
+def trainer_arguments(cfg: DictConfig, on_gpu: bool) -> dict[str, Any]:
+    """The config's arguments of the Trainer, with the devices that this machine has. Raises UserError."""
+    arguments = OmegaConf.to_container(cfg.trainer, resolve=True)
+    for name in [name for name, value in arguments.items() if value == ""]:
+        arguments[name] = None  # key="" of the command line
+    check_arguments(pl.Trainer, arguments, "trainer", _LAUNCHER_SETS)
+    at_least(arguments, _TRAINER_LIMITS, "trainer")
+    if isinstance(arguments.get("val_check_interval"), bool):
+        raise UserError(f"trainer.val_check_interval: expected int or float, got {shown(arguments['val_check_interval'])}")
+    arguments.setdefault("enable_model_summary", False)
+    arguments.setdefault("inference_mode", False)  # normals are gradients, in evaluation too
+    arguments.setdefault("accelerator", "gpu" if on_gpu else "cpu")
+    if not on_gpu:
+        arguments["accelerator"] = "cpu"
+    arguments.setdefault("devices", -1 if arguments["accelerator"] == "gpu" else 1)
+    processes = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun, as LOCAL_WORLD_SIZE: those of this machine
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    if processes > here:
+        arguments.setdefault("num_nodes", processes // here)
+    if arguments["accelerator"] == "cpu":
+        arguments["devices"] = here
+        if processes > 1:
+            arguments["strategy"] = "ddp"
+        if str(arguments.get("precision", 32)) in ("16", "16-mixed", "16-true"):
+            threestudio.info(f"precision {arguments['precision']} is for GPUs: 32 on the CPU.")
+            arguments["precision"] = 32
+    _try_trainer(arguments)
+    return arguments
+
+
+def _try_trainer(arguments: dict[str, Any]) -> None:
+    """Raises UserError where no Trainer can be built of the arguments; it names the one that is to blame."""
+    fixed = {"logger": False, "enable_checkpointing": False}
+    tried(lambda given: pl.Trainer(**fixed, **given), arguments, "trainer")
+
+
+def checkpoint_arguments(cfg: DictConfig) -> dict[str, Any]:
+    """The config's arguments of ModelCheckpoint. Raises UserError."""
+    arguments = OmegaConf.to_container(cfg.checkpoint, resolve=True)
+    # A resumed run overwrites its own last.ckpt instead of writing a last-v1.ckpt beside it.
+    arguments.setdefault("enable_version_counter", False)
+    check_arguments(ModelCheckpoint, arguments, "checkpoint", ("dirpath",))
+    tried(lambda given: ModelCheckpoint(dirpath=".", **given), arguments, "checkpoint")
+    return arguments
