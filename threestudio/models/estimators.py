@@ -156,7 +156,7 @@ class ImportanceEstimator(nn.Module):
             proposal there are num_samples equal intervals.
         """
         if len(prop_sigma_fns) != len(prop_samples):
-            raise ValueError(f"prop_sigma_fns and prop_samples: expected as many of each, got {len(prop_sigma_fns)} and {len(prop_samples)}")
+            raise UserError(f"prop_sigma_fns and prop_samples: expected as many of each, got {len(prop_sigma_fns)} and {len(prop_samples)}")
         if sampling_type not in ("uniform", "lindisp"):
             raise UserError(f"sampling_type: expected uniform or lindisp, got {sampling_type!r}")
         if requires_grad:

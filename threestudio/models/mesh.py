@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Dict, Optional, Union
 
 import torch
+from threestudio.utils.errors import UserError
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,9 +21,9 @@ class Mesh:
 
     def __init__(self, v_pos: Tensor, t_pos_idx: Tensor, **extras: Any) -> None:
         if v_pos.ndim != 2 or v_pos.shape[1] != 3:
-            raise ValueError(f"v_pos: expected [Nv, 3], got {list(v_pos.shape)}")
+            raise UserError(f"v_pos: expected [Nv, 3], got {list(v_pos.shape)}")
         if t_pos_idx.ndim != 2 or t_pos_idx.shape[1] != 3:
-            raise ValueError(f"t_pos_idx: expected [Nf, 3], got {list(t_pos_idx.shape)}")
+            raise UserError(f"t_pos_idx: expected [Nf, 3], got {list(t_pos_idx.shape)}")
         self.v_pos = v_pos
         self.t_pos_idx = t_pos_idx
         self.extras: Dict[str, Any] = dict(extras)
@@ -75,7 +76,7 @@ class Mesh:
 
     def set_vertex_color(self, v_rgb: Tensor) -> None:
         if v_rgb.shape[0] != self.v_pos.shape[0]:
-            raise ValueError(f"v_rgb: expected {self.v_pos.shape[0]} colours, got {v_rgb.shape[0]}")
+            raise UserError(f"v_rgb: expected {self.v_pos.shape[0]} colours, got {v_rgb.shape[0]}")
         self._v_rgb = v_rgb
 
     def set_uv(self, v_tex: Tensor, t_tex_idx: Tensor) -> None:
@@ -206,5 +207,5 @@ def _set_options(target: Any, options: Dict[str, Any], key: str) -> None:
     known = [name for name in dir(target) if not name.startswith("_")]
     for name, value in options.items():
         if name not in known:
-            raise ValueError(f"{key}: unknown option {name!r}, expected one of {', '.join(known)}")
+            raise UserError(f"{key}: unknown option {name!r}, expected one of {', '.join(known)}")
         setattr(target, name, value)

@@ -1,6 +1,6 @@
 """Base classes of systems: the Lightning modules that own a training step."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, ClassVar, Optional
 
 import pytorch_lightning as pl
@@ -221,6 +221,7 @@ class BaseLift3DSystem(BaseSystem):
     loss_keys: ClassVar[Optional[tuple[str, ...]]] = None
 
     def configure(self) -> None:
+        self._check_parts()
         self._check_loss()
         converts = self.cfg.geometry_convert_from and not self.cfg.weights and not self.resumed
         if converts:
@@ -243,6 +244,17 @@ class BaseLift3DSystem(BaseSystem):
             material=self.material,
             background=self.background,
         )
+
+    def _check_parts(self) -> None:
+        """Raises UserError for a wrong key or type in the config of any part, before the first is built.
+
+        Guidance and exporter are built only when they are needed, which may be hours later.
+        """
+        for part in ("material", "background", "renderer", "prompt_processor", "guidance", "exporter"):
+            name = self.cfg[f"{part}_type"]
+            config_class = getattr(threestudio.find(name), "Config", None) if name else None
+            if is_dataclass(config_class):
+                parse_structured(config_class, self.cfg[part])
 
     def _start_from_mesh(self, path: str) -> None:
         if self.cfg.geometry_convert_from:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from threestudio.models.mesh import Mesh
+from threestudio.utils.errors import UserError
 from threestudio.utils.ops import binary_cross_entropy, dot
 
 Weight = Callable[[str], float]  # the weight now of the loss `loss_X`, by X; 0 where none is set
@@ -53,7 +54,7 @@ def volume_losses(out: dict, weight: Weight) -> dict[str, Tensor]:
     losses = {}
     if weight("orient") > 0:
         if "normal" not in out:
-            raise ValueError("loss.lambda_orient needs normals: set a normal_type of the geometry")
+            raise UserError("loss.lambda_orient needs normals: set a normal_type of the geometry")
         n_rays = (out["opacity"] > 0).sum().clamp(min=1)
         losses["loss_orient"] = orientation_loss(out["weights"], out["normal"], out["t_dirs"], n_rays)
     losses["loss_sparsity"] = sparsity_loss(out["opacity"])

@@ -30,6 +30,6 @@ class ScoreDistillationViaInversion(ScoreDistillationSystem):
         losses = {**self.guide(out["comp_rgb"], batch), **volume_losses(out, self.weight)}
         if self.weight("convex") > 0:
             if "comp_normal" not in out:
-                raise ValueError("loss.lambda_convex needs renderer.return_comp_normal=true")
+                raise UserError("loss.lambda_convex needs renderer.return_comp_normal=true")
             losses["loss_convex"] = convexity_loss(out["comp_normal"], self.cfg.convexity_res)
         return self.weighted_sum(losses)

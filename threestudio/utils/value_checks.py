@@ -85,6 +85,11 @@ def check_schedule(value: Any, key: str) -> None:
         raise UserError(f"{key}: expected numbers, got {shown(value)}")
 
 
+def schedule_values(value: Any) -> list:
+    """The numbers that a checked schedule goes through: of a number, itself."""
+    return [value] if is_number(value) else schedule_knots(list(value))[1]
+
+
 # ---------------------------------------------------------------------------------- values by type
 
 

@@ -12,6 +12,7 @@ from typing import Tuple
 import threestudio
 import torch
 from threestudio.models.background.base import BaseBackground
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
 
@@ -28,7 +29,7 @@ class PlainBackground(BaseBackground):
     def configure(self) -> None:
         low, high = self.cfg.grey_range
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"background.grey_range: expected two numbers in [0, 1], the lower first, got {[low, high]}")
+            raise UserError(f"background.grey_range: expected two numbers in [0, 1], the lower first, got {[low, high]}")
         self.register_buffer("eval_color", torch.tensor(list(self.cfg.eval_color)), persistent=False)
 
     def forward(self, dirs: Tensor) -> Tensor:  # [B, H, W, 3] -> [B, H, W, 3]

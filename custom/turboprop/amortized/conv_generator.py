@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from threestudio.utils.errors import UserError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -86,7 +87,7 @@ class ConvGenerator(nn.Module):
         resolutions = sorted(channels)
         expected = [FIRST_RESOLUTION * 2**i for i in range(len(resolutions))]
         if resolutions != expected:
-            raise ValueError(f"channels: expected the resolutions {expected}, got {resolutions}")
+            raise UserError(f"channels: expected the resolutions {expected}, got {resolutions}")
         self.text_dim, self.noise_dim, self.resolution = text_dim, noise_dim, resolutions[-1]
         self.mapping = MappingNetwork(noise_dim, text_dim, style_dim)
         widths = [channels[r] for r in resolutions]

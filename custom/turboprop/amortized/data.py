@@ -14,6 +14,7 @@ import torch
 from threestudio.data.uncond import RandomCameraDataModuleConfig, RandomCameraDataset, RandomCameraIterableDataset
 from threestudio.utils.base import Updateable
 from threestudio.utils.config import parse_structured
+from threestudio.utils.errors import UserError
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..multi_view.view_sets import ViewSets
@@ -121,13 +122,13 @@ class MultiPromptCameraDataModule(pl.LightningDataModule):
         self.sets = self.view_sets()
         self.views = self.views_of_stages()
         if self.cfg.prompt_library and self.cfg.prompts is not None:
-            raise ValueError("data: expected prompt_library or prompts, got both")
+            raise UserError("data: expected prompt_library or prompts, got both")
         if self.cfg.prompt_library:
             self.library = load_prompt_library(self.cfg.prompt_library)
         elif self.cfg.prompts is not None:
             self.library = prompt_list(list(self.cfg.prompts))
         else:
-            raise ValueError("data: expected prompt_library (a JSON file or name) or prompts, got neither")
+            raise UserError("data: expected prompt_library (a JSON file or name) or prompts, got neither")
 
     def view_sets(self) -> Optional[ViewSets]:
         """How the cameras of a prompt are drawn together; None: each by itself."""

@@ -11,6 +11,7 @@ from threestudio.models.background.base import BaseBackground
 from threestudio.models.exporters.base import Exporter, ExporterOutput
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
 from .field import SpaceCache
@@ -39,9 +40,9 @@ class PromptMeshExporter(Exporter):
         super().configure(geometry, material, background)
         unknown = [fmt for fmt in self.cfg.fmt if fmt not in FORMATS]
         if unknown or not self.cfg.fmt:
-            raise ValueError(f"exporter.fmt: expected some of {', '.join(FORMATS)}, got {list(self.cfg.fmt)}")
+            raise UserError(f"exporter.fmt: expected some of {', '.join(FORMATS)}, got {list(self.cfg.fmt)}")
         if self.cfg.resolution < 8:
-            raise ValueError(f"exporter.resolution: expected at least 8, got {self.cfg.resolution}")
+            raise UserError(f"exporter.resolution: expected at least 8, got {self.cfg.resolution}")
 
     def mesh_of(self, cache: SpaceCache) -> "tuple[trimesh.Trimesh, MeshStatistics]":
         """The mesh of a cache of one prompt. Raises EmptyField."""

@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional
 import threestudio
 import torch
 from threestudio.models.geometry.base import BaseGeometry
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
 from .conv_generator import ConvGenerator
@@ -40,9 +41,9 @@ class ConvNetGeometry(BaseGeometry):
         cfg = self.cfg
         for key in ("radius", "text_dim", "style_dim", "feature_dim", "hidden_dim", "finite_difference_eps"):
             if getattr(cfg, key) <= 0:
-                raise ValueError(f"geometry.{key}: expected more than 0, got {getattr(cfg, key)}")
+                raise UserError(f"geometry.{key}: expected more than 0, got {getattr(cfg, key)}")
         if not 0 < cfg.sphere_radius < cfg.radius:
-            raise ValueError(
+            raise UserError(
                 f"geometry.sphere_radius: expected between 0 and geometry.radius ({cfg.radius:g}), got {cfg.sphere_radius:g}"
             )
         self.generator = ConvGenerator(
@@ -58,7 +59,7 @@ class ConvNetGeometry(BaseGeometry):
     def check_text(self, text_embed: Tensor) -> None:  # [P, T]
         """Raises ValueError for a pooled text of another width than the config's."""
         if text_embed.shape[-1] != self.cfg.text_dim:
-            raise ValueError(
+            raise UserError(
                 f"geometry.text_dim: the text encoder's pooled embedding has width {text_embed.shape[-1]}, "
                 f"the config says {self.cfg.text_dim}"
             )

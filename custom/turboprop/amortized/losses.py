@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
 
@@ -39,6 +40,6 @@ def weighted_sum(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor
     """Sum of losses times weights of the same names. Raises ValueError for a loss without a weight."""
     missing = sorted(set(losses) - set(weights))
     if missing:
-        raise ValueError(f"system.loss.lambda_{missing[0]}: a loss named {missing[0]} needs this weight")
+        raise UserError(f"system.loss.lambda_{missing[0]}: a loss named {missing[0]} needs this weight")
     terms = [weights[name] * value for name, value in losses.items() if weights[name] != 0]
     return torch.stack(terms).sum()

@@ -12,6 +12,7 @@ from threestudio.models.background.base import BaseBackground
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.renderers.base import VolumeRenderer
+from threestudio.utils.errors import UserError
 from threestudio.utils.misc import C
 from torch import Tensor
 
@@ -59,13 +60,13 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         cfg = self.cfg
         for key, least in ((self.intervals_key, 1), (self.further_key, 0), ("eval_chunk_size", 1)):
             if cfg[key] < least:
-                raise ValueError(f"renderer.{key}: expected at least {least}, got {cfg[key]}")
+                raise UserError(f"renderer.{key}: expected at least {least}, got {cfg[key]}")
         if cfg.eikonal_at not in EIKONAL_AT:
-            raise ValueError(f"renderer.eikonal_at: expected one of {', '.join(EIKONAL_AT)}, got {cfg.eikonal_at!r}")
+            raise UserError(f"renderer.eikonal_at: expected one of {', '.join(EIKONAL_AT)}, got {cfg.eikonal_at!r}")
         if not 0 <= cfg.min_weight < 1:
-            raise ValueError(f"renderer.min_weight: expected at least 0 and less than 1, got {cfg.min_weight:g}")
+            raise UserError(f"renderer.min_weight: expected at least 0 and less than 1, got {cfg.min_weight:g}")
         if not math.isclose(cfg.radius, geometry.cfg.radius):
-            raise ValueError(
+            raise UserError(
                 f"renderer.radius: expected geometry.radius ({geometry.cfg.radius:g}), got {cfg.radius:g}"
             )
 
@@ -75,7 +76,7 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         self.shape_gradient = float(C(self.cfg.shape_gradient, epoch, global_step))
         self.inv_std = float(C(self.cfg.inv_std, epoch, global_step))
         if self.inv_std <= 0:
-            raise ValueError(f"renderer.inv_std: expected more than 0 at every step, got {self.inv_std:g}")
+            raise UserError(f"renderer.inv_std: expected more than 0 at every step, got {self.inv_std:g}")
 
     def forward(
         self,

@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import threestudio
 import torch
 from threestudio.systems.base import BaseLift3DSystem
+from threestudio.utils.errors import UserError
 from torch import Tensor, nn
 
 from .field import SpaceCache
@@ -49,9 +50,9 @@ class MultiPromptGeneratorSystem(BaseLift3DSystem):
     def configure(self) -> None:
         super().configure()
         if not 0 < self.cfg.min_coverage < 1:
-            raise ValueError(f"system.min_coverage: expected between 0 and 1, got {self.cfg.min_coverage:g}")
+            raise UserError(f"system.min_coverage: expected between 0 and 1, got {self.cfg.min_coverage:g}")
         if not self.cfg.min_coverage < self.cfg.max_coverage <= 1:
-            raise ValueError(
+            raise UserError(
                 f"system.max_coverage: expected more than min_coverage and at most 1, got {self.cfg.max_coverage:g}"
             )
         self.lost_objects = LostObjects(*self.cfg.lost_coverage)

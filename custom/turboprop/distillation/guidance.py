@@ -9,6 +9,7 @@ from typing import Any, Optional
 from torch import Tensor
 
 import threestudio
+from threestudio.utils.errors import UserError
 
 from ..teachers.contract import Cameras, Teacher
 from .methods import METHODS
@@ -29,7 +30,7 @@ class DistillationGuidance(DistillationPrior):
 
     def configure(self, teacher: Optional[Teacher] = None) -> None:
         if self.cfg.method == "vsd":
-            raise ValueError("method: vsd trains a teacher of its own; set guidance_type=turboprop-vsd-guidance")
+            raise UserError("method: vsd trains a teacher of its own; set guidance_type=turboprop-vsd-guidance")
         check_choice("method", self.cfg.method, METHODS)
         self.method = METHODS[self.cfg.method]
         self.loss_name = self.cfg.method

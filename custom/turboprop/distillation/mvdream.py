@@ -8,6 +8,7 @@ from functools import partial
 from typing import Optional
 
 import threestudio
+from threestudio.utils.errors import UserError
 
 from ..teachers.contract import Teacher
 from ..teachers.multi_view.hub import PUBLISHED, fetch_published
@@ -45,7 +46,7 @@ class MVDreamGuidance(DistillationGuidance):
         super().configure(teacher)
         if not isinstance(self.teacher, MultiViewTeacher):
             name = cfg.ckpt_path or cfg.pretrained_model_name_or_path or cfg.teacher_type
-            raise ValueError(f"guidance: expected a multi-view model, got {name or type(self.teacher).__name__}")
+            raise UserError(f"guidance: expected a multi-view model, got {name or type(self.teacher).__name__}")
         if cfg.image_size is not None:
             self.teacher = self.teacher.at_image_size(cfg.image_size)
 
@@ -84,7 +85,7 @@ class MultiviewDiffusionGuidance(MVDreamGuidance):
         cfg = self.cfg
         check_choice("method", cfg.method, ("sds",))
         if not 0 <= cfg.recon_std_rescale <= 1:
-            raise ValueError(f"recon_std_rescale: expected between 0 and 1, got {cfg.recon_std_rescale:g}")
+            raise UserError(f"recon_std_rescale: expected between 0 and 1, got {cfg.recon_std_rescale:g}")
         super().configure(teacher)
         self.method = METHODS["sds"]
         if cfg.recon_loss:

@@ -10,7 +10,9 @@ from torch import Tensor
 
 import threestudio
 from threestudio.utils.base import BaseObject
+from threestudio.utils.errors import UserError
 from threestudio.utils.misc import C
+from threestudio.utils.value_checks import schedule_values
 
 from ..teachers.contract import Cameras, Condition, Teacher
 from ..teachers.loading import LoadingOptions
@@ -45,7 +47,7 @@ def distillation_loss(
 
 def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
-        raise ValueError(f"{key}: expected one of {', '.join(choices)}, got {value!r}")
+        raise UserError(f"{key}: expected one of {', '.join(choices)}, got {value!r}")
 
 
 def loading_options(cfg: Any) -> LoadingOptions:
@@ -124,16 +126,19 @@ class DistillationPrior(BaseObject):
 
     def configure(self, teacher: Optional[Teacher] = None) -> None:
         check_choice("weighting_strategy", self.cfg.weighting_strategy, WEIGHTING_STRATEGIES)
+        for key in ("min_step_percent", "max_step_percent"):
+            if not all(0 <= percent <= 1 for percent in schedule_values(self.cfg[key])):
+                raise UserError(f"{key}: expected fractions in [0, 1] at every step, got {self.cfg[key]}")
         if self.cfg.guidance_perp_neg > 0:
-            raise ValueError(
+            raise UserError(
                 f"guidance_perp_neg: expected a number of at most 0, got {self.cfg.guidance_perp_neg:g}"
             )
         if self.cfg.n_view < 1:
-            raise ValueError(f"n_view: expected at least 1, got {self.cfg.n_view}")
+            raise UserError(f"n_view: expected at least 1, got {self.cfg.n_view}")
         if self.cfg.plus_ratio < 0:
-            raise ValueError(f"plus_ratio: expected a number of at least 0, got {self.cfg.plus_ratio:g}")
+            raise UserError(f"plus_ratio: expected a number of at least 0, got {self.cfg.plus_ratio:g}")
         if self.cfg.trainer_max_steps < 1:
-            raise ValueError(
+            raise UserError(
                 f"trainer_max_steps: expected a number of at least 1, got {self.cfg.trainer_max_steps}"
             )
         self.weighting_strategy = self.cfg.weighting_strategy
@@ -184,7 +189,7 @@ class DistillationPrior(BaseObject):
             images = _resized(rgb, self.teacher.image_size)
             return Renders(images, self.teacher.encode(images * 2.0 - 1.0))
         if rgb.shape[-1] != self.teacher.latent_channels:
-            raise ValueError(
+            raise UserError(
                 f"rgb_as_latents: expected latents of {self.teacher.latent_channels} channels, got {rgb.shape[-1]}"
             )
         return Renders(None, _resized(rgb, self.teacher.latent_size))
@@ -203,7 +208,7 @@ class DistillationPrior(BaseObject):
 
         if prompt_utils.use_perp_neg and self.cfg.guidance_perp_neg != 0:
             if views != 1:
-                raise ValueError(f"n_view: perp-neg works on single views, expected 1, got {views}")
+                raise UserError(f"n_view: perp-neg works on single views, expected 1, got {views}")
             embeddings, weights = prompt_utils.get_text_embeddings_perp_neg(*angles)
             parts = embeddings.split([batch_size, batch_size, embeddings.shape[0] - 2 * batch_size])
             positive, unconditional = (condition(part) for part in parts[:2])
@@ -239,7 +244,7 @@ class DistillationPrior(BaseObject):
         shared = cfg.shared_timesteps
         views = cfg.n_view
         if batch_size % views:
-            raise ValueError(f"n_view: expected a batch of whole sets of {views} views, got {batch_size} views")
+            raise UserError(f"n_view: expected a batch of whole sets of {views} views, got {batch_size} views")
         sets = batch_size // views
         timesteps = sample_timesteps(self.min_step, self.max_step, sets, self.teacher.device, shared)
         first = self.min_step
@@ -299,7 +304,7 @@ class DistillationPrior(BaseObject):
         images that it implies stand in the renders' place.
         """
         if images is None:
-            raise ValueError("use_img_loss: expected rendered images, got latents (rgb_as_latents)")
+            raise UserError("use_img_loss: expected rendered images, got latents (rgb_as_latents)")
         with torch.no_grad():
             alphas_cumprod = self.teacher.alphas_cumprod
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import threestudio
+from threestudio.utils.errors import UserError
 
 from ..teachers.contract import Cameras, Teacher
 from .guidance import DistillationGuidance
@@ -72,7 +73,7 @@ class DeepFloydGuidance(DistillationGuidance):
 
     def renders(self, rgb: Tensor, rgb_as_latents: bool) -> Any:
         if rgb_as_latents:
-            raise ValueError("rgb_as_latents: deep-floyd-guidance has no latents; expected rendered images")
+            raise UserError("rgb_as_latents: deep-floyd-guidance has no latents; expected rendered images")
         return super().renders(rgb, rgb_as_latents)
 
 
@@ -100,11 +101,11 @@ class StableDiffusionSDIGuidance(DistillationPrior):
     def configure(self, teacher: Optional[Teacher] = None) -> None:
         _check_token_merging(self.cfg)
         if self.cfg.inversion_n_steps < 1:
-            raise ValueError(
+            raise UserError(
                 f"inversion_n_steps: expected a number of at least 1, got {self.cfg.inversion_n_steps}"
             )
         if self.cfg.inversion_eta < 0:
-            raise ValueError(
+            raise UserError(
                 f"inversion_eta: expected a number of at least 0, got {self.cfg.inversion_eta:g}"
             )
         super().configure(teacher)
@@ -168,7 +169,7 @@ class StableDiffusionSDIGuidance(DistillationPrior):
 
 def _check_token_merging(cfg: Any) -> None:
     if cfg.token_merging:
-        raise ValueError("token_merging: merging tokens is not supported; expected false, got true")
+        raise UserError("token_merging: merging tokens is not supported; expected false, got true")
 
 
 # An upstream checkout brings its own.

@@ -6,6 +6,7 @@ Random numbers come from torch's global generator of the device.
 from typing import Any
 
 import torch
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
 
@@ -16,7 +17,7 @@ def timestep_range(min_percent: float, max_percent: float, num_timesteps: int) -
         ValueError: unless 0 <= min_percent <= max_percent <= 1.
     """
     if not 0.0 <= min_percent <= max_percent <= 1.0:
-        raise ValueError(
+        raise UserError(
             "min_step_percent, max_step_percent: expected 0 <= min <= max <= 1 at every step, "
             f"got {min_percent:g} and {max_percent:g}"
         )

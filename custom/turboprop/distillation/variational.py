@@ -9,6 +9,7 @@ from torch import Tensor
 
 import threestudio
 from threestudio.utils.base import BaseModule
+from threestudio.utils.errors import UserError
 
 from ..teachers.contract import Cameras, Teacher, TextCondition
 from ..teachers.latent_diffusion import LatentDiffusionTeacher
@@ -54,7 +55,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
         cfg = self.cfg
         check_choice("camera_condition_type", cfg.camera_condition_type, CAMERA_CONDITIONS)
         if cfg.lora_n_timestamp_samples < 1:
-            raise ValueError(
+            raise UserError(
                 f"lora_n_timestamp_samples: expected a number of at least 1, got {cfg.lora_n_timestamp_samples}"
             )
         shared = {item.name: cfg[item.name] for item in fields(DistillationPrior.Config)}
@@ -69,7 +70,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
         threestudio.info(f"Loading the network of the renders' score {name} ...")
         options = loading_options(cfg)
         if options.enable_sequential_cpu_offload:
-            raise ValueError(_NO_OFFLOAD)
+            raise UserError(_NO_OFFLOAD)
         denoiser = load_denoiser(name, self.device, options)
         if isinstance(teacher, WITH_NETWORK):
             _check_text_width(denoiser, teacher)
@@ -79,12 +80,12 @@ class VariationalScoreDistillationGuidance(BaseModule):
         """The teacher's network, to put adapters on."""
         teacher = self.prior.teacher
         if not isinstance(teacher, WITH_NETWORK):
-            raise ValueError(
+            raise UserError(
                 f"pretrained_model_name_or_path_lora: {type(teacher).__name__} has no network to put adapters on; "
                 "expected a model folder or a hub id"
             )
         if self.cfg.enable_sequential_cpu_offload:
-            raise ValueError(_NO_OFFLOAD)
+            raise UserError(_NO_OFFLOAD)
         return Denoiser(teacher.unet, teacher.alphas_cumprod, teacher.prediction_type)
 
     def forward(
@@ -200,7 +201,7 @@ def _check_text_width(denoiser: Denoiser, teacher: LatentDiffusionTeacher | Pixe
     configs = (denoiser.unet.config, teacher.unet.config)
     own, expected = (config.encoder_hid_dim or config.cross_attention_dim for config in configs)
     if own != expected:
-        raise ValueError(
+        raise UserError(
             f"pretrained_model_name_or_path_lora: its unet takes text embeddings of {own} numbers, "
             f"the teacher's takes {expected}"
         )

@@ -1,6 +1,7 @@
 """The weight w(t) of a distillation gradient."""
 
 from torch import Tensor
+from threestudio.utils.errors import UserError
 
 WEIGHTING_STRATEGIES = ("sds", "uniform", "fantasia3d")
 
@@ -22,6 +23,6 @@ def weight(
         return abar.new_ones(()).expand_as(abar)
     if strategy == "fantasia3d":
         return abar.sqrt() * (1.0 - abar)
-    raise ValueError(
+    raise UserError(
         f"weighting_strategy: expected one of {', '.join(WEIGHTING_STRATEGIES)}, got {strategy!r}"
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from threestudio.utils.errors import MissingFileError, UserError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -57,18 +58,18 @@ def load_judge(name: str | Path, device: str | torch.device = "cpu") -> ClipJudg
 
     name = str(name)
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise FileNotFoundError(f'no CLIP model in the folder "{name}": config.json is missing')
+        raise MissingFileError(f'no CLIP model in the folder "{name}": config.json is missing')
     try:
         config_file = cached_file(name, "config.json")
         pixels_file = cached_file(name, "preprocessor_config.json")
     except OSError as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f'no CLIP model at "{name}": neither a complete local folder nor a hub id that can be fetched '
             f"({str(error).splitlines()[0]})"
         ) from error
     model_type = json.loads(Path(config_file).read_text()).get("model_type")
     if model_type != "clip":
-        raise ValueError(f'the judge "{name}" must be a CLIP model, but its config.json says model_type "{model_type}"')
+        raise UserError(f'the judge "{name}" must be a CLIP model, but its config.json says model_type "{model_type}"')
     pixels = json.loads(Path(pixels_file).read_text())
     model = CLIPModel.from_pretrained(name, config=CLIPConfig.from_pretrained(name), dtype=torch.float32)
     return ClipJudge(
@@ -142,6 +143,6 @@ def clip_scores(
     texts = list(dict.fromkeys(prompts if gallery is None else gallery))
     missing = [prompt for prompt in prompts if prompt not in texts]
     if missing:
-        raise ValueError(f'the gallery of {len(texts)} texts lacks the prompt "{missing[0]}"')
+        raise UserError(f'the gallery of {len(texts)} texts lacks the prompt "{missing[0]}"')
     features = embed_images(judge, images.flatten(0, 1)).unflatten(0, images.shape[:2])
     return score_features(prompts, features, texts, embed_texts(judge, texts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
 COVERED = 0.5  # a pixel belongs to a silhouette above this opacity
@@ -78,7 +79,7 @@ def structural_similarity_of_each(pictures: Tensor, truth: Tensor) -> Tensor:
     from skimage.metrics import structural_similarity
 
     if min(pictures.shape[-2:]) < 11:
-        raise ValueError(f"SSIM: expected pictures of at least 11 pixels, got {list(pictures.shape[-2:])}")
+        raise UserError(f"SSIM: expected pictures of at least 11 pixels, got {list(pictures.shape[-2:])}")
     pairs = zip(pictures.double().cpu().numpy(), truth.double().cpu().numpy())
     options = {"channel_axis": 0, "data_range": 1.0, "gaussian_weights": True, "use_sample_covariance": False}
     return torch.tensor([structural_similarity(one, other, **options) for one, other in pairs], dtype=torch.float64)

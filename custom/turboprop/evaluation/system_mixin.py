@@ -13,6 +13,7 @@ from typing import Any
 import threestudio
 import torch
 from threestudio.utils.config import parse_structured
+from threestudio.utils.errors import UserError
 from threestudio.utils.ops import get_mvp_matrix, get_projection_matrix
 from torch import Tensor
 
@@ -70,7 +71,7 @@ class EvaluatedSystem(SystemMixin):
         self.evaluation: EvaluationConfig = parse_structured(EvaluationConfig, self.cfg.evaluation)
         for key in ("views", "size"):
             if self.evaluation[key] < 1:
-                raise ValueError(f"system.evaluation.{key}: expected at least 1, got {self.evaluation[key]}")
+                raise UserError(f"system.evaluation.{key}: expected at least 1, got {self.evaluation[key]}")
         self._held_out: list[HeldOutScores] = []
         self._evaluating = False
         super().configure()

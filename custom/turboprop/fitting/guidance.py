@@ -7,6 +7,7 @@ from typing import Any
 
 import threestudio
 from threestudio.utils.base import BaseObject
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
 
@@ -28,7 +29,7 @@ class PicturesGuidance(BaseObject):
 
     def configure(self) -> None:
         if not self.cfg.delta > 0:
-            raise ValueError(f"system.guidance.delta: expected > 0, got {self.cfg.delta}")
+            raise UserError(f"system.guidance.delta: expected > 0, got {self.cfg.delta}")
 
     def __call__(
         self,
@@ -40,7 +41,7 @@ class PicturesGuidance(BaseObject):
     ) -> dict[str, Tensor]:
         """Raises ValueError where the batch has no pictures of the renders' size."""
         if target_rgb is None:
-            raise ValueError("turboprop-pictures-guidance needs target_rgb in the batch: set data_type=turboprop-posed-views-datamodule")
+            raise UserError("turboprop-pictures-guidance needs target_rgb in the batch: set data_type=turboprop-posed-views-datamodule")
         if target_rgb.shape != rgb.shape:
             raise ValueError(f"renders {list(rgb.shape)} and pictures {list(target_rgb.shape)} differ in shape")
         squared = ((rgb - target_rgb) ** 2).mean().detach()

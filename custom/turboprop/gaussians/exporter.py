@@ -10,6 +10,7 @@ from threestudio.models.background.base import BaseBackground
 from threestudio.models.exporters.base import Exporter, ExporterOutput
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
+from threestudio.utils.errors import UserError
 
 from .geometry import GaussianSplatting
 from .meshing import EmptyDensity
@@ -32,9 +33,9 @@ class GaussianMeshExporter(Exporter):
         super().configure(geometry, material, background)
         known = (*OWN_FORMATS, *HOST_FORMATS)
         if self.cfg.fmt not in known:
-            raise ValueError(f"exporter.fmt: expected one of {', '.join(known)}, got {self.cfg.fmt!r}")
+            raise UserError(f"exporter.fmt: expected one of {', '.join(known)}, got {self.cfg.fmt!r}")
         if not isinstance(geometry, GaussianSplatting):
-            raise ValueError(
+            raise UserError(
                 f"exporter_type: gaussian-mesh-exporter is for gaussian-splatting, got {type(geometry).__name__}"
             )
 

@@ -10,6 +10,7 @@ import threestudio
 import torch
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.mesh import Mesh
+from threestudio.utils.errors import UserError
 from threestudio.utils.misc import C, load_module_weights
 from torch import Tensor, nn
 
@@ -133,15 +134,15 @@ class GaussianSplatting(BaseGeometry):
         for key in ("radius", "init_num_pts", "max_num", "pc_init_radius", "densification_interval", "prune_interval",
                     "opacity_reset_interval", "sh_degree_interval"):  # fmt: skip
             if not cfg[key] > 0:
-                raise ValueError(f"geometry.{key}: expected more than 0, got {cfg[key]}")
+                raise UserError(f"geometry.{key}: expected more than 0, got {cfg[key]}")
         if not 0 < cfg.opacity_init < 1:
-            raise ValueError(f"geometry.opacity_init: expected between 0 and 1, got {cfg.opacity_init}")
+            raise UserError(f"geometry.opacity_init: expected between 0 and 1, got {cfg.opacity_init}")
         if cfg.isosurface_resolution < 8:
-            raise ValueError(f"geometry.isosurface_resolution: expected at least 8, got {cfg.isosurface_resolution}")
+            raise UserError(f"geometry.isosurface_resolution: expected at least 8, got {cfg.isosurface_resolution}")
         if not cfg.isosurface_threshold > 0:
-            raise ValueError(f"geometry.isosurface_threshold: expected more than 0, got {cfg.isosurface_threshold}")
+            raise UserError(f"geometry.isosurface_threshold: expected more than 0, got {cfg.isosurface_threshold}")
         if cfg.geometry_convert_from.startswith(("shap-e:", "lrm:")):
-            raise ValueError(
+            raise UserError(
                 f"geometry.geometry_convert_from: {cfg.geometry_convert_from.split(':')[0]} is not available here; "
                 "expected a PLY, mesh or checkpoint file"
             )
@@ -153,7 +154,7 @@ class GaussianSplatting(BaseGeometry):
         try:
             return float(C(self.cfg[key], epoch, step, interpolation=interpolation))
         except (TypeError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"geometry.{key}: expected a number or a schedule, got {self.cfg[key]} ({error})"
             ) from error
 
@@ -168,7 +169,7 @@ class GaussianSplatting(BaseGeometry):
             state, _, _ = load_module_weights(source, module_name="geometry", map_location="cpu")
             missing = [name for name in parameter_names(0, False) if name not in state]
             if missing:
-                raise ValueError(
+                raise UserError(
                     f"geometry.geometry_convert_from: {source} has no Gaussians (no geometry.{missing[0]})"
                 )
             return self._adapted({name: state[name] for name in SHAPES if name in state})
@@ -184,7 +185,7 @@ class GaussianSplatting(BaseGeometry):
             return file_points(path, cfg.init_num_pts, "geometry.shape_init")
         makers = {"ball": ball_points, "sphere": sphere_points}
         if cfg.shape_init not in makers:
-            raise ValueError(f"geometry.shape_init: expected ball, sphere or mesh:<file>, got {cfg.shape_init!r}")
+            raise UserError(f"geometry.shape_init: expected ball, sphere or mesh:<file>, got {cfg.shape_init!r}")
         return makers[cfg.shape_init](cfg.init_num_pts, cfg.pc_init_radius)
 
     def _at_points(self, points: ColoredPoints) -> Parameters:

@@ -8,6 +8,7 @@ from typing import Any, Dict, Optional, Tuple, Union
 import threestudio
 import torch
 from threestudio.models.materials.base import BaseMaterial
+from threestudio.utils.errors import UserError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,7 +31,7 @@ class GaussianDiffuseMaterial(BaseMaterial):
         self.requires_normal = True
         for key in ("ambient_light_color", "diffuse_light_color"):
             if len(self.cfg[key]) != 3:
-                raise ValueError(f"material.{key}: expected 3 numbers, got {list(self.cfg[key])}")
+                raise UserError(f"material.{key}: expected 3 numbers, got {list(self.cfg[key])}")
             self.register_buffer(key, torch.tensor([float(c) for c in self.cfg[key]]), persistent=False)
         self.ambient_only = False
 
@@ -58,7 +59,7 @@ class GaussianDiffuseMaterial(BaseMaterial):
             return light.expand_as(features)
         if shading == "diffuse":
             return features * light
-        raise ValueError(f"shading: expected albedo, textureless or diffuse, got {shading!r}")
+        raise UserError(f"shading: expected albedo, textureless or diffuse, got {shading!r}")
 
     def _lights(self, ambient_ratio: Optional[float]) -> Tuple[Union[float, Tensor], Union[float, Tensor]]:
         if ambient_ratio is not None:

@@ -14,6 +14,7 @@ from threestudio.models.background.base import BaseBackground
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.renderers.base import Rasterizer
+from threestudio.utils.errors import UserError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -48,16 +49,16 @@ class GaussianRasterizer(Rasterizer):
 
     def configure(self, geometry: BaseGeometry, material: BaseMaterial, background: BaseBackground) -> None:
         if not isinstance(geometry, GaussianSplatting):
-            raise ValueError(
+            raise UserError(
                 f"system.renderer_type: this renderer draws Gaussians, set system.geometry_type=gaussian-splatting "
                 f"(got {type(geometry).__name__})"
             )
         if self.cfg.backend not in BACKENDS:
-            raise ValueError(f"renderer.backend: expected one of {', '.join(BACKENDS)}, got {self.cfg.backend!r}")
+            raise UserError(f"renderer.backend: expected one of {', '.join(BACKENDS)}, got {self.cfg.backend!r}")
         if len(self.cfg.back_ground_color) != 3:
-            raise ValueError(f"renderer.back_ground_color: expected 3 numbers, got {list(self.cfg.back_ground_color)}")
+            raise UserError(f"renderer.back_ground_color: expected 3 numbers, got {list(self.cfg.back_ground_color)}")
         if not 0 <= self.cfg.invert_bg_prob <= 1:
-            raise ValueError(f"renderer.invert_bg_prob: expected between 0 and 1, got {self.cfg.invert_bg_prob}")
+            raise UserError(f"renderer.invert_bg_prob: expected between 0 and 1, got {self.cfg.invert_bg_prob}")
         super().configure(geometry, material, background)
         color = torch.tensor([float(c) for c in self.cfg.back_ground_color])
         self.register_buffer("back_ground_color", color, persistent=False)

@@ -8,6 +8,7 @@ from typing import Any, Dict
 import threestudio
 import torch
 from threestudio.systems.base import BaseLift3DSystem
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
 from .losses import GAUSSIAN_LOSSES, PICTURE_LOSSES
@@ -29,7 +30,7 @@ class GaussianSplattingSystem(GaussianTraining, BaseLift3DSystem):
 
     def configure(self) -> None:
         if not any(name.startswith("lambda_") for name in self.cfg.loss):
-            raise ValueError("system.loss: expected at least one lambda_X, e.g. lambda_sds")
+            raise UserError("system.loss: expected at least one lambda_X, e.g. lambda_sds")
         super().configure()
         if self._guidance_trains():
             self.build_prompts_and_guidance()
@@ -72,7 +73,7 @@ class GaussianSplattingSystem(GaussianTraining, BaseLift3DSystem):
     def _weight(self, name: str, required: bool = False) -> float:
         key = f"lambda_{name}"
         if required and key not in self.cfg.loss:
-            raise ValueError(f"system.loss.{key}: the guidance has a loss_{name} and needs it")
+            raise UserError(f"system.loss.{key}: the guidance has a loss_{name} and needs it")
         return self.C(self.cfg.loss.get(key, 0.0))
 
     def _regularizers(self, out: Dict[str, Any]) -> Dict[str, Tensor]:

@@ -15,6 +15,7 @@ import threestudio
 import torch
 from omegaconf import OmegaConf
 from threestudio.systems.utils import parse_optimizer
+from threestudio.utils.errors import UserError
 
 from ..picard.contract import StepsTogether
 from .geometry import GaussianSplatting
@@ -31,7 +32,7 @@ def optimizer_config(system: Any) -> Any:
     groups = dict(config.get("params") or {})
     wrong = [name for name in groups if name.split(".")[0] == "geometry"]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"optimizer.params.{wrong[0]}: the learning rates of Gaussians are system.geometry.position_lr, "
             "scaling_lr, rotation_lr, opacity_lr, feature_lr"
         )
@@ -49,9 +50,9 @@ class GaussianTraining:
 
     def configure_optimizers(self) -> Dict[str, Any]:
         if not isinstance(self.geometry, GaussianSplatting):
-            raise ValueError(f"system.geometry_type: expected gaussian-splatting, got a {type(self.geometry).__name__}")
+            raise UserError(f"system.geometry_type: expected gaussian-splatting, got a {type(self.geometry).__name__}")
         if self.cfg.scheduler is not None:
-            raise ValueError(
+            raise UserError(
                 "system.scheduler: Gaussians have schedules of their own, system.geometry.position_lr, feature_lr, ..."
             )
         return {"optimizer": parse_optimizer(optimizer_config(self), self)}
@@ -59,12 +60,12 @@ class GaussianTraining:
     def on_train_start(self) -> None:
         super().on_train_start()
         if self.trainer.world_size > 1 and not isinstance(self, StepsTogether):
-            raise ValueError(
+            raise UserError(
                 "Gaussians change in number while training, which takes a single device (--gpu 0), or Picard "
                 "iterations on several (system_type=...:picard)"
             )
         if str(self.trainer.precision).startswith("16"):
-            raise ValueError(f"trainer.precision: Gaussians train in 32 or bf16, got {self.trainer.precision}")
+            raise UserError(f"trainer.precision: Gaussians train in 32 or bf16, got {self.trainer.precision}")
 
     def on_after_backward(self) -> None:
         super().on_after_backward()

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from threestudio.data.uncond import RandomCameraIterableDataset
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
 
@@ -26,16 +27,16 @@ class ViewSets:
 
     def __post_init__(self) -> None:
         if self.n_view < 1:
-            raise ValueError(f"data.n_view: expected at least 1, got {self.n_view}")
+            raise UserError(f"data.n_view: expected at least 1, got {self.n_view}")
         if len(self.zoom_range) != 2 or not 0 < self.zoom_range[0] <= self.zoom_range[1]:
-            raise ValueError(
+            raise UserError(
                 f"data.zoom_range: expected two numbers above 0, the lower first, got {list(self.zoom_range)}"
             )
 
     def sets_in(self, views: int) -> int:
         """The number of sets in so many views. Raises ValueError where they are not whole sets."""
         if views % self.n_view:
-            raise ValueError(
+            raise UserError(
                 f"data.batch_size: expected a multiple of n_view, which is {self.n_view}; got {views} views"
             )
         return views // self.n_view

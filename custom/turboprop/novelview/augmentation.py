@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -29,7 +30,7 @@ class PhotometricAugmentation:
         """Raises ValueError that names the key, what was expected and what came."""
         for name, highest in (("probability", 1), ("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0.5)):
             if not 0.0 <= getattr(self, name) <= highest:
-                raise ValueError(f"{key}.{name}: expected a number within 0 to {highest}, got {getattr(self, name)}")
+                raise UserError(f"{key}.{name}: expected a number within 0 to {highest}, got {getattr(self, name)}")
 
 
 def changed_photometry(

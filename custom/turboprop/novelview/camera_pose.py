@@ -6,6 +6,7 @@ from +z is theta = 90 degrees - e.
 """
 
 import torch
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
 POSE_NUMBERS = 4
@@ -17,7 +18,7 @@ FOURTH_NUMBERS = ("distance_difference", "input_polar_angle")
 def check_fourth_number(name: str, key: str = "fourth_number") -> None:
     """Raises ValueError for a name that is none of FOURTH_NUMBERS."""
     if name not in FOURTH_NUMBERS:
-        raise ValueError(f"{key}: expected one of {', '.join(FOURTH_NUMBERS)}, got {name!r}")
+        raise UserError(f"{key}: expected one of {', '.join(FOURTH_NUMBERS)}, got {name!r}")
 
 
 def relative_pose(

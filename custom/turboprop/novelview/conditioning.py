@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from threestudio.utils.errors import UserError
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -72,7 +73,7 @@ def injection_shapes(unet: Any) -> list[tuple[int, int]]:
     side = int(unet.config.sample_size)
     for kind, block in zip(unet.config.down_block_types, unet.down_blocks):
         if kind not in ("CrossAttnDownBlock2D", "DownBlock2D"):
-            raise ValueError(f"feature_layers: nothing can be added to this unet's {kind}")
+            raise UserError(f"feature_layers: nothing can be added to this unet's {kind}")
         smaller = side if block.downsamplers is None else -(-side // 2)
         shapes.append((int(block.resnets[-1].out_channels), smaller if kind == "DownBlock2D" else side))
         side = smaller

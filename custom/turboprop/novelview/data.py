@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import threestudio
 import torch
 from threestudio.utils.config import parse_structured
+from threestudio.utils.errors import UserError
 from threestudio.utils.keyed_random import step_key
 from threestudio.utils.misc import get_rank
 from torch import Tensor
@@ -40,16 +41,16 @@ class NovelViewDataConfig:
 def check_config(cfg: NovelViewDataConfig) -> None:
     """Raises ValueError with the key that is wrong."""
     if not cfg.root:
-        raise ValueError("data.root: expected a folder of renders (see docs/novelview.md), got an empty name")
+        raise UserError("data.root: expected a folder of renders (see docs/novelview.md), got an empty name")
     for key in ("image_size", "batch_size", "validation_pairs", "validation_batch_size"):
         if cfg[key] < 1:
-            raise ValueError(f"data.{key}: expected at least 1, got {cfg[key]}")
+            raise UserError(f"data.{key}: expected at least 1, got {cfg[key]}")
     if cfg.num_workers < 0:
-        raise ValueError(f"data.num_workers: expected at least 0, got {cfg.num_workers}")
+        raise UserError(f"data.num_workers: expected at least 0, got {cfg.num_workers}")
     if not 0.0 <= cfg.validation_share < 1.0:
-        raise ValueError(f"data.validation_share: expected a number in [0, 1), got {cfg.validation_share}")
+        raise UserError(f"data.validation_share: expected a number in [0, 1), got {cfg.validation_share}")
     if cfg.validation_share == 0 and not cfg.validation_root:
-        raise ValueError("data.validation_share: expected above 0, or a data.validation_root; got 0")
+        raise UserError("data.validation_share: expected above 0, or a data.validation_root; got 0")
 
 
 class ViewPairs(Dataset):
@@ -80,7 +81,7 @@ class ViewPairs(Dataset):
                 return {**self._pair(number, generator), "broken": broken}
             except BrokenFolder as error:
                 reason = str(error)
-        raise ValueError(f"{MAX_BROKEN} folders in a row of {self.index.root} cannot be used, the last one: {reason}")
+        raise UserError(f"{MAX_BROKEN} folders in a row of {self.index.root} cannot be used, the last one: {reason}")
 
     def _pair(self, number: int, generator: random.Random) -> dict[str, Tensor]:
         folder = self.index.folder(number)
@@ -153,7 +154,7 @@ class NovelViewDataModule(pl.LightningDataModule):
             index = open_index(cfg.validation_root, "data.validation_root")
             held_out = range(len(index))
         if not held_out:
-            raise ValueError(f"data.root: expected two folders or more, one of them for validation; got {len(index)}")
+            raise UserError(f"data.root: expected two folders or more, one of them for validation; got {len(index)}")
         # Pictures of validation are looked at, so they are read even where latents are cached.
         self.validation_pairs = FixedPairs(ViewPairs(index, held_out, cfg.image_size), cfg.validation_pairs)
         for pairs in (self.train_pairs, self.validation_pairs):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threestudio.utils.errors import UserError
 import torch
 from threestudio.utils.keyed_random import step_key
 from torch import Tensor
@@ -159,7 +160,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         measured.append((result.name, result.numbers))
         print(f"{len(measured)} of {len(folders)}: {result.name}", flush=True)
     if not measured:
-        raise ValueError(f"--data: no object of {options.data} can be measured; the first: {broken[0]}")
+        raise UserError(f"--data: no object of {options.data} can be measured; the first: {broken[0]}")
     labels = [f"{name}/{number:03d}" for name, numbers in measured for number in numbers]
     report = meter.report()
     report["each"] = {label: row for label, row in zip(labels, report["each"])}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threestudio.utils.errors import UserError
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -63,7 +64,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         kind = KINDS.get(model.config.model_type)
         if kind is None:
-            raise ValueError(
+            raise UserError(
                 f"image_encoder: expected a model of type {', '.join(KINDS)}, got {model.config.model_type!r}"
             )
         self.model = model.eval().requires_grad_(False)
@@ -73,11 +74,11 @@ class ImageEncoder(nn.Module):
         default = model.config.image_size if kind.image_size is None else min(kind.image_size, model.config.image_size)
         self.image_size = image_size or int(default) // self.patch_size * self.patch_size
         if self.image_size % self.patch_size or self.image_size < self.patch_size:
-            raise ValueError(
+            raise UserError(
                 f"image_encoder_size: expected a multiple of the patches' side {self.patch_size}, got {self.image_size}"
             )
         if kind.model_class == "CLIPVisionModelWithProjection" and self.image_size != model.config.image_size:
-            raise ValueError(
+            raise UserError(
                 f"image_encoder_size: this CLIP takes pictures of {model.config.image_size}, got {self.image_size}"
             )
 
@@ -148,10 +149,10 @@ def read_encoder(folder: Path, image_size: int = 0, key: str = "image_encoder") 
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{key}: cannot read {folder / 'config.json'}: {error}") from error
+        raise UserError(f"{key}: cannot read {folder / 'config.json'}: {error}") from error
     kind = KINDS.get(config.get("model_type", ""))
     if kind is None:
-        raise ValueError(
+        raise UserError(
             f"{key}: expected a model of type {', '.join(KINDS)} in {folder}, got {config.get('model_type')!r}"
         )
     options: dict[str, Any] = {"dtype": torch.float32}
@@ -165,10 +166,10 @@ def read_encoder(folder: Path, image_size: int = 0, key: str = "image_encoder") 
             model, loaded = model_class.from_pretrained(str(folder), output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{key}: cannot load the encoder in {folder}: {reason}") from error
+        raise UserError(f"{key}: cannot load the encoder in {folder}: {reason}") from error
     if loaded["missing_keys"]:
         missing = sorted(loaded["missing_keys"])
-        raise ValueError(f"{key}: {folder} lacks {len(missing)} weights of {kind.model_class}, first {missing[0]}")
+        raise UserError(f"{key}: {folder} lacks {len(missing)} weights of {kind.model_class}, first {missing[0]}")
     return ImageEncoder(model, image_size)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threestudio.utils.errors import MissingFileError, UserError
 import torch
 from torch import Tensor
 
@@ -58,10 +59,10 @@ def open_latent_cache(folder: Path | str, index: FolderIndex, key: str = "data.l
     """
     folder = Path(folder).expanduser()
     if not (folder / "cache.json").is_file():
-        raise FileNotFoundError(f"{key}: no latent cache in {folder} (cache.json)")
+        raise MissingFileError(f"{key}: no latent cache in {folder} (cache.json)")
     content = json.loads((folder / "cache.json").read_text(encoding="utf-8"))
     if content["index"] != index.fingerprint():
-        raise ValueError(f"{key}: {folder} was made of other folders than those of {index.root}")
+        raise UserError(f"{key}: {folder} was made of other folders than those of {index.root}")
     return _mapped(folder, content, "r")
 
 
@@ -96,7 +97,7 @@ def create_latent_cache(
         there = json.loads(path.read_text(encoding="utf-8"))
         different = [name for name in content if there.get(name) != content[name]]
         if different:
-            raise ValueError(f"--output: the cache in {folder} has another {different[0]}; give another folder")
+            raise UserError(f"--output: the cache in {folder} has another {different[0]}; give another folder")
         return _mapped(folder, content, "r+")
     folder.mkdir(parents=True, exist_ok=True)
     count = int(np.prod(content["shape"], dtype=np.int64))

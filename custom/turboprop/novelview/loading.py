@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
 from ..teachers.loading import load_part
@@ -54,7 +55,7 @@ def load_novel_view_model(
     for projection in FOREIGN_PROJECTIONS:
         if projection in parts:
             return _load_foreign(name, projection, fourth_number or fourth_number_of(name))
-    raise ValueError(
+    raise UserError(
         f"pretrained_model_name_or_path: {name} is no novel-view model: its model_index.json has neither conditioning "
         f"(ours) nor {' nor '.join(FOREIGN_PROJECTIONS)} (zero123), but {', '.join(sorted(parts))}"
     )
@@ -65,7 +66,7 @@ def _load_own(name: str, parts: dict[str, str], fourth_number: Optional[str]) ->
     folder = model_folder(name, ("unet", "vae", "scheduler", "conditioning", *encoders))
     settings = read_settings(folder / "conditioning" / "config.json")
     if fourth_number is not None and fourth_number != settings.fourth_number:
-        raise ValueError(
+        raise UserError(
             f"fourth_number: {folder} was trained with {settings.fourth_number}, got {fourth_number}"
         )
     model = _assembled(folder, settings, "feature_encoder" in parts)
@@ -76,7 +77,7 @@ def _load_own(name: str, parts: dict[str, str], fourth_number: Optional[str]) ->
         _load_exactly(part, own, f"{folder / 'conditioning'}: {prefix}")
     extra = [key for key in tensors if key.split(".")[0] not in trained]
     if extra:
-        raise ValueError(f"{folder / 'conditioning'}: unknown weights {extra[0]}")
+        raise UserError(f"{folder / 'conditioning'}: unknown weights {extra[0]}")
     return model.eval()
 
 
@@ -118,7 +119,7 @@ def load_whole_part(part_class: Any, folder: Path, part: str) -> Any:
     )
     if loaded["missing_keys"]:
         missing = sorted(loaded["missing_keys"])
-        raise ValueError(f"{folder / part} lacks {len(missing)} weights of {part_class.__name__}, first {missing[0]}")
+        raise UserError(f"{folder / part} lacks {len(missing)} weights of {part_class.__name__}, first {missing[0]}")
     return model
 
 
@@ -140,7 +141,7 @@ def read_weights(folder: Path, part: str) -> dict[str, Tensor]:
             tensors |= torch.load(path, map_location="cpu", weights_only=True) if pickled else load_file(path)
         except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"cannot load {path}: {reason}") from error
+            raise UserError(f"cannot load {path}: {reason}") from error
     return {key: value.float() for key, value in tensors.items()}
 
 
@@ -149,10 +150,10 @@ def _load_exactly(part: torch.nn.Module, tensors: dict[str, Tensor], where: str)
     known = part.state_dict()
     for kind, keys in (("lacks", known.keys() - tensors.keys()), ("has unknown", tensors.keys() - known.keys())):
         if keys:
-            raise ValueError(f"{where} {kind} weights: {min(keys)}")
+            raise UserError(f"{where} {kind} weights: {min(keys)}")
     for key, value in tensors.items():
         if value.shape != known[key].shape:
-            raise ValueError(
+            raise UserError(
                 f"{where}: {key} has shape {list(value.shape)}, expected {list(known[key].shape)}: "
                 "the encoder's width or the UNet's cross-attention does not fit these weights"
             )
@@ -168,16 +169,16 @@ def read_settings(path: Path) -> NovelViewSettings:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     values = {key: value for key, value in content.items() if not key.startswith("_")}
     known = {entry.name for entry in fields(NovelViewSettings)}
     if unknown := values.keys() - known:
-        raise ValueError(f"{path}: unknown key {min(unknown)!r}; known: {', '.join(sorted(known))}")
+        raise UserError(f"{path}: unknown key {min(unknown)!r}; known: {', '.join(sorted(known))}")
     settings = NovelViewSettings(**values)
     try:
         settings.check()
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     return settings
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 import torch
+from threestudio.utils.errors import UserError
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -49,7 +50,7 @@ class NovelViewSettings:
         """Raises ValueError that names the setting, what was expected and what came."""
         for key, known in (("tokens", TOKEN_FORMS), ("null_condition", NULL_CONDITIONS)):
             if getattr(self, key) not in known:
-                raise ValueError(f"{key}: expected one of {', '.join(known)}, got {getattr(self, key)!r}")
+                raise UserError(f"{key}: expected one of {', '.join(known)}, got {getattr(self, key)!r}")
         check_fourth_number(self.fourth_number)
 
 
@@ -68,7 +69,7 @@ class EncodedView:
             ValueError: another number of views.
         """
         if self.latents.shape[0] not in (1, count):
-            raise ValueError(f"expected 1 or {count} input views, got {self.latents.shape[0]}")
+            raise UserError(f"expected 1 or {count} input views, got {self.latents.shape[0]}")
         return EncodedView(
             self.latents.expand(count, -1, -1, -1),
             self.vectors.expand(count, -1, -1),
@@ -121,7 +122,7 @@ class NovelViewModel(nn.Module):
             source = self._feature_source
             wrong = [layer for layer in settings.feature_layers if not 0 <= layer < source.num_layers]
             if wrong:
-                raise ValueError(f"feature_layers: the encoder has layers 0 to {source.num_layers - 1}, got {wrong[0]}")
+                raise UserError(f"feature_layers: the encoder has layers 0 to {source.num_layers - 1}, got {wrong[0]}")
             self.injection = FeatureInjection(source.width, len(settings.feature_layers), injection_shapes(unet))
 
     @property
@@ -251,15 +252,15 @@ class NovelViewModel(nn.Module):
 
 def _check_parts(unet: Any, vae: Any, prediction_type: str) -> None:
     if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
+        raise UserError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
     channels = int(vae.config.latent_channels)
     if unet.config.in_channels != 2 * channels or unet.config.out_channels != channels:
-        raise ValueError(
+        raise UserError(
             f"the unet takes {unet.config.in_channels} channels and answers {unet.config.out_channels}; a novel-view "
             f"model over latents of {channels} channels takes {2 * channels} and answers {channels}"
         )
     if not isinstance(unet.config.cross_attention_dim, int):
-        raise ValueError("the unet's cross_attention_dim: expected one number for all blocks")
+        raise UserError("the unet's cross_attention_dim: expected one number for all blocks")
 
 
 def cast_module(module: nn.Module, dtype: torch.dtype) -> nn.Module:

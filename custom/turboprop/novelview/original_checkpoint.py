@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threestudio.utils.errors import MissingFileError, UserError
 from torch import Tensor, nn
 
 from ..teachers.noise_schedule import scaled_linear_alphas_cumprod
@@ -48,22 +49,22 @@ def read_checkpoint_tensors(path: Path) -> dict[str, Tensor]:
     from pickle import UnpicklingError
 
     if not path.is_file():
-        raise FileNotFoundError(f"pretrained_model_name_or_path: no checkpoint {path}")
+        raise MissingFileError(f"pretrained_model_name_or_path: no checkpoint {path}")
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         refused = [name for name in foreign if name.split(".")[0] not in HARMLESS_PACKAGES]
         if refused:
-            raise ValueError(f"pretrained_model_name_or_path: {path} holds the object {refused[0]}: not loaded")
+            raise UserError(f"pretrained_model_name_or_path: {path} holds the object {refused[0]}: not loaded")
         with torch.serialization.safe_globals([(_Placeholder, name) for name in foreign]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (UnpicklingError, RuntimeError, OSError, EOFError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"pretrained_model_name_or_path: cannot read {path}: {reason}") from error
+        raise UserError(f"pretrained_model_name_or_path: cannot read {path}: {reason}") from error
     tensors = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
     missing = [prefix for prefix in (UNET, VAE, CLIP, PROJECTION) if not any(key.startswith(prefix) for key in tensors)]
     if missing:
-        raise ValueError(f"pretrained_model_name_or_path: {path} is no zero123 checkpoint: no weights {missing[0]}*")
+        raise UserError(f"pretrained_model_name_or_path: {path} is no zero123 checkpoint: no weights {missing[0]}*")
     return tensors
 
 
@@ -93,7 +94,7 @@ def _fill(part: nn.Module, tensors: dict[str, Tensor], path: Path, prefix: str) 
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         reason = lines[1] if len(lines) > 1 else lines[0]
-        raise ValueError(f"pretrained_model_name_or_path: {path}: weights {prefix}*: {reason[:300]}") from error
+        raise UserError(f"pretrained_model_name_or_path: {path}: weights {prefix}*: {reason[:300]}") from error
 
 
 def _numbers(tensors: dict[str, Tensor], pattern: str) -> list[int]:
@@ -150,7 +151,7 @@ def _unet(tensors: dict[str, Tensor], path: Path) -> Any:
         unet = UNet2DConditionModel(**config)
         converted = convert_ldm_unet_checkpoint(averaged, config)
     except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"pretrained_model_name_or_path: {path}: weights {UNET}* are not whole: {error}") from error
+        raise UserError(f"pretrained_model_name_or_path: {path}: weights {UNET}* are not whole: {error}") from error
     _fill(unet, {key: value.float() for key, value in converted.items()}, path, UNET)
     return unet
 
@@ -185,7 +186,7 @@ def _autoencoder(tensors: dict[str, Tensor], path: Path) -> Any:
         kept = {key: value for key, value in own.items() if not key.startswith("loss.")}
         converted = convert_ldm_vae_checkpoint({VAE + key: value for key, value in kept.items()}, config)
     except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"pretrained_model_name_or_path: {path}: weights {VAE}* are not whole: {error}") from error
+        raise UserError(f"pretrained_model_name_or_path: {path}: weights {VAE}* are not whole: {error}") from error
     _fill(vae, converted, path, VAE)
     return vae
 
@@ -236,7 +237,7 @@ def _clip(tensors: dict[str, Tensor], path: Path) -> Any:
         )
         renamed = clip_tensors(visual)
     except KeyError as error:
-        raise ValueError(f"pretrained_model_name_or_path: {path}: weights {CLIP}* are not whole: {error}") from error
+        raise UserError(f"pretrained_model_name_or_path: {path}: weights {CLIP}* are not whole: {error}") from error
     model = CLIPVisionModelWithProjection(config)
     _fill(model, renamed, path, CLIP)
     return model

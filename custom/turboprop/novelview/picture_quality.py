@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Optional
 
 import torch
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
 from ..evaluation.picture_metrics import psnr_of_each, structural_similarity_of_each
@@ -21,7 +22,7 @@ def perceptual_distance(backbone: str, device: torch.device) -> tuple[Optional[P
         ValueError: an unknown backbone.
     """
     if backbone not in BACKBONES:
-        raise ValueError(f"lpips: expected one of {', '.join(BACKBONES)}, got {backbone!r}")
+        raise UserError(f"lpips: expected one of {', '.join(BACKBONES)}, got {backbone!r}")
     reasons = []
     for load in (_lpips_package, _torchmetrics):
         try:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from threestudio.utils.errors import UserError
 import torch
 from torch import Tensor
 
@@ -63,7 +64,7 @@ def render_world(output: Path, specs: Sequence[ObjectSpec], bank: ViewBank, view
         ValueError: fewer traced views than an object is to have.
     """
     if not 1 <= views <= bank.views:
-        raise ValueError(f"--views: expected 1 to {bank.views}, the traced views of each kind; got {views}")
+        raise UserError(f"--views: expected 1 to {bank.views}, the traced views of each kind; got {views}")
     generator = torch.Generator().manual_seed(seed)
     names = []
     for spec in specs:
@@ -98,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         if options.objects < 0:
-            raise ValueError(f"--objects: expected at least 0, got {options.objects}")
+            raise UserError(f"--objects: expected at least 0, got {options.objects}")
         if options.bank is not None and options.bank.is_file():
             bank = load_view_bank(options.bank)
         else:

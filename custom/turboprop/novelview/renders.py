@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from threestudio.utils.errors import MissingFileError, UserError
 import torch
 from torch import Tensor
 
@@ -58,7 +59,7 @@ def open_index(root: Path | str, key: str = "data.root") -> FolderIndex:
     """
     root = Path(root).expanduser()
     if not root.is_dir():
-        raise FileNotFoundError(f"{key}: no folder {root}")
+        raise MissingFileError(f"{key}: no folder {root}")
     source = root / VALID_PATHS
     state = (source if source.is_file() else root).stat()
     known = hashlib.sha256(f"{root.resolve()}\0{source.is_file()}".encode()).hexdigest()[:24]
@@ -73,17 +74,17 @@ def _names_in(root: Path, source: Path, key: str) -> list[str]:
     if not source.is_file():
         names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
         if not names:
-            raise ValueError(f"{key}: {root} has neither folders of renders nor {VALID_PATHS}")
+            raise UserError(f"{key}: {root} has neither folders of renders nor {VALID_PATHS}")
         return names
     try:
         names = json.loads(source.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{key}: {source} is not valid JSON: {error}") from error
+        raise UserError(f"{key}: {source} is not valid JSON: {error}") from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise ValueError(f"{key}: {source}: expected a list of folder names")
+        raise UserError(f"{key}: {source}: expected a list of folder names")
     outside = [name for name in names if name.startswith("/") or ".." in name.split("/")]
     if outside:
-        raise ValueError(f"{key}: {source}: {outside[0]!r} is not a folder inside {root}")
+        raise UserError(f"{key}: {source}: {outside[0]!r} is not a folder inside {root}")
     return names
 
 

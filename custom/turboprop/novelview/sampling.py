@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Optional
 
 import torch
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
 from ..teachers.noise_schedule import remove_noise
@@ -21,7 +22,7 @@ def sampling_timesteps(num_timesteps: int, num_steps: int) -> list[int]:
         ValueError: a number of steps outside of 1 to T.
     """
     if not 1 <= num_steps <= num_timesteps:
-        raise ValueError(f"num_steps: expected 1 to {num_timesteps}, got {num_steps}")
+        raise UserError(f"num_steps: expected 1 to {num_timesteps}, got {num_steps}")
     return [round(num_timesteps * (1.0 - step / num_steps)) - 1 for step in range(num_steps)]
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from threestudio.utils.errors import MissingFileError, UserError
 
 from ..teachers.loading import load_part
 from ..teachers.weights import model_folder, part_classes
@@ -69,7 +70,7 @@ def _denoiser(folder: Path) -> tuple:
 
 def _encoder_of_start(name: str, size: int) -> ImageEncoder:
     if "image_encoder" not in part_classes(name):
-        raise ValueError(f"system.image_encoder: {name} has no image encoder of its own: name a folder of one")
+        raise UserError(f"system.image_encoder: {name} has no image encoder of its own: name a folder of one")
     return read_encoder(model_folder(name, ("image_encoder",)) / "image_encoder", size)
 
 
@@ -79,7 +80,7 @@ def _encoder_folder(name: str, key: str = "image_encoder") -> Path:
     if folder.is_dir():
         return folder
     if len(name.split("/")) != 2 or name.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"system.{key}: no folder {name}")
+        raise MissingFileError(f"system.{key}: no folder {name}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -87,7 +88,7 @@ def _encoder_folder(name: str, key: str = "image_encoder") -> Path:
         return Path(snapshot_download(name, allow_patterns=["config.json", "*.safetensors"]))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise FileNotFoundError(f"system.{key}: no folder {name}, and the hub does not give it: {reason}") from error
+        raise MissingFileError(f"system.{key}: no folder {name}, and the hub does not give it: {reason}") from error
 
 
 def _take_over(model: NovelViewModel, start: NovelViewModel) -> None:

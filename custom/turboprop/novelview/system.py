@@ -11,6 +11,7 @@ import threestudio
 import torch
 from threestudio.systems.base import BaseSystem
 from threestudio.utils.config import parse_structured
+from threestudio.utils.errors import UserError
 from torch import Tensor, nn
 
 from ..small_models.training import average_weights
@@ -74,7 +75,7 @@ class NovelViewSystem(BaseSystem):
     def configure(self) -> None:
         cfg = self.cfg
         if not cfg.start_from:
-            raise ValueError("system.start_from: expected a model folder, a hub id or a .ckpt, got an empty name")
+            raise UserError("system.start_from: expected a model folder, a hub id or a .ckpt, got an empty name")
         settings = _settings(cfg.model)
         self.timesteps: TimestepConfig = parse_structured(TimestepConfig, cfg.timesteps)
         self.photometric: PhotometricAugmentation = parse_structured(PhotometricAugmentation, cfg.photometric)
@@ -101,16 +102,16 @@ class NovelViewSystem(BaseSystem):
         PhotometricAugmentation(**self.photometric).check("system.photometric")
         if not 0.0 <= cfg.condition_dropout <= 1.0 / 3.0:
             given = cfg.condition_dropout
-            raise ValueError(f"system.condition_dropout: expected a number within 0 to 1/3, got {given}")
+            raise UserError(f"system.condition_dropout: expected a number within 0 to 1/3, got {given}")
         if not 0.0 <= cfg.ema_decay < 1.0:
-            raise ValueError(f"system.ema_decay: expected a number in [0, 1), got {cfg.ema_decay}")
+            raise UserError(f"system.ema_decay: expected a number in [0, 1), got {cfg.ema_decay}")
         if cfg.min_snr_gamma < 0:
-            raise ValueError(f"system.min_snr_gamma: expected at least 0, got {cfg.min_snr_gamma}")
+            raise UserError(f"system.min_snr_gamma: expected at least 0, got {cfg.min_snr_gamma}")
         if cfg.frozen_precision not in FROZEN_TYPES:
             known = ", ".join(FROZEN_TYPES)
-            raise ValueError(f"system.frozen_precision: expected one of {known}, got {cfg.frozen_precision!r}")
+            raise UserError(f"system.frozen_precision: expected one of {known}, got {cfg.frozen_precision!r}")
         if cfg.validation_bins < 1:
-            raise ValueError(f"system.validation_bins: expected at least 1, got {cfg.validation_bins}")
+            raise UserError(f"system.validation_bins: expected at least 1, got {cfg.validation_bins}")
 
     def _timestep_sampling(self) -> TimestepSampling:
         values = self.timesteps
@@ -136,13 +137,13 @@ class NovelViewSystem(BaseSystem):
         """Raises ValueError where pictures or cached latents are not this model's."""
         data = self.trainer.datamodule
         if not isinstance(data, NovelViewDataModule):
-            raise ValueError("data_type: this system needs turboprop-novelview-datamodule")
+            raise UserError("data_type: this system needs turboprop-novelview-datamodule")
         size = data.cfg.image_size
         if size != self.model.image_size:
-            raise ValueError(f"data.image_size: the model takes pictures of {self.model.image_size} pixels, got {size}")
+            raise UserError(f"data.image_size: the model takes pictures of {self.model.image_size} pixels, got {size}")
         cache = data.train_pairs.latents
         if cache is not None and cache.fingerprint != autoencoder_fingerprint(self.model.vae):
-            raise ValueError("data.latent_cache: it was made by another autoencoder than the model's")
+            raise UserError("data.latent_cache: it was made by another autoencoder than the model's")
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         loss, figures = training_loss(self.model, batch, self._rule())
@@ -263,5 +264,5 @@ def _settings(values: Any) -> NovelViewSettings:
     try:
         plain.check()
     except ValueError as error:
-        raise ValueError(f"system.model.{error}") from error
+        raise UserError(f"system.model.{error}") from error
     return plain

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
 
@@ -56,11 +57,11 @@ class TimestepSampling:
     def check(self, key: str = "timesteps") -> None:
         """Raises ValueError that names the key, what was expected and what came."""
         if self.sampler not in SAMPLERS:
-            raise ValueError(f"{key}.sampler: expected one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
+            raise UserError(f"{key}.sampler: expected one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
         if not self.std > 0:
-            raise ValueError(f"{key}.std: expected a number above 0, got {self.std}")
+            raise UserError(f"{key}.std: expected a number above 0, got {self.std}")
         if not 0.0 <= self.uniform_share <= 1.0:
-            raise ValueError(f"{key}.uniform_share: expected a number within 0 to 1, got {self.uniform_share}")
+            raise UserError(f"{key}.uniform_share: expected a number within 0 to 1, got {self.uniform_share}")
 
 
 def timesteps_of(uniform: Tensor, num_timesteps: int, sampling: TimestepSampling) -> Tensor:  # [B] in [0, 1)
@@ -111,7 +112,7 @@ def interpolated_noise_shift(alphas_cumprod: Tensor, scale: float) -> Tensor:  #
         ValueError: a scale that is not above 0.
     """
     if not scale > 0:
-        raise ValueError(f"noise_shift: expected a number above 0, got {scale}")
+        raise UserError(f"noise_shift: expected a number above 0, got {scale}")
     share = torch.linspace(0.0, 1.0, len(alphas_cumprod), dtype=torch.float64, device=alphas_cumprod.device)
     log_ratio = torch.logit(alphas_cumprod.double()) - share * math.log(scale)  # log SNR = logit of abar
     return torch.sigmoid(log_ratio).to(alphas_cumprod)

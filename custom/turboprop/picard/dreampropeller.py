@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Mapping
 
 import threestudio
+from threestudio.utils.errors import UserError
 
 from .settings import SPEEDUP
 
@@ -29,10 +30,10 @@ class SpeedupBlock:
         """Raises ValueError for an unknown key, naming it."""
         block = config.pop("speedup")
         if not isinstance(block, Mapping):
-            raise ValueError(f"speedup: expected a mapping with keys {', '.join(SPEEDUP)}, got {block!r}")
+            raise UserError(f"speedup: expected a mapping with keys {', '.join(SPEEDUP)}, got {block!r}")
         for key in block:
             if key not in SPEEDUP:
-                raise ValueError(f"speedup.{key}: expected one of {', '.join(SPEEDUP)}")
+                raise UserError(f"speedup.{key}: expected one of {', '.join(SPEEDUP)}")
         config.system_type = with_mixin(config.get("system_type", ""))
         config.merge_with({"system": {"picard": {"speedup": block}}})
         _one_optimizer(config.system)
@@ -73,8 +74,8 @@ def _one_optimizer(system: Any) -> None:
     if guidance is not None:
         for key in ("name", "args"):
             if guidance.get(key) != base.get(key):
-                raise ValueError(f"system.optimizer.guidance.{key}: expected that of system.optimizer.base, {base.get(key)}")
+                raise UserError(f"system.optimizer.guidance.{key}: expected that of system.optimizer.base, {base.get(key)}")
         if not base.get("params"):
-            raise ValueError("system.optimizer.base.params: expected the groups that train beside system.optimizer.guidance")
+            raise UserError("system.optimizer.base.params: expected the groups that train beside system.optimizer.guidance")
         base.params.merge_with(guidance.params)
     system.optimizer = base

@@ -8,6 +8,7 @@ from typing import Any, Callable, Iterable, Mapping
 import torch
 
 from threestudio.utils.config import parse_structured
+from threestudio.utils.errors import UserError
 
 from .engine.distances import DISTANCES
 from .engine.guesses import CONTINUATIONS
@@ -75,7 +76,7 @@ def with_speedup(config: Any, block: Mapping[str, Any]) -> Any:
     """The config with what a `speedup` block of DreamPropeller says."""
     unknown = sorted(set(block) - set(SPEEDUP))
     if unknown:
-        raise ValueError(f"system.picard.speedup.{unknown[0]}: expected one of {', '.join(SPEEDUP)}")
+        raise UserError(f"system.picard.speedup.{unknown[0]}: expected one of {', '.join(SPEEDUP)}")
     config = config.copy()
     config.distance, config.guess, config.rule = "mean_square", "copy", "median"
     for name, value in block.items():
@@ -86,12 +87,12 @@ def with_speedup(config: Any, block: Mapping[str, Any]) -> Any:
 
 def _check_choice(key: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
-        raise ValueError(f"system.picard.{key}: expected one of {', '.join(choices)}, got {value!r}")
+        raise UserError(f"system.picard.{key}: expected one of {', '.join(choices)}, got {value!r}")
 
 
 def _check(key: str, value: float, expected: str, holds: Callable[[float], bool]) -> None:
     if not holds(value):
-        raise ValueError(f"system.picard.{key}: expected {expected}, got {value}")
+        raise UserError(f"system.picard.{key}: expected {expected}, got {value}")
 
 
 def build_window(config: PicardConfig, evaluate: Evaluate, update: OptimizerUpdate) -> PicardWindow:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import threestudio
+from threestudio.utils.errors import UserError
 
 from ..system_mixin import SystemMixin
 from .batched.surroundings import parts_of
@@ -88,7 +89,7 @@ class PicardSystem(SystemMixin):
     def on_train_start(self) -> None:
         super().on_train_start()
         if len(self.trainer.optimizers) != 1:
-            raise ValueError(f"picard: expected a system with one optimizer, got {len(self.trainer.optimizers)}")
+            raise UserError(f"picard: expected a system with one optimizer, got {len(self.trainer.optimizers)}")
         optimizer = self.trainer.optimizers[0]
         self.__names_beside = names_beside(self) if self.picard.beside == "local" else set()
         state_groups, groups_beside = split(self.__group_names(), self.__names_beside)
@@ -120,7 +121,7 @@ class PicardSystem(SystemMixin):
         if self.picard.executor == "in_process":
             return InProcess(self.__evaluate)
         if importlib.util.find_spec("greenlet") is None:
-            raise ValueError("system.picard.executor: batched needs the package greenlet: pip install greenlet")
+            raise UserError("system.picard.executor: batched needs the package greenlet: pip install greenlet")
         from .batched.executor import Batched
 
         batched = Batched(self, self.__evaluate, self.picard.batched_slots)
@@ -131,15 +132,15 @@ class PicardSystem(SystemMixin):
     def __check_trainer(self) -> None:
         trainer = self.trainer
         if not self.automatic_optimization:
-            raise ValueError("picard: expected a system with automatic optimization")
+            raise UserError("picard: expected a system with automatic optimization")
         if trainer.accumulate_grad_batches != 1:
-            raise ValueError(f"trainer.accumulate_grad_batches: picard takes 1, got {trainer.accumulate_grad_batches}")
+            raise UserError(f"trainer.accumulate_grad_batches: picard takes 1, got {trainer.accumulate_grad_batches}")
         if trainer.gradient_clip_val:
-            raise ValueError("trainer.gradient_clip_val: picard takes none")
+            raise UserError("trainer.gradient_clip_val: picard takes none")
         if str(trainer.precision).startswith("16"):
-            raise ValueError(f"trainer.precision: picard takes 32 or bf16-mixed, got {trainer.precision}")
+            raise UserError(f"trainer.precision: picard takes 32 or bf16-mixed, got {trainer.precision}")
         if any(optimizer.defaults.get("max_grad_norm") for optimizer in trainer.optimizers):  # Adan's
-            raise ValueError("system.optimizer.args.max_grad_norm: picard takes 0, as an update has to be elementwise")
+            raise UserError("system.optimizer.args.max_grad_norm: picard takes 0, as an update has to be elementwise")
 
     # Where a rank's shard of the parameters is not enough. The end of an epoch is mostly known beforehand.
 
@@ -367,7 +368,7 @@ class PicardSystem(SystemMixin):
             output = super().training_step(batch, batch_idx)
         loss = output["loss"] if isinstance(output, dict) else output
         if not isinstance(loss, Tensor):
-            raise ValueError("picard: expected a training step that returns its loss")
+            raise UserError("picard: expected a training step that returns its loss")
         self.__local.backward(loss)
         super().on_after_backward()
         return loss.detach()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Optional, Protocol, Self
 
 import torch
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
 from .noise_schedule import add_noise
@@ -108,7 +109,7 @@ class Teacher(ABC):
             ValueError: the teacher needs what is not given, or knows single views alone.
         """
         if num_views != 1:
-            raise ValueError(f"n_view: this teacher knows single views alone, expected 1, got {num_views}")
+            raise UserError(f"n_view: this teacher knows single views alone, expected 1, got {num_views}")
         return TextCondition(embeddings)
 
     @abstractmethod

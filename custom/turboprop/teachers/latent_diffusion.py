@@ -3,6 +3,7 @@
 from typing import Any, Optional
 
 import torch
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
 from .autoencoder import decode_latents, downsampling, encode_latents, posterior_noise
@@ -27,16 +28,16 @@ class LatentDiffusionTeacher(Teacher):
 
     def __init__(self, unet: Any, vae: Any, alphas_cumprod: Tensor, prediction_type: str) -> None:
         if prediction_type not in PREDICTION_TYPES:
-            raise ValueError(
+            raise UserError(
                 f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
             )
         if unet.config.in_channels != vae.config.latent_channels:
-            raise ValueError(
+            raise UserError(
                 f"the unet takes {unet.config.in_channels} channels, the vae's latents have "
                 f"{vae.config.latent_channels}: not a text-to-image model"
             )
         if unet.config.addition_embed_type is not None or unet.config.class_embed_type is not None:
-            raise ValueError(
+            raise UserError(
                 "the unet needs conditions besides the prompt (as SDXL's does): not a model of this family"
             )
         self.unet = unet.eval().requires_grad_(False)

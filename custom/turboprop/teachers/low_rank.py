@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
+from threestudio.utils.errors import UserError
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -166,18 +167,18 @@ def _inject(unet: Any, rank: int) -> tuple[list[Any], dict[str, nn.Parameter]]:
 def _check_fit(denoiser: Denoiser, base: Teacher, rank: int) -> None:
     config = denoiser.unet.config
     if rank < 1:
-        raise ValueError(f"lora_rank: expected a number of at least 1, got {rank}")
+        raise UserError(f"lora_rank: expected a number of at least 1, got {rank}")
     if denoiser.prediction_type not in PREDICTION_TYPES:
-        raise ValueError(
+        raise UserError(
             f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {denoiser.prediction_type!r}"
         )
     if config.class_embed_type is not None or config.addition_embed_type not in (None, "text"):
-        raise ValueError("pretrained_model_name_or_path_lora: its unet needs conditions besides the prompt")
+        raise UserError("pretrained_model_name_or_path_lora: its unet needs conditions besides the prompt")
     if config.in_channels != base.latent_channels:
-        raise ValueError(
+        raise UserError(
             f"pretrained_model_name_or_path_lora: its unet takes {config.in_channels} channels, "
             f"the teacher's latents have {base.latent_channels}"
         )
     ours, theirs = denoiser.alphas_cumprod.cpu().float(), base.alphas_cumprod.cpu().float()
     if ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-5):
-        raise ValueError("pretrained_model_name_or_path_lora: its noise schedule is not the teacher's")
+        raise UserError("pretrained_model_name_or_path_lora: its noise schedule is not the teacher's")

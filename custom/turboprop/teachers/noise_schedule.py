@@ -4,6 +4,7 @@ Notation: x_t = a_t x_0 + s_t eps, with a_t = sqrt(alphas_cumprod[t]) and s_t = 
 """
 
 import torch
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -69,7 +70,7 @@ def to_epsilon(
         return (signal * prediction + level * noisy).to(prediction.dtype)
     if prediction_type == "sample":
         return ((noisy - signal * prediction) / level).to(prediction.dtype)
-    raise ValueError(
+    raise UserError(
         f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
     )
 
@@ -89,6 +90,6 @@ def prediction_target(
     if prediction_type == "v_prediction":
         signal, level = signal_and_noise_level(alphas_cumprod, timesteps, clean.ndim)
         return (signal * noise - level * clean).to(clean.dtype)
-    raise ValueError(
+    raise UserError(
         f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
     )

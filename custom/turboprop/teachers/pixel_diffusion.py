@@ -3,6 +3,7 @@
 from typing import Any, Optional
 
 import torch
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
 from .contract import Teacher, TextCondition
@@ -24,18 +25,18 @@ class PixelDiffusionTeacher(Teacher):
 
     def __init__(self, unet: Any, alphas_cumprod: Tensor, prediction_type: str) -> None:
         if prediction_type not in PREDICTION_TYPES:
-            raise ValueError(
+            raise UserError(
                 f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
             )
         config = unet.config
         if config.in_channels != 3 or config.out_channels not in (3, 6):
-            raise ValueError(
+            raise UserError(
                 f"the unet takes {config.in_channels} channels and answers {config.out_channels}; "
                 "expected a pixel-space model of 3 and 3, or 3 and 6 (a super-resolution stage takes 6)"
             )
         # "text" adds a pooled prompt, which the network takes from the same embeddings
         if config.class_embed_type is not None or config.addition_embed_type not in (None, "text"):
-            raise ValueError("the unet needs conditions besides the prompt: not a model of this family")
+            raise UserError("the unet needs conditions besides the prompt: not a model of this family")
         self.unet = unet.eval().requires_grad_(False)
         self.alphas_cumprod = alphas_cumprod.to(dtype=torch.float32)
         self.prediction_type = prediction_type

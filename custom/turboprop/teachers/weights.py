@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from threestudio.utils.errors import MissingFileError, UserError
+
 # The repositories that took the place of removed ones, best first.
 MIRRORS: dict[str, Sequence[str]] = {
     "stabilityai/stable-diffusion-2-1-base": (
@@ -142,7 +144,7 @@ def check_folder(folder: Path, parts: Sequence[str] = DENOISER_PARTS + TEXT_PART
         ValueError: a file is broken; the message names it.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"pretrained_model_name_or_path: no folder {folder}; expected a folder in diffusers' layout "
             '(model_index.json, unet/, vae/, scheduler/, tokenizer/, text_encoder/) or a hub id "owner/name"'
         )
@@ -154,7 +156,7 @@ def check_folder(folder: Path, parts: Sequence[str] = DENOISER_PARTS + TEXT_PART
         if part in _WEIGHTS_OF_PART and not weight_files(folder, part):
             missing.append(f"{part}/{_WEIGHTS_OF_PART[part]}.safetensors")
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"pretrained_model_name_or_path: the model folder {folder} lacks {', '.join(missing)}"
         )
     for part in parts:
@@ -203,7 +205,7 @@ def _pickled_patterns(parts: Sequence[str]) -> list[str]:
 def _is_local(name: str) -> bool:
     """Whether `name` means a folder: it is one, or it cannot be a hub id."""
     if not name.strip():
-        raise ValueError("pretrained_model_name_or_path: expected a folder or a hub id, got an empty name")
+        raise UserError("pretrained_model_name_or_path: expected a folder or a hub id, got an empty name")
     if Path(name).expanduser().is_dir():
         return True
     pieces = name.split("/")
@@ -221,7 +223,7 @@ def _fetch(name: str, patterns: Sequence[str]) -> Path:
             return Path(snapshot_download(candidate, allow_patterns=list(patterns)))
         except (HfHubHTTPError, EntryNotFoundError, HFValidationError, OSError) as error:
             reasons.append(f"{candidate}: {_first_line(error)}")
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"pretrained_model_name_or_path: no folder {name!r}, and no such model from the hub: {'; '.join(reasons)}. "
         f"{_mirror_hint(name)}Check the id and the network, or give a local folder in diffusers' layout"
     )
@@ -250,7 +252,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"pretrained_model_name_or_path: {path} is not valid JSON: {_first_line(error)}"
         ) from error
 
@@ -264,4 +266,4 @@ def _check_header(path: Path) -> None:
         with safe_open(path, framework="pt") as file:
             file.keys()
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"pretrained_model_name_or_path: {path} is broken: {_first_line(error)}") from error
+        raise UserError(f"pretrained_model_name_or_path: {path} is broken: {_first_line(error)}") from error

@@ -10,6 +10,8 @@ import difflib
 import re
 from dataclasses import dataclass
 
+from threestudio.utils.errors import UserError
+
 from .objects import COLORS, KINDS, Kind
 
 VIEWS = ("side", "front", "back", "overhead")
@@ -55,15 +57,15 @@ def parse_caption(text: str) -> ObjectSpec:
     plain = re.sub(r", (%s) view$" % "|".join(VIEWS), "", text.strip())
     match = re.fullmatch(r"an? (\w+) (\w+) with (?:an? )?(\w+) (\w+)", plain)
     if match is None:
-        raise ValueError(f'not a caption of the world: "{text}"; expected the form "a red chair with blue legs"')
+        raise UserError(f'not a caption of the world: "{text}"; expected the form "a red chair with blue legs"')
     main, kind, accent, noun = match.groups()
     for word, known in ((kind, KINDS), (main, COLORS), (accent, COLORS)):
         if word not in known:
             near = difflib.get_close_matches(word, known, 1) or sorted(known)[:1]
-            raise ValueError(f'"{word}" in the caption "{text}" is unknown to the world; nearest: "{near[0]}"')
+            raise UserError(f'"{word}" in the caption "{text}" is unknown to the world; nearest: "{near[0]}"')
     spec = ObjectSpec(kind, main, accent)
     if caption(spec).rsplit(" ", 1)[1] != noun:
-        raise ValueError(f'not a caption of the world: "{text}"; did you mean "{caption(spec)}"?')
+        raise UserError(f'not a caption of the world: "{text}"; did you mean "{caption(spec)}"?')
     return spec
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import threestudio
 from threestudio.utils.base import BaseObject
-from threestudio.utils.errors import UserError
+from threestudio.utils.errors import MissingFileError, UserError
 from threestudio.utils.typing import Callable, Dict, List, Optional, Tuple
 
 SIDE, FRONT, BACK, OVERHEAD = range(4)
@@ -280,7 +280,7 @@ class PromptProcessor(BaseObject):
         """The embedding [N, D] in a prompt's cache file. Raises FileNotFoundError."""
         path = self._cache_file(prompt)
         if not os.path.isfile(path):
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"text embedding of {prompt!r} by {self.cfg.pretrained_model_name_or_path} not found at {path}"
             )
         return torch.load(path, map_location=self.device, weights_only=True)

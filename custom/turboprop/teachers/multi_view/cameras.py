@@ -1,6 +1,7 @@
 """What a multi-view network is told about a camera: sixteen numbers."""
 
 import torch
+from threestudio.utils.errors import UserError
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,7 +27,7 @@ def camera_numbers(
         ValueError: an unknown encoding.
     """
     if encoding not in ENCODINGS:
-        raise ValueError(f"camera encoding: expected one of {', '.join(ENCODINGS)}, got {encoding!r}")
+        raise UserError(f"camera encoding: expected one of {', '.join(ENCODINGS)}, got {encoding!r}")
     position = c2w[:, :3, 3]
     normalized = c2w.clone()
     normalized[:, :3, 3] = F.normalize(position, dim=-1, eps=1e-8)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from threestudio.utils.errors import MissingFileError
+
 from ..weights import DENOISER_PARTS, model_folder
 
 
@@ -45,7 +47,7 @@ def fetch_published(name: str) -> str:
             return str(model_folder(folder, DENOISER_PARTS))
         except FileNotFoundError as error:
             reasons.append(str(error).removeprefix("pretrained_model_name_or_path: "))
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"model_name: cannot fetch {name}: {'; '.join(reasons)}. "
         f"Give {model.file} or a folder with the same weights as ckpt_path"
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Optional
 
 from torch import Tensor
+from threestudio.utils.errors import UserError
 
 LATENT_SIZE = 32  # MVDream was trained on pictures of 256 pixels
 HEAD_WIDTH = 64  # channels of an attention head in Stable Diffusion 2
@@ -19,7 +20,7 @@ TEXT_HEAD_WIDTH = 64  # of OpenCLIP's text models
 def tensor_of(tensors: Mapping[str, Tensor], key: str, part: str) -> Tensor:
     """Raises ValueError, which names the key, where it is missing."""
     if key not in tensors:
-        raise ValueError(f"not the {part} of MVDream: it lacks {key}")
+        raise UserError(f"not the {part} of MVDream: it lacks {key}")
     return tensors[key]
 
 
@@ -68,7 +69,7 @@ def _levels(tensors: Mapping[str, Tensor]) -> list[list[int]]:
         else:
             levels[-1].append(number)
     if not all(levels):
-        raise ValueError("not the denoiser of MVDream: it lacks input_blocks.1.0.out_layers.3.weight")
+        raise UserError("not the denoiser of MVDream: it lacks input_blocks.1.0.out_layers.3.weight")
     return levels
 
 

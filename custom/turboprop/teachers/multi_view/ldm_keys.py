@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from threestudio.utils.errors import UserError
 from torch import Tensor, nn
 
 UNET_PREFIX = "model.diffusion_model."
@@ -49,7 +50,7 @@ def fill(
                     f"{origins[key]}: expected shape {list(value.shape)}, got {list(converted[key].shape)}"
                 )
     if problems:
-        raise ValueError(f"not the {part} of MVDream: {'; '.join(problems[:_NAMED])}")
+        raise UserError(f"not the {part} of MVDream: {'; '.join(problems[:_NAMED])}")
     network.load_state_dict({key: converted[key] for key in expected}, assign=True)
 
 

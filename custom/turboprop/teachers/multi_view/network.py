@@ -7,6 +7,7 @@ self-attention looks at all views of a set, and an embedding of the camera is ad
 from typing import Any, Optional
 
 import torch
+from threestudio.utils.errors import UserError
 from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class MultiViewUNet(ModelMixin, ConfigMixin):
             ValueError: the batch does not hold whole sets.
         """
         if noisy.shape[0] % num_views:
-            raise ValueError(f"expected whole sets of {num_views} views, got {noisy.shape[0]} pictures")
+            raise UserError(f"expected whole sets of {num_views} views, got {noisy.shape[0]} pictures")
         if cameras is None:
             width = self.camera_embedding[-1].out_features
             embedded = noisy.new_zeros(noisy.shape[0], width)

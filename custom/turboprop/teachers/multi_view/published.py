@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threestudio.utils.errors import MissingFileError, UserError
 from torch import Tensor, nn
 
 from ..weights import part_folder, read_json, weight_files
@@ -61,7 +62,7 @@ def read_original(path: Path) -> OriginalParts:
     prefixes = (UNET_PREFIX, VAE_PREFIX, TEXT_KEYS)
     unknown = [key for key in tensors if key not in SCHEDULE_KEYS and not key.startswith(prefixes)]
     if unknown:
-        raise ValueError(f"{path}: not MVDream's weights: unknown tensors {', '.join(unknown[:4])}")
+        raise UserError(f"{path}: not MVDream's weights: unknown tensors {', '.join(unknown[:4])}")
 
     def under(prefix: str) -> dict[str, Tensor]:
         return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
@@ -81,18 +82,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
+        raise MissingFileError(f"no file {path}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, EOFError, OSError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: not a file of tensors alone: {reason}") from error
+        raise UserError(f"{path}: not a file of tensors alone: {reason}") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path}: expected a mapping of names to tensors")
+        raise UserError(f"{path}: expected a mapping of names to tensors")
     return dict(content)
 
 
@@ -153,7 +154,7 @@ def schedule_of(tables: Mapping[str, Tensor]) -> Any:  # DDIMScheduler
         return scheduler
     expected = scheduler.alphas_cumprod
     if table.shape != expected.shape or not torch.allclose(table.float(), expected, atol=1e-4):
-        raise ValueError("alphas_cumprod: expected the noise schedule of Stable Diffusion, got another")
+        raise UserError("alphas_cumprod: expected the noise schedule of Stable Diffusion, got another")
     return scheduler
 
 
@@ -165,7 +166,7 @@ def community_network(folder: Path) -> MultiViewUNet:  # a checked model folder
     """
     config = read_json(part_folder(folder, "unet") / "config.json")
     if config.get("ip_dim"):
-        raise ValueError(f"{folder}: the network is ImageDream's (ip_dim {config['ip_dim']}), expected MVDream's")
+        raise UserError(f"{folder}: the network is ImageDream's (ip_dim {config['ip_dim']}), expected MVDream's")
     tensors: dict[str, Tensor] = {}
     for path in weight_files(folder, "unet"):
         tensors.update(read_tensors(path))
@@ -179,4 +180,4 @@ def community_network(folder: Path) -> MultiViewUNet:  # a checked model folder
     try:
         return network_of(tensors, **known)
     except ValueError as error:
-        raise ValueError(f"pretrained_model_name_or_path: cannot load unet of {folder}: {error}") from error
+        raise UserError(f"pretrained_model_name_or_path: cannot load unet of {folder}: {error}") from error

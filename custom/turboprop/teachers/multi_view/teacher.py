@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
+from threestudio.utils.errors import MissingFileError, UserError
 from torch import Tensor
 
 from ..autoencoder import decode_latents, downsampling, encode_latents, posterior_noise
@@ -37,7 +38,7 @@ class MultiViewCondition:
         """Raises ValueError for sets of other sizes, or where only some know their cameras."""
         parts = [self, *others]
         if len({(part.num_views, part.cameras is None) for part in parts}) > 1:
-            raise ValueError("expected sets of one size, all with cameras or all without")
+            raise UserError("expected sets of one size, all with cameras or all without")
         embeddings = torch.cat([part.embeddings for part in parts])
         if self.cameras is None:
             return MultiViewCondition(embeddings, None, self.num_views)
@@ -46,7 +47,7 @@ class MultiViewCondition:
     def take(self, count: int) -> "MultiViewCondition":
         """The first `count` samples. Raises ValueError where that cuts a set."""
         if count % self.num_views:
-            raise ValueError(f"expected a multiple of {self.num_views} views, got {count}")
+            raise UserError(f"expected a multiple of {self.num_views} views, got {count}")
         cameras = None if self.cameras is None else self.cameras[:count]
         return MultiViewCondition(self.embeddings[:count], cameras, self.num_views)
 
@@ -73,12 +74,12 @@ class MultiViewTeacher(Teacher):
         image_size: Optional[int] = None,  # pixels
     ) -> None:
         if prediction_type not in PREDICTION_TYPES:
-            raise ValueError(
+            raise UserError(
                 f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
             )
         config = network.unet.config
         if config.in_channels != vae.config.latent_channels:
-            raise ValueError(
+            raise UserError(
                 f"the unet takes {config.in_channels} channels, the vae's latents have {vae.config.latent_channels}: "
                 "not a text-to-image model"
             )
@@ -90,7 +91,7 @@ class MultiViewTeacher(Teacher):
         factor = downsampling(vae)
         self.image_size = config.sample_size * factor if image_size is None else image_size
         if self.image_size < factor or self.image_size % factor:
-            raise ValueError(f"image_size: expected a multiple of {factor}, got {image_size}")
+            raise UserError(f"image_size: expected a multiple of {factor}, got {image_size}")
         self.latent_size = self.image_size // factor
 
     def at_image_size(self, image_size: int) -> "MultiViewTeacher":  # pixels
@@ -147,9 +148,9 @@ class MultiViewTeacher(Teacher):
             vae = autoencoder_of(parts.vae).to(device, dtype)
             schedule = schedule_of(parts.schedule)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"pretrained_model_name_or_path: {error}") from error
+            raise MissingFileError(f"pretrained_model_name_or_path: {error}") from error
         except ValueError as error:
-            raise ValueError(f"pretrained_model_name_or_path: cannot load {path}: {error}") from error
+            raise UserError(f"pretrained_model_name_or_path: cannot load {path}: {error}") from error
         if options.enable_channels_last_format:
             network = network.to(memory_format=torch.channels_last)
         return cls(network, vae, schedule.alphas_cumprod, schedule.config.prediction_type)
@@ -178,9 +179,9 @@ class MultiViewTeacher(Teacher):
 
     def condition(self, embeddings: Tensor, cameras: Optional[Cameras], num_views: int = 1) -> MultiViewCondition:
         if cameras is None or cameras.c2w is None or cameras.fovy is None:
-            raise ValueError("a multi-view teacher needs each view's c2w and fovy; the batch of this data has none")
+            raise UserError("a multi-view teacher needs each view's c2w and fovy; the batch of this data has none")
         if embeddings.shape[0] % num_views:
-            raise ValueError(
+            raise UserError(
                 f"n_view: expected a number of views that is a multiple of {num_views}, got {embeddings.shape[0]}"
             )
         numbers = camera_numbers(cameras.c2w, cameras.fovy, self.network.config.camera_encoding)

@@ -7,6 +7,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from threestudio.utils.errors import MissingFileError, UserError
+
 SPLITS = ("train", "val", "test")
 
 
@@ -21,7 +23,7 @@ class PromptLibrary:
     def split(self, name: str) -> list[str]:
         """The prompts of a split. Raises ValueError for an unknown one."""
         if name not in SPLITS:
-            raise ValueError(
+            raise UserError(
                 f"prompt library: expected a split of {', '.join(SPLITS)}, got {name!r}{nearest(name, SPLITS)}"
             )
         return {"train": self.train, "val": self.val, "test": self.test}[name]
@@ -46,19 +48,19 @@ def load_prompt_library(name_or_path: str) -> PromptLibrary:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"prompt_library: {path} is not valid JSON: {str(error).splitlines()[0]}") from error
+        raise UserError(f"prompt_library: {path} is not valid JSON: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
-        raise ValueError(
+        raise UserError(
             f'prompt_library: {path}: expected {{"train": [...], "val": [...], "test": [...]}}, '
             f"got a {type(content).__name__}"
         )
     for key in content:
         if key not in SPLITS:
-            raise ValueError(
+            raise UserError(
                 f"prompt_library: {path}: unknown split {key!r}; expected {', '.join(SPLITS)}{nearest(key, SPLITS)}"
             )
     if not content.get("train"):
-        raise ValueError(f'prompt_library: {path} is empty: expected at least one prompt in "train"')
+        raise UserError(f'prompt_library: {path} is empty: expected at least one prompt in "train"')
     splits = [_checked(content.get(name) or content["train"], f"{path}: {name}") for name in SPLITS]
     return PromptLibrary(*splits)
 
@@ -66,7 +68,7 @@ def load_prompt_library(name_or_path: str) -> PromptLibrary:
 def prompt_list(prompts: Sequence[str], where: str = "prompts") -> PromptLibrary:
     """A library whose three splits are one list. Raises ValueError if it is empty or holds an empty prompt."""
     if not prompts:
-        raise ValueError(f"{where} is empty: expected at least one prompt")
+        raise UserError(f"{where} is empty: expected at least one prompt")
     checked = _checked(list(prompts), where)
     return PromptLibrary(checked, checked, checked)
 
@@ -79,18 +81,18 @@ def nearest(name: str, valid: Sequence[str]) -> str:
 
 def _checked(prompts: Any, where: str) -> list[str]:
     if not isinstance(prompts, list):
-        raise ValueError(f"{where}: expected a list of prompts, got a {type(prompts).__name__}")
+        raise UserError(f"{where}: expected a list of prompts, got a {type(prompts).__name__}")
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
-            raise ValueError(f"{where}[{index}]: expected a text, got {prompt!r}")
+            raise UserError(f"{where}[{index}]: expected a text, got {prompt!r}")
         if not prompt.strip():
-            raise ValueError(f"{where}[{index}]: expected a text, got an empty prompt")
+            raise UserError(f"{where}[{index}]: expected a text, got an empty prompt")
     return prompts
 
 
 def _library_path(name_or_path: str) -> Path:
     if not name_or_path.strip():
-        raise ValueError("prompt_library: expected a JSON file or a name, got an empty text")
+        raise UserError("prompt_library: expected a JSON file or a name, got an empty text")
     tried = [
         Path(name_or_path).expanduser(),
         Path("load") / f"{name_or_path}.json",
@@ -99,6 +101,6 @@ def _library_path(name_or_path: str) -> Path:
     for path in tried:
         if path.is_file():
             return path
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"prompt_library: no file {name_or_path!r}; looked at {', '.join(str(path) for path in tried)}"
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import threestudio
 from threestudio.utils.base import BaseObject
+from threestudio.utils.errors import UserError
 
 from ..text import encode_prompts
 from ..token_limit import TokenLimit
@@ -71,7 +72,7 @@ class MultiPromptOutput:
             ValueError: B is no multiple of P, or `view_dependent_prompting` is false.
         """
         if not view_dependent_prompting:
-            raise ValueError("perp-neg needs view_dependent_prompting: expected true, got false")
+            raise UserError("perp-neg needs view_dependent_prompting: expected true, got false")
         rows = self._prompt_rows(elevation)
         blend = perp_neg_blend(elevation, azimuth, self.thresholds, self.decays)
         between = self.view_embeddings[rows[:, None], blend.views]  # [B, 2, N, D]
@@ -180,7 +181,7 @@ class MultiPromptProcessor(BaseObject):
 
     def _row(self, name: str) -> int:
         if name not in self._rows:
-            raise ValueError(
+            raise UserError(
                 f"prompt {name!r} is not among the {len(self._rows)} encoded ones{nearest(name, list(self._rows))}"
             )
         return self._rows[name]
@@ -188,11 +189,11 @@ class MultiPromptProcessor(BaseObject):
     def _read_library(self) -> PromptLibrary:
         cfg = self.cfg
         if cfg.prompt_library and cfg.prompts is not None:
-            raise ValueError("prompt processor: expected prompt_library or prompts, got both")
+            raise UserError("prompt processor: expected prompt_library or prompts, got both")
         if cfg.prompt_library:
             return load_prompt_library(cfg.prompt_library)
         if cfg.prompts is None:
-            raise ValueError(
+            raise UserError(
                 "prompt processor: expected prompt_library (a JSON file or name) or prompts, got neither"
             )
         return prompt_list(cfg.prompts)
