@@ -11,7 +11,7 @@ SILENT = [
     "checkpoint.save_last=false", "trainer.log_every_n_steps=100",
 ]  # fmt: skip
 # At most so many in a step. Each is a point where the processor's queue of kernels for the GPU runs empty.
-MOST = {"asd-3dconv": 13, "asd-gaussians": 2}
+MOST = {"asd-3dconv": 10, "asd-gaussians": 2}
 
 
 def waits(launch, name: str, steps: int, *more: str) -> Counter:
@@ -24,4 +24,4 @@ def waits(launch, name: str, steps: int, *more: str) -> Counter:
 def test_of_a_step(name, launch):
     few, more = waits(launch, name, 2), waits(launch, name, 4)
     per_step = {place: (count - few[place]) / 2 for place, count in more.items() if count > few[place]}
-    assert sum(per_step.values()) <= MOST[name], per_step
+    assert sum(per_step.values()) <= MOST[name], sorted(per_step.items(), key=lambda x: -x[1])

@@ -130,7 +130,7 @@ class MultiPromptGeneratorSystem(BaseLift3DSystem):
             self.log(f"train_params/lambda_{name}", value)
         for name, value in guidance_out.items():
             if not name.startswith("loss_") and (not isinstance(value, Tensor) or value.numel() == 1):
-                self.log(f"train/{name}", float(value))
+                self.log(f"train/{name}", value.detach() if isinstance(value, Tensor) else float(value))
         self.log("train/opacity", opacity.detach().mean(), prog_bar=True)
 
     # ------------------------------------------------------------------------- evaluation
