@@ -4,8 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from threestudio.utils.loss import tv_loss
-
 
 def color_loss(
     render: Tensor,  # [B, H, W, 3] in [0, 1]
@@ -64,8 +62,9 @@ def normal_loss(
 
 
 def normal_smoothness(normal: Tensor) -> Tensor:  # [B, H, W, 3] -> []
-    """Total variation of a picture of normals."""
-    return tv_loss(normal.permute(0, 3, 1, 2))
+    """Mean squared difference of vertical neighbours, plus that of horizontal ones."""
+    vertical, horizontal = normal[:, 1:] - normal[:, :-1], normal[:, :, 1:] - normal[:, :, :-1]
+    return (vertical**2).mean() + (horizontal**2).mean()
 
 
 def perturbed_normal_loss(normal: Tensor, perturbed: Tensor) -> Tensor:  # both [N, 3] -> []

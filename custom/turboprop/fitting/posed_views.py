@@ -72,6 +72,26 @@ def folder_views(file: Path | str, size: int) -> PosedViews:
     pictures are square, a missing alpha channel counts as full coverage.
     Raises FileNotFoundError or ValueError with the file that is missing or wrong.
     """
+    cameras = read_camera_file(file)
+    pictures = torch.cat([read_picture(path, size) for path in cameras.pictures])
+    fovy = torch.full((len(pictures),), cameras.fovy)
+    return PosedViews(cameras.c2w, fovy, pictures[..., :3] * pictures[..., 3:], pictures[..., 3:])
+
+
+@dataclass(frozen=True)
+class CameraFile:
+    """What a transforms.json says."""
+
+    c2w: Tensor  # [V, 4, 4], OpenGL axes
+    fovy: float  # radians, of all
+    pictures: list[Path]  # V
+
+
+def read_camera_file(file: Path | str) -> CameraFile:
+    """A transforms.json, without its pictures.
+
+    Raises FileNotFoundError or ValueError with the file that is missing or wrong.
+    """
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(f"no camera file at {file}")
@@ -84,9 +104,8 @@ def folder_views(file: Path | str, size: int) -> PosedViews:
         raise ValueError(f"{file}: expected camera_angle_x and frames with file_path and transform_matrix ({error!r})") from error
     if not frames or c2w.shape[1:] != (4, 4) or not bool(torch.isfinite(c2w).all()):
         raise ValueError(f"{file}: expected frames with finite 4 x 4 matrices, got {len(frames)} of {list(c2w.shape[1:])}")
-    pictures = torch.cat([read_picture(path if path.suffix else path.with_suffix(".png"), size) for path in paths])
     # Pictures are square, so the vertical angle is the horizontal one.
-    return PosedViews(c2w, torch.full((len(c2w),), angle), pictures[..., :3] * pictures[..., 3:], pictures[..., 3:])
+    return CameraFile(c2w, angle, [path if path.suffix else path.with_suffix(".png") for path in paths])
 
 
 def read_picture(path: Path, size: int) -> Tensor:

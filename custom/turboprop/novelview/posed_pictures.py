@@ -1,0 +1,105 @@
+"""Pictures of one object from files: a single one from a given place, or several with their cameras.
+
+`load_pictures` takes what `data.image_path` may be:
+
+- a picture: it is framed (see framing) and stands at the place that the config gives;
+- a folder in zero-1-to-3's layout: 000.png with its camera 000.npy, a 3x4 matrix from world to camera, and so on;
+- a transforms.json as of the NeRF synthetic scenes: c2w matrices, and the field of view.
+
+Pictures with cameras are not framed anew: that would change what their cameras see.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import threestudio
+import torch
+from threestudio.data.reference_views import ReferenceViews, orbit_camera
+from threestudio.utils.picture_files import padded, read_object
+from torch import Tensor
+
+from ..fitting.posed_views import read_camera_file
+from .framing import FramingConfig, framed, is_framed
+
+
+@dataclass(frozen=True)
+class CameraPlace:
+    """Where a single picture was taken from."""
+
+    elevation_deg: float
+    azimuth_deg: float
+    distance: float  # world units
+    fovy_deg: float = 49.134  # of pictures without a camera file of their own; zero-1-to-3's renders have 49.134
+
+
+def load_pictures(path: str, place: CameraPlace, framing: FramingConfig, key: str) -> ReferenceViews:
+    """The pictures at `path`, see above. `place` is that of a single one; a folder takes its field of view alone.
+
+    Raises ValueError (or its kind, UserError) that names the key and the file that is missing or wrong.
+    """
+    if not path:
+        raise ValueError(f"{key}: the path of a picture, of a folder of pictures or of a transforms.json is required")
+    source = Path(path)
+    if source.is_dir():
+        return _folder_pictures(source, math.radians(place.fovy_deg), key)
+    if source.suffix.lower() == ".json":
+        return _camera_file_pictures(source, key)
+    rgba = read_object(source, key)
+    square = padded(rgba, 1.0)
+    if framing.mode == "auto" and not is_framed(square, framing):
+        threestudio.info(f"{source}: the object is centred and scaled to {framing.object_fill:g} of the frame")
+    camera = orbit_camera(place.elevation_deg, place.azimuth_deg, place.distance)
+    return ReferenceViews((framed(rgba, framing),), camera, torch.tensor([math.radians(place.fovy_deg)]))
+
+
+def _camera_file_pictures(file: Path, key: str) -> ReferenceViews:
+    try:
+        cameras = read_camera_file(file)
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{key}: {error}") from error
+    pictures = tuple(padded(read_object(path, key), 1.0) for path in cameras.pictures)
+    return ReferenceViews(pictures, cameras.c2w, torch.full((len(pictures),), cameras.fovy))
+
+
+def _folder_pictures(folder: Path, fovy: float, key: str) -> ReferenceViews:
+    pictures = sorted(path for path in folder.glob("*.png") if path.with_suffix(".npy").is_file())
+    if not pictures:
+        raise ValueError(f"{key}: {folder} has no picture with its camera: expected 000.png and 000.npy, ...")
+    c2w = torch.stack([camera_to_world(path.with_suffix(".npy"), key) for path in pictures])
+    images = tuple(padded(read_object(path, key), 1.0) for path in pictures)
+    return ReferenceViews(images, c2w, torch.full((len(images),), fovy))
+
+
+def camera_to_world(path: Path, key: str) -> Tensor:
+    """The pose [4, 4] of a file in zero-1-to-3's layout: a matrix [R | t] [3, 4] from world to camera, OpenGL axes.
+
+    Raises ValueError for a file that does not hold a rigid transform of that shape.
+    """
+    try:
+        matrix = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{key}: {path} is no array of numbers: {' '.join(str(error).split())}") from error
+    if matrix.shape != (3, 4) or matrix.dtype.kind not in "fiu":
+        raise ValueError(f"{key}: {path}: expected a camera matrix [3, 4], got {list(matrix.shape)} of {matrix.dtype}")
+    pose = torch.from_numpy(matrix.astype(np.float64))
+    rotation = pose[:, :3]
+    is_rotation = torch.allclose(rotation @ rotation.T, torch.eye(3, dtype=pose.dtype), atol=1e-3)
+    if not bool(torch.isfinite(pose).all()) or not is_rotation or not float(torch.linalg.det(rotation)) > 0:
+        raise ValueError(f"{key}: {path}: the left 3x3 of a camera matrix is a rotation; this one is none")
+    c2w = torch.eye(4, dtype=pose.dtype)
+    c2w[:3, :3], c2w[:3, 3] = rotation.T, -rotation.T @ pose[:, 3]
+    return c2w.float()
+
+
+def nearest_views(views: ReferenceViews, elevation: Tensor, azimuth: Tensor) -> Tensor:
+    """Which of V pictures was taken from nearest in angle to each of B cameras, in degrees: [B], int64."""
+    places = views.c2w[:, :3, 3] / views.distances[:, None]  # [V, 3]
+    elevation, azimuth = torch.deg2rad(elevation), torch.deg2rad(azimuth)
+    directions = torch.stack(
+        [elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], dim=-1
+    )
+    return (directions @ places.to(directions).T).argmax(dim=-1)
