@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, ClassVar, Dict, Iterator, List, Optional
 
 import pytorch_lightning as pl
 import torch
@@ -13,12 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 import threestudio
-from threestudio.data.reference_views import ReferenceViews, SizedViews, orbit_camera, single_view
+from threestudio.data.reference_views import ReferenceViews, SizedViews, camera_batch, orbit_camera, single_view
 from threestudio.data.uncond import (
     RandomCameraDataModuleConfig,
     RandomCameraDataset,
     RandomCameraIterableDataset,
-    batch_of_cameras,
     stages_of,
     unit_focal_directions,
 )
@@ -65,10 +64,11 @@ def check_config(cfg: SingleImageDataModuleConfig) -> None:
 class ReferenceViewsIterableDataset(IterableDataset, Updateable):
     """Endless batches of pictures with their cameras, and of random cameras beside them."""
 
-    def __init__(self, cfg: Any, views: ReferenceViews) -> None:
+    def __init__(self, cfg: Any, views: ReferenceViews, soft_mask: bool = False) -> None:
         super().__init__()
         self.cfg: SingleImageDataModuleConfig = cfg
         self.views = views
+        self.soft_mask = soft_mask
         sizes = {"height": cfg.height, "width": cfg.width}
         self.heights, self.widths, self.milestones = stages_of(sizes, cfg.resolution_milestones)
         self.random_pose_generator: Optional[RandomCameraIterableDataset] = None
@@ -102,18 +102,14 @@ class ReferenceViewsIterableDataset(IterableDataset, Updateable):
 
     def collate(self, batch: Any) -> Dict[str, Any]:
         """The cameras of some pictures, as random-camera-datamodule has them, with the pictures as rgb [B, H, W, 3] and
-        mask [B, H, W, 1]; ref_depth, ref_normal where required, else None; random_camera, a batch of its own."""
-        cfg, views, sized, which = self.cfg, self.views, self.sized, self._chosen()
-        c2w, fovy = views.c2w[which], views.fovy[which]
-        cameras = batch_of_cameras(c2w, fovy, self.directions_unit_focal, cfg.rays_d_normalize, cfg.rays_noise_scale)
+        mask [B, H, W, 1], bool, or alpha where it is soft; ref_depth, ref_normal where required, else None; random_camera, a
+        batch of its own."""
+        cfg, sized, which = self.cfg, self.sized, self._chosen()
+        directions = self.directions_unit_focal
         result = {
-            **cameras,
-            "light_positions": cameras["camera_positions"],
-            "elevation": views.elevation[which],
-            "azimuth": views.azimuth[which],
-            "camera_distances": views.distances[which],
+            **camera_batch(self.views[which], directions, cfg.rays_d_normalize, cfg.rays_noise_scale),
             "rgb": sized.rgb[which],
-            "mask": sized.mask[which],
+            "mask": (sized.alpha if self.soft_mask else sized.mask)[which],
             "ref_depth": None if sized.depth is None else sized.depth[which],
             "ref_normal": None if sized.normal is None else sized.normal[which],
         }
@@ -130,6 +126,7 @@ class ReferenceViewsDataModule(pl.LightningDataModule):
     """Pictures to train with, and the orbit of random-camera-datamodule to look at. Needs `reference_views`."""
 
     cfg: SingleImageDataModuleConfig
+    soft_mask: ClassVar[bool] = False  # whether a batch's mask is the alpha channel, not where that is above one half
 
     def reference_views(self) -> ReferenceViews:
         """Reads the pictures."""
@@ -138,7 +135,7 @@ class ReferenceViewsDataModule(pl.LightningDataModule):
     def setup(self, stage: Optional[str] = None) -> None:
         cameras = random_camera_config(self.cfg)
         if stage in (None, "fit"):
-            self.train_dataset = ReferenceViewsIterableDataset(self.cfg, self.reference_views())
+            self.train_dataset = ReferenceViewsIterableDataset(self.cfg, self.reference_views(), self.soft_mask)
         if stage in (None, "fit", "validate"):
             self.val_dataset = RandomCameraDataset(cameras, "val")
         if stage in (None, "test", "predict"):

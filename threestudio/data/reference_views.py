@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
-from threestudio.data.uncond import look_at, spherical_to_cartesian
+from threestudio.data.uncond import batch_of_cameras, look_at, spherical_to_cartesian, unit_focal_directions
 from threestudio.utils.errors import UserError
 from threestudio.utils.picture_files import COVERED, padded, read_map, read_object, resized, resized_channels
 
@@ -40,6 +40,13 @@ class ReferenceViews:
     def azimuth(self) -> Tensor:  # [V], degrees in (-180, 180]
         return torch.rad2deg(torch.atan2(self.c2w[:, 1, 3], self.c2w[:, 0, 3]))
 
+    def __getitem__(self, which: Tensor) -> ReferenceViews:  # [N], integer
+        def chosen(values: Optional[tuple[Tensor, ...]]) -> Optional[tuple[Tensor, ...]]:
+            return None if values is None else tuple(values[index] for index in which.tolist())
+
+        pictures = tuple(self.pictures[index] for index in which.tolist())
+        return ReferenceViews(pictures, self.c2w[which], self.fovy[which], chosen(self.depths), chosen(self.normals))
+
     def at(self, height: int, width: int) -> SizedViews:
         """The pictures at one size; where the shapes differ, transparent borders are added, nothing is stretched."""
         aspect = width / height
@@ -64,6 +71,28 @@ class SizedViews:
 
     def on_white(self) -> Tensor:  # [V, H, W, 3]
         return self.rgb * self.alpha + (1 - self.alpha)
+
+
+def camera_batch(
+    views: ReferenceViews,
+    directions: Tensor,  # of focal length 1 [H, W, 3]
+    rays_d_normalize: bool = True,
+    rays_noise_scale: float = 0.0,  # see `get_rays`
+) -> dict[str, Any]:
+    """The cameras of V pictures as random-camera-datamodule has them; the lights are at the cameras."""
+    cameras = batch_of_cameras(views.c2w, views.fovy, directions, rays_d_normalize, rays_noise_scale)
+    return {
+        **cameras,
+        "light_positions": cameras["camera_positions"],
+        "elevation": views.elevation,
+        "azimuth": views.azimuth,
+        "camera_distances": views.distances,
+    }
+
+
+def reference_batch(views: ReferenceViews, size: int) -> dict[str, Any]:
+    """The cameras of V pictures, for square renders of a size in pixels."""
+    return camera_batch(views, unit_focal_directions(size, size))
 
 
 def orbit_camera(elevation_deg: float, azimuth_deg: float, distance: float) -> Tensor:

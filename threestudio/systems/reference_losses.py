@@ -9,14 +9,14 @@ def color_loss(
     render: Tensor,  # [B, H, W, 3] in [0, 1]
     background: Tensor,  # [B, H, W, 3], behind the render
     picture: Tensor,  # [B, H, W, 3] in [0, 1]
-    mask: Tensor,  # [B, H, W, 1], where the picture shows the object
+    mask: Tensor,  # [B, H, W, 1], where the picture shows the object: bool, or in [0, 1]
 ) -> Tensor:
     """Mean squared difference to the picture, cut out and laid over the render's own background."""
     covered = mask.to(picture)
     return F.mse_loss(render, picture * covered + background * (1 - covered))
 
 
-def mask_loss(opacity: Tensor, mask: Tensor) -> Tensor:  # both [B, H, W, 1]
+def mask_loss(opacity: Tensor, mask: Tensor) -> Tensor:  # both [B, H, W, 1]; a mask is bool, or in [0, 1]
     """Mean squared difference of opacity and mask."""
     return F.mse_loss(opacity, mask.to(opacity))
 

@@ -23,6 +23,8 @@ class ImageDataModuleConfig(SingleImageDataModuleConfig):
 
 @threestudio.register("turboprop-image-datamodule")
 class ImageDataModule(ReferenceViewsDataModule):
+    soft_mask = True  # small pictures have wide antialiased outlines
+
     def __init__(self, cfg: Any = None) -> None:
         super().__init__()
         self.cfg = parse_structured(ImageDataModuleConfig, cfg)
