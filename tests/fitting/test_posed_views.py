@@ -68,7 +68,7 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
     views = world_views(parse_caption(CAPTION), spiral_c2w(2, (0.0, 40.0), 2.7), FOVY, 8)
     file = write_scene(tmp_path, views)
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:40])
-    with pytest.raises(ValueError, match="1.png: not a whole picture"):
+    with pytest.raises(ValueError, match="1.png is not a whole picture"):
         folder_views(file, 8)
     Image.new("RGB", (8, 4)).save(tmp_path / "1.png")
     with pytest.raises(ValueError, match="expected a square picture, got 8 x 4"):

@@ -27,7 +27,7 @@ def read_picture(path: Path | str, key: str) -> tuple[Tensor, bool]:
 
     Turns it upright as its EXIF data say, and shrinks what is larger than LARGEST_SIDE. `key` is the config's key that
     named the file. A picture whose alpha is 1 everywhere says nothing, as one without alpha.
-    Raises UserError, naming key and file, where there is no picture, or one that is broken, too small or too large.
+    Raises UserError, naming key and file, where there is no picture, or one that is broken or too large to decode.
     """
     path = Path(path)
     if not path.is_file():
@@ -35,9 +35,6 @@ def read_picture(path: Path | str, key: str) -> tuple[Tensor, bool]:
     with _broken_files_named(path, key), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # shrunk below
         image = Image.open(path)
-    if min(image.size) < SMALLEST_SIDE:
-        shape = f"{image.width} x {image.height} pixels"
-        raise UserError(f"{key}: {path} has {shape}; expected at least {SMALLEST_SIDE} x {SMALLEST_SIDE}")
     with _broken_files_named(path, key):
         image.draft(None, (LARGEST_SIDE, LARGEST_SIDE))  # JPEG: decodes a smaller picture right away
         pixels = _rgba(ImageOps.exif_transpose(image))
@@ -114,9 +111,15 @@ def read_object(path: Path | str, key: str) -> Tensor:
     """A picture [H, W, 4] of an object before a transparent background, in [0, 1] with straight alpha.
 
     A picture that does not say what is transparent goes through rembg, where that is installed.
-    Raises UserError as `read_picture`; and where there is neither transparency nor rembg, or no object.
+    Raises UserError as `read_picture`; and where the picture is too small, where there is neither transparency nor rembg,
+    and where there is no object.
     """
     rgba, says_what_is_transparent = read_picture(path, key)
+    height, width = rgba.shape[:2]
+    if min(height, width) < SMALLEST_SIDE:
+        raise UserError(
+            f"{key}: {path} has {width} x {height} pixels; expected at least {SMALLEST_SIDE} x {SMALLEST_SIDE}"
+        )
     if not says_what_is_transparent:
         rgba = _without_background(rgba, path, key)
     if not bool((rgba[..., 3] > COVERED).any()):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from threestudio.utils import picture_files
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..world.cameras import orbit_c2w
 from ..world.captions import ObjectSpec
@@ -115,21 +115,9 @@ def read_picture(path: Path, size: int) -> Tensor:
         FileNotFoundError: there is no such file.
         ValueError: no whole square picture; the message names the file.
     """
-    import numpy as np
-    from PIL import Image
-
     if not path.is_file():
         raise FileNotFoundError(f"no picture at {path}")
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I"):  # 16 bits of grey, which PIL would cut to 8
-                image = Image.fromarray((np.asarray(image, np.float32) / 257.0).round().clip(0, 255).astype(np.uint8))
-            pixels = torch.from_numpy(np.array(image.convert("RGBA"))).float() / 255.0
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a whole picture ({error})") from error
+    pixels, _ = picture_files.read_picture(path, "pictures")
     if pixels.shape[0] != pixels.shape[1]:
         raise ValueError(f"{path}: expected a square picture, got {pixels.shape[1]} x {pixels.shape[0]}")
-    premultiplied = torch.cat([pixels[..., :3] * pixels[..., 3:], pixels[..., 3:]], -1).permute(2, 0, 1)[None]
-    small = F.interpolate(premultiplied, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    small = small.permute(0, 2, 3, 1)
-    return torch.cat([small[..., :3] / small[..., 3:].clamp_min(1e-6), small[..., 3:]], -1)
+    return picture_files.resized(pixels, size, size)[None]

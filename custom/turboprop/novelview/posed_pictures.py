@@ -15,15 +15,16 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import threestudio
 import torch
 from threestudio.data.reference_views import ReferenceViews, orbit_camera
+from threestudio.utils.ops import invert_pose
 from threestudio.utils.picture_files import padded, read_object
 from torch import Tensor
 
 from ..fitting.posed_views import read_camera_file
 from .framing import FramingConfig, framed, is_framed
+from .renders import BrokenFolder, read_camera_matrix, view_numbers
 
 
 @dataclass(frozen=True)
@@ -66,33 +67,22 @@ def _camera_file_pictures(file: Path, key: str) -> ReferenceViews:
 
 
 def _folder_pictures(folder: Path, fovy: float, key: str) -> ReferenceViews:
-    pictures = sorted(path for path in folder.glob("*.png") if path.with_suffix(".npy").is_file())
-    if not pictures:
+    numbers = view_numbers(folder)
+    if not numbers:
         raise ValueError(f"{key}: {folder} has no picture with its camera: expected 000.png and 000.npy, ...")
-    c2w = torch.stack([camera_to_world(path.with_suffix(".npy"), key) for path in pictures])
-    images = tuple(padded(read_object(path, key), 1.0) for path in pictures)
-    return ReferenceViews(images, c2w, torch.full((len(images),), fovy))
-
-
-def camera_to_world(path: Path, key: str) -> Tensor:
-    """The pose [4, 4] of a file in zero-1-to-3's layout: a matrix [R | t] [3, 4] from world to camera, OpenGL axes.
-
-    Raises ValueError for a file that does not hold a rigid transform of that shape.
-    """
     try:
-        matrix = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{key}: {path} is no array of numbers: {' '.join(str(error).split())}") from error
-    if matrix.shape != (3, 4) or matrix.dtype.kind not in "fiu":
-        raise ValueError(f"{key}: {path}: expected a camera matrix [3, 4], got {list(matrix.shape)} of {matrix.dtype}")
-    pose = torch.from_numpy(matrix.astype(np.float64))
-    rotation = pose[:, :3]
-    is_rotation = torch.allclose(rotation @ rotation.T, torch.eye(3, dtype=pose.dtype), atol=1e-3)
-    if not bool(torch.isfinite(pose).all()) or not is_rotation or not float(torch.linalg.det(rotation)) > 0:
-        raise ValueError(f"{key}: {path}: the left 3x3 of a camera matrix is a rotation; this one is none")
-    c2w = torch.eye(4, dtype=pose.dtype)
-    c2w[:3, :3], c2w[:3, 3] = rotation.T, -rotation.T @ pose[:, 3]
-    return c2w.float()
+        matrices = [read_camera_matrix(folder / f"{number:03d}.npy") for number in numbers]
+    except BrokenFolder as error:
+        raise ValueError(f"{key}: {error}") from error
+    pictures = tuple(padded(read_object(folder / f"{number:03d}.png", key), 1.0) for number in numbers)
+    c2w = camera_to_world(torch.stack(matrices)).float()
+    return ReferenceViews(pictures, c2w, torch.full((len(pictures),), fovy))
+
+
+def camera_to_world(world_to_camera: Tensor) -> Tensor:  # [V, 3, 4] -> [V, 4, 4]
+    """The inverse of rigid matrices [R | t]."""
+    last = world_to_camera.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(len(world_to_camera), 1, 4)
+    return invert_pose(torch.cat([world_to_camera, last], dim=1))
 
 
 def nearest_views(views: ReferenceViews, elevation: Tensor, azimuth: Tensor) -> Tensor:
