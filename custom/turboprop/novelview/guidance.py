@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..distillation.guidance import DistillationGuidance
 from ..distillation.methods import Conditions
-from ..teachers.contract import Teacher
+from ..teachers.contract import Cameras, Teacher
 from .framing import FramingConfig, check_framing
 from .model import EncodedView
 from .posed_pictures import CameraPlace, load_pictures, nearest_views
@@ -33,18 +33,14 @@ class InputViews:
         size = teacher.image_size
         self.encoded: EncodedView = teacher.encode_view(views.at(size, size).on_white().permute(0, 3, 1, 2))
 
-    def conditions(
-        self,
-        elevation: Tensor,  # [B], degrees
-        azimuth: Tensor,  # [B], degrees
-        camera_distances: Tensor,  # [B]
-    ) -> Conditions:
+    def conditions(self, cameras: Cameras) -> Conditions:
         """What the teacher is asked about B cameras: each goes by the picture that was taken from nearest."""
         views = self.views
-        which = nearest_views(views, elevation.cpu(), azimuth.cpu())
+        which = nearest_views(views, cameras.elevation.cpu(), cameras.azimuth.cpu())
         cond_camera = (views.elevation[which], views.azimuth[which], views.distances[which])
         chosen = self.encoded.chosen(which.to(self.teacher.device))
-        positive = self.teacher.condition_of_view(chosen, *cond_camera, elevation, azimuth, camera_distances)
+        camera = (cameras.elevation, cameras.azimuth, cameras.distance)
+        positive = self.teacher.condition_of_view(chosen, *cond_camera, *camera)
         return Conditions(positive, self.teacher.unconditional(positive))
 
 
@@ -92,8 +88,8 @@ class NovelViewGuidance(DistillationGuidance):
             return super()._build_teacher()
         return load_novel_view_teacher(self.cfg, self.device, self.fourth_number)
 
-    def conditions(self, prompt_utils: Any, elevation: Tensor, azimuth: Tensor, camera_distances: Tensor) -> Conditions:
-        return self.input_views.conditions(elevation, azimuth, camera_distances)
+    def conditions(self, prompt_utils: Any, cameras: Cameras) -> Conditions:
+        return self.input_views.conditions(cameras)
 
     def __call__(
         self,
