@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bisect
 import math
+import re
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Dict, Iterator, List, Optional
 
@@ -73,7 +75,8 @@ class ReferenceViewsIterableDataset(IterableDataset, Updateable):
         self.heights, self.widths, self.milestones = stages_of(sizes, cfg.resolution_milestones)
         self.random_pose_generator: Optional[RandomCameraIterableDataset] = None
         if cfg.use_random_camera:
-            self.random_pose_generator = RandomCameraIterableDataset(random_camera_config(cfg))
+            with _keys_of_random_cameras():
+                self.random_pose_generator = RandomCameraIterableDataset(random_camera_config(cfg))
         self._set_stage(0)
 
     def _set_stage(self, stage: int) -> None:
@@ -122,6 +125,15 @@ def random_camera_config(cfg: SingleImageDataModuleConfig) -> Any:
     return parse_structured(RandomCameraDataModuleConfig, cfg.random_camera)
 
 
+@contextmanager
+def _keys_of_random_cameras() -> Iterator[None]:
+    """What is wrong with the random cameras is named by its key here."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub(r"^data\.", "data.random_camera.", str(error))) from error
+
+
 class ReferenceViewsDataModule(pl.LightningDataModule):
     """Pictures to train with, and the orbit of random-camera-datamodule to look at. Needs `reference_views`."""
 
@@ -133,13 +145,14 @@ class ReferenceViewsDataModule(pl.LightningDataModule):
         raise NotImplementedError
 
     def setup(self, stage: Optional[str] = None) -> None:
-        cameras = random_camera_config(self.cfg)
         if stage in (None, "fit"):
             self.train_dataset = ReferenceViewsIterableDataset(self.cfg, self.reference_views(), self.soft_mask)
-        if stage in (None, "fit", "validate"):
-            self.val_dataset = RandomCameraDataset(cameras, "val")
-        if stage in (None, "test", "predict"):
-            self.test_dataset = RandomCameraDataset(cameras, "test")
+        cameras = random_camera_config(self.cfg)
+        with _keys_of_random_cameras():
+            if stage in (None, "fit", "validate"):
+                self.val_dataset = RandomCameraDataset(cameras, "val")
+            if stage in (None, "test", "predict"):
+                self.test_dataset = RandomCameraDataset(cameras, "test")
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(self.train_dataset, num_workers=0, batch_size=None, collate_fn=self.train_dataset.collate)
