@@ -7,7 +7,6 @@ change the object's size in the scene.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from threestudio.utils.picture_files import COVERED, padded
@@ -83,7 +82,8 @@ def is_framed(square: Tensor, cfg: FramingConfig) -> bool:  # [S, S, 4]
 def centred(rgba: Tensor, object_fill: float) -> Tensor:  # [H, W, 4]
     """The square window around the object that it fills to `object_fill`; transparent outside of the picture."""
     box = object_box(rgba)
-    side = max(math.ceil(box.side / object_fill), box.side)
+    side = max(round(box.side / object_fill), box.side)
+    side += (side - box.side) % 2  # equal borders on both sides
     top, left = (round(place - side / 2) for place in box.middle)
     window = rgba.new_zeros(side, side, 4)
     rows = slice(max(top, 0), min(top + side, rgba.shape[0]))
