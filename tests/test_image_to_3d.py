@@ -1,4 +1,4 @@
-"""From a picture to a mesh through the command line, at tiny size; and what is wrong with a picture, said before training."""
+"""From a picture to a mesh by the command line, at tiny size; and what is wrong with a picture, said before training."""
 
 import json
 from pathlib import Path
@@ -18,10 +18,14 @@ from threestudio.utils.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {"nerf": "zero123-dino", "gaussians": "zero123-dino-gaussians", "dmtet": "zero123-dino-dmtet"}
 SMALL = {
-    "nerf": ["system.geometry.isosurface_resolution=16", "system.geometry.isosurface_threshold=0.05", "system.renderer.num_samples_per_ray=24"],
+    "nerf": [
+        "system.geometry.isosurface_resolution=16",
+        "system.geometry.isosurface_threshold=0.05",
+        "system.renderer.num_samples_per_ray=24",
+    ],
     "gaussians": ["system.geometry.init_num_pts=200", "system.geometry.isosurface_resolution=16"],
     "dmtet": ["system.geometry.isosurface_resolution=8"],
-}  # fmt: skip
+}
 GRID = [f"system.geometry.pos_encoding_config.{key}" for key in ("n_levels=2", "log2_hashmap_size=8")]
 
 
@@ -31,13 +35,37 @@ def launch(tmp_path, monkeypatch, tiny_zero123_folder, ball_picture, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(kind="nerf", *more, mode="--train", out="outputs"):
-        cameras = [f"data.random_camera.{key}" for key in ("height=8", "width=8", "batch_size=1", "eval_height=8", "eval_width=8", "n_test_views=2", "n_val_views=1")]
+        cameras = [
+            f"data.random_camera.{key}"
+            for key in (
+                "height=8",
+                "width=8",
+                "batch_size=1",
+                "eval_height=8",
+                "eval_width=8",
+                "n_test_views=2",
+                "n_val_views=1",
+            )
+        ]
         given = [
-            f"data.image_path={ball_picture}", f"system.guidance.pretrained_model_name_or_path={tiny_zero123_folder}", "data.height=12", "data.width=12",
-            "trainer.max_steps=2", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1", "use_timestamp=false", "tag=t", f"exp_root_dir={out}",
-            f"system.evaluation.judge={ROOT / 'assets/judges/mini-clip'}", f"system.evaluation.gallery={ROOT / 'custom/turboprop/world/libraries/world_16.json'}",
-            "system.evaluation.views=2", "system.evaluation.size=16", *cameras, *SMALL[kind], *(GRID if kind != "gaussians" else []),
-        ]  # fmt: skip
+            f"data.image_path={ball_picture}",
+            f"system.guidance.pretrained_model_name_or_path={tiny_zero123_folder}",
+            "data.height=12",
+            "data.width=12",
+            "trainer.max_steps=2",
+            "trainer.enable_progress_bar=false",
+            "trainer.log_every_n_steps=1",
+            "use_timestamp=false",
+            "tag=t",
+            f"exp_root_dir={out}",
+            f"system.evaluation.judge={ROOT / 'assets/judges/mini-clip'}",
+            f"system.evaluation.gallery={ROOT / 'custom/turboprop/world/libraries/world_16.json'}",
+            "system.evaluation.views=2",
+            "system.evaluation.size=16",
+            *cameras,
+            *SMALL[kind],
+            *(GRID if kind != "gaussians" else []),
+        ]
         code = main(["--config", str(ROOT / "configs" / f"{CONFIGS[kind]}.yaml"), mode, *given, *more])
         return code, tmp_path / out / CONFIGS[kind] / "t"
 
@@ -93,7 +121,13 @@ def test_in_picard_windows_at_threshold_zero_it_is_the_run_step_by_step(kind, la
     system_type = OmegaConf.load(ROOT / "configs" / f"{CONFIGS[kind]}.yaml").system_type.replace(":", ":picard,")
     code, plain = launch(kind, "trainer.max_steps=3", *NO_EVALUATION, out="plain")
     assert code == 0
-    window = [f"system_type={system_type}", "system.picard.window=2", "system.picard.threshold=0", "trainer.max_steps=3", *NO_EVALUATION]
+    window = [
+        f"system_type={system_type}",
+        "system.picard.window=2",
+        "system.picard.threshold=0",
+        "trainer.max_steps=3",
+        *NO_EVALUATION,
+    ]
     code, picard = launch(kind, *window, out="picard")
     assert code == 0
     first, second = state(plain), state(picard)
@@ -164,15 +198,31 @@ LOSS = {f"lambda_{name}": 1.0 for name in ("sds", "rgb", "mask")}
 @pytest.mark.parametrize(
     "name, config, message",
     [
-        ("zero123-system", {"loss": {"lambda_sds": 1.0, "lambda_rgb": 1.0}}, "system.loss.lambda_mask: a value is required"),
+        (
+            "zero123-system",
+            {"loss": {"lambda_sds": 1.0, "lambda_rgb": 1.0}},
+            "system.loss.lambda_mask: a value is required",
+        ),
         ("zero123-system", {"freq": {"n_reff": 2}}, "system.freq.n_reff: unknown key"),
-        ("zero123-system", {"freq": {"ref_or_zero123": "both"}}, "system.freq.ref_or_zero123: expected one of accumulate, alternate"),
+        (
+            "zero123-system",
+            {"freq": {"ref_or_zero123": "both"}},
+            "system.freq.ref_or_zero123: expected one of accumulate, alternate",
+        ),
         ("zero123-system", {"freq": {"ref_or_zero123": "alternate"}}, "system.freq.n_ref: alternate needs a number"),
         ("zero123-system", {"ambient_ratio_min": 1.5}, "system.ambient_ratio_min: expected between 0 and 1, got 1.5"),
-        ("zero123-system", {"loss": {**LOSS, "lambda_rgbb": 1.0}}, "system.loss.lambda_rgbb: no loss has this weight; nearest: lambda_rgb"),
-        ("image-condition-dreamfusion-system", {"freq": {"ref_or_zero123": "alternate"}}, "system.freq.ref_or_zero123: unknown key"),
+        (
+            "zero123-system",
+            {"loss": {**LOSS, "lambda_rgbb": 1.0}},
+            "system.loss.lambda_rgbb: no loss has this weight; nearest: lambda_rgb",
+        ),
+        (
+            "image-condition-dreamfusion-system",
+            {"freq": {"ref_or_zero123": "alternate"}},
+            "system.freq.ref_or_zero123: unknown key",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_systems_are_named(name, config, message):
     with pytest.raises(UserError, match=message):
         threestudio.find(name)({"loss": LOSS, "guidance_type": "zero123-guidance", **config})
@@ -180,7 +230,12 @@ def test_bad_systems_are_named(name, config, message):
 
 def test_alternate_looks_at_one_part_a_step(launch):
     """A figure that a step does not have keeps its last value in the log."""
-    alternate = ["system.freq.ref_or_zero123=alternate", "system.freq.n_ref=2", "system.freq.ref_only_steps=1", "trainer.max_steps=4"]
+    alternate = [
+        "system.freq.ref_or_zero123=alternate",
+        "system.freq.n_ref=2",
+        "system.freq.ref_only_steps=1",
+        "trainer.max_steps=4",
+    ]
     code, trial = launch("nerf", *alternate, *NO_EVALUATION)
     assert code == 0
     header, *rows = [line.split(",") for line in (trial / "csv_logs/version_0/metrics.csv").read_text().splitlines()]

@@ -22,16 +22,30 @@ def build(name, folder, **changes):
 def call(guidance, utils, seed=1):
     rgb = torch.rand(2, 12, 12, 3, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     batch = {
-        "elevation": torch.tensor([10.0, 20.0]), "azimuth": torch.tensor([100.0, 0.0]), "camera_distances": torch.ones(2),
-        "mvp_mtx": torch.eye(4).expand(2, 4, 4), "c2w": torch.eye(4).expand(2, 4, 4), "fovy": torch.ones(2), "height": 12,
-    }  # fmt: skip
+        "elevation": torch.tensor([10.0, 20.0]),
+        "azimuth": torch.tensor([100.0, 0.0]),
+        "camera_distances": torch.ones(2),
+        "mvp_mtx": torch.eye(4).expand(2, 4, 4),
+        "c2w": torch.eye(4).expand(2, 4, 4),
+        "fovy": torch.ones(2),
+        "height": 12,
+    }
     torch.manual_seed(seed)
     return guidance(rgb, utils, **batch, rgb_as_latents=False), rgb
 
 
 def test_sds_under_other_names(tiny_sd_folder, utils):
     """The same gradient as the project's own SDS at the same scale, times 1 - sqrt(abar) over 1 - abar."""
-    plain = call(build("turboprop-sds-guidance", tiny_sd_folder, guidance_scale=7.5, shared_timesteps=True, weighting_strategy="uniform"), utils)[0]
+    plain = call(
+        build(
+            "turboprop-sds-guidance",
+            tiny_sd_folder,
+            guidance_scale=7.5,
+            shared_timesteps=True,
+            weighting_strategy="uniform",
+        ),
+        utils,
+    )[0]
     guidance = build("stable-diffusion-unified-guidance", tiny_sd_folder, guidance_scale=7.5, use_img_loss=False)
     output, rgb = call(guidance, utils)
     signal = guidance.guidance.teacher.alphas_cumprod[500].sqrt()
@@ -48,8 +62,17 @@ def test_the_loss_on_pictures_is_on_by_default(tiny_sd_folder, utils):
 
 
 def test_vsd_trains_adapters_by_loss_train_phi(tiny_sd_folder, utils):
-    guidance = build("stable-diffusion-unified-guidance", tiny_sd_folder, guidance_type="vsd", guidance_scale=7.5, use_img_loss=False)
-    own = build("turboprop-vsd-guidance", tiny_sd_folder, guidance_scale=7.5, lora_cfg_training=False, shared_timesteps=True, weighting_strategy="unified_dreamfusion")
+    guidance = build(
+        "stable-diffusion-unified-guidance", tiny_sd_folder, guidance_type="vsd", guidance_scale=7.5, use_img_loss=False
+    )
+    own = build(
+        "turboprop-vsd-guidance",
+        tiny_sd_folder,
+        guidance_scale=7.5,
+        lora_cfg_training=False,
+        shared_timesteps=True,
+        weighting_strategy="unified_dreamfusion",
+    )
     output, expected = call(guidance, utils)[0], call(own, utils)[0]
     assert torch.equal(output["loss_sd"], expected["loss_vsd"])
     assert torch.equal(output["loss_train_phi"], expected["loss_lora"])
@@ -64,7 +87,10 @@ def test_vsd_trains_adapters_by_loss_train_phi(tiny_sd_folder, utils):
         ({"controlnet_model_name_or_path": "x"}, "controlnet_model_name_or_path: not supported, got x"),
         ({"vsd_use_lora": False}, "vsd_use_lora: not supported; expected true, got false"),
         ({"return_rgb_multistep_orig": True}, "return_rgb_multistep_orig: not supported"),
-        ({"guidance_type": "vsd", "vsd_camera_condition_type": "spherical"}, "camera_condition_type: expected one of extrinsics, mvp"),
+        (
+            {"guidance_type": "vsd", "vsd_camera_condition_type": "spherical"},
+            "camera_condition_type: expected one of extrinsics, mvp",
+        ),
         ({"guidance_scal": 1.0}, "unknown key 'guidance_scal'.*nearest: guidance_scale"),
     ],
 )

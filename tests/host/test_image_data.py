@@ -17,10 +17,24 @@ from threestudio.utils.errors import UserError
 
 def module(ball_picture, **changes):
     config = {
-        "image_path": str(ball_picture), "height": 20, "width": 20, "default_elevation_deg": 20.0, "default_azimuth_deg": 30.0,
-        "default_camera_distance": 2.0, "default_fovy_deg": 40.0, "rays_noise_scale": 0.0,
-        "random_camera": {"batch_size": 2, "height": 4, "width": 4, "eval_height": 6, "eval_width": 6, "n_val_views": 3, "n_test_views": 5},
-    }  # fmt: skip
+        "image_path": str(ball_picture),
+        "height": 20,
+        "width": 20,
+        "default_elevation_deg": 20.0,
+        "default_azimuth_deg": 30.0,
+        "default_camera_distance": 2.0,
+        "default_fovy_deg": 40.0,
+        "rays_noise_scale": 0.0,
+        "random_camera": {
+            "batch_size": 2,
+            "height": 4,
+            "width": 4,
+            "eval_height": 6,
+            "eval_width": 6,
+            "n_val_views": 3,
+            "n_test_views": 5,
+        },
+    }
     return threestudio.find("single-image-datamodule")({**config, **changes})
 
 
@@ -78,7 +92,14 @@ def test_sizes_change_at_their_steps(ball_picture):
     seen = []
     for step in (0, 2, 3, 5, 0):
         batch = train_batch(data, step)
-        seen.append((batch["rgb"].shape[1], batch["rays_o"].shape[1], batch["height"], tuple(batch["random_camera"]["rays_o"].shape[:2])))
+        seen.append(
+            (
+                batch["rgb"].shape[1],
+                batch["rays_o"].shape[1],
+                batch["height"],
+                tuple(batch["random_camera"]["rays_o"].shape[:2]),
+            )
+        )
     assert seen == [(8, 8, 8, (2, 4)), (8, 8, 8, (2, 4)), (12, 12, 12, (2, 4)), (12, 12, 12, (1, 6)), (8, 8, 8, (2, 4))]
 
 
@@ -87,7 +108,9 @@ def test_depth_and_normals_lie_beside_the_picture(ball_picture):
     columns = torch.arange(40) + 90.0
     inside = batch["mask"][0, ..., 0]
     torch.testing.assert_close(batch["ref_depth"][0, ..., 0][inside] * 255, columns.expand(40, 40)[inside])
-    torch.testing.assert_close((1 - 2 * batch["ref_normal"][0])[20, 20], torch.tensor([1.0, 0.0, 0.0]), atol=1e-2, rtol=0)
+    torch.testing.assert_close(
+        (1 - 2 * batch["ref_normal"][0])[20, 20], torch.tensor([1.0, 0.0, 0.0]), atol=1e-2, rtol=0
+    )
 
 
 def test_the_rays_noise_is_the_steps_own(ball_picture):
@@ -117,7 +140,9 @@ def test_of_several_pictures_a_step_has_as_many_as_it_asks_for():
     c2w = torch.cat([orbit_camera(10.0, 40.0 * index, 2.0) for index in range(3)])
     views = ReferenceViews(pictures, c2w, torch.full((3,), 0.6))
     for batch_size, count in ((1, 1), (2, 2), (5, 3)):
-        cfg = parse_structured(SingleImageDataModuleConfig, {"height": 4, "width": 4, "batch_size": batch_size, "use_random_camera": False})
+        cfg = parse_structured(
+            SingleImageDataModuleConfig, {"height": 4, "width": 4, "batch_size": batch_size, "use_random_camera": False}
+        )
         dataset = ReferenceViewsIterableDataset(cfg, views)
         torch.manual_seed(0)
         seen = set()
@@ -141,15 +166,27 @@ def test_of_several_pictures_a_step_has_as_many_as_it_asks_for():
         ({"batch_size": 0}, "data.batch_size: expected at least 1, got 0"),
         ({"rays_noise_scale": -1.0}, "data.rays_noise_scale: expected at least 0, got -1"),
         ({"height": [8, 12]}, "data.resolution_milestones: expected 1 steps for 2 stages"),
-        ({"height": [8, 12], "width": [8, 12, 16], "resolution_milestones": [1, 2]}, "data.height: expected 1 or 3 values"),
+        (
+            {"height": [8, 12], "width": [8, 12, 16], "resolution_milestones": [1, 2]},
+            "data.height: expected 1 or 3 values",
+        ),
         ({"random_camera": {"batch_sizes": 2}}, "unknown key 'random_camera.batch_sizes'.*nearest: batch_size"),
-        ({"random_camera": {"fovy_range": [40, 20]}}, "data.random_camera.fovy_range: expected two numbers, the lower first"),
-        ({"random_camera": {"height": [4, 8]}}, "data.random_camera.resolution_milestones: expected 1 steps for 2 stages"),
-        ({"requires_depth": True, "image_path": "{other}"}, "data.requires_depth: the depth map of X_rgba.png is X_depth.png; got the picture ball.png"),
+        (
+            {"random_camera": {"fovy_range": [40, 20]}},
+            "data.random_camera.fovy_range: expected two numbers, the lower first",
+        ),
+        (
+            {"random_camera": {"height": [4, 8]}},
+            "data.random_camera.resolution_milestones: expected 1 steps for 2 stages",
+        ),
+        (
+            {"requires_depth": True, "image_path": "{other}"},
+            "data.requires_depth: the depth map of X_rgba.png is X_depth.png; got the picture ball.png",
+        ),
         ({"requires_normal": True, "image_path": "{alone}"}, "data.requires_normal: no picture at .*alone_normal.png"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
-)  # fmt: skip
+)
 def test_bad_configs_are_named(ball_picture, tmp_path, changes, message):
     for name in ("ball.png", "alone_rgba.png"):
         Image.fromarray(ball_pixels()).save(tmp_path / name)

@@ -145,7 +145,9 @@ def test_an_empty_mask_is_refused(ball):
     assert "empty: no pixel has an alpha above 0.5" in refusal(ball(change=faint))
 
 
-@pytest.mark.parametrize("change", [lambda i: i.convert("RGB"), lambda i: i.convert("RGB").convert("RGBA")], ids=["RGB", "opaque RGBA"])
+@pytest.mark.parametrize(
+    "change", [lambda i: i.convert("RGB"), lambda i: i.convert("RGB").convert("RGBA")], ids=["RGB", "opaque RGBA"]
+)
 def test_without_transparency_and_rembg_there_is_one_line(ball, change, monkeypatch):
     monkeypatch.setitem(sys.modules, "rembg", None)  # as if it were not installed
     assert "pip install rembg" in refusal(ball(change=change))
@@ -179,7 +181,10 @@ def test_what_is_transparent_lends_no_colour():
     torch.testing.assert_close(small[:, :2, :3], torch.tensor([1.0, 0.0, 0.0]).expand(3, 2, 3))
 
 
-@pytest.mark.parametrize("shape, aspect, expected", [((4, 8), 1.0, (8, 8)), ((8, 4), 1.0, (8, 8)), ((4, 4), 2.0, (4, 8)), ((4, 8), 2.0, (4, 8))])
+@pytest.mark.parametrize(
+    "shape, aspect, expected",
+    [((4, 8), 1.0, (8, 8)), ((8, 4), 1.0, (8, 8)), ((4, 4), 2.0, (4, 8)), ((4, 8), 2.0, (4, 8))],
+)
 def test_borders_make_the_shape(shape, aspect, expected):
     image = padded(torch.ones(*shape, 4), aspect)
     assert image.shape[:2] == expected

@@ -24,7 +24,9 @@ def test_color_loss_compares_over_the_renders_own_background(mask):
     assert losses.color_loss(off, background, picture, mask).item() == pytest.approx(0.01)
     # a mask of one half mixes both
     half = torch.full((1, 4, 4, 1), 0.5)
-    assert losses.color_loss(torch.full((1, 4, 4, 3), 0.55), background, picture, half).item() == pytest.approx(0.0, abs=1e-12)
+    assert losses.color_loss(torch.full((1, 4, 4, 3), 0.55), background, picture, half).item() == pytest.approx(
+        0.0, abs=1e-12
+    )
 
 
 def test_mask_losses(mask):

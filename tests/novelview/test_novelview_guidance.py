@@ -25,9 +25,12 @@ def built(tiny_zero123_folder, ball_picture):
 
     def build(name="zero123-dino-guidance", **changes):
         config = {
-            "pretrained_model_name_or_path": str(tiny_zero123_folder), "cond_image_path": str(ball_picture),
-            "cond_elevation_deg": 5.0, "cond_azimuth_deg": 10.0, "cond_camera_distance": 2.7,
-        }  # fmt: skip
+            "pretrained_model_name_or_path": str(tiny_zero123_folder),
+            "cond_image_path": str(ball_picture),
+            "cond_elevation_deg": 5.0,
+            "cond_azimuth_deg": 10.0,
+            "cond_camera_distance": 2.7,
+        }
         return threestudio.find(name)({**config, **changes})
 
     return build
@@ -60,11 +63,15 @@ def expected_gradient(folder, picture, rgb, method, scale, fourth=None, seed=1):
     shift = torch.rand(2)  # of ASD's t'
     noise = torch.randn_like(latents)
     shifted = timesteps + ((0.1 * (timesteps - 500)).clamp(min=0) * shift).long()
-    return METHODS[method](teacher, latents.detach(), conditions, timesteps, noise, shifted, guidance_scale=scale, weighting="sds").gradient
+    return METHODS[method](
+        teacher, latents.detach(), conditions, timesteps, noise, shifted, guidance_scale=scale, weighting="sds"
+    ).gradient
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_method_is_the_pure_function_with_the_teachers_condition(built, method, tiny_zero123_folder, ball_picture):
+def test_every_method_is_the_pure_function_with_the_teachers_condition(
+    built, method, tiny_zero123_folder, ball_picture
+):
     guidance = built(method=method, **FIXED, guidance_scale=4.0)
     output, rgb = call(guidance)
     gradient = expected_gradient(tiny_zero123_folder, picture_on_white(ball_picture), rgb.detach(), method, 4.0)
@@ -93,7 +100,9 @@ def test_a_whole_turn_of_scene_and_picture_changes_nothing(built):
 def test_systems_for_prompts_may_ask_it(built):
     guidance = built(**FIXED)
     torch.manual_seed(1)
-    output = guidance(torch.rand(2, 12, 12, 3, generator=torch.Generator().manual_seed(0)), object(), **CAMERAS, rgb_as_latents=False)
+    output = guidance(
+        torch.rand(2, 12, 12, 3, generator=torch.Generator().manual_seed(0)), object(), **CAMERAS, rgb_as_latents=False
+    )
     torch.testing.assert_close(output["loss_sds"], call(guidance)[0]["loss_sds"])
 
 
@@ -135,11 +144,18 @@ def test_unified_has_other_names_and_weights(built, strategy):
     assert {key for key in output if key.startswith("loss_")} == {"loss_sd"}
     assert not list(guidance.parameters())
     name = "uniform" if strategy == "uniform" else f"unified_{strategy}"
-    assert weight(guidance.guidance.teacher.alphas_cumprod, torch.tensor([500]), name).item() == pytest.approx(factor, rel=1e-5)
+    assert weight(guidance.guidance.teacher.alphas_cumprod, torch.tensor([500]), name).item() == pytest.approx(
+        factor, rel=1e-5
+    )
 
 
 def test_unified_takes_the_schedules_of_upstreams_configs(built):
-    guidance = built("zero123-unified-guidance", min_step_percent=[0, 0.4, 0.2, 200], max_step_percent=[0, 0.85, 0.5, 200], grad_clip=[0, 1e-3, 1e-4, 100])
+    guidance = built(
+        "zero123-unified-guidance",
+        min_step_percent=[0, 0.4, 0.2, 200],
+        max_step_percent=[0, 0.85, 0.5, 200],
+        grad_clip=[0, 1e-3, 1e-4, 100],
+    )
     for step, low, high in ((0, 400, 850), (100, 300, 675), (500, 200, 500)):
         guidance.do_update_step(0, step)
         output, _ = call(guidance)
@@ -153,7 +169,9 @@ def test_each_camera_goes_by_the_nearest_picture(built, tiny_zero123_folder):
     """A batch over three pictures is the same as each sample by its own."""
     teacher = NovelViewTeacher.from_pretrained(str(tiny_zero123_folder))
     generator = torch.Generator().manual_seed(5)
-    pictures = tuple(torch.cat([torch.rand(16, 16, 3, generator=generator), torch.ones(16, 16, 1)], -1) for _ in range(3))
+    pictures = tuple(
+        torch.cat([torch.rand(16, 16, 3, generator=generator), torch.ones(16, 16, 1)], -1) for _ in range(3)
+    )
     azimuths, elevations = (0.0, 120.0, 240.0), (5.0, 15.0, 25.0)
     c2w = torch.cat([orbit_camera(e, a, 2.7) for e, a in zip(elevations, azimuths)])
     views = ReferenceViews(pictures, c2w, torch.full((3,), 0.7))
@@ -164,7 +182,9 @@ def test_each_camera_goes_by_the_nearest_picture(built, tiny_zero123_folder):
     asked = guidance.conditions(None, Cameras(*cameras))
     for sample, picture in ((0, 2), (1, 0)):
         image = pictures[picture][..., :3].permute(2, 0, 1)[None]
-        own = teacher.condition(image, elevations[picture], azimuths[picture], 2.7, *(c[sample : sample + 1] for c in cameras))
+        own = teacher.condition(
+            image, elevations[picture], azimuths[picture], 2.7, *(c[sample : sample + 1] for c in cameras)
+        )
         torch.testing.assert_close(asked.positive.tokens[sample : sample + 1], own.tokens, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(asked.positive.latents[sample : sample + 1], own.latents, rtol=1e-4, atol=1e-5)
     assert asked.unconditional.tokens.abs().max() == 0
@@ -177,14 +197,26 @@ def test_each_camera_goes_by_the_nearest_picture(built, tiny_zero123_folder):
     "name, changes, message",
     [
         ("zero123-dino-guidance", {"cond_image_path": ""}, "system.guidance.cond_image_path: the path of a picture"),
-        ("zero123-guidance", {"cond_image_path": "gone.png"}, "system.guidance.cond_image_path: no picture at gone.png"),
+        (
+            "zero123-guidance",
+            {"cond_image_path": "gone.png"},
+            "system.guidance.cond_image_path: no picture at gone.png",
+        ),
         ("zero123-dino-guidance", {"framing": {"mode": "x"}}, "system.guidance.framing.mode: expected one of"),
         ("zero123-dino-guidance", {"method": "vsd"}, "method: vsd trains a teacher of its own"),
         ("zero123-dino-guidance", {"cond_elevation": 3.0}, "unknown key 'cond_elevation'.*nearest: cond_elevation_deg"),
         ("zero123-unified-guidance", {"guidance_type": "vsd"}, "guidance_type: zero123-unified-guidance has sds alone"),
         ("zero123-unified-guidance", {"guidance_type": "sdd"}, "guidance_type: expected one of sds, vsd, got 'sdd'"),
-        ("zero123-unified-guidance", {"return_rgb_1step_orig": True}, "return_rgb_1step_orig: not supported; expected false, got true"),
-        ("zero123-unified-guidance", {"weighting_strategy": "sds"}, "weighting_strategy: expected one of dreamfusion, uniform, fantasia3d"),
+        (
+            "zero123-unified-guidance",
+            {"return_rgb_1step_orig": True},
+            "return_rgb_1step_orig: not supported; expected false, got true",
+        ),
+        (
+            "zero123-unified-guidance",
+            {"weighting_strategy": "sds"},
+            "weighting_strategy: expected one of dreamfusion, uniform, fantasia3d",
+        ),
     ],
 )
 def test_bad_configs_are_named(built, name, changes, message):

@@ -134,21 +134,54 @@ def wrong_json(folder, change):
 @pytest.mark.parametrize(
     "path, spoil, message",
     [
-        ("", lambda f: wrong_pose(f, np.eye(4)), r"001.npy: expected a finite 3 x 4 matrix, got float64 of shape \[4, 4\]"),
+        (
+            "",
+            lambda f: wrong_pose(f, np.eye(4)),
+            r"001.npy: expected a finite 3 x 4 matrix, got float64 of shape \[4, 4\]",
+        ),
         ("", lambda f: wrong_pose(f, np.eye(4)[:3].T), r"001.npy: expected a finite 3 x 4 matrix"),
         ("", lambda f: wrong_pose(f, np.full((3, 4), np.nan)), "001.npy: expected a finite 3 x 4 matrix"),
         ("", lambda f: wrong_pose(f, 2 * np.eye(4)[:3]), "001.npy: the first three columns are no rotation"),
         ("", lambda f: (f / "001.npy").write_bytes(b"no array"), "001.npy: no camera in it"),
-        ("", lambda f: (f / "001.png").write_bytes((f / "001.png").read_bytes()[:60]), "001.png is not a whole picture"),
-        ("", lambda f: [path.unlink() for path in f.glob("*.npy")], "has no picture with its camera: expected 000.png and 000.npy"),
-        ("transforms.json", lambda f: wrong_json(f, lambda c: c.pop("camera_angle_x")), "expected camera_angle_x and frames"),
-        ("transforms.json", lambda f: wrong_json(f, lambda c: [x.update(transform_matrix=[[1.0] * 3] * 3) for x in c["frames"]]), r"finite 4 x 4 matrices, got 3 of \[3, 3\]"),
+        (
+            "",
+            lambda f: (f / "001.png").write_bytes((f / "001.png").read_bytes()[:60]),
+            "001.png is not a whole picture",
+        ),
+        (
+            "",
+            lambda f: [path.unlink() for path in f.glob("*.npy")],
+            "has no picture with its camera: expected 000.png and 000.npy",
+        ),
+        (
+            "transforms.json",
+            lambda f: wrong_json(f, lambda c: c.pop("camera_angle_x")),
+            "expected camera_angle_x and frames",
+        ),
+        (
+            "transforms.json",
+            lambda f: wrong_json(f, lambda c: [x.update(transform_matrix=[[1.0] * 3] * 3) for x in c["frames"]]),
+            r"finite 4 x 4 matrices, got 3 of \[3, 3\]",
+        ),
         ("transforms.json", lambda f: (f / "002.png").unlink(), "no picture at .*002.png"),
         ("nowhere.json", lambda f: None, "no camera file at"),
         ("nowhere.png", lambda f: None, "no picture at"),
     ],
-    ids=["4x4", "4x3", "nan", "no rotation", "no array", "truncated", "no cameras", "no angle", "3x3", "gone", "no file", "no picture"],
-)  # fmt: skip
+    ids=[
+        "4x4",
+        "4x3",
+        "nan",
+        "no rotation",
+        "no array",
+        "truncated",
+        "no cameras",
+        "no angle",
+        "3x3",
+        "gone",
+        "no file",
+        "no picture",
+    ],
+)
 def test_what_is_wrong_with_pictures_is_named(folder, path, spoil, message):
     spoil(folder)
     with pytest.raises(ValueError, match=message) as error:
@@ -157,7 +190,9 @@ def test_what_is_wrong_with_pictures_is_named(folder, path, spoil, message):
 
 
 def test_the_nearest_picture_by_angle():
-    c2w = torch.cat([orbit_camera(0.0, azimuth, 2.0) for azimuth in (0.0, 120.0, 240.0)] + [orbit_camera(80.0, 0.0, 3.0)])
+    c2w = torch.cat(
+        [orbit_camera(0.0, azimuth, 2.0) for azimuth in (0.0, 120.0, 240.0)] + [orbit_camera(80.0, 0.0, 3.0)]
+    )
     views = ReferenceViews((torch.zeros(2, 2, 4),) * 4, c2w, torch.full((4,), 0.5))
     elevation = torch.tensor([0.0, 10.0, -20.0, 70.0, 0.0, 5.0])
     azimuth = torch.tensor([-50.0, 70.0, 250.0, 200.0, 355.0, -130.0])
@@ -166,14 +201,21 @@ def test_the_nearest_picture_by_angle():
 
 def test_the_data_module_frames_the_picture_and_softens_its_mask(tmp_path):
     Image.fromarray(ball_pixels(radius=5.0, middle=(30.0, 12.0))).save(tmp_path / "ball.png")
-    config = {"image_path": str(tmp_path / "ball.png"), "height": 16, "width": 16, "random_camera": {"height": 4, "width": 4}}
+    config = {
+        "image_path": str(tmp_path / "ball.png"),
+        "height": 16,
+        "width": 16,
+        "random_camera": {"height": 4, "width": 4},
+    }
     data = threestudio.find("turboprop-image-datamodule")(config)
     data.setup("fit")
     batch = data.train_dataset.collate(None)
     mask = batch["mask"][0, ..., 0]
     assert mask.dtype == torch.float32 and ((mask > 0.01) & (mask < 0.99)).any()
     rows, columns = (mask > 0.5).nonzero(as_tuple=True)
-    assert rows.float().mean().item() == pytest.approx(7.5, abs=0.5) and columns.float().mean().item() == pytest.approx(7.5, abs=0.5)
+    assert rows.float().mean().item() == pytest.approx(7.5, abs=0.5) and columns.float().mean().item() == pytest.approx(
+        7.5, abs=0.5
+    )
     assert (rows.max() - rows.min() + 1).item() == pytest.approx(0.75 * 16, abs=1)
     with pytest.raises(ValueError, match="data.requires_depth: only single-image-datamodule reads maps"):
         threestudio.find("turboprop-image-datamodule")({**config, "requires_depth": True})

@@ -105,8 +105,8 @@ class ReferenceViewsIterableDataset(IterableDataset, Updateable):
 
     def collate(self, batch: Any) -> Dict[str, Any]:
         """The cameras of some pictures, as random-camera-datamodule has them, with the pictures as rgb [B, H, W, 3] and
-        mask [B, H, W, 1], bool, or alpha where it is soft; ref_depth, ref_normal where required, else None; random_camera, a
-        batch of its own."""
+        mask [B, H, W, 1], bool, or alpha where it is soft; ref_depth, ref_normal where required, else None;
+        random_camera, a batch of its own."""
         cfg, sized, which = self.cfg, self.sized, self._chosen()
         directions = self.directions_unit_focal
         result = {

@@ -53,7 +53,9 @@ class ReferenceViews:
         pictures = torch.stack([resized(padded(p, aspect), height, width) for p in self.pictures])
 
         def maps(given: Optional[tuple[Tensor, ...]]) -> Optional[Tensor]:
-            return None if given is None else torch.stack([resized_channels(padded(m, aspect), height, width) for m in given])
+            if given is None:
+                return None
+            return torch.stack([resized_channels(padded(values, aspect), height, width) for values in given])
 
         rgb, alpha = pictures[..., :3], pictures[..., 3:]
         return SizedViews(rgb, alpha, alpha > COVERED, maps(self.depths), maps(self.normals))
@@ -130,5 +132,6 @@ def _beside(image_path: str, kind: str, channels: int, rgba: Tensor, key: str) -
         raise UserError(
             f"{key}.requires_{kind}: the {kind} map of X_rgba.png is X_{kind}.png; got the picture {source.name}"
         )
-    values = read_map(source.with_name(source.name.replace("_rgba.png", f"_{kind}.png")), f"{key}.requires_{kind}", channels)
+    beside = source.with_name(source.name.replace("_rgba.png", f"_{kind}.png"))
+    values = read_map(beside, f"{key}.requires_{kind}", channels)
     return resized_channels(values, *rgba.shape[:2])

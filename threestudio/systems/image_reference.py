@@ -146,8 +146,9 @@ class ImageReferenceSystem(ScoreDistillationSystem):
 
     def on_validation_epoch_end(self) -> None:
         """Makes a video of the orbit, and removes its frames."""
-        name = f"it{self.true_global_step}-val"
-        self.save_img_sequence(name, name, r"(\d+)\.png", save_format="mp4", fps=30, name="val", step=self.true_global_step)
+        step = self.true_global_step
+        name = f"it{step}-val"
+        self.save_img_sequence(name, name, r"(\d+)\.png", save_format="mp4", fps=30, name="val", step=step)
         shutil.rmtree(Path(self.get_save_dir()) / name)
 
 

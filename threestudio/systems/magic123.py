@@ -19,7 +19,7 @@ class Magic123(ScoreDistillationSystem):
     @dataclass
     class Config(ScoreDistillationSystem.Config):
         refinement: bool = False  # the second stage: a mesh, made from `geometry_convert_from`
-        guidance_3d_type: str = ""  # registered name of the guidance that knows the picture; it is asked without a prompt
+        guidance_3d_type: str = ""  # registered name of the guidance that knows the picture; asked without a prompt
         guidance_3d: dict = field(default_factory=dict)
 
     cfg: Config
@@ -29,8 +29,9 @@ class Magic123(ScoreDistillationSystem):
     )  # fmt: skip
 
     def required_loss_keys(self) -> tuple[str, ...]:
-        own = ("lambda_normal_consistency",) if self.cfg.refinement else ("lambda_orient", "lambda_sparsity", "lambda_opaque")
-        return ("lambda_rgb", "lambda_mask", *own)
+        if self.cfg.refinement:
+            return ("lambda_rgb", "lambda_mask", "lambda_normal_consistency")
+        return ("lambda_rgb", "lambda_mask", "lambda_orient", "lambda_sparsity", "lambda_opaque")
 
     def build_prompts_and_guidance(self) -> None:
         super().build_prompts_and_guidance()

@@ -1,4 +1,4 @@
-"""Reading a picture of an object from a file: any format that Pillow knows, as RGBA that is upright and not too large."""
+"""Pictures of objects from files: any format that Pillow knows, as RGBA that is upright and not too large."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def read_object(path: Path | str, key: str) -> Tensor:
     """A picture [H, W, 4] of an object before a transparent background, in [0, 1] with straight alpha.
 
     A picture that does not say what is transparent goes through rembg, where that is installed.
-    Raises UserError as `read_picture`; and where the picture is too small, where there is neither transparency nor rembg,
-    and where there is no object.
+    Raises UserError as `read_picture`; and where the picture is too small, where there is neither transparency nor
+    rembg, and where there is no object.
     """
     rgba, says_what_is_transparent = read_picture(path, key)
     height, width = rgba.shape[:2]

@@ -147,7 +147,7 @@ class StableDiffusionUnifiedGuidance(BaseModule):
         guidance_eval: bool = False,  # also return pictures of what the teacher sees
         **batch: Any,  # the host's: elevation, azimuth, camera_distances, and mvp_mtx and c2w for vsd
     ) -> dict[str, Any]:
-        """loss_sd; loss_sd_img with use_img_loss; loss_train_phi with vsd; the figures of `DistillationPrior.distill`."""
+        """loss_sd; loss_sd_img with use_img_loss; loss_train_phi with vsd; figures of `DistillationPrior.distill`."""
         options = {"rgb_as_latents": rgb_as_latents, "guidance_eval": guidance_eval}
         return renamed(self.guidance(rgb, prompt_utils, **batch, **options))
 

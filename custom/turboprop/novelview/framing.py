@@ -1,8 +1,8 @@
 """How large an object stands in its picture, and in which place: brought to what novel-view models were trained with.
 
 zero-1-to-3 was trained on objects that look at the camera from a distance at which they fill most of the frame, centred
-(arXiv 2303.11328). A photo rarely is like that; a render of a model's own world is, and stays as it is: cropping it would
-change the object's size in the scene.
+(arXiv 2303.11328). A photo rarely is like that; a render of a model's own world is, and stays as it is: cropping it
+would change the object's size in the scene.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ MODES = ("auto", "center", "keep")
 
 @dataclass
 class FramingConfig:
-    # keep: pictures stay as they are; center: the object is centred and scaled to object_fill; auto: only where it is not
-    # framed within the next three keys
+    # keep: pictures stay as they are; center: the object is centred and scaled to object_fill; auto: only where it is
+    # not framed within the last three keys
     mode: str = "auto"
     object_fill: float = 0.75  # after centring: the longer side of the object, as a fraction of the frame's side
     least_fill: float = 0.45  # auto: an object that fills less is scaled; the small world's renders have 0.5 to 0.9
     most_fill: float = 0.92  # auto: an object that fills more is scaled
-    most_offset: float = 0.13  # auto: an object whose middle is farther from the frame's is centred; fraction of the side
+    most_offset: float = 0.13  # auto: an object whose middle is farther from the frame's is centred; share of the side
 
 
 def check_framing(cfg: FramingConfig, key: str) -> None:

@@ -1,7 +1,7 @@
 """Guidances that know pictures of the object: a novel-view model says how it looks from each camera.
 
-All are the distillation guidance of the text teachers with another teacher and another condition; the methods (`method`:
-sds, asd, csd, sjc) are the same pure functions. zero-1-to-3: Liu et al. 2023, arXiv 2303.11328.
+All are the distillation guidance of the text teachers with another teacher and another condition; the methods
+(`method`: sds, asd, csd, sjc) are the same pure functions. zero-1-to-3: Liu et al. 2023, arXiv 2303.11328.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class NovelViewGuidance(DistillationGuidance):
             raise ValueError(
                 f"system.guidance.teacher_type: expected a novel-view model, got a {type(self.teacher).__name__}"
             )
-        self.input_views = load_input_views(self.cfg, self.teacher) if views is None else InputViews(self.teacher, views)
+        given = load_input_views(self.cfg, self.teacher) if views is None else InputViews(self.teacher, views)
+        self.input_views = given
 
     def _build_teacher(self) -> Teacher:
         if self.cfg.teacher_type:
@@ -131,7 +132,7 @@ class Zero123Guidance(NovelViewGuidance):
 
 
 class StableZero123Guidance(Zero123Guidance):
-    """Of stable-zero123: its relative camera has the input's polar angle in the place of the difference of distances."""
+    """For stable-zero123, whose relative camera has the input's polar angle in place of the distances' difference."""
 
     @dataclass
     class Config(Zero123Guidance.Config):

@@ -1,4 +1,4 @@
-"""`turboprop-image-datamodule`: a picture of an object, framed for a novel-view model, or several with their cameras."""
+"""`turboprop-image-datamodule`: a picture of an object, framed for a novel-view model, or several with cameras."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`zero123-unified-guidance`: threestudio's guidance by zero123 in diffusers' layout, under its keys and losses' names."""
+"""`zero123-unified-guidance`: guidance by zero123 under threestudio's keys and names of losses."""
 
 from __future__ import annotations
 
