@@ -46,6 +46,8 @@ def _figures(outputs: Path) -> dict:
     found: dict = {"meshes": sum(1 for _ in outputs.glob("*/*/save/*-export/*"))}
     for file in outputs.glob("*/*/save/*-evaluation/held_out.json"):
         found["held_out"] = json.loads(file.read_text())
+    for file in outputs.glob("*/*/save/*-evaluation/input.json"):
+        found["input"] = json.loads(file.read_text())
     for file in outputs.glob("*/*/save/*-evaluation/evaluation.json"):
         found["evaluation"] = json.loads(file.read_text())["mean"]
         found["views"] = str(file.parent / "views.png")

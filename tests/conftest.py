@@ -23,6 +23,7 @@ from tests.tiny_novelview import (  # noqa: E402,F401
     tiny_zero123_folder,
     tiny_zero123_unified_folder,
 )
+from tests.tiny_pictures import ball_picture  # noqa: E402,F401
 from tests.tiny_stable_diffusion import text_cache, tiny_sd_folder, tiny_sd_v_folder  # noqa: E402,F401
 
 

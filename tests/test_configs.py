@@ -25,6 +25,10 @@ SMALL = {
     "data.size": 8,
     "data.n_train_views": 2,
     "data.n_test_views": 2,
+    "data.random_camera.height": 8,
+    "data.random_camera.width": 8,
+    "data.random_camera.eval_height": 8,
+    "data.random_camera.eval_width": 8,
     "system.geometry.text_dim": 16,
     "system.geometry.isosurface_resolution": 8,
     "system.geometry.pos_encoding_config.log2_hashmap_size": 8,
@@ -49,14 +53,18 @@ METHODS = {
     "sjc": None,
     "sdi": None,
     "mvdream-sd21": None,
+    "zero123": None,
+    "stable-zero123": None,
+    "zero123-geometry": "zero123",
+    "magic123-coarse-sd": None,
+    "magic123-refine-sd": "magic123-coarse-sd",
 }
 TINY_HASH_GRID = (
     "{otype: HashGrid, n_levels: 2, n_features_per_level: 2, log2_hashmap_size: 8, base_resolution: 4, per_level_scale: 2.0}"
 )
-TINY = [
-    "data.height=8", "data.width=8", "data.eval_height=8", "data.eval_width=8", "data.n_test_views=2",
-    "trainer.max_steps=2", "use_timestamp=false", "tag=trial", "system.exporter.texture_size=32",
-]  # fmt: skip
+TINY = ["data.height=8", "data.width=8", "trainer.max_steps=2", "use_timestamp=false", "tag=trial", "system.exporter.texture_size=32"]
+TINY_EVALUATION = ["eval_height=8", "eval_width=8", "n_test_views=2"]  # of the cameras
+TINY_RANDOM_CAMERAS = ["height=8", "width=8", "batch_size=1", "n_val_views=1"]  # beside a picture
 TINY_GEOMETRY = {
     "implicit-volume": ["isosurface_resolution=8", "isosurface_threshold=auto"],
     "implicit-sdf": ["isosurface_resolution=8"],
@@ -67,20 +75,29 @@ TINY_GEOMETRY = {
 
 @pytest.fixture(scope="session")
 def models(
-    tiny_sd_folder: Path, tiny_sd_v_folder: Path, tiny_if_folder: Path, tiny_mv_folder: Path, tiny_renders: Path
-) -> Callable[[OmegaConf], list[str]]:
-    """The overrides that put tiny models in the place of those that a config names, and renders where it wants some."""
+    tiny_sd_folder: Path, tiny_sd_v_folder: Path, tiny_if_folder: Path, tiny_mv_folder: Path, tiny_renders: Path,
+    tiny_zero123_folder: Path, ball_picture: Path,
+) -> Callable[[OmegaConf], list[str]]:  # fmt: skip
+    """The overrides that put tiny models in the place of those that a config names, and renders and a picture where it
+    wants some."""
+
+    def folder(kind: str) -> Path:
+        if "zero123" in kind:
+            return tiny_zero123_folder
+        return tiny_if_folder if kind.startswith("deep-floyd") else tiny_sd_folder
 
     def given(config: OmegaConf) -> list[str]:
-        overrides = []
-        if OmegaConf.is_missing(config.get("data") or {}, "root"):
+        data = config.get("data") or {}
+        overrides = [f"data.image_path={ball_picture}"] if "image_path" in list(data) else []
+        if OmegaConf.is_missing(data, "root"):
             overrides.append(f"data.root={tiny_renders}")
-        for part in ("prompt_processor", "guidance"):
+        for part in ("prompt_processor", "guidance", "guidance_3d"):
             node = config.system.get(part) or {}
             kind = config.system.get(f"{part}_type", "")
             key = f"system.{part}.pretrained_model_name_or_path"
-            if "pretrained_model_name_or_path" in node:
-                overrides.append(f"{key}={tiny_if_folder if kind.startswith('deep-floyd') else tiny_sd_folder}")
+            names_a_model = "pretrained_model_name_or_path" in node or (part == "guidance_3d" and node)
+            if names_a_model and kind != "dummy-prompt-processor":
+                overrides.append(f"{key}={folder(kind)}")
             if "ckpt_path" in node:
                 overrides.append(f"system.{part}.ckpt_path={tiny_mv_folder}")
             if "pretrained_model_name_or_path_lora" in node:
@@ -106,7 +123,11 @@ def small_overrides(config: OmegaConf) -> list[str]:
 
 def tiny_overrides(config: OmegaConf) -> list[str]:
     system = config.system
-    given = [*TINY, f"system.geometry.pos_encoding_config={TINY_HASH_GRID}"]
+    cameras = "data.random_camera." if "random_camera" in config.data else "data."
+    given = [*TINY, *(f"{cameras}{value}" for value in TINY_EVALUATION)]
+    if "random_camera" in config.data:
+        given += [f"data.random_camera.{value}" for value in TINY_RANDOM_CAMERAS]
+    given.append(f"system.geometry.pos_encoding_config={TINY_HASH_GRID}")
     band = OmegaConf.select(config, "system.geometry.pos_encoding_config.start_level") is not None
     if band:  # finer levels open while training
         banded = TINY_HASH_GRID.replace("HashGrid", "ProgressiveBandHashGrid").replace("}", ", start_level: 1, start_step: 1, update_steps: 1}")
@@ -119,8 +140,10 @@ def tiny_overrides(config: OmegaConf) -> list[str]:
     given += [f"system.geometry.{override}" for override in TINY_GEOMETRY[system.geometry_type]]
     if "num_samples_per_ray" in system.get("renderer", {}):
         given.append("system.renderer.num_samples_per_ray=16")
-    if "resolution_milestones" in config.data:  # pictures grow while training
-        given += ["data.width=[4,8]", "data.height=[4,8]", "data.resolution_milestones=[1]"]
+    for part in ("data", "data.random_camera"):
+        node = OmegaConf.select(config, part) or {}
+        if node.get("resolution_milestones"):  # pictures grow while training
+            given += [f"{part}.width=[4,8]", f"{part}.height=[4,8]", f"{part}.resolution_milestones=[1]"]
     return given + [f"{key}={value}" for key, value in REQUIRED.items()]
 
 
@@ -141,7 +164,9 @@ class Runs:
         before = METHODS.get(name)
         if before is None:
             return []
-        return [f"system.geometry_convert_from={self.trial(before).parent}/LAST/ckpts/last.ckpt"]
+        start = [f"system.geometry_convert_from={self.trial(before).parent}/LAST/ckpts/last.ckpt"]
+        # after two steps a field has no surface at density 25
+        return start + (["system.geometry_convert_override.isosurface_threshold=auto"] if "123" in name else [])
 
     def launch(self, name: str, mode: str, *more: str) -> int:
         return main(["--config", str(ROOT / "configs" / f"{name}.yaml"), mode, *self.arguments(name), *more])

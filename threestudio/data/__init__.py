@@ -1,1 +1,3 @@
-from . import uncond
+"""Data modules: what a step looks from, and at."""
+
+from threestudio.data import image, uncond  # noqa: F401

@@ -65,6 +65,24 @@ def _stages(value: Any, key: str) -> List[int]:
     return stages
 
 
+def stages_of(values: Dict[str, Any], milestones: Any) -> List[List[int]]:
+    """The values of each key for each stage, all lists of one length, and last the steps at which stages begin, -1 first.
+
+    `values` has a number, or one for each stage, for each key of `data`. Raises UserError with the key that is wrong.
+    """
+    stages = {key: _stages(value, key) for key, value in values.items()}
+    n_stages = max(map(len, stages.values()))
+    for key, given in stages.items():
+        if len(given) not in (1, n_stages):
+            raise UserError(f"data.{key}: expected 1 or {n_stages} values (one for each stage), got {given}")
+        stages[key] = given * n_stages if len(given) == 1 else given
+    milestones = list(milestones)
+    if n_stages > 1 and len(milestones) != n_stages - 1:
+        raise UserError(f"data.resolution_milestones: expected {n_stages - 1} steps for {n_stages} stages, got {milestones}")
+    # Without stages, milestones have nothing to switch.
+    return [*stages.values(), [-1, *milestones] if n_stages > 1 else [-1]]
+
+
 def _check_config(cfg: RandomCameraDataModuleConfig) -> None:
     for key in ("elevation_range", "azimuth_range", "camera_distance_range", "fovy_range", "light_distance_range"):
         value = list(getattr(cfg, key))
@@ -108,12 +126,14 @@ def unit_focal_directions(height: int, width: int) -> Tensor:
     return get_ray_directions(H=height, W=width, focal=1.0)
 
 
-def camera_rays(directions: Tensor, fovy: Tensor, c2w: Tensor, normalize: bool) -> Tuple[Tensor, Tensor]:
+def camera_rays(
+    directions: Tensor, fovy: Tensor, c2w: Tensor, normalize: bool, noise_scale: float = 0.0
+) -> Tuple[Tensor, Tensor]:
     """directions of focal length 1 [H, W, 3], fovy [B] in radians, c2w [B, 4, 4] -> origins, directions [B, H, W, 3]."""
     focal = 0.5 * directions.shape[0] / torch.tan(0.5 * fovy)  # [B]
     directions = directions.expand(c2w.shape[0], -1, -1, -1).clone()
     directions[..., :2] /= focal[:, None, None, None]
-    return get_rays(directions, c2w, keepdim=True, normalize=normalize)
+    return get_rays(directions, c2w, keepdim=True, noise_scale=noise_scale, normalize=normalize)
 
 
 def _uniform(n: int, bounds: Tuple[float, float]) -> Tensor:
@@ -127,22 +147,12 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
         super().__init__()
         self.cfg: RandomCameraDataModuleConfig = cfg
         _check_config(cfg)
-        self.heights = _stages(cfg.height, "height")
-        self.widths = _stages(cfg.width, "width")
-        self.batch_sizes = _stages(cfg.batch_size, "batch_size")
-        n_stages = max(len(self.heights), len(self.widths), len(self.batch_sizes))
-        for key in ("heights", "widths", "batch_sizes"):
-            stages = getattr(self, key)
-            if len(stages) not in (1, n_stages):
-                raise UserError(f"data.{key[:-1]}: expected 1 or {n_stages} values (one for each stage), got {stages}")
-            setattr(self, key, stages * n_stages if len(stages) == 1 else stages)
-        milestones = list(cfg.resolution_milestones)
-        if n_stages > 1 and len(milestones) != n_stages - 1:
-            raise UserError(f"data.resolution_milestones: expected {n_stages - 1} steps for {n_stages} stages, got {milestones}")
+        stages = {"height": cfg.height, "width": cfg.width, "batch_size": cfg.batch_size}
+        self.heights, self.widths, self.batch_sizes, self.resolution_milestones = stages_of(
+            stages, cfg.resolution_milestones
+        )
         for height, width, size in zip(self.heights, self.widths, self.batch_sizes):
             check_memory(size * height * width * BYTES_BY_RAY, torch.device("cpu"), "data.height", height)
-        # Without stages, milestones have nothing to switch.
-        self.resolution_milestones = [-1, *milestones] if n_stages > 1 else [-1]
         self.directions_unit_focals = [unit_focal_directions(h, w) for h, w in zip(self.heights, self.widths)]
         self.elevation_range = tuple(cfg.elevation_range)
         self.azimuth_range = tuple(cfg.azimuth_range)
@@ -252,16 +262,18 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
         return (torch.stack([x, y, z], dim=-1) @ local[:, :, None])[:, :, 0]
 
 
-def batch_of_cameras(c2w: Tensor, fovy: Tensor, directions: Tensor, rays_d_normalize: bool) -> Dict[str, Any]:
+def batch_of_cameras(
+    c2w: Tensor, fovy: Tensor, directions: Tensor, rays_d_normalize: bool, rays_noise_scale: float = 0.0
+) -> Dict[str, Any]:
     """What renderers and guidances ask of B cameras.
 
     Args:
-        c2w: [B, 4, 4]; fovy: [B], radians; directions: of focal length 1 [H, W, 3].
+        c2w: [B, 4, 4]; fovy: [B], radians; directions: of focal length 1 [H, W, 3]; rays_noise_scale: see `get_rays`.
     Returns:
         rays_o, rays_d [B, H, W, 3]; mvp_mtx, proj_mtx, c2w [B, 4, 4]; camera_positions [B, 3]; fovy [B]; height, width.
     """
     height, width = directions.shape[:2]
-    rays_o, rays_d = camera_rays(directions, fovy, c2w, rays_d_normalize)
+    rays_o, rays_d = camera_rays(directions, fovy, c2w, rays_d_normalize, rays_noise_scale)
     proj_mtx = get_projection_matrix(fovy, width / height, NEAR, FAR)
     return {
         "rays_o": rays_o,

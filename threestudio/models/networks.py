@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import math
-from typing import Any, Dict, Iterable, Mapping
+from typing import Any, Callable, Dict, Iterable, Mapping
 
 import torch
 import torch.nn as nn
@@ -94,6 +94,17 @@ class SphericalHarmonics(nn.Module):
         return real_spherical_harmonics(x * 2.0 - 1.0, self.degree)
 
 
+def _renamed_weights(old: str, new: str) -> Callable[..., None]:
+    """A hook before loading that takes the weights of one name for those of another: a hash grid's and a banded one's
+    are the same, so each loads the other's, as in upstream."""
+
+    def rename(module: nn.Module, state_dict: Dict[str, Any], prefix: str, *others: Any) -> None:
+        if prefix + old in state_dict and prefix + new not in state_dict:
+            state_dict[prefix + new] = state_dict.pop(prefix + old)
+
+    return rename
+
+
 class HashGrid(nn.Module):
     """Multiresolution hash grid with trainable features. ``backend``: auto, torch, warp or tinycudann."""
 
@@ -118,6 +129,7 @@ class HashGrid(nn.Module):
         self.n_output_dims = self.layout.n_levels * self.layout.n_features
         # Mueller et al. 2022, section 3: uniform in [-1e-4, 1e-4].
         self.params = nn.Parameter(torch.empty(self.layout.n_entries, self.layout.n_features).uniform_(-1e-4, 1e-4))
+        self.register_load_state_dict_pre_hook(_renamed_weights("encoding.params", "params"))
 
     def forward(self, x: Tensor, n_active_levels: int | None = None) -> Tensor:
         return hash_grid(x, self.params, self.layout, n_active_levels, backend=self.backend)
@@ -142,6 +154,7 @@ class ProgressiveBandHashGrid(nn.Module, Updateable):
         self.encoding = HashGrid(n_input_dims, {k: v for k, v in config.items() if k not in own})
         self.n_input_dims, self.n_output_dims = n_input_dims, self.encoding.n_output_dims
         self.n_level = self.encoding.layout.n_levels
+        self.register_load_state_dict_pre_hook(_renamed_weights("params", "encoding.params"))
         self.current_level = self._level_at(0)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,10 +4,13 @@ from threestudio.systems import (  # noqa: F401
     base,
     dreamfusion,
     fantasia3d,
+    imagedreamfusion,
     latentnerf,
+    magic123,
     magic3d,
     prolificdreamer,
     sdi,
     sjc,
     textmesh,
+    zero123,
 )

@@ -54,11 +54,13 @@ class ScoreDistillationSystem(BaseLift3DSystem):
         images: Tensor,  # [B, H, W, 3] in [0, 1], or latents [B, H, W, C] with `as_latents`
         batch: dict,
         as_latents: bool = False,
+        guidance_eval: bool = False,  # also save pictures of what the guidance sees
     ) -> dict[str, Tensor]:
         """The guidance's losses, by their names `loss_X`; its other scalars are logged."""
-        guidance_out = self.guidance(
-            images, self.prompt_processor(), **batch, rgb_as_latents=as_latents
-        )
+        options = {"guidance_eval": True} if guidance_eval else {}
+        guidance_out = self.ask_guidance(images, batch, rgb_as_latents=as_latents, **options)
+        if guidance_eval and "eval" in guidance_out:
+            self.guidance_evaluation_save(images.detach(), guidance_out["eval"])
         losses = {key: value for key, value in guidance_out.items() if key.startswith("loss_")}
         for key, value in guidance_out.items():
             if key not in losses:
@@ -67,6 +69,10 @@ class ScoreDistillationSystem(BaseLift3DSystem):
             returned = [key.removeprefix("loss_") for key in losses]
             check_loss_keys(self.cfg.loss, self.loss_keys, [*returned, *(self.guidance_losses or ())])
         return losses
+
+    def ask_guidance(self, images: Tensor, batch: dict, **options: bool) -> dict:
+        """What the guidance answers to renders [B, H, W, C]."""
+        return self.guidance(images, self.prompt_processor(), **batch, **options)
 
     def weighted_sum(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """The `loss` of a step: the sum of `loss_X` times `lambda_X`; logs each of them, and each weight.

@@ -6,6 +6,7 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "comp_rgb": ("rgb", {"data_format": "HWC"}),
     "decoded_rgb": ("rgb", {"data_format": "HWC"}),
     "comp_normal": ("rgb", {"data_format": "HWC", "data_range": (0, 1)}),
+    "depth": ("grayscale", {}),
     "opacity": ("grayscale", {"cmap": None, "data_range": (0, 1)}),
 }
 DEFAULT_VIEWS = ("comp_rgb", "comp_normal", "opacity")

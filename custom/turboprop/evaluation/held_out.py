@@ -33,16 +33,19 @@ class HeldOutScores:
 
         return HeldOutScores(of("psnr"), of("psnr_object"), of("iou"), total)
 
-    def save(self, folder: Path, chamfer: Chamfer | None) -> str:
-        """Write held_out.json; returns the figures in one line. `chamfer`: of the mesh to the exact surface, if known."""
+    def save(self, folder: Path, chamfer: Chamfer | None, kind: str = "held-out") -> str:
+        """Write held_out.json, or that of another kind of views; returns the figures in one line.
+
+        `chamfer`: of the mesh to the exact surface, if known.
+        """
         figures = asdict(self)
-        line = f"held-out views ({self.views}): PSNR {self.psnr:.2f} dB, on the object {self.psnr_object:.2f} dB, IoU {self.iou:.3f}"
+        line = f"{kind} views ({self.views}): PSNR {self.psnr:.2f} dB, on the object {self.psnr_object:.2f} dB, IoU {self.iou:.3f}"
         if chamfer is not None:
             figures |= {"chamfer": chamfer.distance, "chamfer_share": chamfer.share}
             line += f", Chamfer {chamfer.share:.4f} of the size"
         folder.mkdir(parents=True, exist_ok=True)
         shown = {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in figures.items()}
-        (folder / "held_out.json").write_text(json.dumps(shown, indent=2, allow_nan=False) + "\n")
+        (folder / f"{kind.replace('-', '_')}.json").write_text(json.dumps(shown, indent=2, allow_nan=False) + "\n")
         return line
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import threestudio
 import torch
+from threestudio.data.image import ReferenceViewsDataModule
+from threestudio.data.reference_views import ReferenceViews, reference_batch
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
 from threestudio.utils.ops import get_mvp_matrix, get_projection_matrix
@@ -20,7 +22,7 @@ from torch import Tensor
 from ..system_mixin import SystemMixin
 from ..teachers.prompts.library import load_prompt_library
 from ..world.cameras import pixel_rays
-from .cameras import EvaluationCameras, evaluation_cameras
+from .cameras import BACKGROUND, EvaluationCameras, evaluation_cameras
 from .clip_metrics import load_judge
 from .held_out import HeldOutScores, held_out_scores
 from .report import evaluate_views, world_spec
@@ -31,7 +33,7 @@ NEAR, FAR = 0.01, 100.0  # planes of the projection matrix, world units
 
 @dataclass
 class EvaluationConfig:
-    judge: str = ""  # CLIP model (folder or hub id) that scores the views; empty: no scores
+    judge: str = ""  # CLIP model (folder or hub id) that scores the views; empty, or without a caption: no scores
     caption: str = ""  # what the object should be; default: the prompt
     gallery: str = ""  # prompt library (JSON) whose training prompts are the texts of R@1; default: the caption alone
     views: int = 8  # around the object
@@ -78,9 +80,14 @@ class EvaluatedSystem(SystemMixin):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        if self.evaluation.judge:  # what is wrong with it is known before training
+        if self._is_judged:  # what is wrong with it is known before training
             load_judge(self.evaluation.judge)
             self._gallery()
+
+    @property
+    def _is_judged(self) -> bool:
+        """Whether there is a judge, and a text that says what the object is: of a photo there may be none."""
+        return bool(self.evaluation.judge and self._caption)
 
     @property
     def _caption(self) -> str:
@@ -114,7 +121,9 @@ class EvaluatedSystem(SystemMixin):
             self.on_predict_epoch_end()
         if self._held_out:
             self._report_held_out(folder, mesh)
-        if self.evaluation.judge:
+        if isinstance(self.trainer.datamodule, ReferenceViewsDataModule):
+            self._report_input_views(folder, self.trainer.datamodule.reference_views())
+        if self._is_judged:
             self._report_views(folder, mesh)
         self._held_out = []
 
@@ -141,9 +150,23 @@ class EvaluatedSystem(SystemMixin):
             self.log("test/chamfer_share", chamfer.share)
 
     @torch.no_grad()
+    def _report_input_views(self, folder: Path, views: ReferenceViews) -> None:
+        """How well renders repeat the pictures that the scene was made from, over the judge's background."""
+        size, device = self.evaluation.size, self.geometry.bbox.device
+        pictures = views.at(size, size)
+        background = torch.tensor(BACKGROUND).expand(len(views), 3)
+        batch = reference_batch(views, size) | {"bg_color": background}
+        rgb, opacity = self._render({k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
+        target = pictures.rgb * pictures.alpha + (1 - pictures.alpha) * background[:, None, None]
+        scores = held_out_scores(rgb, opacity, target, pictures.alpha)
+        threestudio.info(scores.save(folder, None, "input"))
+        self.log("test/input_psnr", scores.psnr)
+        self.log("test/input_iou", scores.iou)
+
+    @torch.no_grad()
     def _report_views(self, folder: Path, mesh: Any) -> None:
         cameras = evaluation_cameras(self.evaluation.views)
-        rgb, opacity = self._views(cameras)
+        rgb, opacity = self._render(batch_of_cameras(cameras, self.evaluation.size, self.geometry.bbox.device))
         report = evaluate_views(
             [self._caption], rgb[None], opacity[None, ..., 0],
             cameras.elevation, cameras.azimuth, cameras.distance, cameras.fovy, cameras.background,
@@ -157,11 +180,10 @@ class EvaluatedSystem(SystemMixin):
         row = [{"type": "rgb", "img": view, "kwargs": {"data_format": "HWC"}} for view in rgb]
         self.save_image_grid(f"it{self.true_global_step}-evaluation/views.png", row)
 
-    def _views(self, cameras: EvaluationCameras) -> tuple[Tensor, Tensor]:
-        """Pictures [V, S, S, 3] and opacities [V, S, S, 1] in [0, 1], one camera at a time."""
-        batch = batch_of_cameras(cameras, self.evaluation.size, self.geometry.bbox.device)
+    def _render(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Pictures [V, S, S, 3] and opacities [V, S, S, 1] in [0, 1], on the CPU, one camera at a time."""
         rgb, opacity = [], []
-        for view in range(self.evaluation.views):
+        for view in range(len(batch["c2w"])):
             one = {key: value[view : view + 1] if isinstance(value, Tensor) else value for key, value in batch.items()}
             out = self(one)
             rgb.append(out["comp_rgb"].cpu())

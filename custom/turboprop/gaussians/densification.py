@@ -75,6 +75,14 @@ class Statistics(NamedTuple):
         zero = torch.zeros(like.shape[0], dtype=torch.float32, device=like.device)
         return Statistics(zero, zero.clone(), zero.clone())
 
+    def plus(self, others: "Statistics") -> "Statistics":
+        """What these views and others have shown."""
+        return Statistics(
+            self.gradient_sum + others.gradient_sum,
+            self.view_count + others.view_count,
+            torch.maximum(self.max_radius, others.max_radius),
+        )
+
 
 class GaussianState(NamedTuple):
     """All that a change of number touches."""

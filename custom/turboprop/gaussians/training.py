@@ -18,6 +18,7 @@ from threestudio.systems.utils import parse_optimizer
 from threestudio.utils.errors import UserError
 
 from ..picard.contract import StepsTogether
+from .densification import Statistics, observe
 from .geometry import GaussianSplatting
 
 OTHER_PARTS = ("material", "background", "renderer")
@@ -69,9 +70,12 @@ class GaussianTraining:
 
     def on_after_backward(self) -> None:
         super().on_after_backward()
+        # A step may have several renders. They are summed first and added once, as Picard iterations add a step's sum.
+        seen = Statistics.zeros(self.geometry.statistics.gradient_sum)
         for views in self.renderer.take_training_views():
             if views.means2d.grad is not None:
-                self.geometry.observe(views.means2d.grad, views.radii, views.visible, views.height, views.width)
+                seen = observe(seen, views.means2d.grad, views.radii, views.visible, views.height, views.width)
+        self.geometry.set_statistics(self.geometry.statistics.plus(seen))
 
     def set_learning_rates(self, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> None:
         """Of the geometry's groups, for the optimizer step that follows `step` finished ones."""

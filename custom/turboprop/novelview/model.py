@@ -76,6 +76,10 @@ class EncodedView:
             tuple(level.expand(count, -1, -1, -1) for level in self.levels),
         )
 
+    def chosen(self, which: Tensor) -> "EncodedView":  # [N], integer
+        """The views of these numbers, N of them."""
+        return EncodedView(self.latents[which], self.vectors[which], tuple(level[which] for level in self.levels))
+
 
 class NovelViewModel(nn.Module):
     """A UNet with all that turns an input view and a relative camera into its condition.

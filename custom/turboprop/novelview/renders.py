@@ -125,8 +125,8 @@ def view_numbers(folder: Path) -> list[int]:
     return sorted(int(stem) for stem in stems if len(stem) >= 3 and stem.isdigit() and f"{stem}.npy" in names)
 
 
-def read_camera(path: Path) -> Tensor:
-    """A camera's elevation and azimuth (degrees) and distance (world units): [3].
+def read_camera_matrix(path: Path) -> Tensor:
+    """A camera's matrix [R | t] from world to camera, OpenGL axes: [3, 4], float64.
 
     Raises:
         BrokenFolder: a file that holds no finite 3 x 4 matrix of a rotation and a translation.
@@ -140,7 +140,12 @@ def read_camera(path: Path) -> Tensor:
     rotation = matrix[:, :3].astype(np.float64)
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2:
         raise BrokenFolder(f"{path}: the first three columns are no rotation")
-    return torch.stack([part[0] for part in orbit_of_world_to_camera(torch.from_numpy(matrix).double()[None])]).float()
+    return torch.from_numpy(matrix).double()
+
+
+def read_camera(path: Path) -> Tensor:
+    """A camera's elevation and azimuth (degrees) and distance (world units): [3]. Raises BrokenFolder."""
+    return torch.stack([part[0] for part in orbit_of_world_to_camera(read_camera_matrix(path)[None])]).float()
 
 
 def read_render(path: Path, size: int) -> Tensor:

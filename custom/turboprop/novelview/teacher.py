@@ -101,15 +101,25 @@ class NovelViewTeacher(Teacher):
         Raises:
             ValueError: pictures that are not square, or of another number than 1 or B.
         """
-        pose = relative_pose(
-            *(value.to(self.device, torch.float32) for value in (elevation, azimuth, camera_distances)),
-            *(
-                torch.as_tensor(value, dtype=torch.float32, device=self.device)
-                for value in (cond_elevation_deg, cond_azimuth_deg, cond_camera_distance)
-            ),
-            self.model.settings.fourth_number,
-        )
-        return self.model.condition(self._encoded_once(image).expanded(len(elevation)), pose)
+        view = self._encoded_once(image).expanded(len(elevation))
+        cond_camera = (cond_elevation_deg, cond_azimuth_deg, cond_camera_distance)
+        return self.condition_of_view(view, *cond_camera, elevation, azimuth, camera_distances)
+
+    @torch.no_grad()
+    def condition_of_view(
+        self,
+        view: EncodedView,  # of B input views, see `encode_view`
+        cond_elevation_deg: Tensor | float,  # degrees: a number, or [B]
+        cond_azimuth_deg: Tensor | float,
+        cond_camera_distance: Tensor | float,
+        elevation: Tensor,  # [B] degrees
+        azimuth: Tensor,  # [B] degrees
+        camera_distances: Tensor,  # [B]
+    ) -> NovelViewCondition:
+        """As `condition`, of input views that were encoded before."""
+        given = (elevation, azimuth, camera_distances, cond_elevation_deg, cond_azimuth_deg, cond_camera_distance)
+        numbers = (torch.as_tensor(value, dtype=torch.float32, device=self.device) for value in given)
+        return self.model.condition(view, relative_pose(*numbers, self.model.settings.fourth_number))
 
     def unconditional(self, condition: NovelViewCondition) -> NovelViewCondition:
         """The null condition in place of each of its samples."""

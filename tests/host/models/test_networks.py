@@ -111,3 +111,26 @@ def test_wrong_networks_are_refused():
         get_mlp(3, 1, {"otype": "VanilaMLP"})
     with pytest.raises(UserError, match="n_neuron.*n_neurons"):
         get_mlp(3, 1, {"otype": "VanillaMLP", "n_neuron": 3})
+
+
+HASH_GRIDS = ("HashGrid", "ProgressiveBandHashGrid")
+
+
+@pytest.mark.parametrize("first, second", [HASH_GRIDS, HASH_GRIDS[::-1]])
+def test_a_banded_and_a_plain_hash_grid_load_each_others_weights(first, second):
+    """A first stage opens its grid level by level, the second takes it over whole (magic123, magic3d)."""
+    grid = {"n_levels": 2, "n_features_per_level": 2, "log2_hashmap_size": 6, "base_resolution": 4}
+    grid["per_level_scale"] = 2.0
+    band = {"start_level": 2, "start_step": 0, "update_steps": 1}
+
+    def encoding(otype):
+        return get_encoding(3, {"otype": otype, **grid, **(band if otype.startswith("Progressive") else {})})
+
+    torch.manual_seed(0)
+    source, target = encoding(first), encoding(second)
+    points = torch.rand(5, 3)
+    assert not torch.equal(source(points), target(points))
+    target.load_state_dict(source.state_dict())
+    assert torch.equal(source(points), target(points))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        target.load_state_dict({})

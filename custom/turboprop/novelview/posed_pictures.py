@@ -1,0 +1,103 @@
+"""Pictures of one object from files: a single one from a given place, or several with their cameras.
+
+`load_pictures` takes what `data.image_path` may be:
+
+- a picture: it is framed (see framing) and stands at the place that the config gives;
+- a folder in zero-1-to-3's layout: 000.png with its camera 000.npy, a 3x4 matrix from world to camera, and so on;
+- a transforms.json as of the NeRF synthetic scenes: c2w matrices, and the field of view.
+
+Pictures with cameras are not framed anew: that would change what their cameras see.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import threestudio
+from threestudio.utils.errors import UserError
+import torch
+from threestudio.data.reference_views import ReferenceViews, orbit_camera
+from threestudio.utils.ops import invert_pose
+from threestudio.utils.picture_files import padded, read_object
+from torch import Tensor
+
+from ..fitting.transforms_file import pinhole, read_frames
+from .framing import FramingConfig, framed, is_framed
+from .renders import BrokenFolder, read_camera_matrix, view_numbers
+
+
+@dataclass(frozen=True)
+class CameraPlace:
+    """Where a single picture was taken from."""
+
+    elevation_deg: float
+    azimuth_deg: float
+    distance: float  # world units
+    fovy_deg: float = 49.134  # of pictures without a camera file of their own; zero-1-to-3's renders have 49.134
+
+
+def load_pictures(path: str, place: CameraPlace, framing: FramingConfig, key: str) -> ReferenceViews:
+    """The pictures at `path`, see above. `place` is that of a single one; a folder takes its field of view alone.
+
+    Raises ValueError (or its kind, UserError) that names the key and the file that is missing or wrong.
+    """
+    if not path:
+        raise UserError(f"{key}: the path of a picture, of a folder of pictures or of a transforms.json is required")
+    source = Path(path)
+    if source.is_dir():
+        return _folder_pictures(source, math.radians(place.fovy_deg), key)
+    if source.suffix.lower() == ".json":
+        return _camera_file_pictures(source, key)
+    rgba = read_object(source, key)
+    square = padded(rgba, 1.0)
+    if framing.mode == "auto" and not is_framed(square, framing):
+        threestudio.info(f"{source}: the object is centred and scaled to {framing.object_fill:g} of the frame")
+    camera = orbit_camera(place.elevation_deg, place.azimuth_deg, place.distance)
+    return ReferenceViews((framed(rgba, framing),), camera, torch.tensor([math.radians(place.fovy_deg)]))
+
+
+def _camera_file_pictures(file: Path, key: str) -> ReferenceViews:
+    """The pictures of a transforms.json, each cut to the largest square around its principal point."""
+    try:
+        frames = read_frames(file)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+    pictures, angles = [], []
+    for frame in frames:
+        rgba = read_object(frame.path, key)
+        camera = pinhole(frame, rgba.shape[1], rgba.shape[0])
+        left, top, right, bottom = (round(side) for side in camera.square())
+        pictures.append(padded(rgba[top:bottom, left:right], 1.0))
+        angles.append(2 * math.atan(camera.half_angle()))
+    return ReferenceViews(tuple(pictures), torch.stack([frame.c2w for frame in frames]), torch.tensor(angles))
+
+
+def _folder_pictures(folder: Path, fovy: float, key: str) -> ReferenceViews:
+    numbers = view_numbers(folder)
+    if not numbers:
+        raise UserError(f"{key}: {folder} has no picture with its camera: expected 000.png and 000.npy, ...")
+    try:
+        matrices = [read_camera_matrix(folder / f"{number:03d}.npy") for number in numbers]
+    except BrokenFolder as error:
+        raise UserError(f"{key}: {error}") from error
+    pictures = tuple(padded(read_object(folder / f"{number:03d}.png", key), 1.0) for number in numbers)
+    c2w = camera_to_world(torch.stack(matrices)).float()
+    return ReferenceViews(pictures, c2w, torch.full((len(pictures),), fovy))
+
+
+def camera_to_world(world_to_camera: Tensor) -> Tensor:  # [V, 3, 4] -> [V, 4, 4]
+    """The inverse of rigid matrices [R | t]."""
+    last = world_to_camera.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(len(world_to_camera), 1, 4)
+    return invert_pose(torch.cat([world_to_camera, last], dim=1))
+
+
+def nearest_views(views: ReferenceViews, elevation: Tensor, azimuth: Tensor) -> Tensor:
+    """Which of V pictures was taken from nearest in angle to each of B cameras, in degrees: [B], int64."""
+    places = views.c2w[:, :3, 3] / views.distances[:, None]  # [V, 3]
+    elevation, azimuth = torch.deg2rad(elevation), torch.deg2rad(azimuth)
+    directions = torch.stack(
+        [elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], dim=-1
+    )
+    return (directions @ places.to(directions).T).argmax(dim=-1)

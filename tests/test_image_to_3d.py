@@ -1,0 +1,254 @@
+"""From a picture to a mesh by the command line, at tiny size; and what is wrong with a picture, said before training."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from omegaconf import OmegaConf
+from PIL import Image
+
+import threestudio
+from launch import main
+from tests.tiny_pictures import ball_pixels
+from threestudio.utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = {"nerf": "zero123-dino", "gaussians": "zero123-dino-gaussians", "dmtet": "zero123-dino-dmtet"}
+SMALL = {
+    "nerf": [
+        "system.geometry.isosurface_resolution=16",
+        "system.geometry.isosurface_threshold=0.05",
+        "system.renderer.num_samples_per_ray=24",
+    ],
+    "gaussians": ["system.geometry.init_num_pts=200", "system.geometry.isosurface_resolution=16"],
+    "dmtet": ["system.geometry.isosurface_resolution=8"],
+}
+GRID = [f"system.geometry.pos_encoding_config.{key}" for key in ("n_levels=2", "log2_hashmap_size=8")]
+
+
+@pytest.fixture()
+def launch(tmp_path, monkeypatch, tiny_zero123_folder, ball_picture, capsys):
+    """Runs a dino config at tiny size; gives the exit code and the trial's folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(kind="nerf", *more, mode="--train", out="outputs"):
+        cameras = [
+            f"data.random_camera.{key}"
+            for key in (
+                "height=8",
+                "width=8",
+                "batch_size=1",
+                "eval_height=8",
+                "eval_width=8",
+                "n_test_views=2",
+                "n_val_views=1",
+            )
+        ]
+        given = [
+            f"data.image_path={ball_picture}",
+            f"system.guidance.pretrained_model_name_or_path={tiny_zero123_folder}",
+            "data.height=12",
+            "data.width=12",
+            "trainer.max_steps=2",
+            "trainer.enable_progress_bar=false",
+            "trainer.log_every_n_steps=1",
+            "use_timestamp=false",
+            "tag=t",
+            f"exp_root_dir={out}",
+            f"system.evaluation.judge={ROOT / 'assets/judges/mini-clip'}",
+            f"system.evaluation.gallery={ROOT / 'custom/turboprop/world/libraries/world_16.json'}",
+            "system.evaluation.views=2",
+            "system.evaluation.size=16",
+            *cameras,
+            *SMALL[kind],
+            *(GRID if kind != "gaussians" else []),
+        ]
+        code = main(["--config", str(ROOT / "configs" / f"{CONFIGS[kind]}.yaml"), mode, *given, *more])
+        return code, tmp_path / out / CONFIGS[kind] / "t"
+
+    return run
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_picture_becomes_a_glb_with_the_judges_figures(kind, launch, capsys):
+    caption = "system.evaluation.caption='a yellow car with black wheels'"
+    code, trial = launch(kind, caption)
+    assert code == 0, capsys.readouterr().err
+    mesh = trimesh.load(trial / "save/it2-export/model.glb", force="mesh")
+    assert len(mesh.faces) > 0
+    figures = json.loads((trial / "save/it2-evaluation/input.json").read_text())
+    assert figures["views"] == 1 and 0 < figures["psnr"] < 60 and 0 <= figures["iou"] <= 1
+    report = json.loads((trial / "save/it2-evaluation/evaluation.json").read_text())
+    assert {"iou", "front_back", "chamfer", "color_error"} & set(report["mean"])
+    assert (trial / "save/all_training_images.png").is_file() and (trial / "save/it2-test.mp4").stat().st_size > 0
+    logged = (trial / "csv_logs/version_0/metrics.csv").read_text().splitlines()[0]
+    for name in ("loss_ref_rgb", "loss_ref_mask", "loss_zero123_sds", "grad_norm"):
+        assert f"train/{name}" in logged
+
+
+def test_without_a_caption_the_input_view_alone_is_measured(launch):
+    code, trial = launch("nerf", "system.guidance.method=asd")
+    assert code == 0
+    assert {p.name for p in (trial / "save/it2-evaluation").iterdir()} == {"input.json"}
+    assert "train/loss_zero123_asd" in (trial / "csv_logs/version_0/metrics.csv").read_text()
+
+
+def state(trial: Path) -> dict:
+    checkpoint = torch.load(trial / "ckpts/last.ckpt", weights_only=True)
+    return {**checkpoint["state_dict"], "step": torch.tensor(checkpoint["global_step"])}
+
+
+NO_EVALUATION = ["system.evaluation.judge=''", "system.evaluation.export=false", "data.random_camera.n_test_views=1"]
+
+
+def test_a_resumed_run_ends_with_the_same_weights(launch, kind="nerf"):
+    more = ["trainer.max_steps=4", "checkpoint.every_n_train_steps=2", "data.rays_noise_scale=0.01", *NO_EVALUATION]
+    code, whole = launch(kind, *more, out="whole")
+    assert code == 0
+    assert launch(kind, *more, "trainer.max_steps=2", out="part")[0] == 0
+    last = "resume=part/" + CONFIGS[kind] + "/t/ckpts/last.ckpt"
+    code, part = launch(kind, *more, last, out="part")
+    assert code == 0
+    first, second = state(whole), state(part)
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_in_picard_windows_at_threshold_zero_it_is_the_run_step_by_step(kind, launch):
+    system_type = OmegaConf.load(ROOT / "configs" / f"{CONFIGS[kind]}.yaml").system_type.replace(":", ":picard,")
+    code, plain = launch(kind, "trainer.max_steps=3", *NO_EVALUATION, out="plain")
+    assert code == 0
+    window = [
+        f"system_type={system_type}",
+        "system.picard.window=2",
+        "system.picard.threshold=0",
+        "trainer.max_steps=3",
+        *NO_EVALUATION,
+    ]
+    code, picard = launch(kind, *window, out="picard")
+    assert code == 0
+    first, second = state(plain), state(picard)
+    for key in first:
+        assert torch.equal(first[key], second[key]), key
+
+
+def test_several_pictures_with_their_cameras(launch, tmp_path):
+    from threestudio.data.reference_views import orbit_camera
+
+    for index in range(3):
+        c2w = orbit_camera(10.0, 120.0 * index, 2.7)[0].double().numpy()
+        np.save(tmp_path / f"{index:03d}.npy", np.concatenate([c2w[:3, :3].T, -c2w[:3, :3].T @ c2w[:3, 3:]], axis=1))
+        Image.fromarray(ball_pixels()).save(tmp_path / f"{index:03d}.png")
+    code, trial = launch("nerf", f"data.image_path={tmp_path}", "data.batch_size=2")
+    assert code == 0
+    assert json.loads((trial / "save/it2-evaluation/input.json").read_text())["views"] == 3
+
+
+# ---------------------------------------------------------------------------------- bad input
+
+
+def save(change):
+    def write(path):
+        Image.fromarray(change(ball_pixels())).save(path)
+
+    return write
+
+
+def truncated(path):
+    save(lambda pixels: pixels)(path)
+    path.write_bytes(path.read_bytes()[:80])
+
+
+BAD_PICTURES = {
+    "no alpha": (save(lambda p: p[..., :3]), "has no transparent background"),
+    "empty mask": (save(lambda p: p * np.uint8([1, 1, 1, 0])), "is empty: no pixel has an alpha above 0.5"),
+    "one pixel": (save(lambda p: p[20:21, 20:21]), "has 1 x 1 pixels"),
+    "truncated": (truncated, "is not a whole picture"),
+    "missing": (lambda path: None, "no picture at"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PICTURES)
+def test_a_bad_picture_is_one_line_before_training(name, launch, tmp_path, capsys, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "rembg", None)
+    write, message = BAD_PICTURES[name]
+    write(tmp_path / "bad.png")
+    code, trial = launch("nerf", f"data.image_path={tmp_path / 'bad.png'}")
+    assert code == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "data.image_path" in error and message in error
+    assert not trial.exists()
+
+
+def test_a_missing_model_is_one_line(launch, capsys):
+    code, trial = launch("nerf", "system.guidance.pretrained_model_name_or_path=nowhere/model")
+    assert code == 2 and "nowhere/model" in capsys.readouterr().err and not trial.exists()
+
+
+# ----------------------------------------------------------------------------------- the systems
+
+LOSS = {f"lambda_{name}": 1.0 for name in ("sds", "rgb", "mask")}
+
+
+@pytest.mark.parametrize(
+    "name, config, message",
+    [
+        (
+            "zero123-system",
+            {"loss": {"lambda_sds": 1.0, "lambda_rgb": 1.0}},
+            "system.loss.lambda_mask: a value is required",
+        ),
+        ("zero123-system", {"freq": {"n_reff": 2}}, "system.freq.n_reff: unknown key"),
+        (
+            "zero123-system",
+            {"freq": {"ref_or_zero123": "both"}},
+            "system.freq.ref_or_zero123: expected one of accumulate, alternate",
+        ),
+        ("zero123-system", {"freq": {"ref_or_zero123": "alternate"}}, "system.freq.n_ref: alternate needs a number"),
+        ("zero123-system", {"ambient_ratio_min": 1.5}, "system.ambient_ratio_min: expected between 0 and 1, got 1.5"),
+        (
+            "zero123-system",
+            {"loss": {**LOSS, "lambda_rgbb": 1.0}},
+            "system.loss.lambda_rgbb: no loss has this weight; nearest: lambda_rgb",
+        ),
+        (
+            "image-condition-dreamfusion-system",
+            {"freq": {"ref_or_zero123": "alternate"}},
+            "system.freq.ref_or_zero123: unknown key",
+        ),
+    ],
+)
+def test_bad_systems_are_named(name, config, message):
+    with pytest.raises(UserError, match=message):
+        threestudio.find(name)({"loss": LOSS, "guidance_type": "zero123-guidance", **config})
+
+
+def test_alternate_looks_at_one_part_a_step(launch):
+    """A figure that a step does not have keeps its last value in the log."""
+    alternate = [
+        "system.freq.ref_or_zero123=alternate",
+        "system.freq.n_ref=2",
+        "system.freq.ref_only_steps=1",
+        "trainer.max_steps=4",
+    ]
+    code, trial = launch("nerf", *alternate, *NO_EVALUATION)
+    assert code == 0
+    header, *rows = [line.split(",") for line in (trial / "csv_logs/version_0/metrics.csv").read_text().splitlines()]
+    rows = [row for row in rows if row[header.index("train/loss_ref_rgb")]]
+    changed = {}
+    for name in ("loss_ref_rgb", "loss_zero123_sds"):
+        values = ["", *(row[header.index(f"train/{name}")] for row in rows)]
+        changed[name] = [after != before for before, after in zip(values, values[1:])]
+    assert changed == {"loss_ref_rgb": [True, False, True, False], "loss_zero123_sds": [False, True, False, True]}
+
+
+def test_a_loss_that_the_render_cannot_have_says_what_to_set(launch, capsys):
+    code, _ = launch("nerf", "system.loss.lambda_normal_smooth=1.0")
+    assert code == 2
+    message = "system.loss.lambda_normal_smooth: the render has no comp_normal; set renderer.return_comp_normal=true"
+    assert message in capsys.readouterr().err

@@ -1,0 +1,73 @@
+"""Magic123 (Qian et al. 2023): a picture, a prompt, and two guidances, one of text and one of other views."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+import threestudio
+from threestudio.systems.image_reference import cameras_of, needed, random_cameras_of
+from threestudio.systems.loss_weights import USUAL_GUIDANCE_LOSSES, check_guidance_weights, guidance_loss_names
+from threestudio.systems.losses import SURFACE_WEIGHTS, VOLUME_WEIGHTS, surface_losses, volume_losses
+from threestudio.systems.reference_losses import color_loss, mask_cross_entropy, normal_smoothness
+from threestudio.systems.score_distillation import ScoreDistillationSystem
+
+
+@threestudio.register("magic123-system")
+class Magic123(ScoreDistillationSystem):
+    """Losses: rgb and mask of the picture; X of `guidance`; 3d_X of `guidance_3d`; those of the scene."""
+
+    @dataclass
+    class Config(ScoreDistillationSystem.Config):
+        refinement: bool = False  # the second stage: a mesh, made from `geometry_convert_from`
+        guidance_3d_type: str = ""  # registered name of the guidance that knows the picture; asked without a prompt
+        guidance_3d: dict = field(default_factory=dict)
+
+    cfg: Config
+    loss_keys = (
+        "lambda_rgb", "lambda_mask", "lambda_normal_smoothness_2d", *VOLUME_WEIGHTS, *SURFACE_WEIGHTS,
+        *(f"lambda_3d_{name}" for name in USUAL_GUIDANCE_LOSSES),
+    )  # fmt: skip
+
+    def required_loss_keys(self) -> tuple[str, ...]:
+        if self.cfg.refinement:
+            return ("lambda_rgb", "lambda_mask", "lambda_normal_consistency")
+        return ("lambda_rgb", "lambda_mask", "lambda_orient", "lambda_sparsity", "lambda_opaque")
+
+    def build_prompts_and_guidance(self) -> None:
+        super().build_prompts_and_guidance()
+        self.guidance_3d = self._build("guidance_3d")
+
+    def _check_loss(self) -> None:
+        super()._check_loss()
+        name = self.cfg.guidance_3d_type
+        names = guidance_loss_names(threestudio.find(name)) if name else None
+        if names is not None:
+            check_guidance_weights(self.cfg.loss, [f"3d_{loss}" for loss in names], name)
+
+    def training_step(self, batch: dict, batch_idx: int) -> dict:
+        reference, cameras = self(cameras_of(batch)), random_cameras_of(batch)
+        out = self(cameras)
+        losses = {
+            "loss_rgb": color_loss(reference["comp_rgb"], reference["comp_rgb_bg"], batch["rgb"], batch["mask"]),
+            "loss_mask": mask_cross_entropy(reference["opacity"], batch["mask"]),
+            **self.guide(out["comp_rgb"], cameras),
+            **self._guide_3d(out["comp_rgb"], cameras),
+        }
+        if self.cfg.refinement:
+            losses.update(surface_losses(out["mesh"], self.weight))
+        else:
+            losses.update(volume_losses(out, self.weight))
+            if self.weight("normal_smoothness_2d") > 0:
+                normal = needed(out, "comp_normal", "normal_smoothness_2d")
+                losses["loss_normal_smoothness_2d"] = normal_smoothness(normal)
+        return self.weighted_sum(losses)
+
+    def _guide_3d(self, images: Tensor, cameras: dict) -> dict[str, Tensor]:
+        guidance_out = self.guidance_3d(images, **cameras, rgb_as_latents=False)
+        losses = {}
+        for key, value in guidance_out.items():
+            if key.startswith("loss_"):
+                losses[key.replace("loss_", "loss_3d_", 1)] = value
+            else:
+                self._log_scalar(f"train/{key}_3d", value)
+        return losses

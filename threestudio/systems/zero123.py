@@ -1,0 +1,51 @@
+"""A scene from one picture, taught by a model of other views of it (zero-1-to-3, Liu et al. 2023)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+import threestudio
+from threestudio.systems.image_reference import ImageReferenceSystem
+from threestudio.utils.errors import UserError
+
+TURNS = ("accumulate", "alternate")
+
+
+@threestudio.register("zero123-system")
+class Zero123(ImageReferenceSystem):
+    """Its guidance is asked without a prompt: it knows the picture.
+
+    freq.ref_or_zero123: accumulate (default) sums both parts at each step; alternate looks at the picture at each
+    freq.n_ref-th step and in the first freq.ref_only_steps, and at random cameras at all others.
+    """
+
+    @dataclass
+    class Config(ImageReferenceSystem.Config):
+        pass
+
+    cfg: Config
+    guided_part = "zero123"
+    freq_keys = (*ImageReferenceSystem.freq_keys, "ref_or_zero123")
+
+    def configure(self) -> None:
+        freq = self.cfg.freq
+        self.turns = freq.get("ref_or_zero123", "accumulate")
+        if self.turns not in TURNS:
+            raise UserError(f"system.freq.ref_or_zero123: expected one of {', '.join(TURNS)}, got {self.turns!r}")
+        if self.turns == "alternate" and not freq.get("n_ref", 0) >= 1:
+            raise UserError("system.freq.n_ref: alternate needs a number of at least 1")
+        super().configure()
+
+    def build_prompts_and_guidance(self) -> None:
+        self.guidance = self._build("guidance")
+
+    def ask_guidance(self, images: Tensor, batch: dict, **options: bool) -> dict:
+        return self.guidance(images, **batch, **options)
+
+    def training_step(self, batch: dict, batch_idx: int) -> dict:
+        if self.turns == "accumulate":
+            return self.weighted_sum({**self.guided_losses(batch), **self.reference_losses(batch)})
+        freq, step = self.cfg.freq, self.true_global_step
+        if step < freq.get("ref_only_steps", 0) or step % freq.n_ref == 0:
+            return self.weighted_sum(self.reference_losses(batch))
+        return self.weighted_sum(self.guided_losses(batch))
