@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
 
 import threestudio
-from threestudio.utils.errors import UserError
 import torch
 from threestudio.data.reference_views import ReferenceViews
 from threestudio.utils.config import parse_structured
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
 from ..distillation.guidance import DistillationGuidance

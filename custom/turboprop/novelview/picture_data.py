@@ -9,6 +9,7 @@ import threestudio
 from threestudio.data.image import ReferenceViewsDataModule, SingleImageDataModuleConfig, check_config
 from threestudio.data.reference_views import ReferenceViews
 from threestudio.utils.config import parse_structured
+from threestudio.utils.errors import UserError
 
 from .framing import FramingConfig, check_framing
 from .posed_pictures import CameraPlace, load_pictures

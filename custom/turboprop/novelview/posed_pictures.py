@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import threestudio
-from threestudio.utils.errors import UserError
 import torch
-from threestudio.utils.errors import UserError
 from threestudio.data.reference_views import ReferenceViews, orbit_camera
 from threestudio.utils.ops import invert_pose
 from threestudio.utils.picture_files import padded, read_object
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
 from ..fitting.transforms_file import pinhole, read_frames
