@@ -270,6 +270,9 @@ WRONG = [
     ("sdi", "system.convexity_res=1", "system.convexity_res: expected >= 2, got 1"),
     ("sdi", "system.loss.lambda_convexe=1", "nearest: lambda_convex"),
     ("asd-3dconv", "system.loss.lambda_coverege=1", "nearest: lambda_coverage"),
+    ("magic123-coarse-sd", "system.guidance_3d.guidance_scal=1", "unknown key 'system.guidance_3d.guidance_scal'"),
+    ("magic123-coarse-sd", "system.loss.lambda_3d_sds_imgg=1", "nearest: lambda_3d_sds_img"),
+    ("zero123", "system.loss.lambda_depht=1", "nearest: lambda_depth"),
 ]  # fmt: skip
 
 

@@ -219,6 +219,8 @@ class BaseLift3DSystem(BaseSystem):
     cfg: Config
     # Keys of `loss` that the system itself reads; None: keys are not checked.
     loss_keys: ClassVar[Optional[tuple[str, ...]]] = None
+    # Those of its parts, beside the geometry, whose configs are checked before the first is built.
+    parts: ClassVar[tuple[str, ...]] = ("material", "background", "renderer", "prompt_processor", "guidance", "exporter")
 
     def configure(self) -> None:
         self._check_parts()
@@ -250,7 +252,7 @@ class BaseLift3DSystem(BaseSystem):
 
         Guidance and exporter are built only when they are needed, which may be hours later.
         """
-        for part in ("material", "background", "renderer", "prompt_processor", "guidance", "exporter"):
+        for part in self.parts:
             name = self.cfg[f"{part}_type"]
             config_class = getattr(threestudio.find(name), "Config", None) if name else None
             if is_dataclass(config_class):

@@ -23,6 +23,7 @@ class Magic123(ScoreDistillationSystem):
         guidance_3d: dict = field(default_factory=dict)
 
     cfg: Config
+    parts = (*ScoreDistillationSystem.parts, "guidance_3d")
     loss_keys = (
         "lambda_rgb", "lambda_mask", "lambda_normal_smoothness_2d", *VOLUME_WEIGHTS, *SURFACE_WEIGHTS,
         *(f"lambda_3d_{name}" for name in USUAL_GUIDANCE_LOSSES),

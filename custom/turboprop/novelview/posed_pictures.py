@@ -4,7 +4,7 @@
 
 - a picture: it is framed (see framing) and stands at the place that the config gives;
 - a folder in zero-1-to-3's layout: 000.png with its camera 000.npy, a 3x4 matrix from world to camera, and so on;
-- a transforms.json as of the NeRF synthetic scenes: c2w matrices, and the field of view.
+- a transforms.json as for fitting (see transforms_file): c2w matrices, and the field of view.
 
 Pictures with cameras are not framed anew: that would change what their cameras see.
 """
@@ -41,7 +41,7 @@ class CameraPlace:
 def load_pictures(path: str, place: CameraPlace, framing: FramingConfig, key: str) -> ReferenceViews:
     """The pictures at `path`, see above. `place` is that of a single one; a folder takes its field of view alone.
 
-    Raises ValueError (or its kind, UserError) that names the key and the file that is missing or wrong.
+    Raises UserError that names the key and the file that is missing or wrong.
     """
     if not path:
         raise UserError(f"{key}: the path of a picture, of a folder of pictures or of a transforms.json is required")
@@ -60,17 +60,18 @@ def load_pictures(path: str, place: CameraPlace, framing: FramingConfig, key: st
 
 def _camera_file_pictures(file: Path, key: str) -> ReferenceViews:
     """The pictures of a transforms.json, each cut to the largest square around its principal point."""
+    pictures, angles = [], []
     try:
         frames = read_frames(file)
+        for frame in frames:
+            rgba = read_object(frame.path, key)
+            camera = pinhole(frame, rgba.shape[1], rgba.shape[0])
+            left, top, right, bottom = (round(side) for side in camera.square())
+            pictures.append(padded(rgba[top:bottom, left:right], 1.0))
+            angles.append(2 * math.atan(camera.half_angle()))
     except UserError as error:
-        raise UserError(f"{key}: {error}") from error
-    pictures, angles = [], []
-    for frame in frames:
-        rgba = read_object(frame.path, key)
-        camera = pinhole(frame, rgba.shape[1], rgba.shape[0])
-        left, top, right, bottom = (round(side) for side in camera.square())
-        pictures.append(padded(rgba[top:bottom, left:right], 1.0))
-        angles.append(2 * math.atan(camera.half_angle()))
+        named = str(error).startswith(f"{key}: ")  # as what is wrong with a picture is
+        raise UserError(str(error) if named else f"{key}: {error}") from error
     return ReferenceViews(tuple(pictures), torch.stack([frame.c2w for frame in frames]), torch.tensor(angles))
 
 
