@@ -69,8 +69,8 @@ def test_starts_from_files(tmp_path):
         ({"init_num_pts": 0}, "geometry.init_num_pts: expected more than 0"),
         ({"shape_init": "cube"}, "geometry.shape_init: expected ball, sphere or mesh:<file>, got 'cube'"),
         ({"geometry_convert_from": "shap-e:a chair"}, "shap-e is not available here"),
-        ({"position_lr": [1, 2]}, "geometry.position_lr: expected a number or a schedule"),
-        ({"min_opac_prune": [0, 1, 2, 3, 4]}, "geometry.min_opac_prune: expected a number or a schedule"),
+        ({"position_lr": [1, 2]}, "position_lr: expected a number, or a schedule"),
+        ({"min_opac_prune": [0, 1, 2, 3, 4]}, "min_opac_prune: expected a number, or a schedule"),
         ({"densify_gradthreshold": 1}, "densify_grad_threshold"),
     ],
 )

@@ -157,7 +157,7 @@ def test_shading_lights_the_side_of_the_lamp():
     "cfg, message",
     [
         ({"backend": "cuda"}, "renderer.backend: expected one of"),
-        ({"back_ground_color": [1.0, 1.0]}, "back_ground_color: expected 3 numbers"),
+        ({"back_ground_color": [1.0, 1.0]}, "back_ground_color: expected 3 values"),
         ({"invert_bg_prob": 1.5}, "invert_bg_prob: expected between 0 and 1"),
     ],
 )

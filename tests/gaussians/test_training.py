@@ -191,8 +191,8 @@ def test_the_mixin_trains_gaussians_in_another_system(launch, tmp_path):
         ("system.geometry_type=implicit-volume", "geometry"),
         ("system.loss.lambda_positions=1", "lambda_positions"),
         ("system.optimizer.params.geometry.lr=0.1", "optimizer.params.geometry: the learning rates of Gaussians"),
-        ("system.scheduler.name=ExponentialLR", "system.scheduler: Gaussians have schedules of their own"),
-        ("system.geometry.geometry_convert_from=nowhere.ply", "no PLY file at nowhere.ply"),
+        ("system.scheduler.name=ExponentialLR", "system.scheduler.args.gamma: a value is required"),
+        ("system.geometry.geometry_convert_from=nowhere.ply", "no file nowhere.ply"),
     ],
 )
 def test_what_is_wrong_is_one_line_before_any_work(launch, tmp_path, capsys, override, message):

@@ -49,10 +49,10 @@ class Trial:
         return [row[2] for row in self.checkpoint()["picard"]["history"]]
 
     def logs(self) -> dict[str, list[str]]:
-        """What was logged of the steps, by name, without what Picard iterations add."""
+        """What was logged of the steps, by name, without what Picard iterations add and how fast they were."""
         (file,) = self.folder.glob("csv_logs/version_0/metrics.csv")
         rows = list(csv.DictReader(file.open()))
-        names = [name for name in rows[0] if not name.startswith("picard/")]
+        names = [name for name in rows[0] if not name.startswith("picard/") and name != "train/steps_per_second"]
         return {name: [row[name] for row in rows if row[name]] for name in names}
 
     def files(self) -> set[str]:

@@ -114,7 +114,7 @@ def test_embeddings_are_the_encoders_of_77_tokens(tiny_if_folder, text_cache):
 def test_a_long_prompt_is_cut_and_named(tiny_if_folder, caplog):
     long = "a red chair, " * 40
     with caplog.at_level(logging.WARNING):
-        embeddings = T5TextEncoder(tiny_if_folder).encode([long, "a car"])
+        embeddings = encode_prompts(str(tiny_if_folder), [long, "a car"], use_cache=False)
     assert embeddings.local_embeddings.shape == (2, 77, 24)
     assert [repr(long) in record.getMessage() for record in caplog.records] == [True]
 

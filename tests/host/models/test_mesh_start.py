@@ -109,7 +109,7 @@ def test_a_geometry_that_cannot_says_so():
 # -------------------------------------------------------------------- through the command line
 
 SYSTEM = [
-    "data.caption=a red ball", "system.geometry.isosurface_resolution=24", "system.geometry.pos_encoding_config.n_levels=2",
+    "data.caption=a red chair with blue legs", "system.geometry.isosurface_resolution=24", "system.geometry.pos_encoding_config.n_levels=2",
     "data.size=8", "data.n_train_views=2", "data.n_test_views=1", "trainer.max_steps=1", "data.batch_size=1",
 ]  # fmt: skip
 

@@ -117,7 +117,7 @@ def test_a_fit_learns_the_density():
 @pytest.mark.parametrize(
     "config, message",
     [
-        ({"grid_size": [8, 8]}, "three numbers"),
+        ({"grid_size": [8, 8]}, "3 values"),
         ({"grid_size": [8, 8, 1]}, "three numbers >= 2"),
         ({"grid_size": [4096, 4096, 4096]}, "more than"),
         ({"density_bias": "blob_magic3d"}, "number or blob"),
