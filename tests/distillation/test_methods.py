@@ -80,6 +80,43 @@ def test_csd_is_the_scaled_classifier_score():
     torch.testing.assert_close(result.gradient, expected)
 
 
+def test_normalized_csd_is_the_classifier_score_by_each_samples_own_distance():
+    """The exact posterior mean stands in for z_hat: E[x | x_t] of one Gaussian, here with s = 2 from two of them."""
+    teacher = two_modes()
+    latents, timesteps, noise, shifted = draw(6)
+    latents[0] = 9.0  # far from what the teacher sees: its step alone is shortened
+    call = dict(guidance_scale=2.0, weighting="sds")
+    result = METHODS["normalized_csd"](teacher, latents, first_mode(6), timesteps, noise, shifted, **call)
+    signal, level = signal_and_noise_level(teacher.alphas_cumprod, timesteps)
+    noisy = teacher.add_noise(latents, noise, timesteps)
+    conditional = gaussian_noise_estimate(teacher, latents, noise, timesteps, 2.0, 0.3)
+    clean = 2.0 + signal * 0.3**2 / ((signal * 0.3) ** 2 + level**2) * (noisy - signal * 2.0)  # E[x | x_t, first mode]
+    torch.testing.assert_close((noisy - level * conditional) / signal, clean)
+    unconditional = (noisy - level * teacher.predict_noise(noisy, timesteps, about([0.5, 0.5], 6))) / signal
+    guided = unconditional + 2.0 * (clean - unconditional)
+    distance = torch.stack([(z - g).abs().mean() for z, g in zip(latents, guided)]).view(-1, 1, 1, 1)
+    torch.testing.assert_close(result.gradient, (clean - guided) / (distance + 0.1))
+    alone = METHODS["normalized_csd"](
+        teacher, latents[1:], first_mode(5), timesteps[1:], noise[1:], shifted[1:], **call
+    )
+    torch.testing.assert_close(result.gradient[1:], alone.gradient)
+
+
+def test_normalized_csd_points_along_csd_and_grows_less_with_the_distance():
+    """With two dimensions of equal means each sample's gradient is CSD's times a positive number."""
+    teacher = two_modes()
+    latents, timesteps, noise, shifted = draw(64)
+    call = dict(guidance_scale=7.5, weighting="uniform")
+    ours = METHODS["normalized_csd"](teacher, latents, first_mode(64), timesteps, noise, shifted, **call).gradient
+    csd = csd_gradient(teacher, latents, first_mode(64), timesteps, noise, shifted, **call).gradient
+    sure = csd.flatten(1).norm(dim=1) > 1e-6
+    ratio = (ours.flatten(1).norm(dim=1) / csd.flatten(1).norm(dim=1))[sure]
+    torch.testing.assert_close(ours[sure], ratio.view(-1, 1, 1, 1) * csd[sure])
+    # |z_c - z_hat| <= |z - z_hat| + |z - z_c|: bounded where CSD in clean latents is not
+    signal, level = signal_and_noise_level(teacher.alphas_cumprod, timesteps)
+    assert ours.abs().max() < (level / signal * csd).abs().max()
+
+
 def test_asd_without_shift_is_a_rescaled_classifier_score():
     teacher = two_modes()
     latents, timesteps, noise, _ = draw(6)
@@ -171,7 +208,7 @@ def test_sjc_is_its_papers_estimate(variance_reduction):
     torch.testing.assert_close(result.gradient, expected)
 
 
-@pytest.mark.parametrize(("name", "guidance_scale"), [("asd", 1.5), ("sds", 1.5), ("csd", 1.5)])
+@pytest.mark.parametrize(("name", "guidance_scale"), [("asd", 1.5), ("sds", 1.5), ("csd", 1.5), ("normalized_csd", 1.5)])
 def test_following_the_gradient_leads_to_the_mode_that_was_asked_for(name, guidance_scale):
     """Guidance overshoots along the line between the modes, and the annealed timesteps bring it back."""
     teacher, steps = two_modes(), 700
@@ -197,7 +234,7 @@ def test_following_the_gradient_leads_to_the_mode_that_was_asked_for(name, guida
             ).gradient
         )
     assert (particles > 1.0).all()
-    if name != "csd":  # the classifier alone does not stop at the mode
+    if not name.endswith("csd"):  # the classifier alone does not stop at the mode
         assert (particles - 2.0).abs().median() < 0.75
 
 
@@ -264,7 +301,7 @@ def test_a_batch_is_its_samples(tiny_teacher, name, with_negatives):
     torch.testing.assert_close(reordered.roll(1, 0), together, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "branches"), [("sds", 2), ("csd", 2), ("asd", 3)])
+@pytest.mark.parametrize(("name", "branches"), [("sds", 2), ("csd", 2), ("normalized_csd", 2), ("asd", 3)])
 def test_the_teacher_is_asked_once(tiny_teacher, name, branches):
     asked = []
     handle = tiny_teacher.unet.register_forward_pre_hook(

@@ -62,6 +62,12 @@ def test_methods(name, difference):
     assert gradient_of(METHODS[name], "uniform") == pytest.approx(difference, rel=1e-12)
 
 
+@pytest.mark.parametrize("weighting", ["sds", "uniform"])
+def test_normalized_csd(weighting):
+    """TriplaneTurbo: z_hat = (1.1 + 0.6 * 53/6) / 0.8 = 8 and z_c = 2, so (2 - 8) / (|1 - 8| + 0.1), whatever w."""
+    assert gradient_of(METHODS["normalized_csd"], weighting) == pytest.approx(-6 / 7.1, rel=1e-12)
+
+
 def test_vsd():
     """ProlificDreamer, equation 9: eps_hat - eps_phi; with a scale of its own eps_phi is guided too."""
     own = Conditions(about(RENDERS), about(EMPTY))

@@ -22,7 +22,7 @@ class DistillationGuidance(DistillationPrior):
 
     @dataclass
     class Config(DistillationPrior.Config):
-        method: str = "asd"  # asd, sds, csd or sjc; vsd and sdi are guidances of their own
+        method: str = "asd"  # asd, sds, csd, normalized_csd or sjc; vsd and sdi are guidances of their own
 
     cfg: Config
     # X of each loss_X that this may return: the host checks the names of loss weights by it
@@ -81,6 +81,15 @@ class ClassifierScoreDistillationGuidance(DistillationGuidance):
     @dataclass
     class Config(DistillationGuidance.Config):
         method: str = "csd"
+
+
+@threestudio.register("turboprop-normalized-csd-guidance")
+class NormalizedClassifierScoreDistillationGuidance(DistillationGuidance):
+    """Classifier Score Distillation by the distance to the clean latents (TriplaneTurbo's, with DMD's normaliser)."""
+
+    @dataclass
+    class Config(DistillationGuidance.Config):
+        method: str = "normalized_csd"  # weighting_strategy has no part in it, but for use_img_loss
 
 
 @threestudio.register("stable-diffusion-asynchronous-score-distillation-guidance")

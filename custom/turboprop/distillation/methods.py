@@ -7,6 +7,7 @@ from the guided score, `first`:
 
     SDS  the noise itself                         (DreamFusion, Poole et al. 2022, arXiv 2209.14988)
     CSD  the unconditional score at t             (Classifier Score Distillation, Yu et al. 2023, arXiv 2310.19415)
+    normalised CSD: the conditional score at t, by the distance to the clean latents (TriplaneTurbo, Ma et al. 2025)
     ASD  the conditional score at t' > t          (ScaleDreamer, Ma et al. 2024, arXiv 2407.02040)
     SJC  nothing, or the noise                    (Score Jacobian Chaining, Wang et al. 2022, arXiv 2212.00774)
     VSD  the renders' score, by a second teacher  (ProlificDreamer, Wang et al. 2023, arXiv 2305.16213)
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..teachers.contract import Condition, Teacher
+from ..teachers.noise_schedule import remove_noise, signal_and_noise_level
 from .weighting import weight
 
 
@@ -167,6 +169,38 @@ def csd_gradient(
     return _weighted(teacher, noisy, timesteps, weighting, scores, scores.first - scores.unconditional)
 
 
+# Keeps the step finite where the render is its own guided clean latents already.
+SMALLEST_DISTANCE = 0.1
+
+
+def normalized_csd_gradient(
+    teacher: Teacher,
+    latents: Tensor,  # [B, C, h, w], z
+    conditions: Conditions,
+    timesteps: Tensor,  # [B]
+    noise: Tensor,  # [B, C, h, w]
+    shifted_timesteps: Tensor,  # [B], has no part in it
+    *,
+    guidance_scale: float,
+    weighting: str,  # has no part in it: the normaliser is the weight
+) -> Distillation:
+    """(z_c - z_hat) / (mean |z - z_hat| + 0.1), z_c and z_hat being the clean latents of eps_c and of the guided score.
+
+    z_c - z_hat = (s_t / a_t) (first - eps_c): a classifier score in the unit of clean latents (TriplaneTurbo, Ma et al.
+    2025, arXiv 2503.21694). The distance, a mean over each sample, makes steps of all noise levels alike, as in
+    Distribution Matching Distillation (Yin et al. 2023, arXiv 2311.18828, equation 8).
+    """
+    noisy = teacher.add_noise(latents, noise, timesteps)
+    scores = query(teacher, noisy, conditions, timesteps, guidance_scale)
+    guided = remove_noise(noisy, scores.first, timesteps, teacher.alphas_cumprod)
+    distance = (latents - guided).abs().mean(dim=(1, 2, 3), keepdim=True)
+    signal, level = signal_and_noise_level(teacher.alphas_cumprod, timesteps)
+    difference = scores.first - scores.positive
+    gradient = (level / signal).to(difference) * difference / (distance + SMALLEST_DISTANCE)
+    scalars = {**_norms(scores, difference), "clean_distance": distance.mean()}
+    return Distillation(gradient, scores.first, scalars, noisy)
+
+
 def asd_gradient(
     teacher: Teacher,
     latents: Tensor,  # [B, C, h, w]
@@ -249,16 +283,20 @@ def _weighted(
     render_noise: Optional[Tensor] = None,
 ) -> Distillation:
     weights = weight(teacher.alphas_cumprod, timesteps, weighting).to(difference)
-    scalars = {
+    return Distillation(weights * difference, scores.first, _norms(scores, difference), noisy, render_noise)
+
+
+def _norms(scores: Scores, difference: Tensor) -> dict[str, Tensor]:
+    return {
         "classifier_norm": (scores.positive - scores.unconditional).norm(),
         "difference_norm": difference.norm(),
     }
-    return Distillation(weights * difference, scores.first, scalars, noisy, render_noise)
 
 
 METHODS: dict[str, Method] = {
     "sds": sds_gradient,
     "csd": csd_gradient,
+    "normalized_csd": normalized_csd_gradient,
     "asd": asd_gradient,
     "sjc": sjc_gradient,
 }
