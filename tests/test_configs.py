@@ -10,7 +10,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import threestudio
 from launch import main
+from threestudio.systems.loss_weights import losses_of_each_step, with_distillation_weight
+from threestudio.utils.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -258,7 +261,12 @@ def test_a_later_stage_starts_from_the_surface_of_the_one_before(runs):
 
 WRONG = [
     ("dreamfusion-sd", "system.loss.lambda_orientt=1", "system.loss.lambda_orientt: no loss has this weight; nearest: lambda_orient"),
-    ("asd-nerf", "system.guidance_type=turboprop-vsd-guidance", "system.loss.lambda_vsd: a weight of the loss of turboprop-vsd-guidance is required"),
+    ("dreamfusion-sd", "system.guidance_type=turboprop-vsd-guidance", "system.loss.lambda_vsd: a weight of the loss of turboprop-vsd-guidance is required"),
+    ("dreamfusion-sd", "system.guidance.method=csd", "system.loss.lambda_csd: a weight of the loss of stable-diffusion-guidance is required"),
+    ("dreamfusion-sd", "system.guidance.use_img_loss=true", "system.loss.lambda_sds_img: a weight of the loss of stable-diffusion-guidance is required"),
+    ("asd-nerf", "system.guidance.method=asdd", "method: expected one of sds, csd, normalized_csd, asd, sjc, got 'asdd'"),
+    ("asd-nerf", "system.loss.lambda_distilation=1", "system.loss.lambda_distilation: no loss has this weight; nearest: lambda_distillation"),
+    ("fit-nerf", "system.loss.lambda_distillation=1", "system.loss.lambda_distillation: turboprop-pictures-guidance does not say which loss is its own"),
     ("dreamfusion-if", "system.loss.lambda_sparcity=1", "nearest: lambda_sparsity"),
     ("magic3d-coarse-sd", "system.loss.lambda_normal_consistensy=1", "nearest: lambda_normal_consistency"),
     ("textmesh-if", "system.loss.lambda_ikonal=1", "nearest: lambda_eikonal"),
@@ -286,6 +294,28 @@ def test_a_wrong_key_is_one_line_before_any_work(name, override, message, runs, 
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in error
     assert list(tmp_path.iterdir()) == []
+
+
+METHOD_NAMES = ("asd", "sds", "csd", "normalized-csd", "vsd")
+OF_ONE_KEY = [f"asd-{kind}" for kind in ("nerf", "sdf", "dmtet", "gaussians", "3dconv")]
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("name", OF_ONE_KEY)
+def test_asd_configs_take_any_method_by_one_key(name, method):
+    """What every step of the method returns has a weight, known from the config alone."""
+    config = load_config(str(ROOT / "configs" / f"{name}.yaml"), cli_args=[f"system.guidance_type=turboprop-{method}-guidance"])
+    guidance = threestudio.find(config.system.guidance_type)
+    losses = losses_of_each_step(guidance, config.system.guidance)
+    assert losses[0] == method.replace("-", "_")
+    weights = with_distillation_weight(config.system.loss, losses, config.system.guidance_type)
+    assert all(weights[f"lambda_{loss}"] == 1.0 for loss in losses)
+    assert "lambda_distillation" not in weights
+
+
+def test_a_weight_of_the_methods_own_name_goes_before_lambda_distillation():
+    weights = with_distillation_weight({"lambda_sds": 0.5, "lambda_distillation": 2.0, "lambda_sparsity": 1.0}, ("sds",), "any")
+    assert weights == {"lambda_sds": 0.5, "lambda_sparsity": 1.0}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=NAMES)

@@ -68,7 +68,7 @@ def test_the_original_file_is_a_ckpt_path(mvdream_file, prompt_utils):
     assert output["loss_sds"].isfinite() and output["loss_sds"] > 0
 
 
-@pytest.mark.parametrize("method", ["asd", "sds", "csd", "sjc"])
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_any_method_by_one_key(method, tiny_mv_folder, prompt_utils):
     keys = {"method": method, "pretrained_model_name_or_path": str(tiny_mv_folder), "n_view": 4}
     output = call(threestudio.find("turboprop-guidance")(keys), prompt_utils(), batch())
@@ -83,11 +83,85 @@ def test_inversion_takes_it_too(tiny_mv_folder, prompt_utils):
 
 def test_vsd_takes_it_with_a_network_of_single_views_for_the_renders(tiny_mv_folder, tiny_sd_folder, prompt_utils):
     keys = {"pretrained_model_name_or_path": str(tiny_mv_folder), "n_view": 4}
-    with pytest.raises(ValueError, match="pretrained_model_name_or_path_lora: MultiViewTeacher has no network"):
-        threestudio.find("turboprop-vsd-guidance")(keys)
     keys["pretrained_model_name_or_path_lora"] = str(tiny_sd_folder)
     output = call(threestudio.find("turboprop-vsd-guidance")(keys), prompt_utils(), batch())
     assert output["loss_vsd"].isfinite() and output["loss_vsd"] > 0 and output["loss_lora"] > 0
+
+
+def vsd(folder, **keys):
+    torch.manual_seed(0)
+    return threestudio.find("turboprop-vsd-guidance")({"pretrained_model_name_or_path": str(folder), "n_view": 4, **keys})
+
+
+def test_another_multi_view_model_for_the_renders_is_refused(tiny_mv_folder, tiny_sd_folder):
+    with pytest.raises(ValueError, match="pretrained_model_name_or_path_lora: expected a text-to-image model"):
+        vsd(tiny_sd_folder, n_view=1, pretrained_model_name_or_path_lora=str(tiny_mv_folder))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_vsds_adapters_on_the_multi_view_network_itself(tiny_mv_folder, prompt_utils, own):
+    """Named by its folder or not at all; the adapters learn, and the teacher stays as it was."""
+    guidance = vsd(tiny_mv_folder, pretrained_model_name_or_path_lora="" if own else str(tiny_mv_folder))
+    pristine = load_teacher(str(tiny_mv_folder))
+    assert {name.split(".")[1] for name, _ in guidance.named_parameters()} == {"adapters"}
+    utils, data = prompt_utils(), batch()
+    optimizer = torch.optim.Adam(guidance.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        output = call(guidance, utils, data)
+        output["loss_lora"].backward()
+        assert all(p.grad.isfinite().all() for p in guidance.parameters())
+        optimizer.step()
+        losses.append(output["loss_lora"].item())
+    assert data["rgb"].grad is None and losses[-1] < losses[0]
+    (gradient,) = torch.autograd.grad(call(guidance, utils, data)["loss_vsd"], data["rgb"])
+    assert (gradient.abs().amax((1, 2, 3)) > 0).all()
+    asked = guidance.prior.conditions(utils, cameras_of(data)).positive
+    noisy, timesteps = torch.randn(8, 4, 8, 8), torch.full((8,), 400)
+    expected = pristine.predict_noise(noisy, timesteps, asked)
+    assert torch.equal(guidance.prior.teacher.predict_noise(noisy, timesteps, asked), expected)
+    render = guidance.render_conditions(utils, *(data[k] for k in RENDER_KEYS))
+    own_answer = guidance.lora.predict_noise(noisy, timesteps, render.positive)
+    assert (own_answer - expected).abs().max() > 1e-3
+
+
+RENDER_KEYS = ("elevation", "azimuth", "camera_distances", "mvp_mtx", "c2w", "fovy")
+
+
+def test_untrained_adapters_answer_as_the_multi_view_teacher(tiny_mv_folder, prompt_utils):
+    """For each prompt, set and camera, and without cameras: VSD then is the classifier score, s - 1 times."""
+    guidance, utils, data = vsd(tiny_mv_folder, guidance_scale=7.5), prompt_utils(), batch()
+    asked = guidance.render_conditions(utils, *(data[k] for k in RENDER_KEYS))
+    assert torch.equal(asked.positive.text.embeddings, utils.local_embeddings.repeat_interleave(4, 0))
+    assert asked.positive.num_views == 4 and (asked.unconditional.cameras == 0).all()
+    teacher = guidance.prior.teacher
+    whole = teacher.condition(asked.positive.text.embeddings, cameras_of(data), 4)
+    noisy, timesteps = torch.randn(8, 4, 8, 8), torch.tensor([300, 800]).repeat_interleave(4)
+    answer = guidance.lora.predict_noise(noisy, timesteps, asked.positive)
+    torch.testing.assert_close(answer, teacher.predict_noise(noisy, timesteps, whole))
+    plain = type(whole)(whole.embeddings, None, 4)
+    blind = guidance.lora.predict_noise(noisy, timesteps, asked.unconditional)
+    torch.testing.assert_close(blind, teacher.predict_noise(noisy, timesteps, plain))
+    assert (blind - answer).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="needs each view's c2w and fovy"):
+        guidance.render_conditions(utils, *(data[k] for k in RENDER_KEYS[:-1]))
+
+
+def test_a_set_trains_at_one_noise_level_with_all_or_none_of_its_cameras(tiny_mv_folder, prompt_utils, monkeypatch):
+    guidance, utils, data = vsd(tiny_mv_folder, lora_n_timestamp_samples=20), prompt_utils(), batch()
+    asked = guidance.render_conditions(utils, *(data[k] for k in RENDER_KEYS)).positive
+    seen = []
+    monkeypatch.setattr(guidance.lora, "denoising_loss", lambda *given: seen.append(given) or torch.zeros(()))
+    torch.manual_seed(0)
+    guidance.training_loss(torch.randn(8, 4, 8, 8), asked)
+    ((latents, _, timesteps, condition),) = seen
+    assert latents.shape[0] == len(condition) == 160
+    sets = timesteps.view(40, 4)
+    assert (sets == sets[:, :1]).all() and len(sets[:, 0].unique()) > 20
+    known = (condition.cameras != 0).any(-1).view(40, 4)
+    assert (known == known[:, :1]).all() and 0 < (~known[:, 0]).sum() < 20
+    assert torch.equal(condition.text.embeddings, asked.text.embeddings.repeat(20, 1, 1))
 
 
 def test_each_view_is_asked_about_with_its_own_prompt_and_camera(tiny_mv_folder, prompt_utils):

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import torch
+from turboprop.distillation.variational import VariationalScoreDistillationGuidance
 
+import threestudio
 from tests.host.conftest import ROOT, launch_here, tiny_plugin  # noqa: F401
 from tests.host.test_resume import assert_same
 
@@ -79,11 +81,34 @@ def test_a_run_of_another_method_takes_it_and_resumes(launch_here, tiny_sd_folde
     assert launch_here("--test", *part, last, config=config) == 0
 
 
-def test_without_an_optimizer_group_it_says_what_to_add(launch_here, tiny_sd_folder, text_cache, capsys):  # noqa: F811
+def groups_of(trial: Path) -> dict[str, dict]:
+    (optimizer,) = state(trial)["optimizer_states"]
+    return {group["name"]: group for group in optimizer["param_groups"]}
+
+
+def test_without_an_optimizer_group_its_weights_have_their_own(launch_here, tiny_sd_folder, text_cache, tmp_path):  # noqa: F811
     config = str(ROOT / "configs/dreamfusion-sd.yaml")
-    options = arguments(tiny_sd_folder, "dreamfusion-sd")
+    options = [*arguments(tiny_sd_folder, "dreamfusion-sd"), "trainer.max_steps=2", "system.guidance.learning_rate=0.003"]
+    assert launch_here("--train", *options, config=config) == 0
+    trial = tmp_path / "outputs/dreamfusion-sd/t"
+    check_own_weights(trial)
+    own = groups_of(trial)["guidance"]
+    assert (own["lr"], own["eps"]) == (0.003, 1e-8)
+    assert {"geometry.encoding", "geometry.density_network", "geometry.feature_network"} < set(groups_of(trial))
+
+
+@threestudio.register("test-vsd-without-a-group")
+class WithoutGroup(VariationalScoreDistillationGuidance):
+    """A guidance that trains and does not say how."""
+
+    optimizer_group = None
+
+
+def test_a_guidance_that_names_no_group_needs_one(launch_here, tiny_sd_folder, text_cache, capsys):  # noqa: F811
+    config = str(ROOT / "configs/dreamfusion-sd.yaml")
+    options = [*arguments(tiny_sd_folder, "dreamfusion-sd"), "system.guidance_type=test-vsd-without-a-group"]
     assert launch_here("--train", *options, config=config) != 0
-    assert "system.optimizer.params: turboprop-vsd-guidance has weights to train" in capsys.readouterr().err
+    assert "system.optimizer.params: test-vsd-without-a-group has weights to train" in capsys.readouterr().err
 
 
 def test_the_weights_of_both_losses_are_asked_for_before_any_work(launch_here, tiny_sd_folder, capsys, tmp_path):  # noqa: F811

@@ -65,7 +65,7 @@ def distill(tmp_path, monkeypatch, tiny_sd_folder, text_cache):
             optimizer=None):  # fmt: skip
         config = OmegaConf.load(ROOT / f"configs/asd-{kind}.yaml")
         del config.system["evaluation"]
-        config.system.loss[f"lambda_{method}"] = config.system.loss.pop("lambda_asd")
+        config.system.loss[f"lambda_{method}"] = config.system.loss.pop("lambda_distillation")
         for part in (config.system.guidance, config.system.prompt_processor):
             part.pretrained_model_name_or_path = str(tiny_sd_folder)
         if kind != "gaussians":  # updates that are linear in the gradients keep small differences small

@@ -14,10 +14,17 @@ from threestudio.systems.keyed_steps import KeyedLoader, KeyedSteps, SkipNonFini
 from threestudio.systems.loss_weights import (
     check_guidance_weights,
     check_loss_keys,
-    check_weights_of_each_step,
     guidance_loss_names,
+    losses_of_each_step,
+    with_distillation_weight,
 )
-from threestudio.systems.utils import check_optimizer, check_scheduler, parse_optimizer, parse_scheduler
+from threestudio.systems.utils import (
+    check_optimizer,
+    check_scheduler,
+    parse_optimizer,
+    parse_scheduler,
+    with_guidance_group,
+)
 from threestudio.utils.base import (
     Updateable,
     already_updated,
@@ -36,7 +43,9 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
     @dataclass
     class Config:
         loggers: dict = field(default_factory=dict)  # wandb: {enable, project, name}
-        loss: dict = field(default_factory=dict)  # lambda_X: weight of loss X, a number or schedule
+        # lambda_X: weight of loss X, a number or schedule; lambda_distillation: that of the guidance's method, whichever
+        # it is, unless it has one under its own name
+        loss: dict = field(default_factory=dict)
         optimizer: dict = field(default_factory=dict)  # name, args, params
         scheduler: Optional[dict] = None  # name, args, interval
         weights: Optional[str] = None  # checkpoint to start from (weights alone); default none
@@ -90,7 +99,7 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         self.do_update_step(epoch, global_step, on_load_weights=True)
 
     def configure_optimizers(self) -> dict:
-        optimizer = parse_optimizer(self.cfg.optimizer, self)
+        optimizer = parse_optimizer(with_guidance_group(self.cfg.optimizer, self), self)
         if self.cfg.scheduler is None:
             return {"optimizer": optimizer}
         return {
@@ -267,15 +276,21 @@ class BaseLift3DSystem(BaseSystem):
         threestudio.info(f"The scene starts from {path}: {mesh.t_pos_idx.shape[0]:,} faces")
 
     def _check_loss(self) -> None:
-        """Raises UserError for a key of `loss` that nothing reads, as far as the guidance's class tells."""
-        names = None
+        """Gives the method's own loss its weight where the config has `lambda_distillation`.
+
+        Raises UserError for a key of `loss` that nothing reads, or a weight that is missing, as far as the guidance's
+        class tells.
+        """
+        names, each_step = None, ()
         if self.cfg.guidance_type:
-            names = guidance_loss_names(threestudio.find(self.cfg.guidance_type))
+            guidance = threestudio.find(self.cfg.guidance_type)
+            names = guidance_loss_names(guidance)
+            each_step = losses_of_each_step(guidance, self.cfg.guidance)
+        self.cfg.loss = with_distillation_weight(self.cfg.loss, each_step, self.cfg.guidance_type)
         self.guidance_losses = names  # None: only a step shows which losses the guidance has
         if self.loss_keys is not None and names is not None:
             check_loss_keys(self.cfg.loss, self.loss_keys, names)
-            check_guidance_weights(self.cfg.loss, names, self.cfg.guidance_type)
-            check_weights_of_each_step(self.cfg.loss, threestudio.find(self.cfg.guidance_type), self.cfg.guidance_type)
+            check_guidance_weights(self.cfg.loss, names, each_step, self.cfg.guidance_type)
 
     def _build(self, part: str, **kwargs: Any) -> Any:
         """The registered thing that `{part}_type` names, from the config `{part}`."""

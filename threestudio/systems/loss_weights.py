@@ -1,12 +1,14 @@
 """The one check of `system.loss`: every key is read by the system or weighs a loss of its guidance."""
 
-from typing import Any, Iterable, Optional
+from typing import Any, Iterable, Optional, Sequence
 
 from threestudio.utils.errors import UserError, nearest_names, with_suggestion
 
 # X of each `loss_X` of threestudio's guidances, and of ScaleDreamer's. A config may weigh losses of several guidances,
 # to switch by one key.
 USUAL_GUIDANCE_LOSSES = ("sds", "sds_img", "vsd", "vsd_img", "lora", "asd", "csd", "sdi", "sd", "sd_img", "train_phi")
+# The weight of the guidance's own loss, whichever it is: a config that has it takes any method by `guidance_type`.
+DISTILLATION_WEIGHT = "lambda_distillation"
 
 
 def guidance_loss_names(guidance_class: Any) -> Optional[tuple[str, ...]]:
@@ -17,10 +19,38 @@ def guidance_loss_names(guidance_class: Any) -> Optional[tuple[str, ...]]:
     return getattr(guidance_class, "loss_names", None)
 
 
+def losses_of_each_step(guidance_class: Any, guidance_config: Any) -> tuple[str, ...]:
+    """X of each `loss_X` that every step returns with this config, the method's own first; () if the class does not say.
+
+    A guidance says so by a classmethod of this name, which takes the config `system.guidance`; those of other authors
+    need not have it.
+    """
+    says = getattr(guidance_class, "losses_of_each_step", None)
+    return () if says is None else tuple(says(guidance_config))
+
+
+def with_distillation_weight(loss: Any, each_step: Sequence[str], guidance_type: str) -> dict[str, Any]:
+    """`loss` with `lambda_distillation` under the name of the method's own loss, unless that has a weight already.
+
+    Raises:
+        UserError: there is such a weight, and the guidance does not say which loss is its own.
+    """
+    resolved = dict(loss)
+    if DISTILLATION_WEIGHT not in resolved:
+        return resolved
+    if not each_step:
+        raise UserError(
+            f"system.loss.{DISTILLATION_WEIGHT}: {guidance_type or 'no guidance'} does not say which loss is its own; "
+            "give lambda_X for each loss_X that it returns"
+        )
+    weight = resolved.pop(DISTILLATION_WEIGHT)
+    return {f"lambda_{each_step[0]}": weight, **resolved}
+
+
 def check_loss_keys(loss: Any, own: Iterable[str], guidance_losses: Iterable[str]) -> None:
     """Raises UserError for a key of `system.loss` that neither the system (`own`) nor a guidance has."""
     weights = [f"lambda_{name}" for name in (*guidance_losses, *USUAL_GUIDANCE_LOSSES)]
-    known = sorted({*own, *weights})
+    known = sorted({*own, *weights, DISTILLATION_WEIGHT})
     for key in loss:
         if key not in known:
             bare = {name.removeprefix("lambda_"): name for name in known}
@@ -36,21 +66,12 @@ def check_required_keys(loss: Any, required: Iterable[str]) -> None:
             raise UserError(with_suggestion(f"system.loss.{key}: a value is required", key, loss))
 
 
-def check_guidance_weights(loss: Any, names: Iterable[str], guidance_type: str) -> None:
-    """Raises UserError where no loss that the guidance may return has a weight."""
-    keys = [f"lambda_{name}" for name in names]
-    if not any(key in loss for key in keys):
-        message = f"system.loss.{keys[0]}: a weight of the loss of {guidance_type} is required"
-        raise UserError(with_suggestion(message, keys[0], [key for key in loss if key not in keys]))
-
-
-def check_weights_of_each_step(loss: Any, guidance_class: Any, guidance_type: str) -> None:
-    """Raises UserError where a loss that the guidance returns at every step has no weight.
-
-    A guidance names such losses by an attribute `losses_of_each_step` of its class; it need not have it.
-    """
-    for name in getattr(guidance_class, "losses_of_each_step", ()):
-        key = f"lambda_{name}"
-        if key not in loss:
-            message = f"system.loss.{key}: a weight of the loss of {guidance_type} is required"
-            raise UserError(with_suggestion(message, key, loss))
+def check_guidance_weights(loss: Any, names: Sequence[str], each_step: Sequence[str], guidance_type: str) -> None:
+    """Raises UserError where a loss that every step returns has no weight, or none of those that it may return has."""
+    missing = [f"lambda_{name}" for name in each_step if f"lambda_{name}" not in loss]
+    possible = [f"lambda_{name}" for name in names]
+    if not each_step and not any(key in loss for key in possible):
+        missing = possible
+    if missing:
+        message = f"system.loss.{missing[0]}: a weight of the loss of {guidance_type} is required"
+        raise UserError(with_suggestion(message, missing[0], [key for key in loss if key not in possible]))

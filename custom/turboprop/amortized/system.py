@@ -21,8 +21,6 @@ from .meshing import EmptyField, write_mesh
 from .names import prompt_slug
 from .pictures import contact_sheet, plot_curves
 
-GUIDANCE_LOSSES = ("asd", "sds", "csd", "sjc")
-
 
 @threestudio.register("turboprop-multiprompt-generator-system")
 class MultiPromptGeneratorSystem(BaseLift3DSystem):
@@ -125,7 +123,7 @@ class MultiPromptGeneratorSystem(BaseLift3DSystem):
 
     def _log_step(self, losses: Dict[str, Tensor], weights: Dict[str, float], guidance_out: Dict[str, Any], opacity: Tensor) -> None:
         for name, value in losses.items():
-            self.log(f"train/loss_{name}", value.detach(), prog_bar=name in GUIDANCE_LOSSES)
+            self.log(f"train/loss_{name}", value.detach(), prog_bar=name in (self.guidance_losses or ()))
         for name, value in weights.items():
             self.log(f"train_params/lambda_{name}", value)
         for name, value in guidance_out.items():
@@ -229,7 +227,7 @@ class MultiPromptGeneratorSystem(BaseLift3DSystem):
             self._judge(step)
         self._results = []
         for metrics in sorted(Path(self.get_save_dir()).parent.glob("csv_logs/version_*/metrics.csv"))[-1:]:
-            names = [f"train/loss_{name}" for name in (*GUIDANCE_LOSSES, "sparsity", "eikonal")]
+            names = [f"train/loss_{name}" for name in (*(self.guidance_losses or ()), "sparsity", "eikonal")]
             plot_curves(metrics, [*names, "train/opacity"], self.get_save_path(f"it{step}-curves.png"))
 
     def _judge(self, step: int) -> None:

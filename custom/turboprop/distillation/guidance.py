@@ -9,11 +9,12 @@ from typing import Any, Optional
 from torch import Tensor
 
 import threestudio
+from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
 
 from ..teachers.contract import Cameras, Teacher
 from .methods import METHODS
-from .prior import DistillationPrior, check_choice
+from .prior import DistillationPrior, check_choice, with_image_loss
 
 
 @threestudio.register("turboprop-guidance")
@@ -28,10 +29,15 @@ class DistillationGuidance(DistillationPrior):
     # X of each loss_X that this may return: the host checks the names of loss weights by it
     loss_names = tuple(f"{method}{kind}" for method in METHODS for kind in ("", "_img"))
 
+    @classmethod
+    def losses_of_each_step(cls, cfg: Any) -> tuple[str, ...]:
+        """X of each loss_X that every step returns with this config, the method's own first."""
+        checked = parse_structured(cls.Config, cfg)
+        _check_method(checked.method)
+        return with_image_loss(checked.method, checked)
+
     def configure(self, teacher: Optional[Teacher] = None) -> None:
-        if self.cfg.method == "vsd":
-            raise UserError("method: vsd trains a teacher of its own; set guidance_type=turboprop-vsd-guidance")
-        check_choice("method", self.cfg.method, METHODS)
+        _check_method(self.cfg.method)
         self.method = METHODS[self.cfg.method]
         self.loss_name = self.cfg.method
         super().configure(teacher)
@@ -57,6 +63,12 @@ class DistillationGuidance(DistillationPrior):
         if guidance_eval:
             output["eval"] = self.pictures(distilled, conditions, elevation, azimuth, camera_distances)
         return output
+
+
+def _check_method(method: str) -> None:
+    if method == "vsd":
+        raise UserError("method: vsd trains a teacher of its own; set guidance_type=turboprop-vsd-guidance")
+    check_choice("method", method, METHODS)
 
 
 @threestudio.register("turboprop-asd-guidance")

@@ -60,6 +60,11 @@ def loading_options(cfg: Any) -> LoadingOptions:
     )
 
 
+def with_image_loss(name: str, cfg: Any) -> tuple[str, ...]:
+    """X of each loss_X that `DistillationPrior.distill` returns for a method's name."""
+    return (name, f"{name}_img") if cfg.use_img_loss else (name,)
+
+
 @dataclass(frozen=True)
 class Renders:
     """What a step rendered, as the teacher takes it."""

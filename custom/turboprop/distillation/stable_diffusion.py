@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 import threestudio
+from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
 
 from ..teachers.contract import Cameras, Teacher
 from .guidance import DistillationGuidance
 from .inversion import sdi_gradient
 from .methods import METHODS, Conditions
-from .prior import DistillationPrior
+from .prior import DistillationPrior, with_image_loss
 from .timesteps import sample_timesteps
 
 
@@ -97,6 +98,11 @@ class StableDiffusionSDIGuidance(DistillationPrior):
 
     cfg: Config
     loss_names = ("sdi", "sdi_img")
+
+    @classmethod
+    def losses_of_each_step(cls, cfg: Any) -> tuple[str, ...]:
+        """X of each loss_X that every step returns with this config, the method's own first."""
+        return with_image_loss("sdi", parse_structured(cls.Config, cfg))
 
     def configure(self, teacher: Optional[Teacher] = None) -> None:
         _check_token_merging(self.cfg)

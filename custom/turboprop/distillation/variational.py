@@ -9,6 +9,7 @@ from torch import Tensor
 
 import threestudio
 from threestudio.utils.base import BaseModule
+from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
 
 from ..teachers.contract import Cameras, Teacher, TextCondition
@@ -17,12 +18,12 @@ from ..teachers.loading import Denoiser, load_denoiser
 from ..teachers.low_rank import CAMERA_NUMBERS, CameraCondition, LowRankTeacher
 from ..teachers.pixel_diffusion import PixelDiffusionTeacher
 from ..teachers.sampling import ddim_sample
+from ..teachers.weights import part_classes
 from .methods import Conditions, query, vsd_gradient
 from .preview import as_pictures
-from .prior import DistillationPrior, check_choice, loading_options
+from .prior import DistillationPrior, check_choice, loading_options, with_image_loss
 
 CAMERA_CONDITIONS = ("extrinsics", "mvp")
-WITH_NETWORK = (LatentDiffusionTeacher, PixelDiffusionTeacher)
 CAMERA_DROP = 0.1  # of training samples, with lora_cfg_training
 
 
@@ -31,25 +32,38 @@ class VariationalScoreDistillationGuidance(BaseModule):
     """Variational Score Distillation (ProlificDreamer, Wang et al. 2023, arXiv 2305.16213).
 
     Unlike other guidances it trains: its parameters, and all that a checkpoint holds of it, are the low-rank adapters
-    and the camera's embedding. So the optimizer needs the group `guidance`. `configure` takes a `teacher`, and the
+    and the camera's embedding. The optimizer's group for them is `guidance`. `configure` takes a `teacher`, and the
     teacher of the renders, in place of those that the config names.
     """
 
     @dataclass
     class Config(DistillationPrior.Config):  # the keys of ASD (plus_*) have no part in it
         weights: Optional[str] = None  # "path.ckpt:module_name" to start from; default none
-        # the network that the adapters are put on: "" is the teacher's own
+        # the network that the adapters are put on: "" is the teacher's own; else a text-to-image model with the teacher's
+        # latents and text
         pretrained_model_name_or_path_lora: str = ""
         guidance_scale_lora: float = 1.0  # s of eps_phi; above 1 it pushes towards the camera
         lora_rank: int = 4
         lora_n_timestamp_samples: int = 1  # how many noise levels of each render a step trains on
         lora_cfg_training: bool = True  # a tenth of the samples trains without its camera
-        camera_condition_type: str = "extrinsics"  # the camera's 16 numbers: extrinsics (c2w) or mvp
+        # the camera's 16 numbers: extrinsics (c2w) or mvp; a multi-view network is told cameras as it was trained
+        camera_condition_type: str = "extrinsics"
+        # of the adapters and the camera's embedding, where the optimizer has no group `guidance` (ProlificDreamer's)
+        learning_rate: float = 1.0e-4
 
     cfg: Config
     loss_names = ("vsd", "lora", "vsd_img")
-    losses_of_each_step = ("vsd", "lora")
     trains_beside = True  # for Picard iterations: its weights are no part of the scene
+
+    @classmethod
+    def losses_of_each_step(cls, cfg: Any) -> tuple[str, ...]:
+        """X of each loss_X that every step returns with this config, the method's own first."""
+        return (*with_image_loss("vsd", parse_structured(cls.Config, cfg)), "lora")
+
+    @property
+    def optimizer_group(self) -> dict[str, float]:
+        """The optimizer's arguments for its weights, where the config has no group for them."""
+        return {"lr": self.cfg.learning_rate, "eps": 1.0e-8}  # a scene's eps may be far above adapters' gradients
 
     def configure(self, teacher: Optional[Teacher] = None, render_teacher: Optional[Teacher] = None) -> None:
         cfg = self.cfg
@@ -67,26 +81,31 @@ class VariationalScoreDistillationGuidance(BaseModule):
         name = cfg.pretrained_model_name_or_path_lora
         if not name or (name == cfg.pretrained_model_name_or_path and not cfg.teacher_type):
             return LowRankTeacher(self._own_denoiser(), teacher, cfg.lora_rank)
+        if part_classes(name).get("unet") != "UNet2DConditionModel":
+            raise UserError(
+                f"pretrained_model_name_or_path_lora: expected a text-to-image model, or \"\" for the teacher's own "
+                f"network; got {name}"
+            )
         threestudio.info(f"Loading the network of the renders' score {name} ...")
         options = loading_options(cfg)
         if options.enable_sequential_cpu_offload:
             raise UserError(_NO_OFFLOAD)
         denoiser = load_denoiser(name, self.device, options)
-        if isinstance(teacher, WITH_NETWORK):
-            _check_text_width(denoiser, teacher)
+        _check_text_width(denoiser, teacher)
         return LowRankTeacher(denoiser, teacher, cfg.lora_rank)
 
     def _own_denoiser(self) -> Denoiser:
         """The teacher's network, to put adapters on."""
         teacher = self.prior.teacher
-        if not isinstance(teacher, WITH_NETWORK):
+        denoiser = denoiser_of(teacher)
+        if denoiser is None:
             raise UserError(
                 f"pretrained_model_name_or_path_lora: {type(teacher).__name__} has no network to put adapters on; "
                 "expected a model folder or a hub id"
             )
         if self.cfg.enable_sequential_cpu_offload:
             raise UserError(_NO_OFFLOAD)
-        return Denoiser(teacher.unet, teacher.alphas_cumprod, teacher.prediction_type)
+        return denoiser
 
     def forward(
         self,
@@ -111,7 +130,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
         cameras = (elevation, azimuth, camera_distances)
         renders = self.prior.renders(rgb, rgb_as_latents)
         conditions = self.prior.conditions(prompt_utils, Cameras(*cameras, c2w, fovy))
-        render_conditions = self.render_conditions(prompt_utils, *cameras, mvp_mtx, c2w)
+        render_conditions = self.render_conditions(prompt_utils, *cameras, mvp_mtx, c2w, fovy)
         method = partial(
             vsd_gradient,
             render_teacher=self.lora,
@@ -133,26 +152,38 @@ class VariationalScoreDistillationGuidance(BaseModule):
         camera_distances: Tensor,  # [B]
         mvp_mtx: Tensor,  # [B, 4, 4]
         c2w: Tensor,  # [B, 4, 4]
+        fovy: Optional[Tensor] = None,  # [B], radians
     ) -> Conditions:
-        """What the teacher of the renders is asked: the prompt without a view, with the camera and without it."""
+        """What the teacher of the renders is asked: the prompt without a view, with the camera and without it.
+
+        A multi-view network is told cameras as it was trained.
+        """
         embeddings = prompt_utils.get_text_embeddings(
             elevation, azimuth, camera_distances, view_dependent_prompting=False
-        )
-        matrices = c2w if self.cfg.camera_condition_type == "extrinsics" else mvp_mtx
-        cameras = matrices.reshape(-1, CAMERA_NUMBERS).to(embeddings)
-        positive = CameraCondition(TextCondition(embeddings.chunk(2)[0]), cameras)
+        ).chunk(2)[0]
+        if self.lora.multi_view:
+            cameras = Cameras(elevation, azimuth, camera_distances, c2w, fovy)
+            asked = self.prior.teacher.condition(embeddings, cameras, self.cfg.n_view)
+            numbers, views = asked.cameras, self.cfg.n_view
+        else:
+            numbers, views = c2w if self.cfg.camera_condition_type == "extrinsics" else mvp_mtx, 1
+        numbers = numbers.reshape(-1, CAMERA_NUMBERS).to(embeddings)
+        positive = CameraCondition(TextCondition(embeddings), numbers, views)
         return Conditions(positive, positive.without_cameras())
 
     def training_loss(self, latents: Tensor, condition: CameraCondition) -> Tensor:
-        """The denoising loss of the renders' teacher at random noise levels of all of [0, T). Returns a scalar."""
-        repeats = self.cfg.lora_n_timestamp_samples
+        """The denoising loss of the renders' teacher at random noise levels of all of [0, T). Returns a scalar.
+
+        The views of a set share their noise level, and all or none of them know their cameras.
+        """
+        repeats, views = self.cfg.lora_n_timestamp_samples, condition.num_views
         latents = latents.repeat(repeats, 1, 1, 1)
         condition = condition.cat([condition] * (repeats - 1))
-        count, device = len(condition), latents.device
+        sets, device = len(condition) // views, latents.device
         if self.cfg.lora_cfg_training:
-            kept = (torch.rand(count, 1, device=device) >= CAMERA_DROP).to(condition.cameras)
-            condition = CameraCondition(condition.text, condition.cameras * kept)
-        timesteps = torch.randint(0, self.lora.num_timesteps, (count,), device=device)
+            kept = (torch.rand(sets, 1, device=device) >= CAMERA_DROP).to(condition.cameras)
+            condition = condition.with_cameras(condition.cameras * kept.repeat_interleave(views, dim=0))
+        timesteps = torch.randint(0, self.lora.num_timesteps, (sets,), device=device).repeat_interleave(views)
         return self.lora.denoising_loss(latents, torch.randn_like(latents), timesteps, condition)
 
     def sample(
@@ -183,10 +214,11 @@ class VariationalScoreDistillationGuidance(BaseModule):
         c2w: Tensor,  # [B, 4, 4]
         seed: int = 0,
         num_steps: int = 25,
+        fovy: Optional[Tensor] = None,  # [B], radians
         **kwargs: Any,  # the rest of the batch
     ) -> Tensor:
         """The same of the teacher of the renders: what it has learned of the scene from these cameras."""
-        cameras = (elevation, azimuth, camera_distances, mvp_mtx, c2w)
+        cameras = (elevation, azimuth, camera_distances, mvp_mtx, c2w, fovy)
         conditions = self.render_conditions(prompt_utils, *cameras)
         return _sampled(self.lora, conditions, self.cfg.guidance_scale_lora, seed, num_steps)
 
@@ -196,14 +228,30 @@ _NO_OFFLOAD = (
 )
 
 
-def _check_text_width(denoiser: Denoiser, teacher: LatentDiffusionTeacher | PixelDiffusionTeacher) -> None:
+def denoiser_of(teacher: Teacher) -> Optional[Denoiser]:
+    """The network of a teacher, with its schedule; None where it has none, as one in closed form."""
+    if isinstance(teacher, (LatentDiffusionTeacher, PixelDiffusionTeacher)):
+        return Denoiser(teacher.unet, teacher.alphas_cumprod, teacher.prediction_type)
+    from ..teachers.multi_view.teacher import MultiViewTeacher
+
+    if isinstance(teacher, MultiViewTeacher):
+        return Denoiser(teacher.network, teacher.alphas_cumprod, teacher.prediction_type, multi_view=True)
+    return None
+
+
+def text_width(denoiser: Denoiser) -> int:
+    """How many numbers a token's embedding has that the network takes."""
+    config = denoiser.unet.unet.config if denoiser.multi_view else denoiser.unet.config
+    return config.encoder_hid_dim or config.cross_attention_dim
+
+
+def _check_text_width(denoiser: Denoiser, teacher: Teacher) -> None:
     """Both networks are asked with one text model's embeddings."""
-    configs = (denoiser.unet.config, teacher.unet.config)
-    own, expected = (config.encoder_hid_dim or config.cross_attention_dim for config in configs)
-    if own != expected:
+    theirs = denoiser_of(teacher)
+    if theirs is not None and text_width(denoiser) != text_width(theirs):
         raise UserError(
-            f"pretrained_model_name_or_path_lora: its unet takes text embeddings of {own} numbers, "
-            f"the teacher's takes {expected}"
+            f"pretrained_model_name_or_path_lora: its unet takes text embeddings of {text_width(denoiser)} numbers, "
+            f"the teacher's takes {text_width(theirs)}"
         )
 
 

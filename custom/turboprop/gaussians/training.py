@@ -14,7 +14,7 @@ from typing import Any, Dict
 import threestudio
 import torch
 from omegaconf import OmegaConf
-from threestudio.systems.utils import parse_optimizer
+from threestudio.systems.utils import parse_optimizer, with_guidance_group
 from threestudio.utils.errors import UserError
 
 from ..picard.contract import StepsTogether
@@ -56,7 +56,7 @@ class GaussianTraining:
             raise UserError(
                 "system.scheduler: Gaussians have schedules of their own, system.geometry.position_lr, feature_lr, ..."
             )
-        return {"optimizer": parse_optimizer(optimizer_config(self), self)}
+        return {"optimizer": parse_optimizer(with_guidance_group(optimizer_config(self), self), self)}
 
     def on_train_start(self) -> None:
         super().on_train_start()

@@ -31,9 +31,10 @@ DEFAULT_OPTIONS = LoadingOptions()
 class Denoiser:
     """A network with its schedule."""
 
-    unet: Any  # UNet2DConditionModel
+    unet: Any  # UNet2DConditionModel, or a MultiViewUNet
     alphas_cumprod: Tensor  # [T], float32
     prediction_type: str  # epsilon, v_prediction or sample
+    multi_view: bool = False  # a MultiViewUNet: it has an embedding of cameras, and looks at sets of views
 
 
 def load_denoiser(

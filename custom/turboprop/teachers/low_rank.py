@@ -24,20 +24,24 @@ ATTENTION_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]  # of each attention blo
 
 @dataclass(frozen=True)
 class CameraCondition:
-    """A text and a camera for each sample."""
+    """A text and a camera for each sample; samples come in sets of `num_views` that a multi-view network compares."""
 
     text: TextCondition
-    cameras: Tensor  # [B, 16], the entries of a 4x4 matrix; zeros mean any camera
+    cameras: Tensor  # [B, 16], of a 4x4 matrix or as a multi-view network is told cameras; zeros mean any camera
+    num_views: int = 1
 
     def cat(self, others: Sequence["CameraCondition"]) -> "CameraCondition":
         cameras = torch.cat([self.cameras, *(other.cameras for other in others)])
-        return CameraCondition(self.text.cat([other.text for other in others]), cameras)
+        return CameraCondition(self.text.cat([other.text for other in others]), cameras, self.num_views)
 
     def take(self, count: int) -> "CameraCondition":
-        return CameraCondition(self.text.take(count), self.cameras[:count])
+        return CameraCondition(self.text.take(count), self.cameras[:count], self.num_views)
 
     def without_cameras(self) -> "CameraCondition":
-        return CameraCondition(self.text, torch.zeros_like(self.cameras))
+        return self.with_cameras(torch.zeros_like(self.cameras))
+
+    def with_cameras(self, cameras: Tensor) -> "CameraCondition":  # [B, 16]
+        return CameraCondition(self.text, cameras, self.num_views)
 
     def __len__(self) -> int:
         return len(self.text)
@@ -46,6 +50,8 @@ class CameraCondition:
 class LowRankTeacher(nn.Module, Teacher):
     """A denoiser with adapters. Its parameters, and its state dict, are the adapters and the camera's embedding alone.
 
+    A multi-view denoiser keeps the frozen embedding of cameras that it was trained with: its parameters are the
+    adapters.
     Between its calls the denoiser is as it was before, so that the same network can be another teacher's.
 
     Args:
@@ -67,10 +73,13 @@ class LowRankTeacher(nn.Module, Teacher):
         self.alphas_cumprod = base.alphas_cumprod
         self.image_size, self.latent_size = base.image_size, base.latent_size
         self.latent_channels = base.latent_channels
+        self.multi_view = denoiser.multi_view
         self._layers, adapters = _inject(unet, rank)
         self.adapters = nn.ParameterDict(adapters)
-        width = unet.time_embedding.linear_2.out_features
-        self.camera_embedding = _camera_embedding(width).to(self.device)
+        self.camera_embedding: Optional[nn.Module] = None
+        if not denoiser.multi_view:
+            width = unet.time_embedding.linear_2.out_features
+            self.camera_embedding = _camera_embedding(width).to(self.device)
         self._set_adapted(False)
 
     def sharing_modules(self) -> Iterator[nn.Module]:
@@ -111,12 +120,13 @@ class LowRankTeacher(nn.Module, Teacher):
         return F.mse_loss(prediction.float(), target.float())
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, condition: CameraCondition) -> Tensor:
-        with torch.autocast(self.device.type, enabled=False), self._adapted() as unet:
-            prediction = unet(
-                noisy.to(self._dtype),
-                timesteps,
-                encoder_hidden_states=condition.text.embeddings.to(device=noisy.device, dtype=self._dtype),
-                class_labels=condition.cameras.to(device=noisy.device, dtype=torch.float32),
+        text = condition.text.embeddings.to(device=noisy.device, dtype=self._dtype)
+        cameras = condition.cameras.to(device=noisy.device, dtype=torch.float32)
+        with torch.autocast(self.device.type, enabled=False), self._adapted() as network:
+            if self.multi_view:
+                return network(noisy.to(self._dtype), timesteps, text, cameras, condition.num_views)
+            prediction = network(
+                noisy.to(self._dtype), timesteps, encoder_hidden_states=text, class_labels=cameras
             ).sample
         return prediction[:, : self.latent_channels]  # a learned variance follows, where there is one
 
@@ -132,7 +142,8 @@ class LowRankTeacher(nn.Module, Teacher):
     def _set_adapted(self, adapted: bool) -> None:
         for layer in self._layers:
             layer.enable_adapters(adapted)
-        self._denoiser.unet.class_embedding = self.camera_embedding if adapted else None
+        if self.camera_embedding is not None:
+            self._denoiser.unet.class_embedding = self.camera_embedding if adapted else None
         # peft freezes adapters that it disables; but gradients reach them after the block
         for parameter in self.adapters.values():
             parameter.requires_grad_(True)
@@ -165,14 +176,15 @@ def _inject(unet: Any, rank: int) -> tuple[list[Any], dict[str, nn.Parameter]]:
 
 
 def _check_fit(denoiser: Denoiser, base: Teacher, rank: int) -> None:
-    config = denoiser.unet.config
+    config = denoiser.unet.unet.config if denoiser.multi_view else denoiser.unet.config
     if rank < 1:
         raise UserError(f"lora_rank: expected a number of at least 1, got {rank}")
     if denoiser.prediction_type not in PREDICTION_TYPES:
         raise UserError(
             f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {denoiser.prediction_type!r}"
         )
-    if config.class_embed_type is not None or config.addition_embed_type not in (None, "text"):
+    conditioned = config.class_embed_type is not None and not denoiser.multi_view
+    if conditioned or config.addition_embed_type not in (None, "text"):
         raise UserError("pretrained_model_name_or_path_lora: its unet needs conditions besides the prompt")
     if config.in_channels != base.latent_channels:
         raise UserError(

@@ -43,7 +43,7 @@ class MultiViewUNet(ModelMixin, ConfigMixin):
         noisy: Tensor,  # [S * V, C, h, w], set by set
         timesteps: Tensor,  # [S * V], equal within a set
         encoder_hidden_states: Tensor,  # [S * V, N, D]
-        cameras: Optional[Tensor] = None,  # [S * V, 16]; None: plain pictures of no known camera
+        cameras: Optional[Tensor] = None,  # [S * V, 16]; None, or zeros for one: plain pictures of no known camera
         num_views: int = 1,  # V
     ) -> Tensor:  # [S * V, C, h, w]
         """What the network predicts.
@@ -57,7 +57,8 @@ class MultiViewUNet(ModelMixin, ConfigMixin):
             width = self.camera_embedding[-1].out_features
             embedded = noisy.new_zeros(noisy.shape[0], width)
         else:
-            embedded = self.camera_embedding(cameras.to(self.camera_embedding[0].weight.dtype))
+            known = (cameras != 0).any(dim=-1, keepdim=True)
+            embedded = known * self.camera_embedding(cameras.to(self.camera_embedding[0].weight.dtype))
         return self.unet(
             noisy,
             timesteps,
