@@ -7,7 +7,8 @@ import pytest
 import torch
 import trimesh
 from turboprop.evaluation.cameras import evaluation_cameras
-from turboprop.evaluation.report import evaluate_views
+from turboprop.evaluation.clip_metrics import clip_scores, embed_images, embed_texts
+from turboprop.evaluation.report import evaluate_views, world_gallery
 
 PROMPTS = ["a red mushroom with a white stem", "a blue duck with an orange beak", "a photo of something else"]
 VIEWS, SIZE = 4, 32
@@ -47,6 +48,42 @@ def test_a_prompt_that_is_no_caption_has_clip_figures_only(report):
     other = report.prompts[2]
     assert math.isfinite(other.sim) and 0 <= other.r_at_1 <= 1
     assert other.iou is other.color_error is other.chamfer is other.chamfer_share is other.front_back is None
+
+
+SHORT = ["a red mushroom", "a mushroom", "a blue duck", "a duck", "a yellow duck"]
+SHOWN = ["a red mushroom with a white stem"] * 2 + ["a blue duck with an orange beak"] * 3
+
+
+def test_a_short_caption_is_measured_against_the_nearest_object_that_it_allows(exact_views, judge_folder):
+    report = evaluate(exact_views(SHOWN, VIEWS, SIZE), judge_folder, prompts=SHORT)
+    for scores, shown in list(zip(report.prompts, SHOWN))[:4]:
+        assert scores.measured_as == shown and scores.color_error == 0.0 and scores.iou == 1.0
+    assert [s.front_back for s in report.prompts] == [None, None, 1.0, 1.0, 1.0]
+    other = report.prompts[4]  # the duck that is shown is blue: right in its beak at most
+    assert other.measured_as == "a yellow duck with an orange beak" and other.color_error > 0.1
+
+
+def test_a_view_of_a_short_caption_is_found_by_any_full_caption_that_it_allows(exact_views, judge_folder, judge):
+    pictures = exact_views(SHOWN, VIEWS, 64)  # the judge's own size
+    full = [s.r_at_1_world for s in evaluate(pictures, judge_folder, prompts=SHOWN).prompts]
+    assert full == clip_scores(judge, SHOWN, pictures[0].permute(0, 1, 4, 2, 3), world_gallery()).r_at_1
+    assert max(full) > 0
+    gallery = world_gallery()
+    nearest = (embed_images(judge, pictures[0].flatten(0, 1).permute(0, 3, 1, 2)) @ embed_texts(judge, gallery).T).argmax(-1)
+    found = [gallery[index] for index in nearest]
+    short = evaluate(pictures, judge_folder, prompts=SHORT).prompts
+    for row, (text, scores) in enumerate(zip(SHORT, short)):
+        allowed = [caption for caption in gallery if f"{text.removeprefix('a ')} with" in caption]
+        assert len(allowed) in (9, 90)
+        views = found[row * VIEWS : (row + 1) * VIEWS]
+        assert scores.r_at_1_world == sum(caption in allowed for caption in views) / VIEWS
+
+
+def test_nothing_to_compare_takes_the_first_object(views, judge_folder):
+    background = evaluation_cameras(VIEWS).background
+    empty = background.expand_as(views[0][:1]), torch.zeros_like(views[1][:1])
+    (scores,) = evaluate(empty, judge_folder, prompts=["a blue duck"]).prompts
+    assert scores.iou == 0 and math.isnan(scores.color_error) and scores.measured_as.startswith("a blue duck with")
 
 
 def test_an_empty_mesh_is_infinite_and_counted_and_left_out_of_the_mean(report):

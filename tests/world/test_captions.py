@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 import turboprop.world.library as library_module
-from turboprop.world.captions import VIEWS, ObjectSpec, all_specs, caption, held_out, parse_caption, short_captions
+from turboprop.world.captions import (
+    VIEWS,
+    ObjectSpec,
+    all_specs,
+    allowed_specs,
+    caption,
+    held_out,
+    parse_caption,
+    short_captions,
+)
 from turboprop.world.library import SIXTEEN, libraries
 from turboprop.world.objects import COLORS, KINDS
 
@@ -51,6 +60,24 @@ def test_what_is_no_caption_says_what_is_near(text, word):
     with pytest.raises(ValueError, match="caption") as error:
         parse_caption(text)
     assert word in str(error.value) and f'"{text}"' in str(error.value)
+
+
+def test_a_caption_allows_every_object_that_has_it_among_its_captions():
+    specs = all_specs(include_held_out=True)
+    by_text = {}
+    for spec in specs:
+        for text in (caption(spec), *short_captions(spec)):
+            by_text.setdefault(text, []).append(spec)
+    assert {len(allowed) for allowed in by_text.values()} == {1, 9, 90}
+    for text, allowed in by_text.items():
+        assert allowed_specs(text) == allowed
+    assert allowed_specs("a red chair, back view") == allowed_specs("a red chair")
+
+
+@pytest.mark.parametrize("text", ["a grey chair", "a red chairs", "a pretty red chair", "chair"])
+def test_what_no_object_has_allows_none(text):
+    with pytest.raises(ValueError, match="caption"):
+        allowed_specs(text)
 
 
 def test_an_eighth_of_the_pairs_is_held_out():

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
-from ..world.captions import ObjectSpec, all_specs, caption, parse_caption
+from ..world.captions import ObjectSpec, all_specs, allowed_specs, caption
 from ..world.render import SurfaceView
 from .cameras import EvaluationCameras, exact_layers, exact_pictures, exact_surface, turned_surface
-from .clip_metrics import ClipJudge, clip_scores, load_judge
+from .clip_metrics import ClipJudge, clip_scores, embed_images, embed_texts, load_judge
 from .picture_metrics import color_error, front_back_score, silhouette_iou
 from .surface_metrics import mesh_chamfer
 
@@ -37,12 +38,16 @@ class PromptScores:
     prompt: str
     sim: float  # mean cosine of the views and the prompt
     r_at_1: float  # share of views whose nearest text of the gallery is the prompt
-    r_at_1_world: float | None = None  # share of views whose nearest text of all the world's full captions is the prompt
+    # share of views whose nearest text of all the world's full captions is the prompt; of a short caption, whose nearest
+    # text is the full caption of an object that it allows
+    r_at_1_world: float | None = None
     iou: float | None = None  # silhouettes, mean over views
     color_error: float | None = None  # mean absolute sRGB difference in [0, 1]; nan: the silhouettes never meet
     chamfer: float | None = None  # world units; infinite: an empty mesh
     chamfer_share: float | None = None  # of the diagonal of the exact bounding box; infinite: an empty mesh
     front_back: float | None = None  # 1: right, 0: turned round, one half: a Janus, or no front at all
+    # full caption of the exact object that it is measured against: of those that a short caption allows, the nearest
+    measured_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,8 @@ def evaluate_views(
     elevation, azimuth [V] in degrees, distance [V] in world units, fovy [V] in radians;
     meshes: a trimesh.Trimesh in world axes and units for each prompt, None where it is
     empty; None altogether if there are none to measure. gallery: the texts of R@1; all
-    distinct prompts if None. Prompts that are no captions of the world have Sim and R@1 only.
+    distinct prompts if None. A short caption ("a red chair", "a chair") is measured against the object nearest in
+    colour of those that it allows. Prompts that are no captions of the world have Sim and R@1 only.
     """
     _check_shapes(prompts, rgb, alpha, (elevation, azimuth, distance, fovy), background, meshes)
     rgb, alpha = rgb.detach().float().cpu().clamp(0, 1), alpha.detach().float().cpu().clamp(0, 1)
@@ -137,12 +143,15 @@ def evaluate_views(
     surfaces: dict[str, SurfaceView] = {}
     scores = []
     for index, prompt in enumerate(prompts):
-        spec = world_spec(prompt)
-        truth: dict[str, float | None] = {}
-        if spec is not None:
-            if spec.kind not in surfaces:
-                surfaces[spec.kind] = exact_surface(spec.shape, cameras, rgb.shape[2])
-            truth = compare_views(spec, surfaces[spec.kind], rgb[index], alpha[index], cameras)
+        specs = world_specs(prompt)
+        truth: dict[str, float | str | None] = {}
+        if specs:
+            kind = specs[0].kind
+            if kind not in surfaces:
+                surfaces[kind] = exact_surface(specs[0].shape, cameras, rgb.shape[2])
+            spec = nearest_in_color(specs, surfaces[kind], rgb[index], alpha[index], cameras)
+            truth = compare_views(spec, surfaces[kind], rgb[index], alpha[index], cameras)
+            truth |= {"measured_as": caption(spec)}
             if meshes is not None:
                 chamfer = mesh_chamfer(meshes[index], spec.shape.signed_distance)
                 truth |= {"chamfer": chamfer.distance, "chamfer_share": chamfer.share}
@@ -156,21 +165,48 @@ def world_gallery() -> list[str]:
 
 
 def _world_recall(judge: ClipJudge, prompts: Sequence[str], pictures: Tensor) -> dict[str, float]:
-    """R@1 over the world's full captions of those prompts that are among them; pictures [P, V, 3, S, S]."""
+    """R@1 over the world's full captions, of prompts that are captions, full or short; pictures [P, V, 3, S, S]."""
     gallery = world_gallery()
-    known = [index for index, prompt in enumerate(prompts) if prompt in gallery]
+    allowed = {prompt: {caption(spec) for spec in world_specs(prompt)} for prompt in prompts}
+    known = [index for index, prompt in enumerate(prompts) if allowed[prompt]]
     if not known:
         return {}
-    scores = clip_scores(judge, [prompts[index] for index in known], pictures[known], gallery)
-    return dict(zip((prompts[index] for index in known), scores.r_at_1))
+    features, texts = embed_images(judge, pictures[known].flatten(0, 1)), embed_texts(judge, gallery)
+    nearest = (features @ texts.T).argmax(-1).unflatten(0, (len(known), -1))  # [K, V]
+    return {
+        prompts[index]: sum(gallery[text] in allowed[prompts[index]] for text in row.tolist()) / len(row)
+        for index, row in zip(known, nearest)
+    }
+
+
+def world_specs(prompt: str) -> list[ObjectSpec]:
+    """The exact objects that a caption allows, full or short; none if the prompt is no caption of the world."""
+    try:
+        return allowed_specs(prompt)
+    except UserError:
+        return []
 
 
 def world_spec(prompt: str) -> ObjectSpec | None:
-    """The exact object that a prompt names, None if it is no caption of the world."""
-    try:
-        return parse_caption(prompt)
-    except ValueError:
-        return None
+    """The exact object that a full caption names, None for any other prompt."""
+    specs = world_specs(prompt)
+    return specs[0] if len(specs) == 1 else None
+
+
+def nearest_in_color(
+    specs: Sequence[ObjectSpec], surface: SurfaceView, rgb: Tensor, alpha: Tensor, cameras: EvaluationCameras
+) -> ObjectSpec:
+    """Which of some objects of one kind the pictures rgb [V, S, S, 3], alpha [V, S, S] are nearest to in colour.
+
+    All have one shape, so only their colours are compared, where both silhouettes are; the first where they never meet.
+    """
+    if len(specs) == 1:
+        return specs[0]
+    layers = exact_layers(surface)
+    errors = [
+        float(torch.nanmean(color_error(rgb, alpha, *exact_pictures(spec, layers, cameras.background)))) for spec in specs
+    ]
+    return specs[min(range(len(specs)), key=lambda index: (math.isnan(errors[index]), errors[index], index))]
 
 
 def compare_views(

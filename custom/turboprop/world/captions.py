@@ -49,12 +49,16 @@ def short_captions(spec: ObjectSpec) -> tuple[str, str]:
     return f"{with_article(spec.main)} {spec.kind}", with_article(spec.kind)
 
 
+def _without_view(text: str) -> str:
+    return re.sub(r", (%s) view$" % "|".join(VIEWS), "", text.strip())
+
+
 def parse_caption(text: str) -> ObjectSpec:
     """The object that a full caption names; a view suffix is allowed.
 
     Raises ValueError that names the nearest known word if the caption is not of the world.
     """
-    plain = re.sub(r", (%s) view$" % "|".join(VIEWS), "", text.strip())
+    plain = _without_view(text)
     match = re.fullmatch(r"an? (\w+) (\w+) with (?:an? )?(\w+) (\w+)", plain)
     if match is None:
         raise UserError(f'not a caption of the world: "{text}"; expected the form "a red chair with blue legs"')
@@ -67,6 +71,19 @@ def parse_caption(text: str) -> ObjectSpec:
     if caption(spec).rsplit(" ", 1)[1] != noun:
         raise UserError(f'not a caption of the world: "{text}"; did you mean "{caption(spec)}"?')
     return spec
+
+
+def allowed_specs(text: str) -> list[ObjectSpec]:
+    """The objects that a caption allows: one for a full caption, nine for "a red chair", ninety for "a chair".
+
+    A view suffix is allowed. Raises UserError as `parse_caption`, for a text that is of none of the three forms.
+    """
+    plain = _without_view(text)
+    kind = re.fullmatch(r"an? (?:(\w+) )?(\w+)", plain)
+    if kind is None or kind[2] not in KINDS or kind[1] not in (None, *COLORS):
+        return [parse_caption(text)]
+    mains = COLORS if kind[1] is None else (kind[1],)
+    return [ObjectSpec(kind[2], main, accent) for main in mains for accent in COLORS if accent != main]
 
 
 def held_out(kind: str, main: str) -> bool:
