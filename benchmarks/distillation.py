@@ -61,7 +61,9 @@ class Bench:
         self.failed: list[str] = []
         self.machine = machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
-    def runs(self, system: str, teacher: str, captions: str, method: str, scale: float, seed: int, search: bool) -> list[Run]:
+    def runs(
+        self, system: str, teacher: str, captions: str, method: str, scale: float, seed: int, search: bool
+    ) -> list[Run]:
         """A method's launches for one seed: of a generator one for all prompts, of NeRF one a prompt."""
         specs = specs_of(system, search, self.args.prompts)
         texts = tuple(CAPTIONS[captions](spec) for spec in specs)
@@ -140,20 +142,21 @@ class Bench:
 
 
 def search_score(records: list[dict]) -> float:
-    """What the search compares: the mean over prompts of IoU less colour error, which is 1 where nothing is to be seen."""
+    """What the search compares: the mean over prompts of IoU less colour error, which is 1 where nothing is seen."""
     prompts = [entry for record in records for entry in record["prompts"]]
-    return sum(entry["iou"] - (1.0 if entry["color_error"] is None else entry["color_error"]) for entry in prompts) / len(prompts)
+    errors = [1.0 if entry["color_error"] is None else entry["color_error"] for entry in prompts]
+    return (sum(entry["iou"] for entry in prompts) - sum(errors)) / len(prompts)
 
 
 def parse(argv: Optional[list[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
-    parser.add_argument("--teachers", nargs="+", default=list(TEACHERS), help="names, or NAME=FOLDER for another folder")
+    parser.add_argument("--teachers", nargs="+", default=list(TEACHERS), help="names, or NAME=FOLDER")
     parser.add_argument("--captions", nargs="+", default=list(CAPTIONS), choices=CAPTIONS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--scales", nargs="+", type=float, default=list(SCALES), help="guidance scales; one: no search")
-    parser.add_argument("--search-on", default="own", choices=["own", *SYSTEMS], help="the system whose search is taken")
+    parser.add_argument("--search-on", default="own", choices=["own", *SYSTEMS], help="whose search is taken")
     parser.add_argument("--prompts", type=int, default=None, help="the first so many of each table")
     parser.add_argument("--set", nargs="+", default=[], metavar="[SYSTEM:]KEY=VALUE", help="changes of the configs")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each run")

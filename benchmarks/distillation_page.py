@@ -91,7 +91,8 @@ def table(cells: Sequence[Cell]) -> list[str]:
     """One table in markdown: the methods of one system, teacher and form of caption."""
     paper, quoted = PAPER[cells[0].system]
     quotes = cells[0].captions == "full"
-    head = ["method", "scale", "seeds", *(f.title for f in FIGURES.values()), "lowest IoU", "empty meshes", "minutes a run"]
+    head = ["method", "scale", "seeds", *(figure.title for figure in FIGURES.values())]
+    head += ["lowest IoU", "empty meshes", "minutes a run"]
     head += [f"paper: {paper}, Sim / R@1"] if quotes else []
     lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
     for cell in cells:
@@ -116,7 +117,7 @@ def _overlap(one: Cell, other: Cell, figure: str) -> bool:
 
 
 def words(cells: Sequence[Cell]) -> list[str]:
-    """What a table says and what it does not: for each figure the best, and what is within the spread of seeds of it."""
+    """What a table says and what it does not: for each figure the best, and what is within its spread of seeds."""
     if min(len(cell.records) for cell in cells) < 2:
         return ["A method here has one seed, so nothing is known of the spread, and differences are not to be read."]
     lines = []
@@ -168,9 +169,9 @@ def page(cells: Sequence[Cell], command: str, scales: Sequence[float], search_on
     machines = sorted({f"{record['machine']}, {record['threads']} threads a run" for record in records})
     sought = " and ".join(CAPTIONS["full"](spec) for spec in SEARCHED)
     where = "each system" if search_on == "own" else f"{search_on} alone"
-    found = f"Scales were sought among {', '.join(f'{scale:g}' for scale in scales)} on {where}" if len(scales) > 1 else (
-        f"The scale of all methods that have none of their own is {scales[0]:g}"
-    )
+    found = f"Scales were sought among {', '.join(f'{scale:g}' for scale in scales)} on {where}"
+    if len(scales) == 1:
+        found = f"The scale of all methods that have none of their own is {scales[0]:g}; it was not sought"
     prompts = {
         system: len({entry["prompt"] for cell in cells if cell.system == system for runs in cell.records.values()
                      for record in runs for entry in record["prompts"]})
@@ -180,18 +181,18 @@ def page(cells: Sequence[Cell], command: str, scales: Sequence[float], search_on
         [
             "# What each distillation method buys",
             "",
-            f"`{command}` on {'; '.join(machines)}. Means over prompts and seeds; in brackets the least and the largest "
-            f"mean of a seed. Different texts: {', '.join(f'{count} on {system}' for system, count in prompts.items())} "
+            f"`{command}` on {'; '.join(machines)}. Means over prompts and seeds; in brackets the least and the "
+            f"largest mean of a seed. Different texts: {', '.join(f'{n} on {system}' for system, n in prompts.items())} "
             f"(NeRF has {', '.join(NERF_KINDS)}, as far as they were run).",
             "",
-            f"{found}, with seed 0, by IoU less colour error on two objects that no table has ({sought}); a generator "
-            "learns the two with one prompt a step. A result of a caption without colours is measured against the object "
-            "nearest in colour of those that the caption allows, and a view counts for R@1 if its nearest text among the "
-            "world's 1,530 full captions is one of an object that the caption allows.",
+            f"{found}. A search takes seed 0 and IoU less colour error on two objects that no table has ({sought}); a "
+            "generator learns the two with one prompt a step. A result of a caption without colours is measured against "
+            "the object nearest in colour of those that the caption allows, and a view counts for R@1 if its nearest text "
+            "among the world's 1,530 full captions is one of an object that the caption allows.",
             "",
             "The paper's figures (ScaleDreamer, Ma et al. 2024, arXiv 2407.02040) are of Stable Diffusion 2.1, its own "
-            "prompts and another CLIP, at scales of its own, as quoted in notes on the paper: their order may be compared "
-            "with ours, their size may not.",
+            "prompts and another CLIP, at scales of its own, as quoted in notes on the paper: their order may be "
+            "compared with ours, their size may not.",
             "",
             *tables(cells),
         ]

@@ -1,4 +1,4 @@
-"""One run of the distillation benchmark: what it is, the config that it trains, its record, and whether that still holds."""
+"""One run of the distillation benchmark: what it is, the config that it trains, its record, and whether that holds."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ SEARCHED = (ObjectSpec("umbrella", "blue", "white"), ObjectSpec("duck", "yellow"
 TABLE = tuple(spec for spec in SIXTEEN if spec.kind not in {sought.kind for sought in SEARCHED})
 NERF_KINDS = ("car", "chair", "house", "sofa")
 # What says where a run is, and not what it is.
-PLACES = ("name", "description", "tag", "timestamp", "use_timestamp", "exp_root_dir", "exp_dir", "trial_name", "trial_dir")
+PLACES = ("name", "description", "tag", "timestamp", "use_timestamp", "exp_root_dir", "exp_dir")
+PLACES += ("trial_name", "trial_dir")
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,15 @@ class Run:
     def folder(self) -> Path:
         """Its place within the outputs."""
         part = "search" if self.search else "table"
-        place = Path(part, self.system, self.teacher, self.captions, f"{self.method}@{self.scale:g}", f"seed-{self.seed}")
+        method = f"{self.method}@{self.scale:g}"
+        place = Path(part, self.system, self.teacher, self.captions, method, f"seed-{self.seed}")
         return place / self.prompts[0].replace(" ", "_") if self.system == "nerf" else place
 
     def __str__(self) -> str:
         what = f" {self.prompts[0]!r}" if self.system == "nerf" else f" {len(self.prompts)} prompts"
         part = "search, " if self.search else ""
-        return f"{part}{self.system}, {self.teacher}, {self.captions}, {self.method} at {self.scale:g}, seed {self.seed},{what}"
+        where = f"{part}{self.system}, {self.teacher}, {self.captions}"
+        return f"{where}, {self.method} at {self.scale:g}, seed {self.seed},{what}"
 
 
 @dataclass(frozen=True)

@@ -313,7 +313,7 @@ def test_the_final_picture_is_the_teachers_mode():
 @pytest.mark.parametrize(
     ("name", "cfg", "message"),
     [
-        ("turboprop-guidance", {"method": "dds"}, "method: expected one of sds, csd, asd, sjc, got 'dds'"),
+        ("turboprop-guidance", {"method": "dds"}, "method: expected one of sds, csd, normalized_csd, asd, sjc, got 'dds'"),
         (
             "turboprop-guidance",
             {"weighting_strategy": "x"},

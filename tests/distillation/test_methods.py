@@ -208,8 +208,8 @@ def test_sjc_is_its_papers_estimate(variance_reduction):
     torch.testing.assert_close(result.gradient, expected)
 
 
-@pytest.mark.parametrize(("name", "guidance_scale"), [("asd", 1.5), ("sds", 1.5), ("csd", 1.5), ("normalized_csd", 1.5)])
-def test_following_the_gradient_leads_to_the_mode_that_was_asked_for(name, guidance_scale):
+@pytest.mark.parametrize("name", ["asd", "sds", "csd", "normalized_csd"])
+def test_following_the_gradient_leads_to_the_mode_that_was_asked_for(name):
     """Guidance overshoots along the line between the modes, and the annealed timesteps bring it back."""
     teacher, steps = two_modes(), 700
     torch.manual_seed(0)
@@ -229,7 +229,7 @@ def test_following_the_gradient_leads_to_the_mode_that_was_asked_for(name, guida
                 timesteps,
                 noise,
                 shifted,
-                guidance_scale=guidance_scale,
+                guidance_scale=1.5,
                 weighting="sds",
             ).gradient
         )

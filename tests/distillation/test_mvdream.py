@@ -90,7 +90,8 @@ def test_vsd_takes_it_with_a_network_of_single_views_for_the_renders(tiny_mv_fol
 
 def vsd(folder, **keys):
     torch.manual_seed(0)
-    return threestudio.find("turboprop-vsd-guidance")({"pretrained_model_name_or_path": str(folder), "n_view": 4, **keys})
+    keys = {"pretrained_model_name_or_path": str(folder), "n_view": 4, **keys}
+    return threestudio.find("turboprop-vsd-guidance")(keys)
 
 
 def test_another_multi_view_model_for_the_renders_is_refused(tiny_mv_folder, tiny_sd_folder):

@@ -86,9 +86,10 @@ def groups_of(trial: Path) -> dict[str, dict]:
     return {group["name"]: group for group in optimizer["param_groups"]}
 
 
-def test_without_an_optimizer_group_its_weights_have_their_own(launch_here, tiny_sd_folder, text_cache, tmp_path):  # noqa: F811
+def test_without_an_optimizer_group_its_weights_have_one(launch_here, tiny_sd_folder, text_cache, tmp_path):  # noqa: F811
     config = str(ROOT / "configs/dreamfusion-sd.yaml")
-    options = [*arguments(tiny_sd_folder, "dreamfusion-sd"), "trainer.max_steps=2", "system.guidance.learning_rate=0.003"]
+    own = ["trainer.max_steps=2", "system.guidance.learning_rate=0.003"]
+    options = [*arguments(tiny_sd_folder, "dreamfusion-sd"), *own]
     assert launch_here("--train", *options, config=config) == 0
     trial = tmp_path / "outputs/dreamfusion-sd/t"
     check_own_weights(trial)

@@ -69,8 +69,8 @@ def test_a_view_of_a_short_caption_is_found_by_any_full_caption_that_it_allows(e
     assert full == clip_scores(judge, SHOWN, pictures[0].permute(0, 1, 4, 2, 3), world_gallery()).r_at_1
     assert max(full) > 0
     gallery = world_gallery()
-    nearest = (embed_images(judge, pictures[0].flatten(0, 1).permute(0, 3, 1, 2)) @ embed_texts(judge, gallery).T).argmax(-1)
-    found = [gallery[index] for index in nearest]
+    features = embed_images(judge, pictures[0].flatten(0, 1).permute(0, 3, 1, 2))
+    found = [gallery[index] for index in (features @ embed_texts(judge, gallery).T).argmax(-1)]
     short = evaluate(pictures, judge_folder, prompts=SHORT).prompts
     for row, (text, scores) in enumerate(zip(SHORT, short)):
         allowed = [caption for caption in gallery if f"{text.removeprefix('a ')} with" in caption]

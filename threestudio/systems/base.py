@@ -14,6 +14,7 @@ from threestudio.systems.keyed_steps import KeyedLoader, KeyedSteps, SkipNonFini
 from threestudio.systems.loss_weights import (
     check_guidance_weights,
     check_loss_keys,
+    check_weights_of_each_step,
     guidance_loss_names,
     losses_of_each_step,
     with_distillation_weight,
@@ -43,8 +44,8 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
     @dataclass
     class Config:
         loggers: dict = field(default_factory=dict)  # wandb: {enable, project, name}
-        # lambda_X: weight of loss X, a number or schedule; lambda_distillation: that of the guidance's method, whichever
-        # it is, unless it has one under its own name
+        # lambda_X: weight of loss X, a number or schedule; lambda_distillation: that of the guidance's method,
+        # whichever it is, unless it has one under its own name
         loss: dict = field(default_factory=dict)
         optimizer: dict = field(default_factory=dict)  # name, args, params
         scheduler: Optional[dict] = None  # name, args, interval
@@ -290,7 +291,10 @@ class BaseLift3DSystem(BaseSystem):
         self.guidance_losses = names  # None: only a step shows which losses the guidance has
         if self.loss_keys is not None and names is not None:
             check_loss_keys(self.cfg.loss, self.loss_keys, names)
-            check_guidance_weights(self.cfg.loss, names, each_step, self.cfg.guidance_type)
+            if each_step:
+                check_weights_of_each_step(self.cfg.loss, each_step, self.cfg.guidance_type)
+            else:
+                check_guidance_weights(self.cfg.loss, names, self.cfg.guidance_type)
 
     def _build(self, part: str, **kwargs: Any) -> Any:
         """The registered thing that `{part}_type` names, from the config `{part}`."""

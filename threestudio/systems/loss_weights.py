@@ -20,13 +20,13 @@ def guidance_loss_names(guidance_class: Any) -> Optional[tuple[str, ...]]:
 
 
 def losses_of_each_step(guidance_class: Any, guidance_config: Any) -> tuple[str, ...]:
-    """X of each `loss_X` that every step returns with this config, the method's own first; () if the class does not say.
+    """X of each `loss_X` that every step returns with this config, the method's own first; () if no one says.
 
-    A guidance says so by a classmethod of this name, which takes the config `system.guidance`; those of other authors
-    need not have it.
+    A guidance says so by an attribute of this name of its class, or by a classmethod that takes the config
+    `system.guidance`; those of other authors need not have it.
     """
-    says = getattr(guidance_class, "losses_of_each_step", None)
-    return () if says is None else tuple(says(guidance_config))
+    says = getattr(guidance_class, "losses_of_each_step", ())
+    return tuple(says(guidance_config) if callable(says) else says)
 
 
 def with_distillation_weight(loss: Any, each_step: Sequence[str], guidance_type: str) -> dict[str, Any]:
@@ -66,12 +66,20 @@ def check_required_keys(loss: Any, required: Iterable[str]) -> None:
             raise UserError(with_suggestion(f"system.loss.{key}: a value is required", key, loss))
 
 
-def check_guidance_weights(loss: Any, names: Sequence[str], each_step: Sequence[str], guidance_type: str) -> None:
-    """Raises UserError where a loss that every step returns has no weight, or none of those that it may return has."""
-    missing = [f"lambda_{name}" for name in each_step if f"lambda_{name}" not in loss]
-    possible = [f"lambda_{name}" for name in names]
-    if not each_step and not any(key in loss for key in possible):
-        missing = possible
-    if missing:
-        message = f"system.loss.{missing[0]}: a weight of the loss of {guidance_type} is required"
-        raise UserError(with_suggestion(message, missing[0], [key for key in loss if key not in possible]))
+def check_guidance_weights(loss: Any, names: Iterable[str], guidance_type: str) -> None:
+    """Raises UserError where no loss that the guidance may return has a weight."""
+    keys = [f"lambda_{name}" for name in names]
+    if not any(key in loss for key in keys):
+        raise _missing(keys[0], guidance_type, [key for key in loss if key not in keys])
+
+
+def check_weights_of_each_step(loss: Any, names: Iterable[str], guidance_type: str) -> None:
+    """Raises UserError where a loss that the guidance returns at every step has no weight."""
+    for name in names:
+        if f"lambda_{name}" not in loss:
+            raise _missing(f"lambda_{name}", guidance_type, loss)
+
+
+def _missing(key: str, guidance_type: str, given: Iterable[str]) -> UserError:
+    message = f"system.loss.{key}: a weight of the loss of {guidance_type} is required"
+    return UserError(with_suggestion(message, key, given))

@@ -39,8 +39,8 @@ class VariationalScoreDistillationGuidance(BaseModule):
     @dataclass
     class Config(DistillationPrior.Config):  # the keys of ASD (plus_*) have no part in it
         weights: Optional[str] = None  # "path.ckpt:module_name" to start from; default none
-        # the network that the adapters are put on: "" is the teacher's own; else a text-to-image model with the teacher's
-        # latents and text
+        # the network that the adapters are put on: "" is the teacher's own; else a text-to-image model with the
+        # teacher's latents and text
         pretrained_model_name_or_path_lora: str = ""
         guidance_scale_lora: float = 1.0  # s of eps_phi; above 1 it pushes towards the camera
         lora_rank: int = 4

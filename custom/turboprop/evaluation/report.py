@@ -38,8 +38,8 @@ class PromptScores:
     prompt: str
     sim: float  # mean cosine of the views and the prompt
     r_at_1: float  # share of views whose nearest text of the gallery is the prompt
-    # share of views whose nearest text of all the world's full captions is the prompt; of a short caption, whose nearest
-    # text is the full caption of an object that it allows
+    # share of views whose nearest text of all the world's full captions is the prompt; of a short caption, whose
+    # nearest text is the full caption of an object that it allows
     r_at_1_world: float | None = None
     iou: float | None = None  # silhouettes, mean over views
     color_error: float | None = None  # mean absolute sRGB difference in [0, 1]; nan: the silhouettes never meet
@@ -203,9 +203,8 @@ def nearest_in_color(
     if len(specs) == 1:
         return specs[0]
     layers = exact_layers(surface)
-    errors = [
-        float(torch.nanmean(color_error(rgb, alpha, *exact_pictures(spec, layers, cameras.background)))) for spec in specs
-    ]
+    exact = (exact_pictures(spec, layers, cameras.background) for spec in specs)
+    errors = [float(torch.nanmean(color_error(rgb, alpha, *pictures))) for pictures in exact]
     return specs[min(range(len(specs)), key=lambda index: (math.isnan(errors[index]), errors[index], index))]
 
 
