@@ -103,11 +103,10 @@ def _simulate_torch(patch: MonkeyPatch) -> None:
 
 
 class _WarpDevice:
-    """The device of a launch: CUDA to who asks, the CPU to Warp."""
+    """A CUDA device to who asks; launches on it go to the CPU."""
 
-    def __init__(self, device: torch.device, cpu: Any) -> None:
-        self.of, self.cpu = device, cpu
-        self.is_cuda, self.is_cpu = device.type == "cuda", device.type == "cpu"
+    def __init__(self, device: torch.device) -> None:
+        self.of, self.is_cuda, self.is_cpu = device, True, False
 
 
 def _simulate_warp(patch: MonkeyPatch, wp: Any, seen: Seen) -> None:
@@ -136,5 +135,9 @@ def _simulate_warp(patch: MonkeyPatch, wp: Any, seen: Seen) -> None:
 
     patch.setattr(wp, "from_torch", array_of)
     patch.setattr(wp, "launch", launch_checked)
-    patch.setattr(wp, "device_from_torch", lambda device: _WarpDevice(torch.device(device), cpu))
+    def device_of(device: Any) -> Any:
+        asked = torch.device(device)
+        return cpu if asked.type == "cpu" else _WarpDevice(asked)
+
+    patch.setattr(wp, "device_from_torch", device_of)
     patch.setattr(wp, "stream_from_torch", lambda device=None: None)
