@@ -8,11 +8,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ("python", "torchrun", "pip", "npm")
 
-# A page's placeholders stand for folders of a trial, which the test makes.
+# A page's placeholders stand for a trial's folder, or a config, which the test makes.
 PLACEHOLDERS = {
     "<trial>": "outputs/made/trial",
     "outputs/NAME/TRIAL": "outputs/made/trial",
-    "<refine>.yaml": "configs/magic3d-refine-sd.yaml",
+    "<refine>.yaml": "refine.yaml",
     "outputs/<name>/<tag>@LAST": "outputs/made/LAST",
 }
 
