@@ -24,6 +24,7 @@ class Part:
     maybe: Optional[float] = None
     count: int = 3
     size: Any = 64
+    words: Optional[str] = None
     flag: bool = True
     text: str = ""
     span: Tuple[float, float] = (0.0, 1.0)
@@ -83,6 +84,7 @@ def test_values_that_pass(given, key, expected):
         ({"maybe": [0, 1, 2, 3, 4]}, r"system.part.maybe: .*got \[0, 1, 2, 3, 4\]"),
         ({"radius": [9, 1.0, 2.0, 3]}, r"system.part.radius: expected a schedule whose steps rise, got .*: 3 after 9"),
         ({"radius": ""}, r"system.part.radius: expected float, got '' \(str\)"),
+        ({"words": "None"}, r"system.part.words: expected Optional\[str\], got 'None' \(str\); write null for none"),
         ({"maybe": "None"}, r"system.part.maybe: expected Optional\[float\], got 'None' \(str\); write null for none"),
         ({"span": ["a", 1]}, r"system.part.span\[0\]: expected float, got 'a' \(str\)"),
         ({"milestones": 5}, r"system.part.milestones: expected List\[int\], got 5 \(int\)"),
@@ -240,7 +242,7 @@ def test_override_values(text, value):
     assert load_config("tag: t", from_string=True, cli_args=[f"data.x={text}"]).data.x == value
 
 
-@pytest.mark.parametrize("key, value", [("text", ""), ("maybe", None), ("optional_nested", None)])
+@pytest.mark.parametrize("key, value", [("text", ""), ("words", ""), ("maybe", None), ("optional_nested", None)])
 def test_an_empty_override_is_the_empty_text_or_null_by_the_keys_type(key, value):
     config = load_config("tag: t", from_string=True, cli_args=[f"system.part.{key}="])
     part = parse_structured(Part, parse_structured(Owner, config.system).part)

@@ -1,5 +1,7 @@
 """The command line: what each mode writes, and that bad input is one clear line."""
 
+import os
+import shlex
 import subprocess
 import sys
 import time
@@ -9,6 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from launch import select_gpus
 from tests.host.conftest import ROOT, TINY_CONFIG
 
 TRIAL = Path("outputs/tiny/run")
@@ -46,6 +49,9 @@ def test_training_fills_the_trial_folder(launch_here):
     ):
         assert name in files, files
     assert any(name.startswith("tb_logs/version_0/events") for name in files)
+    header, *rows = (TRIAL / "csv_logs/version_0/metrics.csv").read_text().splitlines()
+    rates = [row.split(",")[header.split(",").index("train/steps_per_second")] for row in rows]
+    assert any(float(rate) > 0 for rate in rates if rate)
     assert torch.load(TRIAL / "ckpts/last.ckpt", weights_only=True)["global_step"] == 9
     assert OmegaConf.load(TRIAL / "configs/parsed.yaml").trainer.max_steps == 9
     assert (TRIAL / "configs/raw.yaml").read_text() == Path(TINY_CONFIG).read_text()
@@ -144,8 +150,8 @@ BAD = [
     (["trainer.max_step=3"], "unknown key 'trainer.max_step'", "max_steps"),
     (["trainer.max_steps=ten"], "trainer.max_steps: expected int, got 'ten' (str)", ""),
     (["trainer.precision=17"], "trainer.precision: expected 64 or 32 or 16 or", "got 17 (int)"),
-    (["trainer.val_check_interval=0"], "trainer.val_check_interval: expected at least", "got 0 (int)"),
-    (["trainer.val_check_interval=-3"], "trainer.val_check_interval: expected at least", "got -3 (int)"),
+    (["trainer.val_check_interval=0"], "trainer.val_check_interval: expected a number of steps more than 0", "got 0 (int)"),
+    (["trainer.val_check_interval=-3"], "trainer.val_check_interval: expected a number of steps more than 0", "got -3 (int)"),
     (["trainer.val_check_interval=1-e3"], "trainer.val_check_interval: ", "got '1-e3' (str)"),
     (["trainer.val_check_interval=1.5"], "trainer.val_check_interval: ", "got 1.5 (float)"),
     (["trainer.val_check_interval=0.5"], "trainer.val_check_interval: ", "got 0.5 (float)"),
@@ -279,6 +285,46 @@ def test_an_error_while_building_is_taken_for_bad_input_only_if_it_was_raised_fo
     with pytest.raises(ValueError, match="a bug in building"):
         launch_here("--train", "system.fail_at=-1")
     assert files_in(tmp_path) == []
+
+
+def test_cmd_txt_keeps_arguments_as_a_shell_takes_them(launch_here, monkeypatch):
+    words = ["launch.py", "--train", "tag=a red chair", "data.caption=", "x='1' \"2\""]
+    monkeypatch.setattr("sys.argv", words)
+    assert launch_here("--train", "trainer.max_steps=1") == 0
+    assert shlex.split((TRIAL / "cmd.txt").read_text()) == ["python", *words]
+
+
+@pytest.mark.parametrize(
+    "visible, gpu, shown, count",
+    [
+        (None, None, "0", 1),
+        (None, "1", "1", 1),
+        (None, "0,2", "0,2", 2),
+        ("0,1,2,3", None, "0,1,2,3", 4),
+        ("0,1,2,3", "0", "0", 1),  # the first of those
+        ("4,5,6", "2,0", "6,4", 2),
+        ("GPU-aa,GPU-bb", "1", "GPU-bb", 1),
+        ("", "0", "", 1),
+        ("-1", "0", "-1", 1),
+    ],
+)
+def test_gpu_counts_among_the_devices_that_are_visible(monkeypatch, visible, gpu, shown, count):
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "_LAUNCH_CHOSE_GPUS", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "")  # so that what is set below is taken back
+        monkeypatch.delenv(name)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    for _ in range(2):  # a process that Lightning starts has the same command line and the narrowed environment
+        assert select_gpus(gpu) == count
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == shown
+
+
+@pytest.mark.parametrize("gpu, message", [("4", "lists 4 devices, from 0 on"), ("a", "got 'a'"), ("-1", "got '-1'"), ("0,0", "got '0,0'"), ("", "got ''")])
+def test_a_gpu_that_is_not_there_is_one_line(launch_here, monkeypatch, capsys, gpu, message):
+    monkeypatch.delenv("_LAUNCH_CHOSE_GPUS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    assert launch_here("--train", f"--gpu={gpu}") == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

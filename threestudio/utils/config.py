@@ -73,6 +73,8 @@ def _checked_value(value: Any, hint: Any, key: str) -> Any:
     kinds = alternatives(hint)
     if hint is Any or Any in kinds:
         return value
+    if type(None) in kinds and value == "None":  # Python's name for it, which YAML takes for a text
+        raise expected(key, hint, value)
     if value == "" and type(None) in kinds and str not in kinds:
         return None
     if isinstance(value, (dict, DictConfig)):

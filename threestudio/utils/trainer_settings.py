@@ -15,7 +15,6 @@ from threestudio.utils.value_checks import shown
 _LAUNCHER_SETS = ("callbacks", "logger", "plugins", "default_root_dir", "enable_checkpointing")
 # What Lightning looks at only while it trains, or not at all.
 _TRAINER_LIMITS = {
-    "val_check_interval": 1e-9,
     "check_val_every_n_epoch": 1,
     "accumulate_grad_batches": 1,
     "log_every_n_steps": 0,
@@ -34,8 +33,9 @@ def trainer_arguments(cfg: DictConfig, on_gpu: bool) -> dict[str, Any]:
         arguments[name] = None  # key="" of the command line
     check_arguments(pl.Trainer, arguments, "trainer", _LAUNCHER_SETS)
     at_least(arguments, _TRAINER_LIMITS, "trainer")
-    if isinstance(arguments.get("val_check_interval"), bool):
-        raise UserError(f"trainer.val_check_interval: expected int or float, got {shown(arguments['val_check_interval'])}")
+    interval = arguments.get("val_check_interval")
+    if isinstance(interval, bool) or (isinstance(interval, (int, float)) and not interval > 0):
+        raise UserError(f"trainer.val_check_interval: expected a number of steps more than 0, got {shown(interval)}")
     arguments.setdefault("enable_model_summary", False)
     arguments.setdefault("inference_mode", False)  # normals are gradients, in evaluation too
     arguments.setdefault("accelerator", "gpu" if on_gpu else "cpu")

@@ -3,7 +3,7 @@
 import math
 import types
 import typing
-from typing import Any, Literal, Optional, Union
+from typing import Any, Iterable, Literal, Optional, Union
 
 from omegaconf import ListConfig, OmegaConf
 
@@ -22,6 +22,11 @@ def type_name(hint: Any) -> str:
     """The type as a reader of configs knows it: `float`, `Optional[int]`, `Tuple[float, float]`."""
     name = getattr(hint, "__name__", None) if not typing.get_args(hint) else None
     return "null" if hint is type(None) else (name or str(hint)).replace("typing.", "").replace("NoneType", "null")
+
+
+def choices(values: Iterable[Any]) -> str:
+    """Values that a key may have, as they are written in YAML: `pred, analytic, null`."""
+    return ", ".join("null" if value is None else str(value) for value in values)
 
 
 def alternatives(hint: Any) -> tuple:

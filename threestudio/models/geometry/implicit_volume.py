@@ -17,6 +17,7 @@ from threestudio.models.mesh import Mesh
 from threestudio.models.networks import get_encoding, get_mlp
 from threestudio.utils.errors import UserError
 from threestudio.utils.ops import get_activation
+from threestudio.utils.value_checks import choices
 
 NORMAL_TYPES = ("finite_difference", "finite_difference_laplacian", "pred", "analytic", None)
 DENSITY_BIASES = ("blob_magic3d", "blob_dreamfusion")
@@ -72,7 +73,7 @@ class ImplicitVolume(BaseImplicitGeometry):
 
     def _check_config(self) -> None:
         if self.cfg.normal_type not in NORMAL_TYPES:
-            raise UserError(f"geometry.normal_type: expected one of {', '.join(map(str, NORMAL_TYPES))}, got {self.cfg.normal_type!r}")
+            raise UserError(f"geometry.normal_type: expected one of {choices(NORMAL_TYPES)}, got {self.cfg.normal_type!r}")
         bias = self.cfg.density_bias
         if isinstance(bias, str) and bias not in DENSITY_BIASES:
             raise UserError(f"geometry.density_bias: expected a number or one of {', '.join(DENSITY_BIASES)}, got {bias!r}")
