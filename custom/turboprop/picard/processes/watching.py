@@ -20,6 +20,7 @@ class WatchesRanks(pl.Callback):
     def __init__(self, dead_after: float) -> None:  # seconds
         self._dead_after = dead_after
         self._watch: Optional[RankWatch] = None
+        self._told_to_stop: Any = None  # the run's own handler of SIGTERM
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.world_size == 1:
@@ -29,7 +30,7 @@ class WatchesRanks(pl.Callback):
         self._watch.start()
         if dist.is_torchelastic_launched() and threading.current_thread() is threading.main_thread():
             # Lightning's own handler waits in a collective, for a rank that is dead.
-            signal.signal(signal.SIGTERM, self._on_sigterm)
+            self._told_to_stop = signal.signal(signal.SIGTERM, self._on_sigterm)
         check_same_start(trainer.global_step)
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
@@ -50,7 +51,7 @@ class WatchesRanks(pl.Callback):
             self._watch = None
 
     def _on_sigterm(self, signum: int, frame: Any) -> None:
-        """torchrun ends all processes so when one is dead: here that is told by name."""
+        """torchrun ends all processes so when one is dead: here that is told by name. Else somebody stops the run."""
         watch = self._watch
         until = time.monotonic() + NAMING + 2 * BEAT
         while watch is not None and time.monotonic() < until:
@@ -58,7 +59,9 @@ class WatchesRanks(pl.Callback):
             if lost:
                 raise RankLost(watch.sentence(lost))
             time.sleep(BEAT / 5)
-        raise SystemExit(128 + signum)
+        if not callable(self._told_to_stop):
+            raise SystemExit(128 + signum)
+        self._told_to_stop(signum, frame)
 
 
 def check_same_start(step: int) -> None:
