@@ -20,7 +20,8 @@ from threestudio.utils.config import load_config
 BLOCKS = documented_blocks()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ONE_STEP = ["trainer.max_steps=1", "trainer.limit_test_batches=0", "use_timestamp=false", "tag=trial", "name=made"]
-SMALL_MODEL = [f"system.{part}.pretrained_model_name_or_path=assets/teachers/mini-sd" for part in ("prompt_processor", "guidance")]
+PARTS = ("prompt_processor", "guidance")
+SMALL_MODEL = [f"system.{part}.pretrained_model_name_or_path=assets/teachers/mini-sd" for part in PARTS]
 COARSE = [
     "magic3d-coarse-sd", *SMALL_MODEL, "system.prompt_processor.prompt=a red car", "data.width=8", "data.height=8",
     "system.renderer.num_samples_per_ray=16", "system.geometry.isosurface_threshold=auto",

@@ -319,7 +319,10 @@ def test_gpu_counts_among_the_devices_that_are_visible(monkeypatch, visible, gpu
         assert os.environ["CUDA_VISIBLE_DEVICES"] == shown
 
 
-@pytest.mark.parametrize("gpu, message", [("4", "lists 4 devices, from 0 on"), ("a", "got 'a'"), ("-1", "got '-1'"), ("0,0", "got '0,0'"), ("", "got ''")])
+@pytest.mark.parametrize(
+    "gpu, message",
+    [("4", "lists 4 devices, from 0 on"), ("a", "got 'a'"), ("-1", "got '-1'"), ("0,0", "got '0,0'"), ("", "got ''")],
+)
 def test_a_gpu_that_is_not_there_is_one_line(launch_here, monkeypatch, capsys, gpu, message):
     monkeypatch.delenv("_LAUNCH_CHOSE_GPUS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")

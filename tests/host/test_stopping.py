@@ -1,4 +1,4 @@
-"""A run that is stopped by SIGINT or SIGTERM: the step is saved, the line resumes it, and it ends as one that was not."""
+"""A run that is stopped by SIGINT or SIGTERM: its step is saved, its line resumes it, and it ends as any other."""
 
 import re
 import shlex

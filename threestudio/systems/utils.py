@@ -168,7 +168,7 @@ def _scheduler_class(name: str, key: str) -> type:
 
 
 def parse_scheduler_to_instance(config: Any, optimizer: torch.optim.Optimizer, key: str = SCHEDULER) -> Any:
-    """A bare scheduler; `SequentialLR` and `ChainedScheduler` take a list `schedulers`. `key`: where `config` stands."""
+    """A bare scheduler; `SequentialLR` and `ChainedScheduler` take a list `schedulers`. `key` is where `config` is."""
     entries = _section(config, key, ("name", "args", "interval", "schedulers", "milestones", "warmup_steps"))
     name, args = entries["name"], dict(entries.get("args") or {})
     if name == "LambdaLR" or "lr_lambda" in args:

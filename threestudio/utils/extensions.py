@@ -4,8 +4,8 @@ Each folder with an `__init__.py`, and each `.py` file, whose name does not end 
 plugin. It is loaded under the module name of its own basename, as threestudio does it, so that a
 plugin's relative imports work and its folder needs to be on no path.
 
-A plugin has one identity: `turboprop` and `custom.turboprop`, as Python itself finds it from the project's root, are one
-module, and so are their submodules. Whichever name is imported first, nothing is executed or registered twice.
+A plugin has one identity: `turboprop` and `custom.turboprop`, as Python itself finds it from the project's root, are
+one module, and so are their submodules. Whichever name is imported first, nothing is executed or registered twice.
 """
 
 import importlib

@@ -1,4 +1,7 @@
-"""A run that is stopped by hand: SIGINT (Ctrl-C) or SIGTERM lets the step end and be saved, a second one ends at once."""
+"""A run that is stopped by hand.
+
+SIGINT (Ctrl-C) or SIGTERM lets the step end and be saved; a second one ends at once.
+"""
 
 import os
 import shlex
@@ -119,4 +122,5 @@ def stop_line(cfg: DictConfig, trains: bool, gpu: Optional[str], step: Optional[
         return "Stopped by hand."
     where = "before its first step" if step is None else f"at step {step}"
     command = resume_command(cfg, gpu)
-    return f"Stopped by hand {where}; " + (f"go on with: {command}" if command else "there is no checkpoint to go on from.")
+    way = f"go on with: {command}" if command else "there is no checkpoint to go on from."
+    return f"Stopped by hand {where}; {way}"

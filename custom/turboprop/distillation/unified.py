@@ -10,6 +10,7 @@ from typing import Any, Optional
 
 import threestudio
 from threestudio.utils.base import BaseModule
+from threestudio.utils.errors import UserError
 from torch import Tensor
 
 from ..teachers.contract import Teacher
@@ -62,7 +63,7 @@ def check_unified(cfg: UnifiedConfig) -> None:
         ("vsd_use_camera_condition", True),
     ):
         if cfg[key] is not supported:
-            raise ValueError(f"{key}: not supported; expected {str(supported).lower()}, got {str(cfg[key]).lower()}")
+            raise UserError(f"{key}: not supported; expected {str(supported).lower()}, got {str(cfg[key]).lower()}")
 
 
 def unified_keys(cfg: UnifiedConfig) -> dict[str, Any]:
@@ -127,7 +128,7 @@ class StableDiffusionUnifiedGuidance(BaseModule):
         check_unified(cfg)
         for key in ("controlnet_model_name_or_path", "lora_model_name_or_path", "token_merging"):
             if cfg[key]:
-                raise ValueError(f"{key}: not supported, got {cfg[key]}")
+                raise UserError(f"{key}: not supported, got {cfg[key]}")
         own = (
             "view_dependent_prompting", "enable_sequential_cpu_offload", "enable_attention_slicing",
             "enable_channels_last_format", "sqrt_anneal", "trainer_max_steps", "use_img_loss",

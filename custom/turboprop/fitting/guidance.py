@@ -41,8 +41,10 @@ class PicturesGuidance(BaseObject):
     ) -> dict[str, Tensor]:
         """Raises ValueError where the batch has no pictures of the renders' size."""
         if target_rgb is None:
-            raise UserError("turboprop-pictures-guidance needs target_rgb in the batch: set data_type=turboprop-posed-views-datamodule")
+            needed = "set data_type=turboprop-posed-views-datamodule"
+            raise UserError(f"turboprop-pictures-guidance needs target_rgb in the batch: {needed}")
         if target_rgb.shape != rgb.shape:
             raise ValueError(f"renders {list(rgb.shape)} and pictures {list(target_rgb.shape)} differ in shape")
         squared = ((rgb - target_rgb) ** 2).mean().detach()
-        return {"loss_rgb": robust_loss(rgb - target_rgb, self.cfg.delta) / self.cfg.delta, "psnr": -10.0 * squared.clamp_min(1e-10).log10()}
+        loss = robust_loss(rgb - target_rgb, self.cfg.delta) / self.cfg.delta
+        return {"loss_rgb": loss, "psnr": -10.0 * squared.clamp_min(1e-10).log10()}

@@ -83,7 +83,8 @@ def folder_views(file: Path | str, size: int) -> PosedViews:
         tangents.append(camera.half_angle())
         left, top, right, bottom = camera.square()
         if cut is None and max(left, top, camera.width - right, camera.height - bottom) > 1.0:  # pixels
-            cut = f"pictures of {camera.width} x {camera.height} pixels are cut to {right - left:.4g} x {bottom - top:.4g}"
+            kept = f"{right - left:.4g} x {bottom - top:.4g}"
+            cut = f"pictures of {camera.width} x {camera.height} pixels are cut to {kept}"
     if cut is not None:
         threestudio.info(f"{file}: {cut}, the largest square around the principal point")
     if any("mask_path" in frame.camera for frame in frames):
@@ -129,8 +130,7 @@ def _resized(
     from PIL import Image
 
     channels = np.concatenate([pixels[..., :3] * pixels[..., 3:], pixels[..., 3:]], -1)
-    resized = [
-        Image.fromarray(np.ascontiguousarray(channels[..., c])).resize((size, size), Image.BILINEAR, box) for c in range(4)
-    ]
+    planes = [Image.fromarray(np.ascontiguousarray(channels[..., c])) for c in range(4)]
+    resized = [plane.resize((size, size), Image.BILINEAR, box) for plane in planes]
     small = torch.from_numpy(np.stack([np.asarray(channel) for channel in resized], -1))[None].clamp(0.0, 1.0)
     return torch.cat([small[..., :3] / small[..., 3:].clamp_min(1e-6), small[..., 3:]], -1)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from threestudio.utils.errors import MissingFileError, UserError
+from threestudio.utils.value_checks import is_number
 from torch import Tensor
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".PNG", ".JPG", ".JPEG")  # tried for a name without one
@@ -80,8 +81,10 @@ def _frame(file: Path, index: int, frame: Any, shared: dict[str, Any]) -> Frame:
         raise UserError(f"{where}: camera_model {model}: only pinhole cameras are read ({', '.join(PINHOLE_MODELS)})")
     for name in DISTORTIONS:
         if _number(camera, name, where, default=0.0) != 0.0:
-            raise UserError(f"{where}: lens distortion is not read ({name} = {camera[name]}): undistort the pictures first")
-    found = Frame(_picture_path(file, frame["file_path"], where), _matrix(frame["transform_matrix"], where), camera, where)
+            given = f"{name} = {camera[name]}"
+            raise UserError(f"{where}: lens distortion is not read ({given}): undistort the pictures first")
+    path, c2w = _picture_path(file, frame["file_path"], where), _matrix(frame["transform_matrix"], where)
+    found = Frame(path, c2w, camera, where)
     if all(name not in camera for name in ("camera_angle_x", "fl_x")):
         raise UserError(f"{where}: expected camera_angle_x in radians, or fl_x in pixels, of the file or of each frame")
     return found
@@ -89,7 +92,7 @@ def _frame(file: Path, index: int, frame: Any, shared: dict[str, Any]) -> Frame:
 
 def _number(camera: dict[str, Any], name: str, where: str, default: float | None = None) -> float | None:
     value = camera.get(name, default)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)):
+    if value is not None and not (is_number(value) and math.isfinite(value)):
         raise UserError(f"{where}: {name}: expected a number, got {value!r}")
     return value
 
@@ -124,11 +127,12 @@ def _matrix(rows: Any, where: str) -> Tensor:
 
 
 def pinhole(frame: Frame, width: int, height: int) -> Pinhole:
-    """The camera of a picture of that many pixels; figures for a picture of another size are scaled. Raises UserError."""
+    """The camera of a picture of that many pixels; figures of another size are scaled. Raises UserError."""
     camera, where = frame.camera, frame.where
     w, h = _number(camera, "w", where, default=width), _number(camera, "h", where, default=height)
     if w <= 0 or h <= 0 or abs((width / w) / (height / h) - 1.0) > DISAGREEMENT:
-        raise UserError(f"{where}: w and h ({w:g} x {h:g}) are not of {frame.path}, which has {width} x {height} pixels")
+        has = f"{frame.path}, which has {width} x {height} pixels"
+        raise UserError(f"{where}: w and h ({w:g} x {h:g}) are not of {has}")
     fl_x = _focal_length(frame, "x", w)
     fl_y = _focal_length(frame, "y", h) or fl_x
     cx, cy = _number(camera, "cx", where, default=w / 2), _number(camera, "cy", where, default=h / 2)
@@ -156,7 +160,7 @@ def _focal_length(frame: Frame, axis: str, pixels: float) -> float | None:
     of_angle = 0.5 * pixels / math.tan(0.5 * angle)
     if length is not None and abs(of_angle / length - 1.0) > DISAGREEMENT:
         raise UserError(
-            f"{frame.where}: camera_angle_{axis} = {angle:g} means a focal length of {of_angle:g} pixels, fl_{axis} says "
-            f"{length:g}: give one of them"
+            f"{frame.where}: camera_angle_{axis} = {angle:g} means a focal length of {of_angle:g} pixels, "
+            f"fl_{axis} says {length:g}: give one of them"
         )
     return length if length is not None else of_angle

@@ -74,7 +74,8 @@ def warn_of_equal_views(
     for i in range(len(names)):
         for j in range(i):
             if torch.equal(embeddings[i], embeddings[j]):
-                threestudio.warn(f"the {names[j]} and the {names[i]} view have the same embedding: they are one to the teacher")
+                both = f"the {names[j]} and the {names[i]} view"
+                threestudio.warn(f"{both} have the same embedding: they are one to the teacher")
 
 
 def wrap_azimuth(azimuth: Tensor) -> Tensor:
