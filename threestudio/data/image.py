@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 import re
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Dict, Iterator, List, Optional
@@ -134,15 +135,15 @@ def _keys_of_random_cameras() -> Iterator[None]:
         raise UserError(re.sub(r"^data\.", "data.random_camera.", str(error))) from error
 
 
-class ReferenceViewsDataModule(pl.LightningDataModule):
+class ReferenceViewsDataModule(pl.LightningDataModule, ABC):
     """Pictures to train with, and the orbit of random-camera-datamodule to look at. Needs `reference_views`."""
 
     cfg: SingleImageDataModuleConfig
     soft_mask: ClassVar[bool] = False  # whether a batch's mask is the alpha channel, not where that is above one half
 
+    @abstractmethod
     def reference_views(self) -> ReferenceViews:
         """Reads the pictures."""
-        raise NotImplementedError
 
     def setup(self, stage: Optional[str] = None) -> None:
         if stage in (None, "fit"):

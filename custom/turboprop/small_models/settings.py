@@ -12,7 +12,7 @@ from typing import Any, Optional
 import torch
 
 from ..world.dataset import ViewBank, build_view_bank, load_view_bank, save_view_bank
-from .training import TrainingState
+from .training import TrainingOptions, TrainingState
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,18 @@ class Settings:
         if bank.turns % turns:
             raise ValueError(f"{path}: its views come in sets of {bank.turns}, expected {turns}")
         return bank
+
+
+def denoiser_options(settings: Settings, steps: int, learning_rate: float) -> TrainingOptions:
+    """How the small diffusion models are trained; steps and rate are those of the recipe where the command gives none."""
+    return TrainingOptions(
+        steps=settings.steps or steps,
+        learning_rate=settings.learning_rate or learning_rate,
+        warmup=200,
+        average_decay=0.9993,
+        bfloat16=settings.bfloat16,
+        seed=settings.seed,
+    )
 
 
 def computes_bfloat16() -> bool:

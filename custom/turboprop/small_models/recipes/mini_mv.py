@@ -5,6 +5,7 @@ tokenizer. Its sets are four views a quarter turn apart; a quarter of its batche
 camera, and a tenth of those have no camera (the plain 2D mode).
 """
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -21,9 +22,9 @@ from ...world.dataset import ViewBank
 from ...world.objects import KINDS
 from ..latent_pool import LatentPool
 from ..sample_figures import SampleFigures
-from ..settings import Settings, history_table, machine, pipeline_of, revision
+from ..settings import Settings, denoiser_options, history_table, machine, pipeline_of, revision
 from ..text_table import CaptionTable
-from ..training import TrainingOptions, train
+from ..training import train
 
 NUM_VIEWS = 4
 CAPTION_DROPOUT = 0.1  # classifier-free guidance (Ho and Salimans 2022)
@@ -143,14 +144,7 @@ def run(settings: Settings) -> bool:
     )
     batch = settings.batch or DEFAULT_BATCH
     recipe = MiniMultiView(bank, base, max(1, batch // NUM_VIEWS), POOL_SETS, POOL_PERIOD, settings.seed, measure)
-    options = TrainingOptions(
-        steps=settings.steps or DEFAULT_STEPS,
-        learning_rate=settings.learning_rate or DEFAULT_RATE,
-        warmup=200,
-        average_decay=0.9993,
-        bfloat16=settings.bfloat16,
-        seed=settings.seed,
-    )
+    options = denoiser_options(settings, DEFAULT_STEPS, DEFAULT_RATE)
     averages, state = train(recipe, options, settings.work, settings.report)
     if state.step < options.steps:
         return False
@@ -171,8 +165,6 @@ def run(settings: Settings) -> bool:
 
 def save_model(folder: Path, base_folder: Path, network: MultiViewUNet, scheduler: Any) -> None:
     """Writes diffusers' layout in half precision; the parts that mini-sd has too stay there."""
-    import copy
-
     folder.mkdir(parents=True, exist_ok=True)
     copy.deepcopy(network).to(torch.float16).save_pretrained(folder / "unet")
     scheduler = type(scheduler).from_config(scheduler.config, prediction_type=PREDICTION_TYPE)

@@ -4,6 +4,7 @@ Text encoder, autoencoder, UNet and schedule are those of Stable Diffusion 2.1 b
 (64 px pictures, 16x16x4 latents), so that everything which runs on the one runs on the other.
 """
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from ...world.objects import KINDS
 from ...world.tokenizer import build_tokenizer
 from ..latent_pool import LatentPool, LatentSets
 from ..sample_figures import exact_sets, nearest_azimuths, save_grid
-from ..settings import Settings, history_table, machine, revision
+from ..settings import Settings, denoiser_options, history_table, machine, revision
 from ..text_table import FULL_SHARE, ONE_COLOR_SHARE
-from ..training import TrainingOptions, train
+from ..training import train
 from .mini_vae import LATENT_CHANNELS
 
 TEXT_WIDTH = 128
@@ -253,14 +254,7 @@ def run(settings: Settings) -> bool:
     tokenizer = build_tokenizer(settings.work / "tokenizer")
     batch = settings.batch or DEFAULT_BATCH
     recipe = MiniTextToImage(bank, autoencoder, tokenizer, batch, POOL_SETS, POOL_PERIOD, settings)
-    options = TrainingOptions(
-        steps=settings.steps or DEFAULT_STEPS,
-        learning_rate=settings.learning_rate or DEFAULT_RATE,
-        warmup=200,
-        average_decay=0.9993,
-        bfloat16=settings.bfloat16,
-        seed=settings.seed,
-    )
+    options = denoiser_options(settings, DEFAULT_STEPS, DEFAULT_RATE)
     averages, state = train(recipe, options, settings.work, settings.report)
     if state.step < options.steps:
         return False
@@ -280,8 +274,6 @@ def run(settings: Settings) -> bool:
 
 def save_pipeline(folder: Path, autoencoder: Any, tokenizer: Any, text_encoder: Any, unet: Any) -> None:
     """Writes diffusers' folder layout in half precision (safetensors)."""
-    import copy
-
     from diffusers import StableDiffusionPipeline
 
     parts = {"vae": autoencoder, "text_encoder": text_encoder, "unet": unet}
