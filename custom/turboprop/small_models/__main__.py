@@ -20,6 +20,7 @@ MODELS = {
     "mini-sd": ("mini_sd", "assets/teachers/mini-sd"),
     "mini-mv": ("mini_mv", "assets/teachers/mini-mv"),
     "mini-clip": ("judge", "assets/judges/mini-clip"),
+    "mini-dino": ("mini_dino", "assets/encoders/mini-dino"),
 }
 
 
