@@ -20,7 +20,7 @@ from threestudio.utils.errors import UserError
 from torch import Tensor
 
 from ..teachers.loading import load_part
-from ..teachers.weights import model_folder, part_classes, weight_files, weight_variant
+from ..teachers.weights import model_folder, part_classes, part_folder, weight_files, weight_variant
 from .image_encoders import quiet_transformers, read_encoder
 from .model import NovelViewModel, NovelViewSettings, cast_module
 
@@ -99,11 +99,13 @@ def _assembled(folder: Path, settings: NovelViewSettings, has_feature_encoder: b
     scheduler = load_part(DDPMScheduler, folder, "scheduler")
     features = None
     if has_feature_encoder:
-        features = read_encoder(folder / "feature_encoder", settings.feature_encoder_size, "feature_encoder")
+        features = read_encoder(
+            part_folder(folder, "feature_encoder"), settings.feature_encoder_size, "feature_encoder"
+        )
     return NovelViewModel(
         load_whole_part(UNet2DConditionModel, folder, "unet"),
         load_whole_part(AutoencoderKL, folder, "vae"),
-        read_encoder(folder / "image_encoder", settings.image_encoder_size),
+        read_encoder(part_folder(folder, "image_encoder"), settings.image_encoder_size),
         settings,
         scheduler.alphas_cumprod,
         scheduler.config.prediction_type,
@@ -186,19 +188,25 @@ def save_novel_view_model(
     model: NovelViewModel,
     folder: Path,
     dtype: torch.dtype = torch.float32,  # of the saved weights
+    shared: Optional[dict[str, str]] = None,  # parts that are elsewhere, and where, as `weights.part_folder` has it
 ) -> None:
     """Writes our own layout; what was there under the same names is overwritten."""
+    shared = shared or {}
     from diffusers import DDIMScheduler, __version__
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     _in_dtype(model.unet, dtype).save_pretrained(folder / "unet")
-    _in_dtype(model.vae, dtype).save_pretrained(folder / "vae")
+    if "vae" not in shared:
+        _in_dtype(model.vae, dtype).save_pretrained(folder / "vae")
     index: dict[str, Any] = {"_class_name": PIPELINE_CLASS, "_diffusers_version": __version__}
+    if shared:
+        index["_shared_parts"] = shared
     for part, encoder in (("image_encoder", model.image_encoder), ("feature_encoder", model.feature_encoder)):
         if encoder is not None:
-            with quiet_transformers():
-                _in_dtype(encoder.model, dtype).save_pretrained(folder / part)
+            if part not in shared:
+                with quiet_transformers():
+                    _in_dtype(encoder.model, dtype).save_pretrained(folder / part)
             index[part] = ["transformers", encoder.kind.model_class]
     # a schedule of any shape is written as its betas
     alphas = model.alphas_cumprod.double().cpu()

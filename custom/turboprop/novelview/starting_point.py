@@ -6,7 +6,7 @@ import torch
 from threestudio.utils.errors import MissingFileError, UserError
 
 from ..teachers.loading import load_part
-from ..teachers.weights import model_folder, part_classes
+from ..teachers.weights import model_folder, part_classes, part_folder
 from .image_encoders import ImageEncoder, read_encoder
 from .loading import FOREIGN_PROJECTIONS, load_novel_view_model, load_whole_part
 from .model import NovelViewModel, NovelViewSettings, widened_for_input_view
@@ -71,7 +71,7 @@ def _denoiser(folder: Path) -> tuple:
 def _encoder_of_start(name: str, size: int) -> ImageEncoder:
     if "image_encoder" not in part_classes(name):
         raise UserError(f"system.image_encoder: {name} has no image encoder of its own: name a folder of one")
-    return read_encoder(model_folder(name, ("image_encoder",)) / "image_encoder", size)
+    return read_encoder(part_folder(model_folder(name, ("image_encoder",)), "image_encoder"), size)
 
 
 def _encoder_folder(name: str, key: str = "image_encoder") -> Path:

@@ -21,6 +21,7 @@ MODELS = {
     "mini-mv": ("mini_mv", "assets/teachers/mini-mv"),
     "mini-clip": ("judge", "assets/judges/mini-clip"),
     "mini-dino": ("mini_dino", "assets/encoders/mini-dino"),
+    "mini-novelview": ("mini_novelview", "assets/novelview/mini-novelview"),
 }
 
 

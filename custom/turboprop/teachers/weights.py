@@ -127,13 +127,17 @@ def part_folder(folder: Path, part: str) -> Path:
     """Where a part of a model is: its sub-folder, or another model's where model_index.json says that it is shared.
 
     "_shared_parts": {"vae": "../mini-sd"} in model_index.json means that the vae is in ../mini-sd/vae, seen from the
-    model's folder. Small models that have parts in common are stored so without storing a part twice.
+    model's folder, or in ../mini-sd itself where that has no such sub-folder. Small models that have parts in common
+    are stored so without storing a part twice.
     """
     own = folder / part
     if own.is_dir() or not (folder / "model_index.json").is_file():
         return own
     shared = read_json(folder / "model_index.json").get("_shared_parts", {})
-    return folder / shared[part] / part if part in shared else own
+    if part not in shared:
+        return own
+    other = folder / shared[part]
+    return other / part if (other / part).is_dir() else other
 
 
 def check_folder(folder: Path, parts: Sequence[str] = DENOISER_PARTS + TEXT_PARTS) -> None:

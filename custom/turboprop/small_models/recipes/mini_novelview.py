@@ -1,0 +1,226 @@
+"""mini-novelview: the world's novel-view model, in the style of Efficient-3DiM, at a small size.
+
+One picture of an object and a relative camera in, the object from there out. It sees mini-dino's patches in
+cross-attention and its features in the down path; autoencoder and encoder are those of mini-sd and mini-dino.
+"""
+
+import copy
+import os
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from torch import Tensor, nn
+
+from threestudio.utils.keyed_random import step_key
+
+from ...evaluation.picture_metrics import psnr_of_each, silhouette_iou
+from ...novelview.augmentation import PhotometricAugmentation
+from ...novelview.camera_pose import relative_pose
+from ...novelview.image_encoders import ImageEncoder, read_encoder
+from ...novelview.loading import save_novel_view_model
+from ...novelview.model import NovelViewModel, NovelViewSettings
+from ...novelview.sampling import sample_latents
+from ...novelview.timestep_sampling import TimestepSampling
+from ...novelview.training import TrainingRule, training_loss
+from ...world.dataset import ViewBank
+from ...world.objects import KINDS
+from ...world.render import role_colors
+from ..sample_figures import save_grid, silhouettes
+from ..settings import Settings, denoiser_options, history_table, machine, pipeline_of, revision
+from ..training import train
+from ..view_pairs import ViewedObjects, ViewPairPool, draw_objects
+
+CHANNELS = (48, 72, 96)
+SETTINGS = NovelViewSettings(tokens="patches", normalize_tokens=True, feature_layers=[1, 3, 5])
+PREDICTION_TYPE = "v_prediction"
+# Efficient-3DiM's Gaussian; half of the draws are uniform, for score distillation asks about lower noise too
+RULE = TrainingRule(
+    TimestepSampling("truncated_normal", 1000.0, 200.0, uniform_share=0.5), 0.05, PhotometricAugmentation(0.5)
+)
+POOL_OBJECTS, POOL_PERIOD = 4096, 2000
+FIGURE_VIEWS, FIGURE_STEPS, FIGURE_SCALE, FIGURE_OBJECTS = 4, 20, 2.0, len(KINDS)
+DEFAULT_STEPS, DEFAULT_BATCH, DEFAULT_RATE = 8000, 40, 6e-4
+
+
+def make_unet(latent_channels: int, latent_size: int, token_width: int) -> Any:
+    """A fresh UNet2DConditionModel that takes the input view's latent beside the noisy one."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=latent_size,
+        in_channels=2 * latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=CHANNELS,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=token_width,
+        attention_head_dim=4,
+        norm_num_groups=12,
+        use_linear_projection=True,
+    )
+
+
+class MiniNovelView:
+    """The recipe of mini-novelview."""
+
+    name = "mini-novelview"
+
+    def __init__(
+        self,
+        bank: ViewBank,
+        base: Any,  # a StableDiffusionPipeline of mini-sd, on the device: its autoencoder and its noise schedule
+        encoder: ImageEncoder,
+        batch: int,
+        seed: int,
+        figure_objects: int = 0,  # of seen, and as many of held-out pairs; 0: no figures
+    ) -> None:
+        torch.manual_seed(seed)
+        latent_size = int(base.unet.config.sample_size)
+        unet = make_unet(int(base.vae.config.latent_channels), latent_size, encoder.width)
+        alphas = base.scheduler.alphas_cumprod
+        self.model = NovelViewModel(unet, base.vae, encoder, SETTINGS, alphas, PREDICTION_TYPE).to(base.unet.device)
+        self.modules: dict[str, nn.Module] = {k: p.train() for k, p in self.model.trained_parts().items()}
+        self.pool = ViewPairPool(bank, base.vae, POOL_OBJECTS, POOL_PERIOD, seed)
+        self.batch, self.seed = batch, seed
+        self.measured: dict[str, ViewedObjects] = {}
+        for name, only in (("seen", False), ("held_out", True)) if figure_objects else ():
+            key = step_key(seed, int(only), stream="mini-novelview figures") % 2**63
+            generator = torch.Generator().manual_seed(key)
+            self.measured[name] = draw_objects(bank, figure_objects, 1 + FIGURE_VIEWS, generator, only)
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """The denoising loss of one batch of pairs: []."""
+        batch = self.pool.batch(step, self.batch, generator)
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # what training_loss draws from
+        loss, figures = training_loss(self.model, batch, RULE)
+        return loss, {"mse": float(figures["mse"])}
+
+    def averaged(self, averages: dict[str, nn.Module]) -> NovelViewModel:
+        """The model with the averaged weights; it shares the frozen parts."""
+        model = copy.copy(self.model)
+        model._modules = {**self.model._modules, **averages}
+        return model.eval()
+
+    @torch.no_grad()
+    def figures(self, averages: dict[str, nn.Module], folder: Path, step: int) -> dict[str, float]:
+        """PSNR and silhouette IoU of drawn views against exact ones, of seen and held-out pairs of kind and colour."""
+        model, figures, rows = self.averaged(averages), {}, []
+        for name, objects in self.measured.items():
+            drawn = drawn_views(model, objects, self.seed)  # [N * V, 3, H, W]
+            truth = objects.images[:, 1:].flatten(0, 1) / 2 + 0.5
+            colors = torch.stack([role_colors(spec.main, spec.accent) for spec in objects.specs])
+            shapes = silhouettes(drawn, colors.repeat_interleave(FIGURE_VIEWS, 0))
+            figures[f"psnr_{name}"] = float(psnr_of_each(drawn, truth).mean())
+            figures[f"iou_{name}"] = float(silhouette_iou(shapes, objects.coverage[:, 1:].flatten(0, 1)).mean())
+            given = objects.images[:, :1] / 2 + 0.5
+            count = len(objects.specs)
+            rows.append(torch.cat([given, drawn.unflatten(0, (count, -1)), truth.unflatten(0, (count, -1))], 1))
+        if rows:
+            save_grid(torch.cat(rows, 1), folder / f"samples-{step}.png")
+        return figures
+
+    def ceiling(self) -> dict[str, float]:
+        """Silhouette IoU of the exact pictures themselves, by set: white parts are lost on white."""
+        ceilings = {}
+        for name, objects in self.measured.items():
+            colors = torch.stack([role_colors(spec.main, spec.accent) for spec in objects.specs])
+            truth = objects.images[:, 1:].flatten(0, 1) / 2 + 0.5
+            shapes = silhouettes(truth, colors.repeat_interleave(FIGURE_VIEWS, 0))
+            ceilings[name] = float(silhouette_iou(shapes, objects.coverage[:, 1:].flatten(0, 1)).mean())
+        return ceilings
+
+
+@torch.no_grad()
+def drawn_views(model: NovelViewModel, objects: ViewedObjects, seed: int) -> Tensor:
+    """The objects' views but the first, drawn from the first: [N * V, 3, H, W] in [0, 1], on the CPU."""
+    device, count = model.alphas_cumprod.device, objects.images.shape[1] - 1
+    view = model.encode_view(objects.images[:, 0].to(device))
+    repeated = view.chosen(torch.arange(len(objects.specs), device=device).repeat_interleave(count))
+    asked = objects.cameras[:, 1:].flatten(0, 1).unbind(-1)
+    given = objects.cameras[:, 0].repeat_interleave(count, 0).unbind(-1)
+    condition = model.condition(repeated, relative_pose(*asked, *given, model.settings.fourth_number).to(device))
+    shape = (len(condition), model.latent_channels, model.latent_size, model.latent_size)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    latents = sample_latents(
+        model.predict_noise, model.alphas_cumprod, condition, noise, FIGURE_STEPS, FIGURE_SCALE, eta=0.0
+    )
+    return model.decode(latents).cpu()
+
+
+CARD = """---
+license: apache-2.0
+---
+# mini-novelview
+
+A small novel-view diffusion model of Turboprop's world, in the style of Efficient-3DiM (arXiv 2310.03015): given one
+picture of an object on white and a relative camera (zero-1-to-3's four numbers), it draws the object from there. Its
+UNet ({parameters:.2f} M parameters with the layers of its condition, stored in half precision) takes the input view's
+latent beside the noisy one, mini-dino's {patches} patches with the camera in cross-attention, and mini-dino's layers
+{layers} in its down path. It predicts v. Autoencoder and encoder are mini-sd's and mini-dino's (`_shared_parts` in
+model_index.json). It knows the world's objects and nothing else.
+
+## Data
+Pairs of views among {views} of each kind, traced from exact solids: elevation -10 to 60 degrees (8 % up to 85), any
+azimuth, distance 2.5 to 2.9, 40 degrees field of view, on white. Colours are drawn anew for a pool of {pool} pictures,
+{period} steps each. One in eight pairs of kind and main colour is held out.
+
+## Recipe
+    {command}
+
+{steps} steps of {batch} pairs, AdamW {rate:g} (warm-up {warmup}, linear fall over the last {cooldown:.0%}), weight
+average {decay}, {precision}, seed {seed}. Timesteps: half uniform, half Efficient-3DiM's Gaussian (mean 1000, std 200).
+Each part of the condition is dropped with probability {dropout:g}; half of the pictures that the encoder sees have
+other brightness, contrast, saturation and hue. The weights are what this command made, at commit {revision}, in
+{minutes:.0f} minutes of training on {machine}.
+
+## Figures
+Views drawn from one picture ({sampling} steps, guidance scale {scale:g}) against exact ones: {count} objects, {asked}
+views each, from pairs of kind and colour that were trained on (seen) or not (held out). PSNR in dB on white; IoU of
+silhouettes told by colour, whose exact pictures reach {ceiling_seen:.3f} and {ceiling_held_out:.3f}.
+
+{history}"""
+
+
+def run(settings: Settings) -> bool:
+    """Trains mini-novelview and writes its folder; False where it was stopped before its end.
+
+    mini-sd and mini-dino must be where they are shipped, seen from the output's folder:
+    ../../teachers/mini-sd and ../../encoders/mini-dino.
+    """
+    assets = settings.output.parent.parent
+    base_folder, encoder_folder = assets / "teachers" / "mini-sd", assets / "encoders" / "mini-dino"
+    base = pipeline_of(base_folder, settings.device)
+    encoder = read_encoder(encoder_folder)
+    bank = settings.view_bank(1)
+    batch = settings.batch or DEFAULT_BATCH
+    recipe = MiniNovelView(bank, base, encoder, batch, settings.seed, FIGURE_OBJECTS)
+    options = denoiser_options(settings, DEFAULT_STEPS, DEFAULT_RATE)
+    averages, state = train(recipe, options, settings.work, settings.report)
+    if state.step < options.steps:
+        return False
+    shared = {
+        "vae": os.path.relpath(base_folder, settings.output),
+        "image_encoder": os.path.relpath(encoder_folder, settings.output),
+    }
+    save_novel_view_model(recipe.averaged(averages), settings.output, torch.float16, shared)
+    (settings.output / "README.md").write_text(_card(settings, recipe, options, state, averages, bank))
+    settings.report(f"wrote {settings.output}")
+    return True
+
+
+def _card(
+    settings: Settings, recipe: MiniNovelView, options: Any, state: Any, averages: dict[str, nn.Module], bank: ViewBank
+) -> str:
+    ceiling: dict[str, Optional[float]] = {f"ceiling_{name}": value for name, value in recipe.ceiling().items()}
+    return CARD.format(
+        parameters=sum(p.numel() for module in averages.values() for p in module.parameters()) / 1e6,
+        patches=recipe.model.image_encoder.grid**2, layers=", ".join(map(str, SETTINGS.feature_layers)),
+        views=bank.views, pool=POOL_OBJECTS * ViewPairPool.VIEWS, period=POOL_PERIOD, command=settings.command,
+        steps=options.steps, batch=recipe.batch, rate=options.learning_rate, warmup=options.warmup,
+        cooldown=options.cooldown, decay=options.average_decay, seed=options.seed, dropout=RULE.condition_dropout,
+        precision="bfloat16 autocast" if options.bfloat16 else "float32", revision=revision(),
+        minutes=state.seconds / 60, machine=machine(), sampling=FIGURE_STEPS, scale=FIGURE_SCALE,
+        count=2 * FIGURE_OBJECTS, asked=FIGURE_VIEWS, history=history_table(state), **ceiling,
+    )
