@@ -191,7 +191,7 @@ class tokens and by patches; pictures on white. `rank`: effective rank of the cl
 
 def run(settings: Settings) -> bool:
     """Trains mini-dino and writes its folder; False where it was stopped before its end."""
-    bank = settings.view_bank(1)
+    bank = settings.view_bank(4)  # the one that mini-mv has
     steps, batch = settings.steps or DEFAULT_STEPS, settings.batch or DEFAULT_BATCH
     recipe = MiniDino(bank, batch, steps, settings.seed, settings.device)
     options = TrainingOptions(
