@@ -26,7 +26,7 @@ from ..training import TrainingOptions, train
 from ..view_pairs import ViewedObjects, draw_objects
 
 PATCH_SIZE, WIDTH, LAYERS, HEADS = 8, 96, 6, 4
-PROTOTYPES = 512
+PROTOTYPES = 128  # no more than pictures that the teacher sees in a step, or balance makes all targets alike
 LARGE_SCALE, LARGE_CROPS = (0.4, 1.0), 2  # area of the picture; seen by both
 SMALL_SCALE, SMALL_CROPS, SMALL_SIZE = (0.2, 0.5), 4, 32  # seen by the student alone
 MASKED_SHARE = 0.4  # of the patches, where any are hidden
@@ -35,7 +35,7 @@ TEACHER_TEMPERATURE = 0.04  # where DINO starts (section 3.2); a short training 
 PHOTOMETRIC = PhotometricAugmentation(probability=0.9, brightness=0.4, contrast=0.4, saturation=0.6, hue=0.5)
 GREY_SHARE, WHITE_SHARE = 0.2, 0.5
 FIGURE_OBJECTS, FIGURE_VIEWS = 24, 4  # objects of each kind, views of each
-DEFAULT_STEPS, DEFAULT_BATCH, DEFAULT_RATE = 800, 64, 1e-3
+DEFAULT_STEPS, DEFAULT_BATCH, DEFAULT_RATE = 500, 64, 1e-3
 
 
 def make_encoder() -> Any:
@@ -195,7 +195,7 @@ def run(settings: Settings) -> bool:
     options = TrainingOptions(
         steps=steps, learning_rate=settings.learning_rate or DEFAULT_RATE, warmup=50, cooldown=0.5,
         weight_decay=0.04, betas=(0.9, 0.999), gradient_clip=3.0, bfloat16=settings.device.type == "cuda", seed=settings.seed,
-        figures_every=200,
+        figures_every=100,
     )
     averages, state = train(recipe, options, settings.work, settings.report)
     if state.step < options.steps:
