@@ -30,7 +30,7 @@ from threestudio.utils.extensions import load_extensions  # noqa: E402
 
 load_extensions()
 
-from turboprop.gaussians.rasterizer import (  # noqa: E402
+from threestudio.ops.gaussian_rasterization import (  # noqa: E402
     GaussianImage,
     available_backends,
     intrinsics_from_fov,

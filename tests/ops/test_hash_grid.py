@@ -113,12 +113,12 @@ def test_warp_second_derivative_through_the_table_gradient():
 
 def test_warp_makes_no_table_gradient_for_a_normal(monkeypatch):
     need("warp", torch.device("cpu"))
-    from threestudio.ops import hash_grid_warp
+    from threestudio.ops.hash_grid import warp_backend
 
     made = []
     for name in ("_scatter", "_positions"):
-        original = getattr(hash_grid_warp, name)
-        monkeypatch.setattr(hash_grid_warp, name, lambda *a, name=name, original=original: made.append(name) or original(*a))
+        original = getattr(warp_backend, name)
+        monkeypatch.setattr(warp_backend, name, lambda *a, name=name, original=original: made.append(name) or original(*a))
     positions, table = make(50)
     x, t = positions.requires_grad_(), table.requires_grad_()
     torch.autograd.grad(hash_grid(x, t, LAYOUT, backend="warp").sum(), x, create_graph=True)

@@ -9,8 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from threestudio.ops import ray_marching
-from threestudio.ops.ray_marching import march_occupied
+from threestudio.ops.ray_marching import march_occupied, reference
 from threestudio.ops.ray_sampling import ray_aabb_intersect
 from threestudio.utils.errors import UserError
 
@@ -81,7 +80,7 @@ def test_pieces_of_the_torch_backend_change_nothing(monkeypatch):
     t_min, t_max, _ = ray_aabb_intersect(o, d, BOX)
     arguments = (o, d, t_min, t_max, 0.05, cells(8, 0.3), BOX, "torch")
     whole = march_occupied(*arguments)
-    monkeypatch.setattr(ray_marching, "CANDIDATES_AT_ONCE", 100)
+    monkeypatch.setattr(reference, "CANDIDATES_AT_ONCE", 100)
     assert all(torch.equal(a, b) for a, b in zip(whole, march_occupied(*arguments)))
 
 

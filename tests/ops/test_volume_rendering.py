@@ -11,7 +11,6 @@ from threestudio.ops.volume_rendering import (
     accumulate_along_rays_dense,
     available_backends,
     exclusive_sum,
-    ray_offsets,
     render_weight_from_alpha,
     render_weight_from_density,
     render_weight_from_density_dense,
@@ -87,7 +86,6 @@ def test_rays_of_different_lengths_and_rays_without_samples():
     ray = torch.tensor([1, 1, 1, 4])
     values = torch.tensor([1.0, 2.0, 3.0, 4.0])
     assert exclusive_sum(values, ray).tolist() == [0, 1, 3, 0]
-    assert ray_offsets(ray, 6).tolist() == [0, 0, 3, 3, 3, 4, 4]
     assert accumulate_along_rays(values, None, ray, 6)[:, 0].tolist() == [0, 6, 0, 0, 4, 0]
     empty = torch.zeros(0)
     weights, _, _ = render_weight_from_density(empty, empty, empty, torch.zeros(0, dtype=torch.long))
@@ -201,7 +199,7 @@ import warp as wp
 wp.config.mode = "debug"
 import torch
 from threestudio.ops.volume_rendering import weights_of_depth
-from threestudio.ops.volume_rendering_warp import accumulate_along_rays_warp
+from threestudio.ops.volume_rendering.warp_backend import accumulate_along_rays_warp
 depth = torch.tensor([0.1, 0.2, float("inf"), float("nan"), 0.3, -1.0, 0.2]).requires_grad_()
 ray = torch.tensor([-7, 0, 0, 0, 4, 4, 99])  # of 5 rays
 weights, transmittance, alpha = weights_of_depth(depth, ray, "warp")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, List, Sequence, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,14 +17,14 @@ from threestudio.ops.warp_setup import wp
 SMALLEST_SHARE = 4096
 
 
-def launch(kernel: Any, dimensions: Sequence[int], arguments: List[Any], device: torch.device) -> None:
+def launch(kernel: Any, dimensions: Sequence[int], arguments: list[Any], device: torch.device) -> None:
     """One launch; arguments are numbers and Warp arrays (``as_array``)."""
     warp_device = wp.device_from_torch(device)
     stream = wp.stream_from_torch(device) if warp_device.is_cuda else None
     wp.launch(kernel, tuple(dimensions), arguments, device=warp_device, stream=stream)
 
 
-def launch_parts(kernel: Any, parts: Sequence[Tuple[Sequence[int], List[Any]]], device: torch.device) -> None:
+def launch_parts(kernel: Any, parts: Sequence[tuple[Sequence[int], list[Any]]], device: torch.device) -> None:
     """One launch for each (dimensions, arguments). On a CPU, where Warp runs a launch on one thread, launches run side
     by side on ``torch.get_num_threads()`` threads: no two of them may write to one place, and none may use tiles.
 
@@ -40,7 +41,7 @@ def launch_parts(kernel: Any, parts: Sequence[Tuple[Sequence[int], List[Any]]], 
     list(_pool(n_threads, os.getpid()).map(lambda part: launch(kernel, *part, device), parts))
 
 
-def shares(count: int, device: torch.device, work: int = 1) -> List[Tuple[int, int]]:
+def shares(count: int, device: torch.device, work: int = 1) -> list[tuple[int, int]]:
     """0 ... count cut into stretches (first, last), one on CUDA, as many on a CPU as threads are worth it.
 
     work: of one of the count, in kernel threads' worth.
@@ -59,4 +60,4 @@ def _pool(n_threads: int, process: int) -> ThreadPoolExecutor:
 def as_array(x: Tensor, dtype: Any = None) -> Any:
     """A Warp array on a tensor's memory (a contiguous copy, where it is not); dtype: e.g. wp.vec3 for [..., 3]."""
     x = x.detach().contiguous()
-    return wp.from_torch(x) if dtype is None else wp.from_torch(x, dtype=dtype)
+    return wp.from_torch(x, dtype=dtype)

@@ -1,20 +1,57 @@
-"""Checks Gaussians and cameras, picks a backend, adds the background."""
+"""Differentiable rasterization of 3D Gaussians: ``rasterize_gaussians`` for one camera, ``..._batch`` for several.
+
+Two stages, from space to the image and from there to pixels, each by
+
+- torch: projection.py and compositing.py, the reference, in float32 and float64;
+- warp: projection_warp.py, tile_lists.py and compositing_warp.py, one source for CPU and CUDA, float32;
+- gsplat: compositing by that library where a user has it, on CUDA, float32; ``auto`` takes it once it has agreed
+  (gsplat_backend.py).
+"""
 
 from __future__ import annotations
 
-import importlib.util
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .compositing import composite_gaussians
-from .gsplat_backend import composite_gaussians_gsplat, gsplat_agrees, gsplat_is_usable
-from .projection import project_gaussians
+from threestudio.ops.backends import Backends, is_installed
+from threestudio.ops.gaussian_rasterization.compositing import TRANSMITTANCE_MIN, composite_gaussians
+from threestudio.ops.gaussian_rasterization.gsplat_backend import (
+    composite_gaussians_gsplat,
+    gsplat_agrees,
+    gsplat_is_new_enough,
+)
+from threestudio.ops.gaussian_rasterization.input_checks import Gaussians, check_input
+from threestudio.ops.gaussian_rasterization.projection import (
+    ALPHA_MAX,
+    ALPHA_MIN,
+    DILATION,
+    intrinsics_from_fov,
+    project_gaussians,
+    rotation_matrices,
+)
 
-BACKENDS = ("auto", "torch", "warp", "gsplat")
+__all__ = [
+    "ALPHA_MAX",
+    "ALPHA_MIN",
+    "BACKENDS",
+    "DILATION",
+    "TRANSMITTANCE_MIN",
+    "GaussianImage",
+    "available_backends",
+    "choose_backend",
+    "intrinsics_from_fov",
+    "rasterize_gaussians",
+    "rasterize_gaussians_batch",
+    "rotation_matrices",
+]
+
+# With gsplat, Warp projects.
+_BACKENDS = Backends("rasterize_gaussians", "gsplat", lambda: gsplat_is_new_enough() and is_installed("warp"))
+BACKENDS = _BACKENDS.names
+available_backends = _BACKENDS.available
 
 
 class GaussianImage(NamedTuple):
@@ -26,16 +63,6 @@ class GaussianImage(NamedTuple):
     means2d: Tensor  # [N, 2] pixels; after loss.backward() its .grad is the gradient on the image, for densification
     radii: Tensor  # [N] pixels, three standard deviations of the longer axis, 0 where not visible
     visible: Tensor  # [N] bool
-
-
-def available_backends(device: torch.device) -> tuple[str, ...]:
-    """Backends that can run on the device, the first being what "auto" takes for float32."""
-    names = []
-    if importlib.util.find_spec("warp") is not None and device.type in ("cpu", "cuda"):
-        if gsplat_is_usable(device):
-            names.append("gsplat")
-        names.append("warp")
-    return (*names, "torch")
 
 
 def rasterize_gaussians(
@@ -59,7 +86,8 @@ def rasterize_gaussians(
     intrinsics. ``means2d`` keeps its gradient. No Gaussian at all, or none visible, gives the background.
 
     Raises:
-        ValueError: a wrong shape, a value that is not finite (the message names the tensor), a backend not to be had.
+        ValueError: a wrong shape, a value that is not finite (the message names the tensor).
+        UserError: a backend that is not to be had here.
     """
     if c2w.dim() != 2:
         raise ValueError(
@@ -97,9 +125,6 @@ def rasterize_gaussians_batch(
     )
 
 
-Gaussians = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # means, quaternions, scales, opacities, colors
-
-
 def _rasterize(
     gaussians: Gaussians,
     c2w: Tensor,
@@ -117,7 +142,7 @@ def _rasterize(
     check_input(gaussians, c2w, intrinsics, background, means2d_offsets, height, width, near, check_values)
     backend = choose_backend(backend, means)
     intrinsics, c2w = intrinsics.to(means), c2w.to(means)
-    project, composite = functions_of(backend, c2w.requires_grad or intrinsics.requires_grad)
+    project, composite = _functions_of(backend, c2w.requires_grad or intrinsics.requires_grad)
     with torch.autocast(means.device.type, enabled=False):  # half precision is too coarse for pixels
         projected = project(means, quaternions, scales, opacities, c2w, intrinsics, height, width, near)
         means2d = projected.means2d if means2d_offsets is None else projected.means2d + means2d_offsets
@@ -135,31 +160,20 @@ def _rasterize(
 
 
 def choose_backend(backend: str, means: Tensor) -> str:
-    """A backend's name for "auto"; an error for one that cannot run here."""
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-    present = available_backends(means.device)
-    if backend == "auto":
-        if means.dtype != torch.float32:
-            return "torch"
-        return present[1] if present[0] == "gsplat" and not gsplat_agrees(means.device) else present[0]
-    if backend not in present:
-        raise ValueError(f"backend: {backend} cannot run on {means.device.type} here, which has {', '.join(present)}")
-    if backend != "torch" and means.dtype != torch.float32:
-        raise ValueError(f"backend: {backend} computes in float32, the Gaussians are {means.dtype}; use torch")
-    return backend
+    """The backend for Gaussians with these means [N, 3]; a UserError for one that cannot run here."""
+    return _BACKENDS.choose(backend, means, agrees=lambda: gsplat_agrees(means.device))
 
 
-def functions_of(backend: str, camera_has_gradient: bool) -> tuple[Callable, Callable]:
+def _functions_of(backend: str, camera_has_gradient: bool) -> tuple[Callable, Callable]:
     """Projection and compositing; the kernels' projection has no gradient in the camera, so torch's takes its place."""
     if backend == "torch":
         return project_gaussians, composite_gaussians
-    from .projection_warp import project_gaussians_warp
+    from threestudio.ops.gaussian_rasterization.projection_warp import project_gaussians_warp
 
     project = project_gaussians if camera_has_gradient else project_gaussians_warp
     if backend == "gsplat":
         return project, composite_gaussians_gsplat
-    from .compositing_warp import composite_gaussians_warp
+    from threestudio.ops.gaussian_rasterization.compositing_warp import composite_gaussians_warp
 
     return project, composite_gaussians_warp
 
@@ -178,72 +192,3 @@ def _background(background: Tensor, color: Tensor) -> Tensor:
         expected = " or ".join(str(list(s)) for s in shapes)
         raise ValueError(f"background: expected shape {expected}, got {list(shape)}")
     return background.view(shapes[shape])
-
-
-def check_input(
-    gaussians: Gaussians,
-    c2w: Tensor,
-    intrinsics: Tensor,
-    background: Tensor | None,
-    means2d_offsets: Tensor | None,
-    height: int,
-    width: int,
-    near: float,
-    check_values: bool = True,
-) -> None:
-    """Shapes first, then values."""
-    means, quaternions, scales, opacities, colors = gaussians
-    n, n_cameras = means.shape[0], c2w.shape[0]
-    _check_shape("means", means, (n, 3))
-    _check_shape("quaternions", quaternions, (n, 4))
-    _check_shape("scales", scales, (n, 3))
-    _check_shape("opacities", opacities, (n,))
-    _check_shape("colors", colors, (n_cameras, n, colors.shape[-1]) if colors.dim() == 3 else (n, colors.shape[-1]))
-    _check_shape("c2w", c2w, (n_cameras, 4, 4))
-    _check_shape("intrinsics", intrinsics, (n_cameras, 4))
-    if means2d_offsets is not None:
-        _check_shape("means2d_offsets", means2d_offsets, (n_cameras, n, 2) if means2d_offsets.dim() == 3 else (n, 2))
-    if means.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"means: expected float32 or float64, got {means.dtype}")
-    named = dict(zip(("quaternions", "scales", "opacities", "colors"), gaussians[1:]))
-    named.update({"background": background, "means2d_offsets": means2d_offsets})
-    for name, tensor in named.items():
-        if tensor is not None and (tensor.dtype != means.dtype or tensor.device != means.device):
-            raise ValueError(
-                f"{name}: expected {means.dtype} on {means.device} as the means, got {tensor.dtype} on {tensor.device}"
-            )
-    if height < 1 or width < 1:
-        raise ValueError(f"height, width: expected at least one pixel, got {height} x {width}")
-    if not (math.isfinite(near) and near > 0):
-        raise ValueError(f"near: expected a finite distance above 0, got {near}")
-    if check_values:
-        _check_values({**named, "means": means, "c2w": c2w, "intrinsics": intrinsics})
-
-
-def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
-
-
-@torch.no_grad()
-def _check_values(named: dict[str, Tensor | None]) -> None:
-    """With one transfer from the device for all rules."""
-    quaternions, scales, opacities, c2w = (named[name] for name in ("quaternions", "scales", "opacities", "c2w"))
-    rotation = c2w[:, :3, :3].double()
-    skew = (rotation.transpose(1, 2) @ rotation - torch.eye(3, dtype=torch.float64, device=c2w.device)).abs()
-    rules = {
-        **{
-            f"{name}: not finite (NaN or infinity)": ~torch.isfinite(x).all()
-            for name, x in named.items()
-            if x is not None
-        },
-        "quaternions: expected a rotation, one has length 0": (quaternions.abs().amax(-1) == 0).any(),
-        "scales: expected at least 0, one is negative": (scales < 0).any(),
-        "opacities: expected values in [0, 1]": ((opacities < 0) | (opacities > 1)).any(),
-        "c2w: expected a rotation without scale": (skew > 1e-3).any(),
-        "intrinsics: expected focal lengths above 0": (named["intrinsics"][:, :2] <= 0).any(),
-    }
-    broken = torch.stack([value.to(scales.device) for value in rules.values()]).tolist()
-    for message, wrong in zip(rules, broken):
-        if wrong:
-            raise ValueError(f"rasterize_gaussians: {message}")

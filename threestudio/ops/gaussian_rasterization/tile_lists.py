@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .projection import ProjectedGaussians
-from .warp_setup import array, launch, wp
+from threestudio.ops.gaussian_rasterization.projection import ProjectedGaussians
+from threestudio.ops.warp_launch import as_array, launch
+from threestudio.ops.warp_setup import wp
 
 CPU_TILE = 32  # pixels
 CUDA_TILE = 16  # pixels
@@ -89,10 +90,15 @@ def list_tiles(projected: ProjectedGaussians, means2d: Tensor, height: int, widt
     n_tiles = (-(-width // tile), -(-height // tile))
     n_tiles_of_all = means2d.shape[0] * n_tiles[0] * n_tiles[1]
     order = _sorted_by(projected.depths.detach().flatten(), torch.arange(projected.depths.numel(), device=device))
-    boxes = [array(order), array(means2d, wp.vec2), array(projected.half_sizes, wp.vec2), array(projected.visible)]
+    boxes = [
+        as_array(order),
+        as_array(means2d, wp.vec2),
+        as_array(projected.half_sizes, wp.vec2),
+        as_array(projected.visible),
+    ]
     boxes += [tile, wp.vec2i(*n_tiles)]
     counts = torch.zeros(order.shape, dtype=torch.int32, device=device)
-    launch(count_tiles_kernel, order.numel(), [*boxes, array(counts)], device)
+    launch(count_tiles_kernel, [order.numel()], [*boxes, as_array(counts)], device)
     ends = counts.cumsum(0)
     n_entries = int(ends[-1]) if ends.numel() else 0
     if n_entries > MOST_ENTRIES:
@@ -101,7 +107,7 @@ def list_tiles(projected: ProjectedGaussians, means2d: Tensor, height: int, widt
         )
     keys = torch.empty(n_entries, dtype=torch.int32, device=device)
     gaussians = torch.empty(n_entries, dtype=torch.int32, device=device)
-    launch(list_tiles_kernel, order.numel(), [*boxes, array(ends), array(keys), array(gaussians)], device)
+    launch(list_tiles_kernel, [order.numel()], [*boxes, as_array(ends), as_array(keys), as_array(gaussians)], device)
     gaussians = _sorted_by(keys, gaussians, n_tiles_of_all.bit_length())
     starts = torch.zeros(n_tiles_of_all + 1, dtype=torch.int64, device=device)
     starts[1:] = torch.bincount(keys, minlength=n_tiles_of_all).cumsum(0)
@@ -116,5 +122,5 @@ def _sorted_by(keys: Tensor, values: Tensor, n_bits: int = 32) -> Tensor:
     # Twice the memory: radix_sort_pairs works in the second half.
     all_keys, all_values = torch.cat([keys, keys]), torch.cat([values, values]).int()
     with wp.ScopedStream(wp.stream_from_torch(keys.device) if keys.device.type == "cuda" else None):
-        wp.utils.radix_sort_pairs(array(all_keys), array(all_values), n, end_bit=n_bits)
+        wp.utils.radix_sort_pairs(as_array(all_keys), as_array(all_values), n, end_bit=n_bits)
     return all_values[:n]

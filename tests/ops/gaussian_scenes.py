@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from turboprop.gaussians.rasterizer import available_backends, intrinsics_from_fov
+
+from threestudio.ops.gaussian_rasterization import available_backends, intrinsics_from_fov
 
 CPU = torch.device("cpu")
 DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]

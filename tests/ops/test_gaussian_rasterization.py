@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from tests.gaussians.rasterizer_scenes import (
+
+from tests.ops.gaussian_scenes import (
     CPU,
     DEVICES,
     FAST,
@@ -16,7 +17,7 @@ from tests.gaussians.rasterizer_scenes import (
     pixel_centers,
     random_gaussians,
 )
-from turboprop.gaussians.rasterizer import (
+from threestudio.ops.gaussian_rasterization import (
     ALPHA_MAX,
     ALPHA_MIN,
     DILATION,
@@ -25,8 +26,8 @@ from turboprop.gaussians.rasterizer import (
     rasterize_gaussians,
     rasterize_gaussians_batch,
 )
-from turboprop.gaussians.rasterizer.compositing import composite_gaussians
-from turboprop.gaussians.rasterizer.projection import project_gaussians, rotation_matrices
+from threestudio.ops.gaussian_rasterization.compositing import composite_gaussians
+from threestudio.ops.gaussian_rasterization.projection import project_gaussians, rotation_matrices
 
 DTYPES = {"torch": torch.float64, "warp": torch.float32, "gsplat": torch.float32}
 ON_CPU = available_backends(CPU)
@@ -276,7 +277,7 @@ def test_neither_storage_order_nor_tiles_change_the_image(backend, monkeypatch):
     for got, want in zip(shuffled_gradients, gradients):
         torch.testing.assert_close(got, want[order], atol=1e-5, rtol=1e-3)
     if backend == "warp":
-        from turboprop.gaussians.rasterizer import tile_lists
+        from threestudio.ops.gaussian_rasterization import tile_lists
 
         monkeypatch.setattr(tile_lists, "CPU_TILE", 8)
         tiled_color, tiled_gradients = run(gaussians)
@@ -292,7 +293,7 @@ def test_neither_storage_order_nor_tiles_change_the_image(backend, monkeypatch):
 def test_cells_of_one_pixel_as_on_cuda_give_the_same(monkeypatch):
     """The kernels' CUDA configuration, 16 x 16 tiles and a thread per pixel, run on the CPU."""
     need("warp")
-    from turboprop.gaussians.rasterizer import compositing_warp, tile_lists
+    from threestudio.ops.gaussian_rasterization import compositing_warp, tile_lists
 
     gaussians = random_gaussians(150, scale=0.15, opacity=(0.3, 1.0))
     images, gradients, _ = everything("warp", CPU, gaussians, 2, 35, 50)

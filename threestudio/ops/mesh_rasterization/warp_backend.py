@@ -1,4 +1,4 @@
-"""Mesh rasterization as Warp kernels for CPU and CUDA, float32; mesh_rasterization.py says what they compute.
+"""Mesh rasterization as Warp kernels for CPU and CUDA, float32; reference.py says what they compute.
 
 On a CPU the kernels run over the pixels in order, so gradients add up in one order and repeat bit for bit; on CUDA the
 atomic additions have no fixed order.
@@ -6,12 +6,13 @@ atomic additions have no fixed order.
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from threestudio.ops.mesh_rasterization import EDGE_ON, NO_FACE
+from threestudio.ops.mesh_rasterization.reference import EDGE_ON, NO_FACE
+from threestudio.ops.warp_launch import as_array, launch
 from threestudio.ops.warp_setup import wp
 
 EDGE_ON_LIMIT = wp.constant(wp.float32(EDGE_ON))
@@ -202,28 +203,14 @@ def interpolation_gradient_kernel(
     grad_barycentric[view, row, column] = total
 
 
-def launch(kernel: Any, dimensions: Sequence[int], arguments: list, device: torch.device) -> None:
-    """Runs a kernel on the tensors' device, on CUDA in torch's current stream."""
-    warp_device = wp.device_from_torch(device)
-    if warp_device.is_cuda:
-        wp.launch(kernel, tuple(dimensions), arguments, device=warp_device, stream=wp.stream_from_torch(device))
-    else:
-        wp.launch(kernel, tuple(dimensions), arguments, device=warp_device)
-
-
-def array(x: Tensor, dtype: Any = None) -> Any:
-    """A tensor's memory as a Warp array; with a vector or matrix type, its last dimensions are one element."""
-    return wp.from_torch(x.detach().contiguous(), dtype=dtype)
-
-
 def visible_faces_warp(v_pos: Tensor, t_pos_idx: Tensor, clip_to_world: Tensor, height: int, width: int) -> Tensor:
     """v_pos [V, 3], t_pos_idx [F, 3], clip_to_world [B, 4, 4] float64 -> [B, H, W] int64."""
     points, indices = v_pos.contiguous(), t_pos_idx.to(torch.int32).contiguous()
     batch = clip_to_world.shape[0]
     face = torch.empty(batch, height, width, dtype=torch.int64, device=v_pos.device)
     with wp.ScopedStream(wp.stream_from_torch(v_pos.device) if v_pos.is_cuda else None):
-        mesh = wp.Mesh(array(points, wp.vec3), array(indices.view(-1)))
-        arguments = [mesh.id, array(clip_to_world, wp.mat44d), height, width, array(face)]
+        mesh = wp.Mesh(as_array(points, wp.vec3), as_array(indices.view(-1)))
+        arguments = [mesh.id, as_array(clip_to_world, wp.mat44d), height, width, as_array(face)]
         launch(visibility_kernel, face.shape, arguments, v_pos.device)
     return face
 
@@ -233,7 +220,7 @@ class _Barycentric(torch.autograd.Function):
     def forward(ctx: Any, v_clip: Tensor, face: Tensor, t_idx: Tensor) -> Tensor:
         ctx.save_for_backward(v_clip, face, t_idx)
         barycentric = v_clip.new_zeros(*face.shape, 3)
-        arguments = [array(face), array(v_clip, wp.vec4), array(t_idx), array(barycentric, wp.vec3)]
+        arguments = [as_array(face), as_array(v_clip, wp.vec4), as_array(t_idx), as_array(barycentric, wp.vec3)]
         launch(barycentric_kernel, face.shape, arguments, v_clip.device)
         return barycentric
 
@@ -243,11 +230,11 @@ class _Barycentric(torch.autograd.Function):
         v_clip, face, t_idx = ctx.saved_tensors
         grad_v_clip = torch.zeros_like(v_clip, memory_format=torch.contiguous_format)
         arguments = [
-            array(face),
-            array(v_clip, wp.vec4),
-            array(t_idx),
-            array(grad_barycentric, wp.vec3),
-            array(grad_v_clip, wp.vec4),
+            as_array(face),
+            as_array(v_clip, wp.vec4),
+            as_array(t_idx),
+            as_array(grad_barycentric, wp.vec3),
+            as_array(grad_v_clip, wp.vec4),
         ]
         launch(barycentric_gradient_kernel, face.shape, arguments, v_clip.device)
         return grad_v_clip, None, None
@@ -258,7 +245,13 @@ class _Interpolation(torch.autograd.Function):
     def forward(ctx: Any, attributes: Tensor, barycentric: Tensor, face: Tensor, t_idx: Tensor) -> Tensor:
         ctx.save_for_backward(attributes, barycentric, face, t_idx)
         values = attributes.new_zeros(*face.shape, attributes.shape[-1])
-        arguments = [array(attributes), array(t_idx), array(face), array(barycentric, wp.vec3), array(values)]
+        arguments = [
+            as_array(attributes),
+            as_array(t_idx),
+            as_array(face),
+            as_array(barycentric, wp.vec3),
+            as_array(values),
+        ]
         launch(interpolation_kernel, face.shape, arguments, attributes.device)
         return values
 
@@ -271,8 +264,14 @@ class _Interpolation(torch.autograd.Function):
             attributes if to_attributes else attributes[:0], memory_format=torch.contiguous_format
         )
         grad_barycentric = torch.zeros_like(barycentric, memory_format=torch.contiguous_format)
-        arguments = [array(attributes), array(t_idx), array(face), array(barycentric, wp.vec3), array(grad_values)]
-        arguments += [to_attributes, array(grad_attributes), array(grad_barycentric, wp.vec3)]
+        arguments = [
+            as_array(attributes),
+            as_array(t_idx),
+            as_array(face),
+            as_array(barycentric, wp.vec3),
+            as_array(grad_values),
+        ]
+        arguments += [to_attributes, as_array(grad_attributes), as_array(grad_barycentric, wp.vec3)]
         launch(interpolation_gradient_kernel, face.shape, arguments, attributes.device)
         return grad_attributes if to_attributes else None, grad_barycentric, None, None
 

@@ -10,18 +10,19 @@ and, for gradients g_w, g_T, g_alpha of a loss in these three,
                          - sum_{m > n} transmittance_m (g_T_m + g_w_m alpha_m)
 
 A thread stands at each sample; that of a ray's first (backward: last) one walks along the ray, the others return. So
-no table of rays is needed, and on a CPU a ray's samples are read in one sweep. Sums have one order. A backward pass that
-must itself be differentiable, which training does not have, goes through the torch reference.
+no table of rays is needed, and on a CPU a ray's samples are read in one sweep. Sums have one order. A backward pass
+that must itself be differentiable, which training does not have, goes through the torch reference.
 """
 
 from __future__ import annotations
 
-from typing import Any, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from threestudio.ops.volume_rendering import weights_of_depth
+from threestudio.ops.volume_rendering.reference import weights_of_depth_torch
 from threestudio.ops.warp_launch import as_array, launch_parts, shares
 from threestudio.ops.warp_setup import wp
 
@@ -148,7 +149,7 @@ def accumulate_gradient_kernel(
 def _launch(kernel: Any, n_samples: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
     device = inputs[0].device
     before, after = [as_array(x) for x in inputs], [as_array(x) for x in outputs]
-    parts: List[Tuple[Tuple[int], List[Any]]] = [
+    parts: list[tuple[tuple[int], list[Any]]] = [
         ((last - first,), [*before, first, *after]) for first, last in shares(n_samples, device)
     ]
     launch_parts(kernel, parts, device)
@@ -156,8 +157,10 @@ def _launch(kernel: Any, n_samples: int, inputs: Sequence[Tensor], outputs: Sequ
 
 class _Weights(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, depths: Tensor, ray_indices: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        weights, transmittances, alphas = (torch.empty_like(depths, memory_format=torch.contiguous_format) for _ in range(3))
+    def forward(ctx: Any, depths: Tensor, ray_indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weights, transmittances, alphas = (
+            torch.empty_like(depths, memory_format=torch.contiguous_format) for _ in range(3)
+        )
         _launch(weights_kernel, depths.shape[0], [depths, ray_indices], [weights, transmittances, alphas])
         ctx.save_for_backward(depths, ray_indices, transmittances, alphas)
         return weights, transmittances, alphas
@@ -166,7 +169,9 @@ class _Weights(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple:
         depths, ray_indices = ctx.saved_tensors[:2]
         if torch.is_grad_enabled():
-            return *torch.autograd.grad(weights_of_depth(depths, ray_indices, "torch"), depths, grads, create_graph=True), None
+            return *torch.autograd.grad(
+                weights_of_depth_torch(depths, ray_indices), depths, grads, create_graph=True
+            ), None
         grad_depths = torch.empty_like(depths, memory_format=torch.contiguous_format)
         _launch(weights_gradient_kernel, depths.shape[0], [*ctx.saved_tensors, *grads], [grad_depths])
         return grad_depths, None
@@ -174,7 +179,7 @@ class _Weights(torch.autograd.Function):
 
 class _Accumulate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, values: Optional[Tensor], ray_indices: Tensor, n_rays: int) -> Tensor:
+    def forward(ctx: Any, weights: Tensor, values: Tensor | None, ray_indices: Tensor, n_rays: int) -> Tensor:
         channels = 1 if values is None else values.shape[1]
         ctx.has_values = values is not None
         no_rows = weights.new_zeros(0, channels)
@@ -189,7 +194,9 @@ class _Accumulate(torch.autograd.Function):
         weights, values, ray_indices, no_rows = ctx.saved_tensors
         need_values = ctx.needs_input_grad[1]
         if torch.is_grad_enabled():
-            return _accumulate_gradient_torch(weights, values if ctx.has_values else None, ray_indices, grad_totals, need_values)
+            return _accumulate_gradient_torch(
+                weights, values if ctx.has_values else None, ray_indices, grad_totals, need_values
+            )
         grad_weights = torch.zeros_like(weights, memory_format=torch.contiguous_format)
         grad_values = torch.zeros_like(values, memory_format=torch.contiguous_format) if need_values else no_rows
         inputs = [weights, values, ray_indices, grad_totals]
@@ -198,18 +205,18 @@ class _Accumulate(torch.autograd.Function):
 
 
 def _accumulate_gradient_torch(
-    weights: Tensor, values: Optional[Tensor], ray_indices: Tensor, grad_totals: Tensor, need_values: bool
+    weights: Tensor, values: Tensor | None, ray_indices: Tensor, grad_totals: Tensor, need_values: bool
 ) -> tuple:
     grad = grad_totals[ray_indices]
     grad_weights = grad.sum(-1) if values is None else (grad * values).sum(-1)
     return grad_weights, grad * weights[:, None] if need_values else None, None, None
 
 
-def weights_of_depth_warp(depths: Tensor, ray_indices: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+def weights_of_depth_warp(depths: Tensor, ray_indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """depths [S] float32, at least one -> weights, transmittance before the sample, alpha, each [S]."""
     return _Weights.apply(depths, ray_indices)
 
 
-def accumulate_along_rays_warp(weights: Tensor, values: Optional[Tensor], ray_indices: Tensor, n_rays: int) -> Tensor:
+def accumulate_along_rays_warp(weights: Tensor, values: Tensor | None, ray_indices: Tensor, n_rays: int) -> Tensor:
     """weights [S], values [S, C] or None (ones), float32 -> [n_rays, C]."""
     return _Accumulate.apply(weights, values, ray_indices, n_rays)

@@ -1,6 +1,6 @@
 """Compositing by gsplat's CUDA kernels, where a user has that library; projection and culling stay our own.
 
-gsplat >= 1.5 has the constants of this package (alpha from 1/255, transmittance down to 1e-4) and takes a box with its
+gsplat >= 1.5 has the constants of this op (alpha from 1/255, transmittance down to 1e-4) and takes a box with its
 own width and height per Gaussian. Alpha's upper bound differs by version: 0.99 as here, or 0.999 (1.5.3). With the
 latter, images differ where a Gaussian's own opacity is above 0.99, near its middle, by at most 0.009 in its alpha;
 elsewhere they agree to rounding. Both bounds are known here, any other result is a disagreement (ops/agreement.py).
@@ -9,26 +9,22 @@ elsewhere they agree to rounding. Both bounds are known here, any other result i
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 
 import torch
 from torch import Tensor
 
 import threestudio
 from threestudio.ops.agreement import agrees, values_and_gradients, wave
-
-from .compositing import composite_pixels
-from .projection import ALPHA_MAX, ProjectedGaussians
+from threestudio.ops.gaussian_rasterization.compositing import composite_pixels
+from threestudio.ops.gaussian_rasterization.projection import ALPHA_MAX, ProjectedGaussians
 
 TILE = 16  # pixels
 OLDEST = (1, 5)
 GSPLAT_ALPHA_MAX = (ALPHA_MAX, 0.999)  # of its versions
 
 
-def gsplat_is_usable(device: torch.device) -> bool:
-    """Installed, new enough, and asked for CUDA, the only place where it runs."""
-    if device.type != "cuda" or importlib.util.find_spec("gsplat") is None:
-        return False
+def gsplat_is_new_enough() -> bool:
+    """Of the gsplat that is installed: only the later versions take a box with its own width and height."""
     version = importlib.metadata.version("gsplat").split(".")
     return tuple(int(part) for part in version[:2]) >= OLDEST
 
@@ -98,5 +94,5 @@ def _compared(device: torch.device) -> list[tuple[Tensor, Tensor]]:
     candidates = {bound: ours(bound) for bound in GSPLAT_ALPHA_MAX}
     bound = min(candidates, key=lambda k: (candidates[k][0] - got[0]).abs().max().item())
     if bound != ALPHA_MAX:
-        threestudio.info(f"gsplat bounds alpha at {bound}, Turboprop's own kernels at {ALPHA_MAX}")
+        threestudio.info(f"gsplat bounds alpha at {bound}, threestudio's own kernels at {ALPHA_MAX}")
     return list(zip(got, candidates[bound]))

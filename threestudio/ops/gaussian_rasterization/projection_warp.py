@@ -11,8 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .projection import ALPHA_MIN, DILATION, ProjectedGaussians, guard_band, world_to_camera
-from .warp_setup import array, launch, wp
+from threestudio.ops.gaussian_rasterization.projection import (
+    ALPHA_MIN,
+    DILATION,
+    ProjectedGaussians,
+    guard_band,
+    world_to_camera,
+)
+from threestudio.ops.warp_launch import as_array, launch
+from threestudio.ops.warp_setup import wp
 
 DILATED = wp.constant(wp.float32(DILATION))
 LEAST_ALPHA = wp.constant(wp.float32(ALPHA_MIN))
@@ -206,11 +213,16 @@ class _Project(torch.autograd.Function):
         means2d, half_sizes = means.new_zeros(*shape, 2), means.new_zeros(*shape, 2)
         conics, depths, radii = means.new_zeros(*shape, 3), means.new_zeros(shape), means.new_zeros(shape)
         visible = torch.zeros(shape, dtype=torch.bool, device=means.device)
-        inputs = [array(means, wp.vec3), array(quaternions, wp.vec4), array(scales, wp.vec3), array(opacities)]
-        outputs = [array(means2d, wp.vec2), array(conics, wp.vec3), array(depths)]
-        outputs += [array(half_sizes, wp.vec2), array(radii), array(visible)]
+        inputs = [
+            as_array(means, wp.vec3),
+            as_array(quaternions, wp.vec4),
+            as_array(scales, wp.vec3),
+            as_array(opacities),
+        ]
+        outputs = [as_array(means2d, wp.vec2), as_array(conics, wp.vec3), as_array(depths)]
+        outputs += [as_array(half_sizes, wp.vec2), as_array(radii), as_array(visible)]
         arguments = [*inputs, *_camera_arrays(cameras), wp.vec2(width, height), near, *outputs]
-        launch(project_kernel, means.shape[0], arguments, means.device)
+        launch(project_kernel, [means.shape[0]], arguments, means.device)
         ctx.save_for_backward(means, quaternions, scales, visible, *cameras)
         ctx.mark_non_differentiable(half_sizes, radii, visible)
         return means2d, conics, depths, half_sizes, radii, visible
@@ -220,18 +232,31 @@ class _Project(torch.autograd.Function):
     def backward(ctx: Any, grad_means2d: Tensor, grad_conics: Tensor, grad_depths: Tensor, *_: Any) -> tuple:
         means, quaternions, scales, visible, *cameras = ctx.saved_tensors
         grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (means, quaternions, scales)]
-        inputs = [array(means, wp.vec3), array(quaternions, wp.vec4), array(scales, wp.vec3)]
-        given = [array(visible), array(grad_means2d, wp.vec2), array(grad_conics, wp.vec3), array(grad_depths)]
-        outputs = [array(grads[0], wp.vec3), array(grads[1], wp.vec4), array(grads[2], wp.vec3)]
+        inputs = [as_array(means, wp.vec3), as_array(quaternions, wp.vec4), as_array(scales, wp.vec3)]
+        given = [
+            as_array(visible),
+            as_array(grad_means2d, wp.vec2),
+            as_array(grad_conics, wp.vec3),
+            as_array(grad_depths),
+        ]
+        outputs = [as_array(grads[0], wp.vec3), as_array(grads[1], wp.vec4), as_array(grads[2], wp.vec3)]
         launch(
-            project_backward_kernel, means.shape[0], [*inputs, *_camera_arrays(cameras), *given, *outputs], means.device
+            project_backward_kernel,
+            [means.shape[0]],
+            [*inputs, *_camera_arrays(cameras), *given, *outputs],
+            means.device,
         )
         return (*grads, None, None, None)
 
 
 def _camera_arrays(cameras: tuple[Tensor, ...]) -> list:
     rotation, position, intrinsics, guards = cameras
-    return [array(rotation, wp.mat33), array(position, wp.vec3), array(intrinsics, wp.vec4), array(guards, wp.vec4)]
+    return [
+        as_array(rotation, wp.mat33),
+        as_array(position, wp.vec3),
+        as_array(intrinsics, wp.vec4),
+        as_array(guards, wp.vec4),
+    ]
 
 
 def project_gaussians_warp(

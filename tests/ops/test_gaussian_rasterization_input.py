@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.gaussians.rasterizer_scenes import (
+
+from tests.ops.gaussian_scenes import (
     CPU,
     identity_camera,
     need,
@@ -15,7 +16,7 @@ from tests.gaussians.rasterizer_scenes import (
     pinhole,
     random_gaussians,
 )
-from turboprop.gaussians.rasterizer import (
+from threestudio.ops.gaussian_rasterization import (
     available_backends,
     intrinsics_from_fov,
     rasterize_gaussians,
@@ -227,13 +228,13 @@ def test_kernels_are_loaded_when_used_and_stay_inside_their_arrays():
     """Warp's debug mode checks every index."""
     need("warp")
     result = run_script("""
-import turboprop.gaussians.rasterizer
+import threestudio.ops.gaussian_rasterization
 assert "warp" not in sys.modules
 import warp as wp
 wp.config.mode = "debug"
 import torch
-from tests.gaussians.rasterizer_scenes import orbit, pinhole, random_gaussians
-from turboprop.gaussians.rasterizer import rasterize_gaussians_batch
+from tests.ops.gaussian_scenes import orbit, pinhole, random_gaussians
+from threestudio.ops.gaussian_rasterization import rasterize_gaussians_batch
 for n, scale, size in ((60, 0.1, (35, 47)), (30, 3.0, (5, 64)), (0, 1.0, (4, 4))):
     gaussians = [x.requires_grad_() for x in random_gaussians(n, scale=scale, channels=5, dtype=torch.float32)]
     cameras = orbit(2, dtype=torch.float32), pinhole(2, *size, torch.float32)

@@ -1,4 +1,4 @@
-"""The kernels of hash_grid_warp.py, made for each number of features.
+"""The kernels of warp_backend.py, made for each number of features.
 
 (No ``from __future__ import annotations`` here: Warp reads the annotations, and these name local types.)
 """
@@ -6,7 +6,7 @@
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from threestudio.ops.hash_grid import HASH_PRIMES
+from threestudio.ops.hash_grid.layout import HASH_PRIMES
 from threestudio.ops.warp_setup import wp
 
 HASH_Y = wp.constant(wp.uint32(HASH_PRIMES[1]))
@@ -56,7 +56,7 @@ def cell_of(scaled: wp.vec3):
 
 @wp.func
 def entry_of(level: Level, cell: wp.vec3, a: int, b: int, c: int):
-    """Entry of the table at corner (a, b, c) of a cell (hash_grid.entry_index)."""
+    """Entry of the table at corner (a, b, c) of a cell (reference.entry_index)."""
     x = wp.uint32(wp.int32(cell[0]) + a)
     y = wp.uint32(wp.int32(cell[1]) + b) * level.stride_y
     z = wp.uint32(wp.int32(cell[2]) + c) * level.stride_z

@@ -20,29 +20,29 @@ bit for bit whatever the number of threads. On CUDA the atomic additions have no
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Optional, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from threestudio.ops.hash_grid import HashGridLayout
-from threestudio.ops.hash_grid_kernels import hash_grid_kernels
+from threestudio.ops.hash_grid.layout import HashGridLayout
+from threestudio.ops.hash_grid.warp_kernels import hash_grid_kernels
 from threestudio.ops.warp_launch import as_array, launch_parts, shares
 from threestudio.ops.warp_setup import wp
 
 
 @lru_cache(maxsize=16)
-def _level_arrays(layout: HashGridLayout, device: torch.device) -> Tuple[Tensor, Tensor]:
+def _level_arrays(layout: HashGridLayout, device: torch.device) -> tuple[Tensor, Tensor]:
     scales = torch.tensor([level.scale for level in layout.levels], dtype=torch.float32, device=device)
     shape = [[level.resolution, level.offset, level.size, int(level.dense)] for level in layout.levels]
     return scales, torch.tensor(shape, dtype=torch.int32, device=device)
 
 
-_Grid = Tuple[HashGridLayout, int]  # the layout and how many of its levels are read
+_Grid = tuple[HashGridLayout, int]  # the layout and how many of its levels are read
 
 
 def _launch(
-    kernel: Any, grid: _Grid, positions: Tensor, direction: Optional[Tensor], arrays: list, split_points: bool = True
+    kernel: Any, grid: _Grid, positions: Tensor, direction: Tensor | None, arrays: list, split_points: bool = True
 ) -> None:
     """split_points: threads share the points; otherwise the levels."""
     layout, n_active = grid
@@ -56,7 +56,8 @@ def _launch(
     else:
         ranges = [(0, n_active, 0, n_points)] if len(stretches) == 1 else [(k, 1, 0, n_points) for k in range(n_active)]
     parts = [
-        ((levels, -(-(last - first) // chunk)), [*place, level, first, last, chunk, *arrays]) for level, levels, first, last in ranges
+        ((levels, -(-(last - first) // chunk)), [*place, level, first, last, chunk, *arrays])
+        for level, levels, first, last in ranges
     ]
     launch_parts(kernel, parts, device)
 
@@ -75,7 +76,7 @@ def _by_point(features: Tensor, layout: HashGridLayout) -> Tensor:
     return out.view(n_points, -1)
 
 
-def _features(grid: _Grid, positions: Tensor, direction: Optional[Tensor], table: Tensor) -> Tensor:
+def _features(grid: _Grid, positions: Tensor, direction: Tensor | None, table: Tensor) -> Tensor:
     """[N, L * F]: features, or their derivative along direction [N, 3]."""
     layout, n_active = grid
     kernels = hash_grid_kernels(layout.n_features, direction is not None)
@@ -85,7 +86,7 @@ def _features(grid: _Grid, positions: Tensor, direction: Optional[Tensor], table
     return _by_point(features, layout)
 
 
-def _scatter(grid: _Grid, positions: Tensor, direction: Optional[Tensor], grad_features: Tensor) -> Tensor:
+def _scatter(grid: _Grid, positions: Tensor, direction: Tensor | None, grad_features: Tensor) -> Tensor:
     """[n_entries, F]: gradient in the table of <grad_features, _features>; grad_features [L, N, F]."""
     layout, _ = grid
     kernels = hash_grid_kernels(layout.n_features, direction is not None)
@@ -95,12 +96,18 @@ def _scatter(grid: _Grid, positions: Tensor, direction: Optional[Tensor], grad_f
     return grad_table
 
 
-def _positions(grid: _Grid, positions: Tensor, direction: Optional[Tensor], grad_features: Tensor, table: Tensor) -> Tensor:
+def _positions(
+    grid: _Grid, positions: Tensor, direction: Tensor | None, grad_features: Tensor, table: Tensor
+) -> Tensor:
     """[N, 3]: gradient in the positions of <grad_features, _features>; grad_features [L, N, F]."""
     layout, _ = grid
     kernels = hash_grid_kernels(layout.n_features, direction is not None)
     grad_positions = torch.zeros_like(positions)
-    arrays = [as_array(grad_features, kernels.entry_type), as_array(table, kernels.entry_type), as_array(grad_positions, wp.vec3)]
+    arrays = [
+        as_array(grad_features, kernels.entry_type),
+        as_array(table, kernels.entry_type),
+        as_array(grad_positions, wp.vec3),
+    ]
     _launch(kernels.positions, grid, positions, direction, arrays)
     return grad_positions
 
@@ -109,7 +116,7 @@ class _InTable(torch.autograd.Function):
     """Features as a function of the table alone; positions come in a tuple, which autograd does not look into."""
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, positions: Tuple[Tensor], grid: _Grid) -> Tensor:
+    def forward(ctx: Any, table: Tensor, positions: tuple[Tensor], grid: _Grid) -> Tensor:
         ctx.save_for_backward(positions[0], table)
         ctx.grid = grid
         return _features(grid, positions[0], None, table)
@@ -124,7 +131,7 @@ class _InPositions(torch.autograd.Function):
     """Passes features on and adds how they hang on positions; the table comes in a tuple."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, positions: Tensor, table: Tuple[Tensor], grid: _Grid) -> Tensor:
+    def forward(ctx: Any, features: Tensor, positions: Tensor, table: tuple[Tensor], grid: _Grid) -> Tensor:
         ctx.save_for_backward(positions, table[0])
         ctx.grid = grid
         return features.view_as(features)
@@ -132,7 +139,12 @@ class _InPositions(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_features: Tensor) -> tuple:
         positions, table = ctx.saved_tensors
-        return grad_features, _HashGridBackward.apply(grad_features, positions, table, ctx.grid, True, False)[0], None, None
+        return (
+            grad_features,
+            _HashGridBackward.apply(grad_features, positions, table, ctx.grid, True, False)[0],
+            None,
+            None,
+        )
 
 
 class _HashGridBackward(torch.autograd.Function):
@@ -140,7 +152,13 @@ class _HashGridBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, grad_features: Tensor, positions: Tensor, table: Tensor, grid: _Grid, need_positions: bool, need_table: bool
+        ctx: Any,
+        grad_features: Tensor,
+        positions: Tensor,
+        table: Tensor,
+        grid: _Grid,
+        need_positions: bool,
+        need_table: bool,
     ) -> tuple:
         grad_by_level = _by_level(grad_features, grid[0])
         ctx.save_for_backward(grad_by_level, positions, table)
@@ -152,14 +170,15 @@ class _HashGridBackward(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_grad_positions: Optional[Tensor], grad_grad_table: Optional[Tensor]) -> tuple:
+    def backward(ctx: Any, grad_grad_positions: Tensor | None, grad_grad_table: Tensor | None) -> tuple:
         grad_by_level, positions, table = ctx.saved_tensors
         need_features, need_positions, need_table = ctx.needs_input_grad[:3]
         grid, v, t = ctx.grid, grad_grad_positions, grad_grad_table
         to_features = to_positions = to_table = None
         if need_features:
             to_features = _sum(
-                None if v is None else _features(grid, positions, v, table), None if t is None else _features(grid, positions, None, t)
+                None if v is None else _features(grid, positions, v, table),
+                None if t is None else _features(grid, positions, None, t),
             )
         if need_positions:
             to_positions = _sum(
@@ -171,7 +190,7 @@ class _HashGridBackward(torch.autograd.Function):
         return to_features, to_positions, to_table, None, None, None
 
 
-def _sum(a: Optional[Tensor], b: Optional[Tensor]) -> Optional[Tensor]:
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
 
 

@@ -1,4 +1,4 @@
-"""Marching through an occupancy grid as Warp kernels: the samples of ray_marching.march_occupied_torch.
+"""Marching through an occupancy grid as Warp kernels: the samples of reference.march_occupied_torch.
 
 Bit for bit on a CPU; written to be so on CUDA too, where it has not been run.
 
@@ -8,8 +8,6 @@ kernels run twice: to count each ray's samples, and to write them where the coun
 """
 
 from __future__ import annotations
-
-from typing import List, Optional
 
 import torch
 from torch import Tensor
@@ -106,14 +104,21 @@ def march_kernel(
 
 
 def march_occupied_warp(
-    rays_o: Tensor, rays_d: Tensor, t_min: Tensor, n_steps: Tensor, step: float, binaries: Optional[Tensor], bbox: Tensor
+    rays_o: Tensor, rays_d: Tensor, t_min: Tensor, n_steps: Tensor, step: float, binaries: Tensor | None, bbox: Tensor
 ) -> RaySamples:
-    """Arguments as those of ray_marching.march_occupied_torch, float32."""
+    """Arguments as those of reference.march_occupied_torch, float32."""
     device, n_rays = rays_o.device, rays_o.shape[0]
     if binaries is None:
         binaries = torch.ones(1, 1, 1, dtype=torch.bool, device=device)
     counts = torch.zeros(n_rays, dtype=torch.int32, device=device)
-    place = [as_array(rays_o, wp.vec3), as_array(rays_d, wp.vec3), as_array(t_min), as_array(n_steps.int()), step, step / 2]
+    place = [
+        as_array(rays_o, wp.vec3),
+        as_array(rays_d, wp.vec3),
+        as_array(t_min),
+        as_array(n_steps.int()),
+        step,
+        step / 2,
+    ]
     place += [as_array(binaries.reshape(-1)), as_array(bbox.float(), wp.vec3), binaries.shape[0]]
     nothing = torch.zeros(1, dtype=torch.int64, device=device)
     _march(place, n_rays, [False, counts, nothing, nothing, t_min.new_zeros(1), t_min.new_zeros(1)], device)
@@ -128,7 +133,7 @@ def march_occupied_warp(
     return RaySamples(ray_indices, t_starts, t_ends)
 
 
-def _march(place: List, n_rays: int, outputs: List, device: torch.device) -> None:
+def _march(place: list, n_rays: int, outputs: list, device: torch.device) -> None:
     arrays = [x if isinstance(x, bool) else as_array(x) for x in outputs]
     parts = [((last - first,), [*place, first, *arrays]) for first, last in shares(n_rays, device, work=32)]
     launch_parts(march_kernel, parts, device)

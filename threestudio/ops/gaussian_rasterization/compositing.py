@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .projection import ALPHA_MAX, ALPHA_MIN, ProjectedGaussians
+from threestudio.ops.gaussian_rasterization.projection import ALPHA_MAX, ALPHA_MIN, ProjectedGaussians
 
 TRANSMITTANCE_MIN = 1e-4  # Kerbl et al. 2023, appendix C
 TILE = 16  # pixels

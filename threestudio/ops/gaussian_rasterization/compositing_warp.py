@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .compositing import TRANSMITTANCE_MIN
-from .projection import ALPHA_MAX, ALPHA_MIN, ProjectedGaussians
-from .tile_lists import TileLists, list_tiles
-from .warp_setup import array, launch, wp
+from threestudio.ops.gaussian_rasterization.compositing import TRANSMITTANCE_MIN
+from threestudio.ops.gaussian_rasterization.projection import ALPHA_MAX, ALPHA_MIN, ProjectedGaussians
+from threestudio.ops.gaussian_rasterization.tile_lists import TileLists, list_tiles
+from threestudio.ops.warp_launch import as_array, launch
+from threestudio.ops.warp_setup import wp
 
 LEAST_ALPHA = wp.constant(wp.float32(ALPHA_MIN))
 MOST_ALPHA = wp.constant(wp.float32(ALPHA_MAX))
@@ -222,8 +223,8 @@ def composite_backward_kernel(
 
 def _inputs(lists: TileLists, tensors: tuple[Tensor, ...], height: int, width: int) -> list:
     means2d, conics, half_sizes, opacities, values = tensors
-    arrays = [array(lists.starts), array(lists.gaussians), array(means2d, wp.vec2), array(conics, wp.vec3)]
-    arrays += [array(half_sizes, wp.vec2), array(opacities), array(values, wp.vec4)]
+    arrays = [as_array(lists.starts), as_array(lists.gaussians), as_array(means2d, wp.vec2), as_array(conics, wp.vec3)]
+    arrays += [as_array(half_sizes, wp.vec2), as_array(opacities), as_array(values, wp.vec4)]
     return [*arrays, lists.tile, lists.cell, wp.vec2i(*lists.n_tiles), wp.vec2i(width, height)]
 
 
@@ -248,10 +249,10 @@ class _Composite(torch.autograd.Function):
         cell_stops = torch.empty(dimensions, dtype=torch.int32, device=values.device)
         inputs = _inputs(lists, (means2d, conics, half_sizes, opacities, values), height, width)
         outputs = [
-            array(sums.flatten(0, 2), wp.vec4),
-            array(transmittance.view(-1)),
-            array(stops.view(-1)),
-            array(cell_stops),
+            as_array(sums.flatten(0, 2), wp.vec4),
+            as_array(transmittance.view(-1)),
+            as_array(stops.view(-1)),
+            as_array(cell_stops),
         ]
         launch(composite_kernel, dimensions, [*inputs, *outputs], values.device)
         transmittance.abs_()
@@ -271,14 +272,19 @@ class _Composite(torch.autograd.Function):
         work = [transmittance.clone().view(-1), torch.zeros_like(transmittance).view(-1)]
         inputs = _inputs(TileLists(starts, gaussians, *ctx.tiling), tuple(tensors), *ctx.size)
         given = [
-            array(stops.view(-1)),
-            array(cell_stops),
-            array(grad_sums.flatten(0, 2), wp.vec4),
-            array(grad_opacity.flatten()),
+            as_array(stops.view(-1)),
+            as_array(cell_stops),
+            as_array(grad_sums.flatten(0, 2), wp.vec4),
+            as_array(grad_opacity.flatten()),
         ]
-        outputs = [array(grads[0], wp.vec2), array(grads[1], wp.vec3), array(grads[2]), array(grads[3], wp.vec4)]
-        arguments = [*inputs, *given, *[array(x) for x in work], *outputs]
-        launch(composite_backward_kernel, tuple(cell_stops.shape), arguments, values.device)
+        outputs = [
+            as_array(grads[0], wp.vec2),
+            as_array(grads[1], wp.vec3),
+            as_array(grads[2]),
+            as_array(grads[3], wp.vec4),
+        ]
+        arguments = [*inputs, *given, *[as_array(x) for x in work], *outputs]
+        launch(composite_backward_kernel, cell_stops.shape, arguments, values.device)
         return (*grads, None, None, None)
 
 

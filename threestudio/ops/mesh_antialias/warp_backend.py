@@ -1,4 +1,4 @@
-"""Finding a mesh's outlines between pixels as Warp kernels, CPU and CUDA, float32; see mesh_antialias.py.
+"""Finding a mesh's outlines between pixels as Warp kernels, CPU and CUDA, float32; see reference.py.
 
 A thread handles one edge in one view. The outermost edge of a pair wins by an atomic minimum of its key, which has the
 same outcome in any order.
@@ -9,8 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from threestudio.ops.mesh_antialias import EDGE_BITS, LEAST_W, LEAST_WEIGHT, NO_EDGE, Edges
-from threestudio.ops.mesh_rasterization_warp import array, launch, pixel_centre
+from threestudio.ops.mesh_antialias.edges import Edges
+from threestudio.ops.mesh_antialias.reference import EDGE_BITS, LEAST_W, LEAST_WEIGHT, NO_EDGE
+from threestudio.ops.mesh_rasterization.warp_backend import pixel_centre
+from threestudio.ops.warp_launch import as_array, launch
 from threestudio.ops.warp_setup import wp
 
 CAMERA_W = wp.constant(wp.float32(LEAST_W))
@@ -163,12 +165,12 @@ def outline_kernel(
 
 
 def outline_pairs_warp(v_clip: Tensor, t_pos_idx: Tensor, edges: Edges, face: Tensor, depth: Tensor) -> Tensor:
-    """As mesh_antialias.outline_pairs_torch."""
+    """As reference.outline_pairs_torch."""
     batch = face.shape[0]
     turn = torch.empty(batch, t_pos_idx.shape[0], dtype=torch.int8, device=face.device)
     winner = face.new_full((2, *face.shape), NO_EDGE)
-    clip = array(v_clip, wp.vec4)
-    launch(turn_kernel, turn.shape, [clip, array(t_pos_idx.long()), array(turn)], face.device)
-    arguments = [clip, *(array(x) for x in edges), array(turn), array(face), array(depth), array(winner)]
+    clip = as_array(v_clip, wp.vec4)
+    launch(turn_kernel, turn.shape, [clip, as_array(t_pos_idx.long()), as_array(turn)], face.device)
+    arguments = [clip, *(as_array(x) for x in edges), as_array(turn), as_array(face), as_array(depth), as_array(winner)]
     launch(outline_kernel, (batch, edges.vertices.shape[0]), arguments, face.device)
     return winner
