@@ -47,6 +47,6 @@ class MeshDistance:
         if flat.shape[0] > 0:
             span = torch.cat([flat, self._v_pos]).aminmax(dim=0)
             farthest = 2.0 * float((span.max - span.min).norm()) + 1e-6
-            arguments = [self._mesh.id, as_array(flat, wp.vec3), farthest, as_array(distance)]
+            arguments = [self._mesh.id, flat, farthest, distance]
             launch(_signed_distance_kernel, [flat.shape[0]], arguments, self.device)
         return distance.reshape(*points.shape[:-1], 1).to(points.device)

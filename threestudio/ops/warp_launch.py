@@ -17,11 +17,15 @@ from threestudio.ops.warp_setup import wp
 SMALLEST_SHARE = 4096
 
 
-def launch(kernel: Any, dimensions: Sequence[int], arguments: list[Any], device: torch.device) -> None:
-    """One launch; arguments are numbers and Warp arrays (``as_array``)."""
+def launch(kernel: Any, dimensions: Sequence[int], arguments: Sequence[Any], device: torch.device) -> None:
+    """One launch; arguments are numbers, Warp arrays, and tensors, which become arrays of the kernel's own types."""
     warp_device = wp.device_from_torch(device)
     stream = wp.stream_from_torch(device) if warp_device.is_cuda else None
-    wp.launch(kernel, tuple(dimensions), arguments, device=warp_device, stream=stream)
+    arrays = [
+        as_array(x, declared.type.dtype) if isinstance(x, Tensor) else x
+        for x, declared in zip(arguments, kernel.adj.args, strict=True)
+    ]
+    wp.launch(kernel, tuple(dimensions), arrays, device=warp_device, stream=stream)
 
 
 def launch_parts(kernel: Any, parts: Sequence[tuple[Sequence[int], list[Any]]], device: torch.device) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from threestudio.ops.gaussian_rasterization.compositing import TRANSMITTANCE_MIN
 from threestudio.ops.gaussian_rasterization.projection import ALPHA_MAX, ALPHA_MIN, ProjectedGaussians
 from threestudio.ops.gaussian_rasterization.tile_lists import TileLists, list_tiles
-from threestudio.ops.warp_launch import as_array, launch
+from threestudio.ops.warp_launch import launch
 from threestudio.ops.warp_setup import wp
 
 LEAST_ALPHA = wp.constant(wp.float32(ALPHA_MIN))
@@ -222,10 +222,15 @@ def composite_backward_kernel(
 
 
 def _inputs(lists: TileLists, tensors: tuple[Tensor, ...], height: int, width: int) -> list:
-    means2d, conics, half_sizes, opacities, values = tensors
-    arrays = [as_array(lists.starts), as_array(lists.gaussians), as_array(means2d, wp.vec2), as_array(conics, wp.vec3)]
-    arrays += [as_array(half_sizes, wp.vec2), as_array(opacities), as_array(values, wp.vec4)]
-    return [*arrays, lists.tile, lists.cell, wp.vec2i(*lists.n_tiles), wp.vec2i(width, height)]
+    return [
+        lists.starts,
+        lists.gaussians,
+        *tensors,
+        lists.tile,
+        lists.cell,
+        wp.vec2i(*lists.n_tiles),
+        wp.vec2i(width, height),
+    ]
 
 
 class _Composite(torch.autograd.Function):
@@ -247,16 +252,11 @@ class _Composite(torch.autograd.Function):
         stops = torch.empty(shape, dtype=torch.int32, device=values.device)
         dimensions = (lists.starts.shape[0] - 1, (lists.tile // lists.cell) ** 2)
         cell_stops = torch.empty(dimensions, dtype=torch.int32, device=values.device)
-        inputs = _inputs(lists, (means2d, conics, half_sizes, opacities, values), height, width)
-        outputs = [
-            as_array(sums.flatten(0, 2), wp.vec4),
-            as_array(transmittance.view(-1)),
-            as_array(stops.view(-1)),
-            as_array(cell_stops),
-        ]
+        tensors = (means2d, conics, half_sizes, opacities, values)
+        inputs = _inputs(lists, tensors, height, width)
+        outputs = [sums.flatten(0, 2), transmittance.view(-1), stops.view(-1), cell_stops]
         launch(composite_kernel, dimensions, [*inputs, *outputs], values.device)
         transmittance.abs_()
-        tensors = (means2d, conics, half_sizes, opacities, values)
         ctx.save_for_backward(*tensors, transmittance, stops, cell_stops, lists.starts, lists.gaussians)
         ctx.tiling, ctx.size = lists[2:], size
         return sums, 1 - transmittance
@@ -271,20 +271,8 @@ class _Composite(torch.autograd.Function):
         ]
         work = [transmittance.clone().view(-1), torch.zeros_like(transmittance).view(-1)]
         inputs = _inputs(TileLists(starts, gaussians, *ctx.tiling), tuple(tensors), *ctx.size)
-        given = [
-            as_array(stops.view(-1)),
-            as_array(cell_stops),
-            as_array(grad_sums.flatten(0, 2), wp.vec4),
-            as_array(grad_opacity.flatten()),
-        ]
-        outputs = [
-            as_array(grads[0], wp.vec2),
-            as_array(grads[1], wp.vec3),
-            as_array(grads[2]),
-            as_array(grads[3], wp.vec4),
-        ]
-        arguments = [*inputs, *given, *[as_array(x) for x in work], *outputs]
-        launch(composite_backward_kernel, cell_stops.shape, arguments, values.device)
+        given = [stops.view(-1), cell_stops, grad_sums.flatten(0, 2), grad_opacity.flatten()]
+        launch(composite_backward_kernel, cell_stops.shape, [*inputs, *given, *work, *grads], values.device)
         return (*grads, None, None, None)
 
 

@@ -1,7 +1,8 @@
 """projection.py as Warp kernels with a backward by hand: one source for CPU and CUDA, float32.
 
 A thread handles one Gaussian in all views one after another, so gradients are summed up in one order without atomics
-and come out the same bit for bit; so they should on CUDA, where they have not been run. Backward computes the forward anew, which is cheaper than to keep it.
+and come out the same bit for bit; so they should on CUDA, where they have not been run. Backward computes the forward
+anew, which is cheaper than to keep it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from threestudio.ops.gaussian_rasterization.projection import (
     guard_band,
     world_to_camera,
 )
-from threestudio.ops.warp_launch import as_array, launch
+from threestudio.ops.warp_launch import launch
 from threestudio.ops.warp_setup import wp
 
 DILATED = wp.constant(wp.float32(DILATION))
@@ -213,50 +214,21 @@ class _Project(torch.autograd.Function):
         means2d, half_sizes = means.new_zeros(*shape, 2), means.new_zeros(*shape, 2)
         conics, depths, radii = means.new_zeros(*shape, 3), means.new_zeros(shape), means.new_zeros(shape)
         visible = torch.zeros(shape, dtype=torch.bool, device=means.device)
-        inputs = [
-            as_array(means, wp.vec3),
-            as_array(quaternions, wp.vec4),
-            as_array(scales, wp.vec3),
-            as_array(opacities),
-        ]
-        outputs = [as_array(means2d, wp.vec2), as_array(conics, wp.vec3), as_array(depths)]
-        outputs += [as_array(half_sizes, wp.vec2), as_array(radii), as_array(visible)]
-        arguments = [*inputs, *_camera_arrays(cameras), wp.vec2(width, height), near, *outputs]
-        launch(project_kernel, [means.shape[0]], arguments, means.device)
-        ctx.save_for_backward(means, quaternions, scales, visible, *cameras)
+        inputs = [means, quaternions, scales, opacities, *cameras, wp.vec2(width, height), near]
+        outputs = (means2d, conics, depths, half_sizes, radii, visible)
+        launch(project_kernel, [means.shape[0]], [*inputs, *outputs], means.device)
+        ctx.save_for_backward(means, quaternions, scales, *cameras, visible)
         ctx.mark_non_differentiable(half_sizes, radii, visible)
-        return means2d, conics, depths, half_sizes, radii, visible
+        return outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_means2d: Tensor, grad_conics: Tensor, grad_depths: Tensor, *_: Any) -> tuple:
-        means, quaternions, scales, visible, *cameras = ctx.saved_tensors
-        grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (means, quaternions, scales)]
-        inputs = [as_array(means, wp.vec3), as_array(quaternions, wp.vec4), as_array(scales, wp.vec3)]
-        given = [
-            as_array(visible),
-            as_array(grad_means2d, wp.vec2),
-            as_array(grad_conics, wp.vec3),
-            as_array(grad_depths),
-        ]
-        outputs = [as_array(grads[0], wp.vec3), as_array(grads[1], wp.vec4), as_array(grads[2], wp.vec3)]
-        launch(
-            project_backward_kernel,
-            [means.shape[0]],
-            [*inputs, *_camera_arrays(cameras), *given, *outputs],
-            means.device,
-        )
+        means = ctx.saved_tensors[0]
+        grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in ctx.saved_tensors[:3]]
+        arguments = [*ctx.saved_tensors, grad_means2d, grad_conics, grad_depths, *grads]
+        launch(project_backward_kernel, [means.shape[0]], arguments, means.device)
         return (*grads, None, None, None)
-
-
-def _camera_arrays(cameras: tuple[Tensor, ...]) -> list:
-    rotation, position, intrinsics, guards = cameras
-    return [
-        as_array(rotation, wp.mat33),
-        as_array(position, wp.vec3),
-        as_array(intrinsics, wp.vec4),
-        as_array(guards, wp.vec4),
-    ]
 
 
 def project_gaussians_warp(

@@ -90,15 +90,9 @@ def list_tiles(projected: ProjectedGaussians, means2d: Tensor, height: int, widt
     n_tiles = (-(-width // tile), -(-height // tile))
     n_tiles_of_all = means2d.shape[0] * n_tiles[0] * n_tiles[1]
     order = _sorted_by(projected.depths.detach().flatten(), torch.arange(projected.depths.numel(), device=device))
-    boxes = [
-        as_array(order),
-        as_array(means2d, wp.vec2),
-        as_array(projected.half_sizes, wp.vec2),
-        as_array(projected.visible),
-    ]
-    boxes += [tile, wp.vec2i(*n_tiles)]
+    boxes = [order, means2d, projected.half_sizes, projected.visible, tile, wp.vec2i(*n_tiles)]
     counts = torch.zeros(order.shape, dtype=torch.int32, device=device)
-    launch(count_tiles_kernel, [order.numel()], [*boxes, as_array(counts)], device)
+    launch(count_tiles_kernel, [order.numel()], [*boxes, counts], device)
     ends = counts.cumsum(0)
     n_entries = int(ends[-1]) if ends.numel() else 0
     if n_entries > MOST_ENTRIES:
@@ -107,7 +101,7 @@ def list_tiles(projected: ProjectedGaussians, means2d: Tensor, height: int, widt
         )
     keys = torch.empty(n_entries, dtype=torch.int32, device=device)
     gaussians = torch.empty(n_entries, dtype=torch.int32, device=device)
-    launch(list_tiles_kernel, [order.numel()], [*boxes, as_array(ends), as_array(keys), as_array(gaussians)], device)
+    launch(list_tiles_kernel, [order.numel()], [*boxes, ends, keys, gaussians], device)
     gaussians = _sorted_by(keys, gaussians, n_tiles_of_all.bit_length())
     starts = torch.zeros(n_tiles_of_all + 1, dtype=torch.int64, device=device)
     starts[1:] = torch.bincount(keys, minlength=n_tiles_of_all).cumsum(0)

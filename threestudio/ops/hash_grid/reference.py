@@ -32,7 +32,7 @@ def hash_grid_torch(positions: Tensor, table: Tensor, layout: HashGridLayout, n_
 
 
 def entry_index(vertex: Tensor, level: Level) -> Tensor:
-    """Grid vertices [..., 3] (int64) -> entries of the table [...] (Mueller et al. 2022, eq. 4, in 32-bit arithmetic)."""
+    """Grid vertices [..., 3] int64 -> entries of the table [...] (Mueller et al. 2022, eq. 4, in 32-bit arithmetic)."""
     x, y, z = (vertex & UINT32).unbind(-1)
     if level.dense:
         index = x + level.resolution * (y + level.resolution * z)

@@ -12,7 +12,7 @@ from torch import Tensor
 from threestudio.ops.mesh_antialias.edges import Edges
 from threestudio.ops.mesh_antialias.reference import EDGE_BITS, LEAST_W, LEAST_WEIGHT, NO_EDGE
 from threestudio.ops.mesh_rasterization.warp_backend import pixel_centre
-from threestudio.ops.warp_launch import as_array, launch
+from threestudio.ops.warp_launch import launch
 from threestudio.ops.warp_setup import wp
 
 CAMERA_W = wp.constant(wp.float32(LEAST_W))
@@ -169,8 +169,7 @@ def outline_pairs_warp(v_clip: Tensor, t_pos_idx: Tensor, edges: Edges, face: Te
     batch = face.shape[0]
     turn = torch.empty(batch, t_pos_idx.shape[0], dtype=torch.int8, device=face.device)
     winner = face.new_full((2, *face.shape), NO_EDGE)
-    clip = as_array(v_clip, wp.vec4)
-    launch(turn_kernel, turn.shape, [clip, as_array(t_pos_idx.long()), as_array(turn)], face.device)
-    arguments = [clip, *(as_array(x) for x in edges), as_array(turn), as_array(face), as_array(depth), as_array(winner)]
+    launch(turn_kernel, turn.shape, [v_clip, t_pos_idx.long(), turn], face.device)
+    arguments = [v_clip, *edges, turn, face, depth, winner]
     launch(outline_kernel, (batch, edges.vertices.shape[0]), arguments, face.device)
     return winner

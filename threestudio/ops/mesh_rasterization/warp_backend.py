@@ -210,7 +210,7 @@ def visible_faces_warp(v_pos: Tensor, t_pos_idx: Tensor, clip_to_world: Tensor, 
     face = torch.empty(batch, height, width, dtype=torch.int64, device=v_pos.device)
     with wp.ScopedStream(wp.stream_from_torch(v_pos.device) if v_pos.is_cuda else None):
         mesh = wp.Mesh(as_array(points, wp.vec3), as_array(indices.view(-1)))
-        arguments = [mesh.id, as_array(clip_to_world, wp.mat44d), height, width, as_array(face)]
+        arguments = [mesh.id, clip_to_world, height, width, face]
         launch(visibility_kernel, face.shape, arguments, v_pos.device)
     return face
 
@@ -220,7 +220,7 @@ class _Barycentric(torch.autograd.Function):
     def forward(ctx: Any, v_clip: Tensor, face: Tensor, t_idx: Tensor) -> Tensor:
         ctx.save_for_backward(v_clip, face, t_idx)
         barycentric = v_clip.new_zeros(*face.shape, 3)
-        arguments = [as_array(face), as_array(v_clip, wp.vec4), as_array(t_idx), as_array(barycentric, wp.vec3)]
+        arguments = [face, v_clip, t_idx, barycentric]
         launch(barycentric_kernel, face.shape, arguments, v_clip.device)
         return barycentric
 
@@ -229,13 +229,7 @@ class _Barycentric(torch.autograd.Function):
     def backward(ctx: Any, grad_barycentric: Tensor) -> tuple:
         v_clip, face, t_idx = ctx.saved_tensors
         grad_v_clip = torch.zeros_like(v_clip, memory_format=torch.contiguous_format)
-        arguments = [
-            as_array(face),
-            as_array(v_clip, wp.vec4),
-            as_array(t_idx),
-            as_array(grad_barycentric, wp.vec3),
-            as_array(grad_v_clip, wp.vec4),
-        ]
+        arguments = [face, v_clip, t_idx, grad_barycentric, grad_v_clip]
         launch(barycentric_gradient_kernel, face.shape, arguments, v_clip.device)
         return grad_v_clip, None, None
 
@@ -245,13 +239,7 @@ class _Interpolation(torch.autograd.Function):
     def forward(ctx: Any, attributes: Tensor, barycentric: Tensor, face: Tensor, t_idx: Tensor) -> Tensor:
         ctx.save_for_backward(attributes, barycentric, face, t_idx)
         values = attributes.new_zeros(*face.shape, attributes.shape[-1])
-        arguments = [
-            as_array(attributes),
-            as_array(t_idx),
-            as_array(face),
-            as_array(barycentric, wp.vec3),
-            as_array(values),
-        ]
+        arguments = [attributes, t_idx, face, barycentric, values]
         launch(interpolation_kernel, face.shape, arguments, attributes.device)
         return values
 
@@ -264,14 +252,8 @@ class _Interpolation(torch.autograd.Function):
             attributes if to_attributes else attributes[:0], memory_format=torch.contiguous_format
         )
         grad_barycentric = torch.zeros_like(barycentric, memory_format=torch.contiguous_format)
-        arguments = [
-            as_array(attributes),
-            as_array(t_idx),
-            as_array(face),
-            as_array(barycentric, wp.vec3),
-            as_array(grad_values),
-        ]
-        arguments += [to_attributes, as_array(grad_attributes), as_array(grad_barycentric, wp.vec3)]
+        arguments = [attributes, t_idx, face, barycentric, grad_values]
+        arguments += [to_attributes, grad_attributes, grad_barycentric]
         launch(interpolation_gradient_kernel, face.shape, arguments, attributes.device)
         return grad_attributes if to_attributes else None, grad_barycentric, None, None
 
