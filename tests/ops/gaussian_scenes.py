@@ -5,18 +5,14 @@ import math
 import pytest
 import torch
 
+from tests.ops.running import CPU, skips_without
 from threestudio.ops.gaussian_rasterization import available_backends, intrinsics_from_fov
 
-CPU = torch.device("cpu")
 DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
 FAST = ["warp", "gsplat"]
 
 
-def need(backend, device=CPU):
-    if device.type == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    if backend not in available_backends(device):
-        pytest.skip(f"{backend} is not available on {device.type}")
+need = skips_without(available_backends)
 
 
 def random_gaussians(n=60, channels=3, seed=0, scale=0.1, opacity=(0.05, 0.95), dtype=torch.float64):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.ops.meshes import camera_batch, flat_camera, icosphere, join, ray_triangle_hits, rectangle, soup
+from tests.ops.running import skips_without
 from threestudio.ops.mesh_rasterization import available_backends, interpolate, invert_camera, rasterize
 from threestudio.utils.errors import UserError
 from threestudio.utils.ops import get_projection_matrix
@@ -18,9 +19,7 @@ BACKENDS = ["torch", "warp"]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def need(backend, device="cpu"):
-    if backend not in available_backends(torch.device(device)):
-        pytest.skip(f"{backend} is not available on {device}")
+need = skips_without(available_backends)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

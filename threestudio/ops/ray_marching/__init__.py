@@ -16,9 +16,8 @@ from threestudio.ops.ray_marching.reference import march_occupied_torch
 from threestudio.ops.ray_sampling import RaySamples
 from threestudio.utils.errors import UserError
 
-__all__ = ["march_occupied"]
-
 _BACKENDS = Backends("ray marching")
+available_backends = _BACKENDS.available
 # Steps of a ray; at more, a float32 distance is not much finer than a step.
 MOST_STEPS = 2**20
 
