@@ -9,7 +9,7 @@ from turboprop.gaussians.geometry import GaussianSplatting
 
 import threestudio
 from threestudio.data.uncond import batch_of_cameras, look_at, unit_focal_directions
-from threestudio.ops.gaussian_rasterization import intrinsics_from_fov
+from threestudio.ops.gaussian_rasterization.projection import intrinsics_from_fov
 
 
 def batch_of(size: int = 24, count: int = 2, width: int = 0) -> dict:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.ops.running import CPU, skips_without
-from threestudio.ops.gaussian_rasterization import available_backends, intrinsics_from_fov
+from threestudio.ops.gaussian_rasterization import available_backends
+from threestudio.ops.gaussian_rasterization.projection import intrinsics_from_fov
 
 DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
 FAST = ["warp", "gsplat"]

@@ -17,17 +17,15 @@ from tests.ops.gaussian_scenes import (
     pixel_centers,
     random_gaussians,
 )
-from threestudio.ops.gaussian_rasterization import (
+from threestudio.ops.gaussian_rasterization import available_backends, rasterize_gaussians, rasterize_gaussians_batch
+from threestudio.ops.gaussian_rasterization.compositing import TRANSMITTANCE_MIN, composite_gaussians
+from threestudio.ops.gaussian_rasterization.projection import (
     ALPHA_MAX,
     ALPHA_MIN,
     DILATION,
-    TRANSMITTANCE_MIN,
-    available_backends,
-    rasterize_gaussians,
-    rasterize_gaussians_batch,
+    project_gaussians,
+    rotation_matrices,
 )
-from threestudio.ops.gaussian_rasterization.compositing import composite_gaussians
-from threestudio.ops.gaussian_rasterization.projection import project_gaussians, rotation_matrices
 
 DTYPES = {"torch": torch.float64, "warp": torch.float32, "gsplat": torch.float32}
 ON_CPU = available_backends(CPU)

@@ -13,12 +13,8 @@ from tests.ops.gaussian_scenes import (
     random_gaussians,
 )
 from tests.ops.running import stays_inside_its_arrays
-from threestudio.ops.gaussian_rasterization import (
-    available_backends,
-    intrinsics_from_fov,
-    rasterize_gaussians,
-    rasterize_gaussians_batch,
-)
+from threestudio.ops.gaussian_rasterization import available_backends, rasterize_gaussians, rasterize_gaussians_batch
+from threestudio.ops.gaussian_rasterization.projection import intrinsics_from_fov
 
 ON_CPU = available_backends(CPU)
 BACKGROUND = torch.tensor([0.1, 0.2, 0.3])

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from tests.ops.running import skips_without, stays_inside_its_arrays
-from threestudio.ops.hash_grid import HashGridLayout, available_backends, entry_index, hash_grid
+from threestudio.ops.hash_grid import HashGridLayout, available_backends, hash_grid
+from threestudio.ops.hash_grid.reference import entry_index
 from threestudio.utils.errors import UserError
 
 LAYOUT = HashGridLayout(n_levels=6, n_features=2, log2_hashmap_size=9, base_resolution=4, per_level_scale=1.6)

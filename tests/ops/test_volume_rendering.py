@@ -7,13 +7,15 @@ import torch
 from tests.ops.running import skips_without, stays_inside_its_arrays
 from threestudio.ops.volume_rendering import (
     accumulate_along_rays,
-    accumulate_along_rays_dense,
     available_backends,
-    exclusive_sum,
     render_weight_from_alpha,
     render_weight_from_density,
-    render_weight_from_density_dense,
     weights_of_depth,
+)
+from threestudio.ops.volume_rendering.reference import (
+    accumulate_along_rays_dense,
+    exclusive_sum,
+    render_weight_from_density_dense,
 )
 from threestudio.utils.errors import UserError
 

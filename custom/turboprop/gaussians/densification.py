@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Dict, NamedTuple, Optional
 
 import torch
-from threestudio.ops.gaussian_rasterization import rotation_matrices
+from threestudio.ops.gaussian_rasterization.projection import rotation_matrices
 from torch import Tensor
 
 from .names import children, normals_by_name

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from threestudio.ops.gaussian_rasterization import rotation_matrices
+from threestudio.ops.gaussian_rasterization.projection import rotation_matrices
 from torch import Tensor
 
 from .parameters import Gaussians

@@ -14,12 +14,8 @@ from threestudio.models.background.base import BaseBackground
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.renderers.base import Rasterizer
-from threestudio.ops.gaussian_rasterization import (
-    BACKENDS,
-    GaussianImage,
-    intrinsics_from_fov,
-    rasterize_gaussians_batch,
-)
+from threestudio.ops.gaussian_rasterization import BACKENDS, GaussianImage, rasterize_gaussians_batch
+from threestudio.ops.gaussian_rasterization.projection import intrinsics_from_fov
 from threestudio.utils.errors import UserError
 from torch import Tensor
 from torch.nn import functional as F

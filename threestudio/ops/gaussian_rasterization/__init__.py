@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from threestudio.ops.backends import Backends, is_installed
-from threestudio.ops.gaussian_rasterization.compositing import TRANSMITTANCE_MIN, composite_gaussians
+from threestudio.ops.gaussian_rasterization.compositing import composite_gaussians
 from threestudio.ops.gaussian_rasterization.gsplat_backend import (
     composite_gaussians_gsplat,
     gsplat_agrees,
@@ -25,28 +25,8 @@ from threestudio.ops.gaussian_rasterization.gsplat_backend import (
 )
 from threestudio.ops.gaussian_rasterization.input_checks import Gaussians, check_input
 from threestudio.ops.gaussian_rasterization.projection import (
-    ALPHA_MAX,
-    ALPHA_MIN,
-    DILATION,
-    intrinsics_from_fov,
     project_gaussians,
-    rotation_matrices,
 )
-
-__all__ = [
-    "ALPHA_MAX",
-    "ALPHA_MIN",
-    "BACKENDS",
-    "DILATION",
-    "TRANSMITTANCE_MIN",
-    "GaussianImage",
-    "available_backends",
-    "choose_backend",
-    "intrinsics_from_fov",
-    "rasterize_gaussians",
-    "rasterize_gaussians_batch",
-    "rotation_matrices",
-]
 
 # With gsplat, Warp projects.
 _BACKENDS = Backends("rasterize_gaussians", "gsplat", lambda: gsplat_is_new_enough() and is_installed("warp"))

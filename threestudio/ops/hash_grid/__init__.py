@@ -17,10 +17,8 @@ from torch import Tensor
 
 from threestudio.ops.backends import Backends
 from threestudio.ops.hash_grid.layout import HashGridLayout
-from threestudio.ops.hash_grid.reference import entry_index, hash_grid_torch
+from threestudio.ops.hash_grid.reference import hash_grid_torch
 from threestudio.ops.hash_grid.tinycudann_backend import hash_grid_tinycudann, tinycudann_agrees
-
-__all__ = ["HashGridLayout", "available_backends", "entry_index", "hash_grid"]
 
 _BACKENDS = Backends("hash grid", "tinycudann")
 available_backends = _BACKENDS.available

@@ -30,9 +30,8 @@ from torch import Tensor
 from threestudio.ops.backends import Backends
 from threestudio.ops.mesh_antialias.edges import Edges, crossing, mesh_edges, pair_weights
 from threestudio.ops.mesh_antialias.reference import EDGE_BITS, NO_EDGE, outline_pairs_torch
-from threestudio.ops.mesh_rasterization import Fragments, check_mesh, clip_positions, pixel_centre
-
-__all__ = ["antialias", "antialias_clip", "mesh_edges"]
+from threestudio.ops.mesh_rasterization import Fragments, check_mesh, clip_positions
+from threestudio.ops.mesh_rasterization.reference import pixel_centre
 
 _BACKENDS = Backends("mesh antialias")
 

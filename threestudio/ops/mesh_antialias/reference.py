@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from threestudio.ops.mesh_antialias.edges import Edges, crossing, edge_lines, pair_weights
-from threestudio.ops.mesh_rasterization import pixel_centre
+from threestudio.ops.mesh_rasterization.reference import pixel_centre
 
 NO_EDGE = 2**63 - 1
 EDGE_BITS = 32

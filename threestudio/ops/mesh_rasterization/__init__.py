@@ -24,24 +24,9 @@ from threestudio.ops.mesh_rasterization.reference import (
     barycentric_torch,
     clip_positions,
     interpolate_torch,
-    pixel_centre,
     visible_faces_torch,
 )
 from threestudio.utils.errors import UserError
-
-__all__ = [
-    "Fragments",
-    "available_backends",
-    "check_image",
-    "check_mesh",
-    "clip_positions",
-    "interpolate",
-    "invert_camera",
-    "locate_fragments",
-    "pixel_centre",
-    "rasterize",
-    "visible_faces",
-]
 
 _BACKENDS = Backends("mesh rasterization")
 available_backends = _BACKENDS.available

@@ -23,25 +23,10 @@ from threestudio.ops.volume_rendering.nerfacc_backend import (
     weights_of_depth_nerfacc,
 )
 from threestudio.ops.volume_rendering.reference import (
-    accumulate_along_rays_dense,
     accumulate_along_rays_torch,
-    exclusive_sum,
     optical_depth,
-    render_weight_from_density_dense,
     weights_of_depth_torch,
 )
-
-__all__ = [
-    "accumulate_along_rays",
-    "accumulate_along_rays_dense",
-    "available_backends",
-    "choose_backend",
-    "exclusive_sum",
-    "render_weight_from_alpha",
-    "render_weight_from_density",
-    "render_weight_from_density_dense",
-    "weights_of_depth",
-]
 
 _BACKENDS = Backends("volume rendering", "nerfacc")
 available_backends = _BACKENDS.available
