@@ -26,10 +26,6 @@ import torch  # noqa: E402
 
 from reporting import machine, write_report  # noqa: E402
 
-from threestudio.utils.extensions import load_extensions  # noqa: E402
-
-load_extensions()
-
 from threestudio.ops.gaussian_rasterization import (  # noqa: E402
     GaussianImage,
     available_backends,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from threestudio.ops.warp_launch import as_array, launch
-from threestudio.ops.warp_setup import wp
+from threestudio.ops.warp_runtime import as_array, launch, wp
 
 
 @wp.kernel

@@ -23,8 +23,7 @@ from torch import Tensor
 from threestudio.ops.gaussian_rasterization.compositing import TRANSMITTANCE_MIN
 from threestudio.ops.gaussian_rasterization.projection import ALPHA_MAX, ALPHA_MIN, ProjectedGaussians
 from threestudio.ops.gaussian_rasterization.tile_lists import TileLists, list_tiles
-from threestudio.ops.warp_launch import launch
-from threestudio.ops.warp_setup import wp
+from threestudio.ops.warp_runtime import launch, wp
 
 LEAST_ALPHA = wp.constant(wp.float32(ALPHA_MIN))
 MOST_ALPHA = wp.constant(wp.float32(ALPHA_MAX))

@@ -19,8 +19,7 @@ from threestudio.ops.gaussian_rasterization.projection import (
     guard_band,
     world_to_camera,
 )
-from threestudio.ops.warp_launch import launch
-from threestudio.ops.warp_setup import wp
+from threestudio.ops.warp_runtime import launch, wp
 
 DILATED = wp.constant(wp.float32(DILATION))
 LEAST_ALPHA = wp.constant(wp.float32(ALPHA_MIN))

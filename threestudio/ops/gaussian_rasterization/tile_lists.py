@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from threestudio.ops.gaussian_rasterization.projection import ProjectedGaussians
-from threestudio.ops.warp_launch import as_array, launch
-from threestudio.ops.warp_setup import wp
+from threestudio.ops.warp_runtime import as_array, launch, wp
 
 CPU_TILE = 32  # pixels
 CUDA_TILE = 16  # pixels

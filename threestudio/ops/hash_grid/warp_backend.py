@@ -27,8 +27,7 @@ from torch import Tensor
 
 from threestudio.ops.hash_grid.layout import HashGridLayout
 from threestudio.ops.hash_grid.warp_kernels import hash_grid_kernels
-from threestudio.ops.warp_launch import as_array, launch_parts, shares
-from threestudio.ops.warp_setup import wp
+from threestudio.ops.warp_runtime import as_array, launch_parts, shares, wp
 
 
 @lru_cache(maxsize=16)

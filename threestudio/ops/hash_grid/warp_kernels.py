@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from threestudio.ops.hash_grid.layout import HASH_PRIMES
-from threestudio.ops.warp_setup import wp
+from threestudio.ops.warp_runtime import wp
 
 HASH_Y = wp.constant(wp.uint32(HASH_PRIMES[1]))
 HASH_Z = wp.constant(wp.uint32(HASH_PRIMES[2]))

@@ -12,8 +12,7 @@ from torch import Tensor
 from threestudio.ops.mesh_antialias.edges import Edges
 from threestudio.ops.mesh_antialias.reference import EDGE_BITS, LEAST_W, LEAST_WEIGHT, NO_EDGE
 from threestudio.ops.mesh_rasterization.warp_backend import pixel_centre
-from threestudio.ops.warp_launch import launch
-from threestudio.ops.warp_setup import wp
+from threestudio.ops.warp_runtime import launch, wp
 
 CAMERA_W = wp.constant(wp.float32(LEAST_W))
 SMALL_WEIGHT = wp.constant(wp.float32(LEAST_WEIGHT))

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from threestudio.ops.mesh_rasterization.reference import EDGE_ON, NO_FACE
-from threestudio.ops.warp_launch import as_array, launch
-from threestudio.ops.warp_setup import wp
+from threestudio.ops.warp_runtime import as_array, launch, wp
 
 EDGE_ON_LIMIT = wp.constant(wp.float32(EDGE_ON))
 EMPTY = wp.constant(wp.int64(NO_FACE))

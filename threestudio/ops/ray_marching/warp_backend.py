@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from threestudio.ops.ray_sampling import RaySamples
-from threestudio.ops.warp_launch import as_array, launch_parts, shares
-from threestudio.ops.warp_setup import wp
+from threestudio.ops.warp_runtime import as_array, launch_parts, shares, wp
 
 # Fused multiply-adds would round otherwise than torch does, and a sample on a cell's border change sides.
 wp.set_module_options({"fuse_fp": False})

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 
 from threestudio.ops.volume_rendering.reference import weights_of_depth_torch
-from threestudio.ops.warp_launch import as_array, launch_parts, shares
-from threestudio.ops.warp_setup import wp
+from threestudio.ops.warp_runtime import as_array, launch_parts, shares, wp
 
 
 @wp.func

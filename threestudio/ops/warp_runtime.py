@@ -1,17 +1,43 @@
-"""Launches Warp kernels on torch's tensors: on its current stream on CUDA, on its number of threads on a CPU."""
+"""Warp, started quietly, and its launches on torch's tensors: in its stream on CUDA, on its threads on a CPU.
+
+Every module with kernels imports ``wp`` from here, and is itself imported only where its kernels are used.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import torch
+import warp as wp
 from torch import Tensor
 
-from threestudio.ops.warp_setup import wp
+
+@contextmanager
+def _standard_error_muted() -> Iterator[None]:
+    """Mutes the process's standard error itself: Warp's library writes to it below Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+wp.config.log_level = wp.LOG_WARNING
+if torch.cuda.is_available():
+    wp.init()
+else:  # that there is no CUDA driver is no news here
+    with _standard_error_muted():
+        wp.init()
 
 # Less work than this, in kernel threads, is not worth handing to another of the processor's.
 SMALLEST_SHARE = 4096
