@@ -24,9 +24,7 @@ from threestudio.ops.gaussian_rasterization.gsplat_backend import (
     gsplat_is_new_enough,
 )
 from threestudio.ops.gaussian_rasterization.input_checks import Gaussians, check_input
-from threestudio.ops.gaussian_rasterization.projection import (
-    project_gaussians,
-)
+from threestudio.ops.gaussian_rasterization.projection import project_gaussians
 
 # With gsplat, Warp projects.
 _BACKENDS = Backends("rasterize_gaussians", "gsplat", lambda: gsplat_is_new_enough() and is_installed("warp"))

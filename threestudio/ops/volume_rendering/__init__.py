@@ -8,7 +8,7 @@ ray. All backends give the same values and gradients, and on a CPU results that 
 - nerfacc: where a user has it, on CUDA, float32; once differentiable; ``auto`` takes it once it has agreed
   (nerfacc_backend.py).
 
-The ``_dense`` functions do the same for a fixed number of samples a ray, [N, S]; they are the tests' oracle.
+The ``_dense`` functions of reference.py do the same for a fixed number of samples a ray, [N, S]; they are the tests' oracle.
 """
 
 from __future__ import annotations
@@ -22,11 +22,7 @@ from threestudio.ops.volume_rendering.nerfacc_backend import (
     nerfacc_agrees,
     weights_of_depth_nerfacc,
 )
-from threestudio.ops.volume_rendering.reference import (
-    accumulate_along_rays_torch,
-    optical_depth,
-    weights_of_depth_torch,
-)
+from threestudio.ops.volume_rendering.reference import accumulate_along_rays_torch, optical_depth, weights_of_depth_torch
 
 _BACKENDS = Backends("volume rendering", "nerfacc")
 available_backends = _BACKENDS.available
