@@ -22,7 +22,11 @@ from threestudio.ops.volume_rendering.nerfacc_backend import (
     nerfacc_agrees,
     weights_of_depth_nerfacc,
 )
-from threestudio.ops.volume_rendering.reference import accumulate_along_rays_torch, optical_depth, weights_of_depth_torch
+from threestudio.ops.volume_rendering.reference import (
+    accumulate_along_rays_torch,
+    optical_depth,
+    weights_of_depth_torch,
+)
 
 _BACKENDS = Backends("volume rendering", "nerfacc")
 available_backends = _BACKENDS.available
