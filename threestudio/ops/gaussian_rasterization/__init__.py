@@ -27,7 +27,7 @@ from threestudio.ops.gaussian_rasterization.input_checks import Gaussians, check
 from threestudio.ops.gaussian_rasterization.projection import project_gaussians
 
 # With gsplat, Warp projects.
-_BACKENDS = Backends("rasterize_gaussians", "gsplat", lambda: gsplat_is_new_enough() and is_installed("warp"))
+_BACKENDS = Backends("Gaussian rasterization", "gsplat", lambda: gsplat_is_new_enough() and is_installed("warp"))
 BACKENDS = _BACKENDS.names
 available_backends = _BACKENDS.available
 
