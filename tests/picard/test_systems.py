@@ -140,12 +140,12 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(name, systems):
     assert_same(resumed.state(), whole.state())
 
 
-@pytest.mark.parametrize("keys", [(), ("beside=state",), pytest.param(("executor=batched",), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("keys", [(), ("learning_teacher=state",), pytest.param(("executor=experimental_batched",), marks=pytest.mark.slow)])
 def test_a_teacher_that_learns_follows_the_accepted_steps(systems, keys):
     """VSD in one process is exact at a threshold of zero, though slots after the base teach it too."""
     plain = systems.train("prolificdreamer", "plain")
     run = systems.train("prolificdreamer", "run", picard=("threshold=0", "window=3", *keys))
-    if "executor=batched" not in keys:
+    if "executor=experimental_batched" not in keys:
         return assert_as_step_by_step(run, plain)
     expected = plain.checkpoint()["state_dict"]
     for name, value in run.checkpoint()["state_dict"].items():  # a larger batch's sums are rounded otherwise
