@@ -27,6 +27,7 @@ from tests.picard.runs import COMMON, GEOMETRY, KINDS, ROOT, checkpoint, fit, st
 SMALL = ["data.batch_size=2", "data.width=8", "data.height=8", "data.eval_width=8", "data.eval_height=8",
          "data.n_test_views=1", "data.n_val_views=1"]  # fmt: skip
 BAD_STEP = 2
+EXECUTORS = ("in_process", "experimental_batched")
 
 
 @threestudio.register("test-mixture-teacher")
@@ -121,7 +122,7 @@ MIXTURE = "system.guidance.teacher_type=test-mixture-teacher"
 def test_fits_are_the_same_bit_for_bit(kind, tmp_path):
     """Nothing is asked in common here but the backward pass: grids, statistics of density control, draws."""
     keys, steps = ("window=4", "threshold=1e30"), 18 if kind == "nerf" else 9  # NeRF's grid is updated at step 16
-    runs = [fit(kind, tmp_path / e, picard=(*keys, f"executor={e}"), steps=steps) for e in ("in_process", "experimental_batched")]
+    runs = [fit(kind, tmp_path / e, picard=(*keys, f"executor={e}"), steps=steps) for e in EXECUTORS]
     assert_same(state_of(runs[1]), state_of(runs[0]))
     assert runs[1]["picard"] == runs[0]["picard"]
 
@@ -130,7 +131,7 @@ def test_fits_are_the_same_bit_for_bit(kind, tmp_path):
 def test_a_teacher_exact_for_each_sample_gives_the_same_bit_for_bit(kind, distill):
     """Timesteps from a range that each step narrows, shifts and noise are then each slot's own: so are what it logs."""
     keys = ("window=4", "threshold=1e30")
-    runs = [distill(e, MIXTURE, kind=kind, picard=(*keys, f"executor={e}"), steps=6) for e in ("in_process", "experimental_batched")]
+    runs = [distill(e, MIXTURE, kind=kind, picard=(*keys, f"executor={e}"), steps=6) for e in EXECUTORS]
     assert_same(state_of(runs[1][0]), state_of(runs[0][0]))
     assert runs[1][1] == runs[0][1]
     ranges = [float(row["train/min_step"]) for row in runs[1][1] if "train/min_step" in row]
@@ -147,7 +148,7 @@ def test_every_method_is_served(method, distill):
     keys = ("window=3", "threshold=1e30", "executor=")
     ends = [
         distill(executor, *given, picard=(*keys[:2], keys[2] + executor), steps=3, method=method)[0]
-        for executor in ("in_process", "experimental_batched")
+        for executor in EXECUTORS
     ]
     assert_same(state_of(ends[1]), state_of(ends[0]))
 
@@ -158,7 +159,7 @@ def test_a_network_is_asked_once_a_round(distill, asked):
     start = distill("start", steps=1, picard=("window=1",))[0]
     keys = ("window=4", "threshold=1e30")
     runs = {}
-    for executor in ("in_process", "experimental_batched"):
+    for executor in EXECUTORS:
         asked.clear()
         runs[executor] = distill(executor, picard=(*keys, f"executor={executor}"), steps=6)[0]
         runs[executor]["asked"] = list(asked)
@@ -173,7 +174,7 @@ def test_autocast_is_each_slots_own(tmp_path):
     keys, precision = ("window=3", "threshold=1e30", "executor="), "trainer.precision=bf16-mixed"
     runs = [
         fit("sdf", tmp_path / executor, precision, picard=(*keys[:2], keys[2] + executor), steps=3)
-        for executor in ("in_process", "experimental_batched")
+        for executor in EXECUTORS
     ]
     assert_same(state_of(runs[1]), state_of(runs[0]))
     assert not torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
@@ -196,7 +197,7 @@ def test_a_teacher_that_learns_is_each_slots_own(learning_teacher, distill, aske
     given = ("system.guidance_type=turboprop-vsd-guidance", "system.loss.lambda_lora=1")
     start = distill("start", *given, steps=1, picard=("window=1",), method="vsd", optimizer=optimizer)[0]
     runs, keys = {}, ("window=3", "threshold=1e30", f"learning_teacher={learning_teacher}")
-    for executor in ("in_process", "experimental_batched"):
+    for executor in EXECUTORS:
         asked.clear()
         picard = (*keys, f"executor={executor}")
         run, log = distill(executor, *given, steps=3, picard=picard, method="vsd", optimizer=optimizer)
@@ -241,7 +242,7 @@ def test_a_slot_that_is_not_finite_costs_itself_alone(distill, asked):
     given = ("system.guidance_type=test-bad-render-guidance", "system.guidance.method=asd")
     keys = ("window=4", "threshold=1e30")
     runs = {}
-    for executor in ("in_process", "experimental_batched"):
+    for executor in EXECUTORS:
         asked.clear()
         runs[executor] = distill(executor, *given, picard=(*keys, f"executor={executor}"), steps=6)
     one, other = runs["in_process"][0], runs["experimental_batched"][0]
@@ -267,7 +268,7 @@ def test_an_amortized_generator(multi_view, tmp_path, monkeypatch, tiny_sd_folde
         shipped += ["data.view_sets=true", "data.n_view=4", f"system.guidance.ckpt_path={tiny_mv_folder}",
                     "system.guidance_type=mvdream-asynchronous-score-distillation-guidance"]  # fmt: skip
     ends, counts = [], []
-    for executor in ("in_process", "experimental_batched"):
+    for executor in EXECUTORS:
         asked.clear()
         keys = [f"system.picard.{key}" for key in ("threshold=1e30", "window=2", f"executor={executor}")]
         system = "system_type=turboprop-multiprompt-generator-system:picard"
@@ -399,8 +400,8 @@ def test_the_noise_of_an_encoding_is_what_encode_draws(tiny_sd_folder):
             {"executor": "threads"},
             "system.picard.executor: expected one of in_process, experimental_batched, got 'threads'",
         ),
-        ({"executor": "batched"}, "system.picard.executor: batched is experimental; its name is experimental_batched now"),
-        ({"batched_slots": 2}, "system.picard.batched_slots: there is no such key any more; a smaller system.picard.window"),
+        ({"executor": "batched"}, "executor: batched is experimental; its name is experimental_batched now"),
+        ({"batched_slots": 2}, "batched_slots: there is no such key any more; a smaller window does"),
     ],
 )
 def test_impossible_settings_are_refused(given, message):

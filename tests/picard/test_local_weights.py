@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from turboprop.picard.engine.updates import OptimizerUpdate
 from turboprop.picard.local_weights import LocalWeights, local_weight_names, local_weights_note, split_groups
+from turboprop.picard.settings import picard_config
 
 from threestudio.systems.adan import Adan
 
@@ -110,3 +111,10 @@ def test_what_it_means_is_said_at_the_start():
     assert "is the run step by step" in local_weights_note([["a"], ["b"]], 1)
     several = local_weights_note([["a"], ["b"]], 4)
     assert "2 weights" in several and "no fixed point" in several and "rank 0" in several
+
+
+def test_the_earlier_name_of_the_key_goes_on_working():
+    assert picard_config({}).learning_teacher == "local"
+    assert picard_config({"beside": "state"}).learning_teacher == "state"
+    with pytest.raises(ValueError, match="system.picard.learning_teacher: expected one of local, state, got 'x'"):
+        picard_config({"beside": "x"})

@@ -42,7 +42,7 @@ class SetsLearningRates(Protocol):
 
 @runtime_checkable
 class LearnsFromRenders(Protocol):
-    """A module whose weights learn from the renders of each step, as VSD's second teacher: they may be local weights."""
+    """A module whose weights learn from the renders of each step, as VSD's second teacher."""
 
     learns_from_renders: bool
 

@@ -81,8 +81,8 @@ def local_weights_note(groups: Sequence[Sequence[str]], processes: int) -> str:
     if processes == 1:
         return f"{note}, from the slots that are accepted: at a threshold of 0 the run is the run step by step"
     return (
-        f"{note}, in each of {processes} processes from its own slots, and are not exchanged: the run step by step is no "
-        "fixed point, and a resumed run begins with rank 0's in all processes; learning_teacher=state is exact"
+        f"{note}, in each of {processes} processes from its own slots, and are not exchanged: the run step by step is "
+        "no fixed point, and a resumed run begins with rank 0's in all processes; learning_teacher=state is exact"
     )
 
 

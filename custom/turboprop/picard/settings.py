@@ -76,7 +76,7 @@ def picard_config(given: Any) -> PicardConfig:
 
 def _refuse_earlier_names(given: Any) -> None:
     if "batched_slots" in given:
-        raise UserError("system.picard.batched_slots: there is no such key any more; a smaller system.picard.window does")
+        raise UserError("system.picard.batched_slots: there is no such key any more; a smaller window does")
     if given.get("executor") == "batched":
         raise UserError("system.picard.executor: batched is experimental; its name is experimental_batched now")
 

@@ -10,7 +10,8 @@ from torch import nn
 from ..components import TORCH_INTERNAL
 from ..random_state import RandomState
 
-TENSORS = ("_parameters", "_buffers")  # of what torch keeps; what hangs on a module's calls (hooks) is no step's to change
+# Of what torch keeps in a module; what hangs on its calls (hooks) is no step's to change.
+TENSORS = ("_parameters", "_buffers")
 
 
 class AttributeSnapshot:

@@ -115,8 +115,8 @@ class RankWatch:
                 continue
             if self._stopping.wait(END):
                 return
-            named = "; ".join(f"{'torchrun' if rank == STORE else f'rank {rank}'} {dead[rank]}" for rank in sorted(dead))
-            line = f"error: picard: {named}. The run ends; its last checkpoint is whole"
+            named = [f"{'torchrun' if rank == STORE else f'rank {rank}'} {what}" for rank, what in sorted(dead.items())]
+            line = f"error: picard: {'; '.join(named)}. The run ends; its last checkpoint is whole"
             print(line, file=sys.stderr, flush=True)
             os._exit(1)
 
