@@ -204,7 +204,8 @@ def test_a_teacher_that_learns_is_each_slots_own(learning_teacher, distill, aske
         losses = [float(row["train/loss_lora"]) for row in log if "train/loss_lora" in row]
         runs[executor] = {**run, "asked": list(asked), "losses": losses}
     one, other = runs["in_process"], runs["experimental_batched"]
-    # The frozen teacher; the learning one; its training. Rounds of 3 and 2 slots, as the first fills the occupancy grid.
+    # The frozen teacher; the learning one; its training. Rounds of 3 and 2 slots, as the first one
+    # fills the occupancy grid.
     assert one["asked"] == [4, 2, 2] * 5
     assert other["asked"] == [12, *[2, 2] * 3, 8, *[2, 2] * 2]
     adapters = [name for name in start["state_dict"] if "adapters" in name and name.endswith("lora_B")]
@@ -249,7 +250,8 @@ def test_a_slot_that_is_not_finite_costs_itself_alone(distill, asked):
     assert [row[:3] for row in other["picard"]["history"]] == [row[:3] for row in one["picard"]["history"]]
     assert BAD_STEP in [row[0] for row in other["picard"]["history"]]  # the window ended before that step
     assert largest_difference(other, one, start) < 1e-4
-    assert [row["train/skipped_steps"] for row in runs["experimental_batched"][1] if "train/skipped_steps" in row][-1] == "1.0"
+    logged = runs["experimental_batched"][1]
+    assert [row["train/skipped_steps"] for row in logged if "train/skipped_steps" in row][-1] == "1.0"
 
 
 def test_an_error_in_a_slot_ends_the_run_with_it(distill):

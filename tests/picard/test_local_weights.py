@@ -84,7 +84,8 @@ def test_several_processes_keep_what_every_slot_has_taught():
 @pytest.mark.parametrize("keeps_all", [True, False])
 def test_a_slot_that_is_not_finite_teaches_nothing(keeps_all):
     parameters, optimizer = start()
-    weights = LocalWeights(optimizer, OptimizerUpdate(optimizer, [[name] for name in parameters]), parameters, keeps_all)
+    update = OptimizerUpdate(optimizer, [[name] for name in parameters])
+    weights = LocalWeights(optimizer, update, parameters, keeps_all)
     before = {name: value.clone() for name, value in weights.values().items()}
     weights.learn(0, {name: torch.full((3,), float("nan")) for name in parameters}, False)
     assert all(torch.equal(value, before[name]) for name, value in weights.values().items())
