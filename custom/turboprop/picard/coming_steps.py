@@ -68,7 +68,7 @@ def plain_train_loader(trainer: Any) -> Any:
 
 
 def finished_batches(trainer: Any) -> int:
-    """Of the whole run: random draws are keyed by it."""
+    """How many batches the whole run has finished: random draws are keyed by it."""
     return trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
 

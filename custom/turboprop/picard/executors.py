@@ -96,7 +96,7 @@ class Distributed:
 
 
 def checksum(parameters: Tensors) -> int:
-    """Of the bits of all tensors."""
+    """A CRC-32 of the bits of all tensors."""
     total = 0
     for value in parameters.values():
         flat = value.detach().reshape(-1).view(torch.uint8).cpu()

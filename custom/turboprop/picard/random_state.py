@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class RandomState(NamedTuple):
-    """Of all global generators; of CUDA's the current device's, so that another process can take it over."""
+    """The states of all global generators; of CUDA the current device's, so that another process can take it over."""
 
     python: Any
     numpy: Any

@@ -67,7 +67,7 @@ class RankWatch:
     def dead(self) -> Dict[int, str]:
         """Ranks that have been silent for too long, and what is known of each."""
         found = {}
-        for rank, beat in self._heard.items():
+        for rank, beat in list(self._heard.items()):  # which the other thread adds to
             silence = self._listened - beat.at
             if not beat.finished and silence > self.dead_after:
                 found[rank] = f"({beat.process}) is dead: not heard of for {silence:.0f} s, at step {beat.step} before"
