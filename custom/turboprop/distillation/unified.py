@@ -121,7 +121,7 @@ class StableDiffusionUnifiedGuidance(BaseModule):
     cfg: Config
     loss_names = ("sd", "sd_img", "train_phi")
     losses_of_each_step = ("sd",)
-    trains_beside = True  # for Picard iterations: weights of vsd are no part of the scene
+    learns_from_renders = True  # for Picard iterations: weights of vsd are no part of the scene
 
     def configure(self, teacher: Optional[Teacher] = None, render_teacher: Optional[Teacher] = None) -> None:
         cfg = self.cfg

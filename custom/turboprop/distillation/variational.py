@@ -53,7 +53,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
 
     cfg: Config
     loss_names = ("vsd", "lora", "vsd_img")
-    trains_beside = True  # for Picard iterations: its weights are no part of the scene
+    learns_from_renders = True  # for Picard iterations: its weights are no part of the scene
 
     @classmethod
     def losses_of_each_step(cls, cfg: Any) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Weights that train beside the state: a process's own, which no other process sees.
+"""Local weights: they train in each process by themselves, and are no part of the state that rounds move along.
 
 Variational score distillation asks a second teacher for the score of the renders, and trains it on each step's renders
 (ProlificDreamer, arXiv 2305.16213). DreamPropeller (arXiv 2311.17082; its option 2) leaves one such teacher to each
@@ -19,23 +19,23 @@ from typing import Dict, Sequence, Set
 import torch
 from torch import nn
 
-from .contract import TrainsBeside
+from .contract import LearnsFromRenders
 from .engine.state import Gradients, State, Tensors
 from .engine.updates import OptimizerUpdate
 
 
-def names_beside(module: nn.Module) -> Set[str]:
-    """Full names of the parameters that are no part of the state."""
+def local_weight_names(module: nn.Module) -> Set[str]:
+    """The full names of the parameters that are no part of the state."""
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, owner in module.named_modules()
-        if isinstance(owner, TrainsBeside) and owner.trains_beside
+        if isinstance(owner, LearnsFromRenders) and owner.learns_from_renders
         for name, _ in owner.named_parameters()
     }
 
 
-class Beside:
-    """The weights of one process during its rounds."""
+class LocalWeights:
+    """The local weights of one process during a round."""
 
     def __init__(
         self,
@@ -74,19 +74,19 @@ class Beside:
                     self._optimizer.state[parameter] = self._moving.moments[name]
 
 
-def note_of(groups: Sequence[Sequence[str]], processes: int) -> str:
-    """What a user should know of them at the start of a run."""
+def local_weights_note(groups: Sequence[Sequence[str]], processes: int) -> str:
+    """What a user should know of local weights at the start of a run."""
     count = sum(len(names) for names in groups)
     note = f"Picard: {count} weights learn beside the state (VSD)"
     if processes == 1:
         return f"{note}, from the slots that are accepted: at a threshold of 0 the run is the run step by step"
     return (
-        f"{note}, in each of {processes} processes from its own slots, and are not exchanged: the run step by step is no "
-        "fixed point, and a resumed run begins with rank 0's in all processes; beside=state is exact"
+        f"{note}, in each of {processes} processes from its own slots, and are not exchanged: the run step by step is "
+        "no fixed point, and a resumed run begins with rank 0's in all processes; learning_teacher=state is exact"
     )
 
 
-def split(groups: Sequence[Sequence[str]], beside: Set[str]) -> tuple:
-    """The groups of the state's parameters, and those of the parameters beside it."""
-    state = [[name for name in names if name not in beside] for names in groups]
-    return state, [[name for name in names if name in beside] for names in groups]
+def split_groups(groups: Sequence[Sequence[str]], local: Set[str]) -> tuple:
+    """The groups of the state's parameters, and those of the local weights."""
+    state = [[name for name in names if name not in local] for names in groups]
+    return state, [[name for name in names if name in local] for names in groups]

@@ -1,16 +1,17 @@
-"""Weights that learn beside the state: in one process they follow the accepted slots, in several all of their own."""
+"""Local weights: in one process they follow the accepted slots, in several all of their own."""
 
 import pytest
 import torch
 from torch import nn
-from turboprop.picard.beside import Beside, names_beside, note_of, split
 from turboprop.picard.engine.updates import OptimizerUpdate
+from turboprop.picard.local_weights import LocalWeights, local_weight_names, local_weights_note, split_groups
+from turboprop.picard.settings import picard_config
 
 from threestudio.systems.adan import Adan
 
 
 class Learner(nn.Linear):
-    trains_beside = True
+    learns_from_renders = True
 
 
 class System(nn.Module):
@@ -43,18 +44,18 @@ def sequential(steps: int, kind: type = torch.optim.AdamW) -> dict[str, torch.Te
 def rounds(
     accepted: list[int], window: int, keeps_all: bool, kind: type = torch.optim.AdamW
 ) -> tuple[dict, torch.optim.Optimizer, int]:
-    """As the mixin does it: a round's slots, then the accepted steps by the real optimizer."""
+    """As PicardRounds does it: a round's slots, then the accepted steps by the real optimizer."""
     parameters, optimizer = start(kind)
     update = OptimizerUpdate(optimizer, [[name] for name in parameters])
     step, computed = 0, 0
     for stride in accepted:
-        beside, served = Beside(optimizer, update, parameters, keeps_all), []
+        weights, served = LocalWeights(optimizer, update, parameters, keeps_all), []
         before = {name: p.data.clone() for name, p in parameters.items()}
         for ahead in range(window):
-            found = {name: gradient(value, step + ahead) for name, value in beside.values().items()}
-            served.append(beside.learn(step + ahead, found, True))
+            found = {name: gradient(value, step + ahead) for name, value in weights.values().items()}
+            served.append(weights.learn(step + ahead, found, True))
             computed += 1
-        beside.end_round()
+        weights.end_round()
         assert keeps_all or all(torch.equal(p.data, before[name]) for name, p in parameters.items())
         for gradients in served[:stride]:
             for name, parameter in parameters.items():
@@ -83,30 +84,38 @@ def test_several_processes_keep_what_every_slot_has_taught():
 @pytest.mark.parametrize("keeps_all", [True, False])
 def test_a_slot_that_is_not_finite_teaches_nothing(keeps_all):
     parameters, optimizer = start()
-    beside = Beside(optimizer, OptimizerUpdate(optimizer, [[name] for name in parameters]), parameters, keeps_all)
-    before = {name: value.clone() for name, value in beside.values().items()}
-    beside.learn(0, {name: torch.full((3,), float("nan")) for name in parameters}, False)
-    assert all(torch.equal(value, before[name]) for name, value in beside.values().items())
-    beside.learn(1, {name: torch.ones(3) for name in parameters}, True)
-    assert not any(torch.equal(value, before[name]) for name, value in beside.values().items())
+    update = OptimizerUpdate(optimizer, [[name] for name in parameters])
+    weights = LocalWeights(optimizer, update, parameters, keeps_all)
+    before = {name: value.clone() for name, value in weights.values().items()}
+    weights.learn(0, {name: torch.full((3,), float("nan")) for name in parameters}, False)
+    assert all(torch.equal(value, before[name]) for name, value in weights.values().items())
+    weights.learn(1, {name: torch.ones(3) for name in parameters}, True)
+    assert not any(torch.equal(value, before[name]) for name, value in weights.values().items())
 
 
-def test_nothing_beside_is_nothing_to_do():
+def test_no_local_weights_are_nothing_to_do():
     _, optimizer = start()
-    beside = Beside(optimizer, OptimizerUpdate(optimizer, [[], []]), {}, True)
-    assert beside.values() == {} and beside.learn(0, {}, True) == {}
-    beside.end_round()
+    weights = LocalWeights(optimizer, OptimizerUpdate(optimizer, [[], []]), {}, True)
+    assert weights.values() == {} and weights.learn(0, {}, True) == {}
+    weights.end_round()
 
 
-def test_modules_say_what_is_beside_the_state():
-    names = names_beside(System())
+def test_modules_say_which_weights_learn_from_renders():
+    names = local_weight_names(System())
     assert names == {"guidance.teacher.weight", "guidance.teacher.bias"}
     groups = [["scene.weight", "scene.bias"], ["guidance.frozen.weight", "guidance.teacher.weight"]]
-    state, beside = split(groups, names)
-    assert state == [groups[0], ["guidance.frozen.weight"]] and beside == [[], ["guidance.teacher.weight"]]
+    state, local = split_groups(groups, names)
+    assert state == [groups[0], ["guidance.frozen.weight"]] and local == [[], ["guidance.teacher.weight"]]
 
 
 def test_what_it_means_is_said_at_the_start():
-    assert "is the run step by step" in note_of([["a"], ["b"]], 1)
-    several = note_of([["a"], ["b"]], 4)
+    assert "is the run step by step" in local_weights_note([["a"], ["b"]], 1)
+    several = local_weights_note([["a"], ["b"]], 4)
     assert "2 weights" in several and "no fixed point" in several and "rank 0" in several
+
+
+def test_the_earlier_name_of_the_key_goes_on_working():
+    assert picard_config({}).learning_teacher == "local"
+    assert picard_config({"beside": "state"}).learning_teacher == "state"
+    with pytest.raises(ValueError, match="system.picard.learning_teacher: expected one of local, state, got 'x'"):
+        picard_config({"beside": "x"})
