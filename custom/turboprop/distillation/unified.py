@@ -10,12 +10,12 @@ from typing import Any, Optional
 
 import threestudio
 from threestudio.utils.base import BaseModule
+from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
 from torch import Tensor
 
 from ..teachers.contract import Teacher
-from .guidance import DistillationGuidance
-from .prior import check_choice
+from .guidance import DistillationGuidance, check_choice, losses_named
 from .variational import VariationalScoreDistillationGuidance
 
 GUIDANCE_TYPES = ("sds", "vsd")
@@ -97,6 +97,7 @@ def renamed(output: dict[str, Any]) -> dict[str, Any]:
     return {LOSSES.get(key, key): value for key, value in output.items()}
 
 
+@threestudio.register("stable-diffusion-unified-guidance")
 class StableDiffusionUnifiedGuidance(BaseModule):
     """Takes a `teacher`, and one of the renders for vsd, in place of those that the config names."""
 
@@ -119,9 +120,14 @@ class StableDiffusionUnifiedGuidance(BaseModule):
         use_img_loss: bool = True  # HiFA: also the distance between the render and the guided clean image
 
     cfg: Config
-    loss_names = ("sd", "sd_img", "train_phi")
-    losses_of_each_step = ("sd",)
     trains_beside = True  # for Picard iterations: weights of vsd are no part of the scene
+
+    @classmethod
+    def returned_losses(cls, cfg: Any = None) -> tuple[str, ...]:
+        """X of each loss_X of a step with this config, the method's own first; without one, of any."""
+        checked = parse_structured(cls.Config, cfg)
+        trained = cfg is None or checked.guidance_type == "vsd"
+        return (*losses_named("sd", cfg is None or checked.use_img_loss), *(["train_phi"] if trained else []))
 
     def configure(self, teacher: Optional[Teacher] = None, render_teacher: Optional[Teacher] = None) -> None:
         cfg = self.cfg
@@ -148,11 +154,6 @@ class StableDiffusionUnifiedGuidance(BaseModule):
         guidance_eval: bool = False,  # also return pictures of what the teacher sees
         **batch: Any,  # the host's: elevation, azimuth, camera_distances, and mvp_mtx and c2w for vsd
     ) -> dict[str, Any]:
-        """loss_sd; loss_sd_img with use_img_loss; loss_train_phi with vsd; figures of `DistillationPrior.distill`."""
+        """loss_sd; loss_sd_img with use_img_loss; loss_train_phi with vsd; figures of `distill`."""
         options = {"rgb_as_latents": rgb_as_latents, "guidance_eval": guidance_eval}
         return renamed(self.guidance(rgb, prompt_utils, **batch, **options))
-
-
-# An upstream checkout brings its own.
-if "stable-diffusion-unified-guidance" not in threestudio.__modules__:
-    threestudio.register("stable-diffusion-unified-guidance")(StableDiffusionUnifiedGuidance)

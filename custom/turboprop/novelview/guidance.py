@@ -105,7 +105,7 @@ class NovelViewGuidance(DistillationGuidance):
         guidance_eval: bool = False,  # also return pictures of what the teacher sees
         **kwargs: Any,  # the rest of the batch
     ) -> dict[str, Any]:
-        """One step's losses and figures, as `DistillationPrior.distill` names them; and eval with guidance_eval."""
+        """One step's losses and figures, as `distill` names them; and eval with guidance_eval."""
         cameras = (elevation, azimuth, camera_distances)
         return super().__call__(rgb, prompt_utils, *cameras, rgb_as_latents, guidance_eval, **kwargs)
 

@@ -36,8 +36,11 @@ class Zero123UnifiedGuidance(BaseModule):
         framing: dict = field(default_factory=lambda: {"mode": "keep"})
 
     cfg: Config
-    loss_names = ("sd",)
-    losses_of_each_step = ("sd",)
+
+    @classmethod
+    def returned_losses(cls, cfg: Any = None) -> tuple[str, ...]:
+        """X of each loss_X that every step returns."""
+        return ("sd",)
 
     def configure(self, teacher: Optional[Teacher] = None, views: Optional[ReferenceViews] = None) -> None:
         check_unified(self.cfg)
@@ -54,7 +57,7 @@ class Zero123UnifiedGuidance(BaseModule):
         guidance_eval: bool = False,  # also return pictures of what the teacher sees
         **batch: Any,  # the host's: elevation, azimuth, camera_distances
     ) -> dict[str, Any]:
-        """loss_sd, and the figures of `DistillationPrior.distill`."""
+        """loss_sd, and the figures of `distill`."""
         options = {"rgb_as_latents": rgb_as_latents, "guidance_eval": guidance_eval}
         return renamed(self.guidance(rgb, prompt_utils, **batch, **options))
 
