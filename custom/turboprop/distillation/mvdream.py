@@ -9,6 +9,7 @@ from typing import Optional
 
 import threestudio
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import Scheduled
 
 from ..teachers.configured import configured_teacher
 from ..teachers.contract import Teacher
@@ -67,7 +68,7 @@ class MultiviewDiffusionGuidance(MVDreamGuidance):
     @dataclass
     class Config(MVDreamGuidance.Config):
         method: str = "sds"
-        guidance_scale: float = 50.0
+        guidance_scale: Scheduled = 50.0
         recon_loss: bool = True  # through the clean latents, see reconstruction.py; false: SDS with w(t) = s_t^2
         recon_std_rescale: float = 0.5  # share of the clean latents at the spread without guidance, in [0, 1]
 

@@ -8,7 +8,7 @@ import torch
 from threestudio.utils.base import Updateable
 from threestudio.utils.errors import UserError
 from threestudio.utils.misc import C
-from threestudio.utils.value_checks import schedule_values
+from threestudio.utils.value_checks import Scheduled, schedule_values
 from torch import Tensor
 
 from .timesteps import (
@@ -25,12 +25,12 @@ Course = Callable[[float, float, float], float]
 
 @dataclass
 class ScheduleConfig:
-    guidance_scale: float = 7.5  # s of eps_u + s (eps_c - eps_u); a number or a schedule
+    guidance_scale: Scheduled = 7.5  # s of eps_u + s (eps_c - eps_u); a number or a schedule
     # largest entry of the gradient at the latents, and of that at the images; a number, a schedule or null
-    grad_clip: Optional[float] = None
+    grad_clip: Optional[Scheduled] = None
     # fractions of the diffusion schedule: numbers or schedules [start_step, start, end, end_step]
-    min_step_percent: float = 0.02
-    max_step_percent: float = 0.98
+    min_step_percent: Scheduled = 0.02
+    max_step_percent: Scheduled = 0.98
     # HiFA: one timestep, from max to min as the square root of the run's progress
     sqrt_anneal: bool = False
     trainer_max_steps: int = 25000  # the length of the run, for sqrt_anneal

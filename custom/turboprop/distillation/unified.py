@@ -12,6 +12,7 @@ import threestudio
 from threestudio.utils.base import BaseModule
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import Scheduled
 from torch import Tensor
 
 from ..teachers.contract import Teacher
@@ -34,11 +35,11 @@ class UnifiedConfig(BaseModule.Config):
 
     guidance_type: str = "sds"  # sds or vsd
     pretrained_model_name_or_path: str = ""  # a folder or a hub id
-    guidance_scale: Any = 100.0  # s of eps_u + s (eps_c - eps_u); a number or a schedule
+    guidance_scale: Scheduled = 100.0  # s of eps_u + s (eps_c - eps_u); a number or a schedule
     weighting_strategy: str = "dreamfusion"  # w(t): dreamfusion, uniform or fantasia3d, see weighting.weight
-    min_step_percent: Any = 0.02  # fractions of the diffusion schedule: numbers or schedules
-    max_step_percent: Any = 0.98
-    grad_clip: Optional[Any] = None  # largest entry of the gradient; a number, a schedule or null
+    min_step_percent: Scheduled = 0.02  # fractions of the diffusion schedule: numbers or schedules
+    max_step_percent: Scheduled = 0.98
+    grad_clip: Optional[Scheduled] = None  # largest entry of the gradient; a number, a schedule or null
     return_rgb_1step_orig: bool = False  # only false is supported
     return_rgb_multistep_orig: bool = False  # only false is supported
     n_rgb_multistep_orig_steps: int = 4  # accepted

@@ -9,6 +9,7 @@ import threestudio
 from threestudio.data.reference_views import ReferenceViews
 from threestudio.utils.base import BaseModule
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import Scheduled
 from torch import Tensor
 
 from ..distillation.unified import UnifiedConfig, check_unified, renamed, unified_keys
@@ -28,7 +29,7 @@ class Zero123UnifiedGuidance(BaseModule):
     class Config(UnifiedConfig):
         guidance_type: str = "sds"  # only sds is supported: the renders' score of vsd knows text alone
         pretrained_model_name_or_path: str = "bennyguo/zero123-diffusers"
-        guidance_scale: Any = 5.0
+        guidance_scale: Scheduled = 5.0
         cond_image_path: str = ""  # see NovelViewGuidance, as the next four
         cond_elevation_deg: float = 0.0  # degrees
         cond_azimuth_deg: float = 0.0  # degrees
