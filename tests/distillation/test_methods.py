@@ -109,10 +109,8 @@ def test_normalized_csd_points_along_csd_and_grows_less_with_the_distance():
     teacher = two_modes()
     latents, timesteps, noise, shifted = draw(64)
     call = dict(guidance_scale=7.5, weighting="uniform")
-    ours = METHODS["normalized_csd"](
-        Query(teacher, latents, first_mode(64), timesteps, noise, shifted, **call),
-    ).gradient
-    csd = csd_gradient(Query(teacher, latents, first_mode(64), timesteps, noise, shifted, **call)).gradient
+    query = Query(teacher, latents, first_mode(64), timesteps, noise, shifted, **call)
+    ours, csd = METHODS["normalized_csd"](query).gradient, csd_gradient(query).gradient
     sure = csd.flatten(1).norm(dim=1) > 1e-6
     ratio = (ours.flatten(1).norm(dim=1) / csd.flatten(1).norm(dim=1))[sure]
     torch.testing.assert_close(ours[sure], ratio.view(-1, 1, 1, 1) * csd[sure])

@@ -216,7 +216,8 @@ register_names(
         "turboprop-csd-guidance": {"method": "csd"},  # Classifier Score Distillation
         # by the distance to the clean latents (TriplaneTurbo's, with DMD's normaliser)
         "turboprop-normalized-csd-guidance": {"method": "normalized_csd"},
-        # ScaleDreamer's name and defaults; its configs all say plus_random: true, those of Stable Diffusion perp-neg -0.5
+        # ScaleDreamer's name and defaults; its configs all say plus_random: true, and guidance_perp_neg: -0.5 for
+        # Stable Diffusion
         "stable-diffusion-asynchronous-score-distillation-guidance": {"plus_random": False, "guidance_perp_neg": 0.0},
     },
 )

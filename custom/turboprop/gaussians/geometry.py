@@ -78,7 +78,8 @@ class GaussianSplattingConfig(BaseGeometry.Config):
     densification_interval: int = 50  # steps between rounds of cloning and splitting
     densify_from_iter: int = 100
     densify_until_iter: int = 2000
-    densify_grad_threshold: Scheduled = 0.01  # mean gradient of the loss by the place on the screen, -1 to 1 over the image
+    # mean gradient of the loss by the place on the screen, -1 to 1 over the image
+    densify_grad_threshold: Scheduled = 0.01
     split_thresh: Scheduled = 0.02  # standard deviation from which a Gaussian is split, not cloned; world units
     prune_interval: int = 50  # steps between rounds of removal
     prune_from_iter: int = 100
