@@ -273,7 +273,6 @@ WRONG = [
     ("asd-3dconv", "system.renderer.near_plane=[0,0.1,0.2,9]", "renderer.near_plane: expected float, got [0, 0.1, 0.2, 9] (list); this key takes no schedule"),
     ("asd-gaussians", "system.geometry.opacity_init=[0,0.1,0.2,9]", "geometry.opacity_init: expected float, got [0, 0.1, 0.2, 9] (list); this key takes no schedule"),
     ("dreamfusion-sd", "system.renderer.radius=[0,0.1,0.2,9]", "renderer.radius: expected float, got [0, 0.1, 0.2, 9] (list); this key takes no schedule"),
-    ("dreamfusion-sd", "data.batch_size=[0,1,2,9]", "data.batch_size: "),
     ("asd-nerf", "system.loss.lambda_distilation=1", "system.loss.lambda_distilation: no loss has this weight; nearest: lambda_distillation"),
     ("dreamfusion-if", "system.loss.lambda_sparcity=1", "nearest: lambda_sparsity"),
     ("magic3d-coarse-sd", "system.loss.lambda_normal_consistensy=1", "nearest: lambda_normal_consistency"),

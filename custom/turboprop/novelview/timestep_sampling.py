@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from threestudio.utils.errors import UserError
-from threestudio.utils.value_checks import Scheduled
 from torch import Tensor
 
 
@@ -51,7 +50,7 @@ class TimestepSampling:
     """A sampler with its numbers at one training step."""
 
     sampler: str = "truncated_normal"  # a key of SAMPLERS
-    mean: Scheduled = 1000.0  # of the Gaussian: timesteps (truncated_normal), or in logit units (logit_normal)
+    mean: float = 1000.0  # of the Gaussian: timesteps (truncated_normal), or in logit units (logit_normal)
     std: float = 200.0  # likewise
     uniform_share: float = 0.0  # share of the draws that are uniform instead, in [0, 1]
 
