@@ -10,11 +10,12 @@ from typing import Any, Dict, List, Optional, Tuple
 import threestudio
 import torch
 from threestudio.systems.base import BaseLift3DSystem
+from threestudio.systems.losses import eikonal_loss, opaque_loss, sparsity_loss
 from threestudio.utils.errors import UserError
 from torch import Tensor, nn
 
 from .field import SpaceCache
-from .losses import binary_entropy, coverage, eikonal, sparsity, weighted_sum
+from .losses import coverage, weighted_sum
 from .lost_objects import LostObjects
 from .mesh_pictures import mesh_pictures
 from .meshing import EmptyField, write_mesh
@@ -108,11 +109,11 @@ class MultiPromptGeneratorSystem(BaseLift3DSystem):
             out["comp_rgb"], self.prompt_processor(batch["prompt"]), **batch, rgb_as_latents=False
         )
         losses = {name[len("loss_") :]: value for name, value in guidance_out.items() if name.startswith("loss_")}
-        losses["sparsity"] = sparsity(out["opacity"])
+        losses["sparsity"] = sparsity_loss(out["opacity"])
         losses["coverage"] = coverage(out["opacity"], self.cfg.min_coverage, self.cfg.max_coverage)
-        losses["opaque"] = binary_entropy(out["opacity"])
+        losses["opaque"] = opaque_loss(out["opacity"])
         if "sdf_grad" in out:
-            losses["eikonal"] = eikonal(out["sdf_grad"])
+            losses["eikonal"] = eikonal_loss(out["sdf_grad"])
         weights = {name[len("lambda_") :]: self.C(value) for name, value in self.cfg.loss.items()}
         total = weighted_sum(losses, weights)
         self._log_step(losses, weights, guidance_out, out["opacity"])
