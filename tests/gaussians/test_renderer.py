@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import threestudio
-from threestudio.data.uncond import batch_of_cameras, look_at, unit_focal_directions
+from threestudio.data.cameras import batch_of_cameras, look_at, unit_focal_directions
 from turboprop.gaussians.depth_normals import camera_directions, normals_from_depth
 from turboprop.gaussians.geometry import GaussianSplatting
 from turboprop.gaussians.rasterizer import intrinsics_from_fov

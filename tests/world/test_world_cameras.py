@@ -5,7 +5,7 @@ import torch
 from turboprop.teachers.prompts.views import ViewThresholds, view_index
 from turboprop.world.cameras import orbit_c2w, pixel_rays, view_direction
 
-from threestudio.data.uncond import camera_rays, look_at, spherical_to_cartesian, unit_focal_directions
+from threestudio.data.cameras import camera_rays, look_at, spherical_to_cartesian, unit_focal_directions
 
 
 def some_cameras(count: int = 40) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
