@@ -1,4 +1,4 @@
-"""VolSDF's density, sampling and compositing."""
+"""Sampling and compositing of many prompts' fields."""
 
 import math
 
@@ -9,30 +9,12 @@ from turboprop.amortized.volsdf import (
     box_interval,
     composite,
     dense_slots,
-    importance_edges,
     interval_edges,
     lattice_distance,
     propose_samples,
-    volsdf_density,
 )
 
-
-def test_density_in_closed_form():
-    """a (1 - exp(a s) / 2) inside, a exp(-a s) / 2 outside (Yariv et al. 2021, eq. 3)."""
-    for a in (5.0, 40.0):
-        s = torch.linspace(-0.5, 0.5, 101, dtype=torch.float64)
-        expected = torch.where(s <= 0, a * (1 - 0.5 * torch.exp(a * s)), 0.5 * a * torch.exp(-a * s))
-        assert torch.allclose(volsdf_density(s, a), expected, atol=1e-12)
-
-
-def test_density_limits_and_slope():
-    a = 30.0
-    s = torch.tensor([-100.0, 0.0, 100.0])
-    assert volsdf_density(s, a).tolist() == [a, a / 2, 0]
-    s = torch.tensor([-0.3, -0.01, 0.02, 0.2], dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(volsdf_density(s, a).sum(), s)
-    assert torch.allclose(slope, -0.5 * a**2 * torch.exp(-a * s.abs()))  # the Laplace density
-    assert bool((volsdf_density(torch.linspace(-1, 1, 500), a).diff() <= 0).all())
+from threestudio.models.renderers.surface_density import volsdf_density
 
 
 def ragged(seed: int = 0, rays: int = 7) -> tuple[PackedSamples, torch.Tensor, torch.Tensor]:
@@ -122,18 +104,6 @@ def test_edges_tile_the_interval():
     assert torch.equal(edges[:, 0], start) and torch.equal(edges[:, -1], end)
     assert bool((edges.diff(dim=1) >= 0).all())
     assert not torch.allclose(edges[1, 8] - edges[1, 0], torch.tensor(1.5))
-
-
-def test_importance_edges_go_where_the_weights_are():
-    edges = torch.linspace(0, 1, 11).expand(2, -1).contiguous()
-    weights = torch.zeros(2, 10)
-    weights[0, 3], weights[1, 0], weights[1, 9] = 1, 0.5, 0.5
-    uniform = ((torch.arange(64) + 0.5) / 64).expand(2, -1)
-    found = importance_edges(edges, weights, 64, uniform)
-    assert float(((found[0] > 0.3) & (found[0] < 0.4)).float().mean()) > 0.98
-    assert bool((found.diff(dim=1) >= 0).all())
-    low, high = (found[1] < 0.1).float().mean(), (found[1] > 0.9).float().mean()
-    assert float(low) == pytest.approx(0.5, abs=0.03) and float(high) == pytest.approx(0.5, abs=0.03)
 
 
 def sphere_lattices(radii: list[float], resolution: int = 24) -> torch.Tensor:

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from threestudio.ops.ray_sampling import cell_of, importance_resample, ray_aabb_intersect, uniform_edges
+from threestudio.ops.ray_sampling import cell_of, distances_at_shares, importance_resample, ray_aabb_intersect, uniform_edges
 
 BOX = torch.tensor([[-1.0, -1, -1], [1, 1, 1]])
 
@@ -78,3 +78,15 @@ def test_resampling_without_weight_is_uniform():
     edges = torch.linspace(2, 4, 5).expand(3, -1)
     new = importance_resample(edges, torch.zeros(3, 4), 10, stratified=False)
     torch.testing.assert_close(new, torch.linspace(2, 4, 11).expand(3, -1), atol=1e-5, rtol=0)
+
+
+def test_shares_lie_where_the_weights_are():
+    edges = torch.linspace(0, 1, 11).expand(2, -1).contiguous()
+    weights = torch.zeros(2, 10)
+    weights[0, 3], weights[1, 0], weights[1, 9] = 1, 0.5, 0.5
+    uniform = ((torch.arange(64) + 0.5) / 64).expand(2, -1)
+    found = distances_at_shares(edges, weights, uniform)
+    assert float(((found[0] > 0.3) & (found[0] < 0.4)).float().mean()) > 0.98
+    assert bool((found.diff(dim=1) >= 0).all())
+    low, high = (found[1] < 0.1).float().mean(), (found[1] > 0.9).float().mean()
+    assert float(low) == pytest.approx(0.5, abs=0.03) and float(high) == pytest.approx(0.5, abs=0.03)

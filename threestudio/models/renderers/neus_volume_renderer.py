@@ -16,6 +16,7 @@ from threestudio.models.estimators import ImportanceEstimator, OccupancyGridEsti
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.renderers.base import VolumeRenderer
+from threestudio.models.renderers.surface_density import annealed_cosine, neus_alpha, volsdf_density
 from threestudio.models.renderers.volume_parts import background_colors, ray_samples, shade_samples
 from threestudio.ops.ray_sampling import RaySamples
 from threestudio.ops.volume_rendering import accumulate_along_rays, render_weight_from_alpha
@@ -23,37 +24,7 @@ from threestudio.utils.errors import UserError
 from threestudio.utils.ops import chunk_batch, dot, validate_empty_rays
 
 # VolSDF's density is 1 / b inside: a larger one makes a step that is all or nothing, which has no gradient.
-LARGEST_INVERSE_SCALE = 80.0
-
-
-def neus_alpha(sdf: Tensor, cosine: Tensor, lengths: Tensor, inv_std: Tensor) -> Tensor:
-    """Opacity of intervals by the logistic distribution of the distance at their two ends (NeuS, eq. 13).
-
-    Args:
-        sdf: signed distance in the middle [S, 1]; lengths: of the intervals [S, 1], world units.
-        cosine: d sdf / d length along the ray [S, 1], at most 0 where the ray enters the surface.
-        inv_std: [] or [1], the logistic density's inverse standard deviation s, 1 / world units.
-    Returns:
-        alpha [S, 1] in [0, 1]: (cdf(s start) - cdf(s end)) / cdf(s start), the distance linear in between.
-    """
-    start, end = sdf - cosine * lengths * 0.5, sdf + cosine * lengths * 0.5
-    # cdf(b) / cdf(a) through logarithms: deep inside both cdfs vanish, and their quotient is still right.
-    return -torch.expm1((F.logsigmoid(end * inv_std) - F.logsigmoid(start * inv_std)).clamp(max=0.0))
-
-
-def annealed_cosine(cosine: Tensor, anneal: float) -> Tensor:
-    """The cosine [...] between ray and normal, as the opacity takes it: never positive.
-
-    anneal 1: rays that leave the surface count for nothing, -relu(-cos). anneal 0: -(1 - cos) / 2, which gives them
-    a gradient while the surface has yet to form (the NeuS authors' schedule for the start of training).
-    """
-    return -(F.relu(0.5 - 0.5 * cosine) * (1.0 - anneal) + F.relu(-cosine) * anneal)
-
-
-def volsdf_density(sdf: Tensor, inv_std: Tensor) -> Tensor:
-    """Density by length: a Psi_b(-sdf), Psi_b the Laplace distribution's cdf, a = 1 / b = inv_std (VolSDF, eq. 2-3)."""
-    a = inv_std.clamp(0.0, LARGEST_INVERSE_SCALE)
-    return a * (0.5 + 0.5 * sdf.sign() * torch.expm1(-sdf.abs() * a))
+LARGEST_INVERSE_SCALE = 80.0  # threestudio's
 
 
 class LearnedVariance(nn.Module):
@@ -66,6 +37,11 @@ class LearnedVariance(nn.Module):
     @property
     def inv_std(self) -> Tensor:  # []
         return torch.exp(self._inv_std * 10.0).clamp(1e-6, 1e6)
+
+    @property
+    def volsdf_inv_std(self) -> Tensor:  # []
+        """The inverse scale a = 1 / b of VolSDF's density."""
+        return self.inv_std.clamp(0.0, LARGEST_INVERSE_SCALE)
 
 
 @threestudio.register("neus-volume-renderer")
@@ -180,15 +156,15 @@ class NeuSVolumeRenderer(VolumeRenderer):
 
     def _alpha(self, geo_out: Dict[str, Tensor], t_dirs: Tensor, t_intervals: Tensor) -> Tensor:
         """Opacity [S, 1] of samples, from what the geometry says there."""
-        sdf, inv_std = geo_out["sdf"].float(), self.variance.inv_std
+        sdf = geo_out["sdf"].float()
         if self.cfg.use_volsdf:
-            return -torch.expm1(-volsdf_density(sdf, inv_std) * t_intervals)
+            return -torch.expm1(-volsdf_density(sdf, self.variance.volsdf_inv_std) * t_intervals)
         if "normal" not in geo_out:
             raise UserError(
                 "renderer neus-volume-renderer: needs normals; expected geometry.normal_type other than null (or use_volsdf=true)"
             )
         cosine = annealed_cosine(dot(t_dirs, geo_out["normal"].float()), self.cos_anneal_ratio)
-        return neus_alpha(sdf, cosine, t_intervals, inv_std)
+        return neus_alpha(sdf, cosine, t_intervals, self.variance.inv_std)
 
     @torch.no_grad()
     def _opacity_without_normal(self, points: Tensor, lengths: Tensor) -> Tensor:
@@ -196,7 +172,7 @@ class NeuSVolumeRenderer(VolumeRenderer):
         that there can be."""
         sdf = chunk_batch(self.geometry.forward_sdf, self.cfg.eval_chunk_size, points).float()
         if self.cfg.use_volsdf:
-            return -torch.expm1(-volsdf_density(sdf, self.variance.inv_std) * lengths)
+            return -torch.expm1(-volsdf_density(sdf, self.variance.volsdf_inv_std) * lengths)
         return neus_alpha(sdf, -torch.ones_like(sdf), lengths, self.variance.inv_std)
 
     # ------------------------------------------------------------------------- sampling
