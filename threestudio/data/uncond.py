@@ -56,7 +56,8 @@ class RandomCameraDataModuleConfig:
     eval_elevation_deg: float = 15.0  # degrees
     eval_camera_distance: float = 1.5  # world units
     eval_fovy_deg: float = 70.0  # degrees
-    light_sample_strategy: str = "dreamfusion"  # dreamfusion: around the camera; magic3d: 30 to 90 degrees above its view
+    # dreamfusion: around the camera; magic3d: 30 to 90 degrees above its view
+    light_sample_strategy: str = "dreamfusion"
     batch_uniform_azimuth: bool = True  # one camera in each of B equal sectors
     progressive_until: int = 0  # step up to which the angles widen from the evaluation view to their ranges
     rays_d_normalize: bool = True  # whether ray directions have unit length
@@ -71,7 +72,7 @@ def _stages(value: Any, key: str) -> List[int]:
 
 
 def stages_of(values: Dict[str, Any], milestones: Any) -> List[List[int]]:
-    """The values of each key for each stage, all lists of one length, and last the steps at which stages begin, -1 first.
+    """The values of each key for each stage, in lists of one length, and last the steps at which stages begin, -1 first.
 
     `values` has a number, or one for each stage, for each key of `data`. Raises UserError with the key that is wrong.
     """
@@ -83,7 +84,8 @@ def stages_of(values: Dict[str, Any], milestones: Any) -> List[List[int]]:
         stages[key] = given * n_stages if len(given) == 1 else given
     milestones = list(milestones)
     if n_stages > 1 and len(milestones) != n_stages - 1:
-        raise UserError(f"data.resolution_milestones: expected {n_stages - 1} steps for {n_stages} stages, got {milestones}")
+        expected = f"expected {n_stages - 1} steps for {n_stages} stages"
+        raise UserError(f"data.resolution_milestones: {expected}, got {milestones}")
     # Without stages, milestones have nothing to switch.
     return [*stages.values(), [-1, *milestones] if n_stages > 1 else [-1]]
 
@@ -103,9 +105,11 @@ def _check_config(cfg: RandomCameraDataModuleConfig) -> None:
     for key, low, high in (("eval_fovy_deg", 0, 180), ("eval_camera_distance", 0, float("inf"))):
         if not low < getattr(cfg, key) < high:
             raise UserError(f"data.{key}: expected between {low} and {high:g}, got {getattr(cfg, key):g}")
-    check_memory(cfg.eval_height * cfg.eval_width * BYTES_BY_RAY, torch.device("cpu"), "data.eval_height", cfg.eval_height)
-    if cfg.light_sample_strategy not in ("dreamfusion", "magic3d"):
-        raise UserError(f"data.light_sample_strategy: expected dreamfusion or magic3d, got {cfg.light_sample_strategy!r}")
+    needed = cfg.eval_height * cfg.eval_width * BYTES_BY_RAY
+    check_memory(needed, torch.device("cpu"), "data.eval_height", cfg.eval_height)
+    strategy = cfg.light_sample_strategy
+    if strategy not in ("dreamfusion", "magic3d"):
+        raise UserError(f"data.light_sample_strategy: expected dreamfusion or magic3d, got {strategy!r}")
 
 
 def _uniform(n: int, bounds: Tuple[float, float]) -> Tensor:
@@ -235,7 +239,7 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
 
 
 class RandomCameraDataset(Dataset):
-    """An orbit at the evaluation elevation: ``val`` views do not repeat 360 degrees, ``test`` views include both ends."""
+    """An orbit at the evaluation elevation: "val" views do not repeat 360 degrees, "test" views include both ends."""
 
     def __init__(self, cfg: Any, split: str) -> None:
         super().__init__()
@@ -249,7 +253,9 @@ class RandomCameraDataset(Dataset):
         self.elevation = torch.full((n,), float(cfg.eval_elevation_deg))  # [V], degrees
         self.camera_distances = torch.full((n,), float(cfg.eval_camera_distance))
         self.fovy = torch.full((n,), float(cfg.eval_fovy_deg)).deg2rad()
-        self.camera_positions = spherical_to_cartesian(self.elevation.deg2rad(), azimuth.deg2rad(), self.camera_distances)
+        self.camera_positions = spherical_to_cartesian(
+            self.elevation.deg2rad(), azimuth.deg2rad(), self.camera_distances
+        )
         # The light is at the camera, as a flash.
         self.light_positions = self.camera_positions
         self.c2w = look_at_origin(self.camera_positions)
