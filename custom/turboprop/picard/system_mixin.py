@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import threestudio
 from threestudio.utils.errors import UserError
+from threestudio.utils.keyed_random import seed_step
 
 from ..system_mixin import SystemMixin
 from .batched.surroundings import parts_of
@@ -34,7 +35,7 @@ from .engine.state import Evaluation, Gradients, Point, State, all_finite
 from .engine.updates import GroupSettings, OptimizerUpdate, group_settings
 from .executors import Distributed, InProcess, check_agreement
 from .history import History
-from .keys import RandomState, seed_step
+from .keys import RandomState
 from .processes.accumulated import Accumulated
 from .processes.communication import Communication
 from .processes.exchange import Movable, moved
@@ -208,7 +209,7 @@ class PicardSystem(SystemMixin):
         self.__forget_guesses_where_they_are_void()
         if not self.__accepted:
             self.__compute_round(batch_idx)
-        seed_step(self.run_seed, finished_batches(self.trainer), "step")
+        seed_step(self.run_seed, finished_batches(self.trainer), stream="step")
         buffers = SystemBuffers(self)
         buffers.install(buffers.slot_values(buffers.auxiliaries()))  # what changes them has done so in the slot
         with buffers_left_alone(self):
@@ -347,7 +348,7 @@ class PicardSystem(SystemMixin):
         self.__slot_buffers.install(self.__slot_buffers.slot_values(point.auxiliaries))
         self.__slot_step, self.__slot_logs = point.step, []
         before = self.__slot_buffers.marks()
-        seed_step(self.run_seed, index, "step")
+        seed_step(self.run_seed, index, stream="step")
         super().on_train_batch_start(batch, self.__batch_idx + ahead)
         self.__slot_logs = []
         loss = self.__backward_of_step(batch, self.__batch_idx + ahead)

@@ -17,11 +17,11 @@ from threestudio.models.prompt_processors.views import (
     view_directions,
 )
 from threestudio.utils.base import BaseObject
-from threestudio.utils.errors import UserError
+from threestudio.utils.errors import UserError, with_suggestion
 
 from ..text import encode_prompts
 from ..token_limit import TokenLimit
-from .library import PromptLibrary, load_prompt_library, nearest, prompt_list
+from .library import PromptLibrary, load_prompt_library, prompt_list
 from .views import shortened_for_views
 
 PLAIN = 4  # where the plain prompt stands behind its four views
@@ -58,7 +58,7 @@ class MultiPromptOutput:
         camera_distances: Tensor,  # [B]
         view_dependent_prompting: bool = True,
     ) -> Tensor:
-        """Conditional, then unconditional embeddings. Returns [2B, N, D]. Raises ValueError if B is no multiple of P."""
+        """Conditional, then unconditional embeddings [2B, N, D]. Raises ValueError if B is no multiple of P."""
         rows = self._prompt_rows(elevation)
         if view_dependent_prompting:
             conditional = self.view_embeddings[rows, self._view(elevation, azimuth, camera_distances)]
@@ -171,9 +171,8 @@ class MultiPromptProcessor(BaseObject):
 
     def _row(self, name: str) -> int:
         if name not in self._rows:
-            raise UserError(
-                f"prompt {name!r} is not among the {len(self._rows)} encoded ones{nearest(name, list(self._rows))}"
-            )
+            message = f"prompt {name!r} is not among the {len(self._rows)} encoded ones"
+            raise UserError(with_suggestion(message, name, self._rows))
         return self._rows[name]
 
     def _read_library(self) -> PromptLibrary:
