@@ -71,7 +71,7 @@ def test_the_batch_of_a_pose_says_where_it_is():
 
 
 def test_rays_go_through_the_centres_of_pixels():
-    """Of 2 x 2 pixels at 90 degrees the focal length is 1 pixel: the first, at the top left, is at (-1/2, 1/2)."""
+    """With 2 x 2 pixels at 90 degrees the focal length is 1 pixel: the first, at the top left, is at (-1/2, 1/2)."""
     directions = get_ray_directions(2, 2, 1.0)
     close(directions[0, 0], [-0.5, 0.5, -1.0])
     close(directions[1, 1], [0.5, -0.5, -1.0])

@@ -36,7 +36,7 @@ def test_the_hash_of_a_vertex():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_features_are_trilinear_between_vertices_at_half_cells(backend):
-    """Of one level of scale 3 the vertices lie at (i - 1/2) / 3: tiny-cuda-nn's half-cell shift."""
+    """The vertices of one level of scale 3 lie at (i - 1/2) / 3: tiny-cuda-nn's half-cell shift."""
     layout = HashGridLayout(1, 1, 10, 4, 2.0)
     level = layout.levels[0]
     assert (level.scale, level.resolution, level.dense) == (3.0, 4, True)

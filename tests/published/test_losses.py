@@ -61,7 +61,7 @@ def test_z_variance_is_of_rays_more_than_half_opaque():
 
 
 def test_total_variation_has_threestudios_factor():
-    """Of one channel (0 1; 3 5): rows differ by 3 and 4, columns by 1 and 2: 2 (25/2 + 5/2)."""
+    """One channel (0 1; 3 5): rows differ by 3 and 4, columns by 1 and 2: 2 (25/2 + 5/2)."""
     image = torch.tensor([[0.0, 1.0], [3.0, 5.0]]).view(1, 1, 2, 2)
     assert tv_loss(image).item() == pytest.approx(30)
     both = torch.cat([image, torch.zeros_like(image)], 1)  # a mean over channels, and over images

@@ -84,7 +84,7 @@ def exact_opacity(origins: np.ndarray, directions: np.ndarray, a: float) -> np.n
 
 @torch.no_grad()
 def opacity_errors(**config) -> np.ndarray:
-    """Of the rays of a sphere's picture by the generative renderer [400]."""
+    """Errors of the rays' opacity in a sphere's picture by the generative renderer [400]."""
     torch.manual_seed(0)
     shape = threestudio.find("turboprop-3dconv-net")({
         "radius": 1.0, "text_dim": 6, "noise_dim": 3, "style_dim": 8, "feature_dim": 5, "hidden_dim": 8,

@@ -271,4 +271,4 @@ class MultiPromptGeneratorSystem(BaseLift3DSystem):
 
 @threestudio.register("multiprompt-radience-field-generator-system")
 class ScaleDreamerSystem(MultiPromptGeneratorSystem):
-    """The same, under ScaleDreamer's name."""
+    """The system of generators, under ScaleDreamer's name."""

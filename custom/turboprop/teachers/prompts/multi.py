@@ -190,4 +190,4 @@ class MultiPromptProcessor(BaseObject):
 
 @threestudio.register("stable-diffusion-multi-prompt-processor")
 class StableDiffusionMultiPromptProcessor(MultiPromptProcessor):
-    """The same, under the name in ScaleDreamer's configs."""
+    """The processor of many prompts, under its name in ScaleDreamer's configs."""
