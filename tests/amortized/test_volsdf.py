@@ -6,15 +6,16 @@ import pytest
 import torch
 from turboprop.amortized.volsdf import (
     PackedSamples,
-    box_interval,
     composite,
     dense_slots,
-    interval_edges,
     lattice_distance,
     propose_samples,
 )
 
 from threestudio.models.renderers.surface_density import volsdf_density
+from threestudio.ops.ray_sampling import ray_aabb_intersect
+
+CUBE = torch.tensor([[-1.0, -1, -1], [1, 1, 1]])
 
 
 def ragged(seed: int = 0, rays: int = 7) -> tuple[PackedSamples, torch.Tensor, torch.Tensor]:
@@ -81,31 +82,6 @@ def some_rays(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return origins, torch.nn.functional.normalize(directions, dim=-1)
 
 
-def test_box_interval_equals_a_search_along_the_ray():
-    origins, directions = some_rays(200)
-    near, far, radius = 0.2, 3.0, 0.8
-    start, end = box_interval(origins, directions, radius, near, far)
-    t = torch.linspace(near, far, 5601)  # every 0.0005
-    inside = ((origins[:, None] + t[:, None] * directions[:, None]).abs() <= radius).all(-1)
-    hit = inside.any(1)
-    assert 40 < int(hit.sum()) < 190
-    length = (end - start)[hit]
-    assert bool((length > -1e-3).all())
-    first = t[inside[hit].float().argmax(1)]
-    last = t[len(t) - 1 - inside[hit].flip(1).float().argmax(1)]
-    assert torch.allclose(first, start[hit], atol=6e-4) and torch.allclose(last, end[hit], atol=6e-4)
-    assert bool(((end - start)[~hit] < 1e-3).all())  # a corner less than a step wide may be missed
-
-
-def test_edges_tile_the_interval():
-    start, end = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 4.0])
-    assert torch.allclose(interval_edges(start, end, 4, None)[1], torch.tensor([1, 1.75, 2.5, 3.25, 4]))
-    edges = interval_edges(start, end, 16, torch.tensor([0.01, 0.99]))
-    assert torch.equal(edges[:, 0], start) and torch.equal(edges[:, -1], end)
-    assert bool((edges.diff(dim=1) >= 0).all())
-    assert not torch.allclose(edges[1, 8] - edges[1, 0], torch.tensor(1.5))
-
-
 def sphere_lattices(radii: list[float], resolution: int = 24) -> torch.Tensor:
     line = (torch.arange(resolution) + 0.5) / resolution * 2 - 1
     z, y, x = torch.meshgrid(line, line, line, indexing="ij")
@@ -125,7 +101,7 @@ def proposals(min_weight: float, importance: int = 0, randomized: bool = False, 
 @pytest.mark.parametrize("importance", [0, 16])
 def test_nothing_is_left_out_at_weight_zero(importance):
     samples, options = proposals(0.0, importance)
-    start, end = box_interval(options["origins"], options["directions"], 1.0, 0.1, 100.0)
+    start, end, _ = ray_aabb_intersect(options["origins"], options["directions"], CUBE, 0.1, 100.0)
     counts = torch.bincount(samples.ray, minlength=160)
     assert torch.equal(counts, (end > start) * (32 + importance))
     for ray in torch.nonzero(end > start).squeeze(1)[:20]:  # they tile the ray's part in the box

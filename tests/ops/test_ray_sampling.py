@@ -33,6 +33,27 @@ def test_ends_lie_on_the_box():
         torch.testing.assert_close(on_box, torch.ones_like(on_box), atol=1e-5, rtol=0)
 
 
+def test_a_box_equals_a_search_along_the_ray():
+    generator = torch.Generator().manual_seed(0)
+    origins, directions = (torch.randn(200, 3, generator=generator) for _ in range(2))
+    origins *= 1.5
+    directions[100:] = 0.4 * directions[100:] - origins[100:]  # about towards the centre
+    directions[:20, 0], directions[20:30, 1:] = 0, 0  # along faces and edges of the box
+    directions = F.normalize(directions, dim=-1)
+    near, far, radius = 0.2, 3.0, 0.8
+    start, end, found = ray_aabb_intersect(origins, directions, radius * BOX, near, far)
+    t = torch.linspace(near, far, 5601)  # every 0.0005
+    inside = ((origins[:, None] + t[:, None] * directions[:, None]).abs() <= radius).all(-1)
+    hit = inside.any(1)
+    assert 40 < int(hit.sum()) < 190 and bool(found[hit].all())
+    length = (end - start)[hit]
+    assert bool((length > -1e-3).all())
+    first = t[inside[hit].float().argmax(1)]
+    last = t[len(t) - 1 - inside[hit].flip(1).float().argmax(1)]
+    assert torch.allclose(first, start[hit], atol=6e-4) and torch.allclose(last, end[hit], atol=6e-4)
+    assert bool(((end - start)[~hit] < 1e-3).all())  # a corner less than a step wide may be missed
+
+
 def test_rays_without_meaning_miss():
     nan, inf = float("nan"), float("inf")
     o = torch.tensor([[0.0, 0, 0], [0, nan, 0], [0, 0, 0], [inf, 0, 0], [0, 0, 0]])

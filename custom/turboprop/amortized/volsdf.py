@@ -10,23 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from threestudio.models.renderers.surface_density import volsdf_density
-from threestudio.ops.ray_sampling import distances_at_shares
+from threestudio.ops.ray_sampling import distances_at_shares, ray_aabb_intersect, uniform_edges
 from threestudio.ops.volume_rendering import render_weight_from_density_dense
 from torch import Tensor
 
 from .voxel_sampling import corner_weights
-
-
-def box_interval(origins: Tensor, directions: Tensor, radius: float, near: float, far: float) -> tuple[Tensor, Tensor]:
-    """Where rays are inside the cube [-radius, radius]^3, clipped to [near, far]: [R, 3] x 2 -> start, end [R].
-
-    A ray that misses has end <= start.
-    """
-    safe = torch.where(directions.abs() < 1e-9, torch.full_like(directions, 1e-9), directions)
-    first, second = (-radius - origins) / safe, (radius - origins) / safe
-    start = torch.minimum(first, second).amax(-1).clamp_min(near)
-    end = torch.maximum(first, second).amin(-1).clamp_max(far)
-    return start, end
 
 
 @dataclass
@@ -44,18 +32,6 @@ class PackedSamples:
     def points(self, origins: Tensor, directions: Tensor) -> Tensor:
         """The samples' middles on rays [R, 3]: [M, 3]."""
         return origins[self.ray] + self.middle[:, None] * directions[self.ray]
-
-
-def interval_edges(start: Tensor, end: Tensor, count: int, jitter: Tensor | None) -> Tensor:
-    """Edges of `count` intervals that tile [start, end]: [R] x 2 -> [R, count + 1].
-
-    `jitter` [R] in [0, 1) shifts the whole comb by less than one interval, clipped to the ends.
-    """
-    steps = torch.arange(count + 1, device=start.device, dtype=start.dtype)
-    offset = torch.zeros_like(start) if jitter is None else jitter - 0.5
-    share = ((steps + offset[:, None]) / count).clamp(0, 1)
-    share[:, 0], share[:, -1] = 0, 1
-    return start[:, None] + (end - start)[:, None] * share
 
 
 def lattice_distance(lattice: Tensor, points: Tensor, owner: Tensor) -> Tensor:
@@ -82,11 +58,11 @@ def propose_samples(
     randomized: bool,
 ) -> PackedSamples:
     """Samples of all rays whose estimated weight is at least `min_weight`."""
-    start, end = box_interval(origins, directions, radius, near, far)
-    meets = torch.nonzero(end > start).squeeze(1)
+    corner = torch.full((3,), radius, device=origins.device, dtype=origins.dtype)
+    start, end, hit = ray_aabb_intersect(origins, directions, torch.stack([-corner, corner]), near, far)
+    meets = torch.nonzero(hit).squeeze(1)
     start, end, o, d, who = start[meets], end[meets], origins[meets], directions[meets], owner[meets]
-    jitter = torch.rand_like(start) if randomized else None
-    edges = interval_edges(start, end, num_samples, jitter)
+    edges = uniform_edges(start, end, num_samples, stratified=randomized)
 
     def weights_of(edges: Tensor) -> Tensor:  # [R, N + 1] -> [R, N]
         middle = 0.5 * (edges[:, 1:] + edges[:, :-1])
