@@ -2,7 +2,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from threestudio.ops.ray_sampling import cell_of, distances_at_shares, importance_resample, ray_aabb_intersect, uniform_edges
+from threestudio.ops.ray_sampling import (
+    cell_of,
+    distances_at_shares,
+    importance_resample,
+    ray_aabb_intersect,
+    uniform_edges,
+)
 
 BOX = torch.tensor([[-1.0, -1, -1], [1, 1, 1]])
 

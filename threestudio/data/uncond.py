@@ -72,7 +72,7 @@ def _stages(value: Any, key: str) -> List[int]:
 
 
 def stages_of(values: Dict[str, Any], milestones: Any) -> List[List[int]]:
-    """The values of each key for each stage, in lists of one length, and last the steps at which stages begin, -1 first.
+    """The values of each key for each stage, in lists of one length; last the steps at which stages begin, -1 first.
 
     `values` has a number, or one for each stage, for each key of `data`. Raises UserError with the key that is wrong.
     """

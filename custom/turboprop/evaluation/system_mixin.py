@@ -160,7 +160,8 @@ class EvaluatedSystem(SystemMixin):
         background: Tensor,  # [3] in [0, 1]
     ) -> tuple[Tensor, Tensor]:
         """Pictures [V, S, S, 3] and opacities [V, S, S, 1] in [0, 1], on the CPU, one camera at a time."""
-        device, directions = self.geometry.bbox.device, unit_focal_directions(self.evaluation.size, self.evaluation.size)
+        size, device = self.evaluation.size, self.geometry.bbox.device
+        directions = unit_focal_directions(size, size)
         rgb, opacity = [], []
         for view in range(len(c2w)):
             one = slice(view, view + 1)
