@@ -96,7 +96,7 @@ def measure(cases: list[Case], backends: list[str], device: torch.device, repeat
 
 
 def slope(sizes: list[float], values: list[float]) -> float:
-    """Of log(values) over log(sizes), by least squares."""
+    """The slope of log(values) over log(sizes), by least squares."""
     x, y = [math.log(size) for size in sizes], [math.log(value) for value in values]
     x_mean, y_mean = statistics.mean(x), statistics.mean(y)
     return sum((a - x_mean) * (b - y_mean) for a, b in zip(x, y)) / sum((a - x_mean) ** 2 for a in x)

@@ -51,7 +51,7 @@ def naive_hash_grid(positions: torch.Tensor, table: torch.Tensor) -> torch.Tenso
 
 
 def naive_hash_grid_by_corner(positions: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """The same, one look-up [N, F] a corner."""
+    """The grid's features by one look-up [N, F] a corner."""
     corners = torch.cartesian_prod(*[torch.arange(2, device=positions.device)] * 3)
     levels = []
     for level in LAYOUT.levels:

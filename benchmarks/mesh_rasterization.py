@@ -27,7 +27,7 @@ from torch import Tensor  # noqa: E402
 
 from reporting import machine, write_report  # noqa: E402
 
-from threestudio.data.uncond import (  # noqa: E402
+from threestudio.data.cameras import (  # noqa: E402
     batch_of_cameras,
     look_at,
     spherical_to_cartesian,

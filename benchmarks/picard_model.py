@@ -85,7 +85,7 @@ class Machine:
 
 
 def expected_largest(count: int) -> float:
-    """Of `count` standard normal numbers, by the integral of 1 - F^n - F(-x)^n over x > 0."""
+    """The mean of the largest of `count` standard normal numbers, by the integral of 1 - F^n - F(-x)^n over x > 0."""
     normal, width = statistics.NormalDist(), 0.01
     grid = [width * (i + 0.5) for i in range(800)]
     return sum(width * (1 - normal.cdf(x) ** count - normal.cdf(-x) ** count) for x in grid)
@@ -107,7 +107,7 @@ def round_seconds(run: Run, machine: Machine, overheads: List[dict], window: int
 
 
 def seconds_of(run: Run, machine: Machine, overheads: List[dict], window: int, stride: float, devices: int) -> float:
-    """Of a whole run on `devices`, of which no more compute than the window has slots."""
+    """Seconds of a whole run on `devices`, of which no more compute than the window has slots."""
     devices = min(devices, window)
     return run.steps / stride * round_seconds(run, machine, overheads, window, stride, devices)
 

@@ -83,7 +83,7 @@ class Clock:
 
 
 def shapes_of(log2_table: int) -> Dict[str, tuple]:
-    """Of a hash grid of 16 levels and the networks of a NeRF beside it."""
+    """Shapes of the parameters of a hash grid of 16 levels and of the networks of a NeRF beside it."""
     layout = HashGridLayout(log2_hashmap_size=log2_table, per_level_scale=1.4472692012786865)
     return {"grid": (layout.n_entries, 2), "density.0": (64, 32), "density.1": (4, 64), "background.0": (16, 16)}
 
@@ -250,7 +250,7 @@ def measure(args: argparse.Namespace) -> dict:
 
 
 def shares(row: dict, wires: Dict[str, float], gradient: float) -> dict:
-    """Of a round, without true steps: on one device (there with them, too) and on P ranks, by wire."""
+    """Shares of a round, without true steps: on one device (there with them, too) and on P ranks, by wire."""
     whole, shard, window = row["seconds"], row["shard_seconds"], row["window"]
     steps = whole["round"] + whole["true steps"]
     rank = shard["round"] - shard["finiteness"] + whole["finiteness"] / window

@@ -39,7 +39,7 @@ def work(arguments: List[str], clock_file: str) -> None:
 
     @threestudio.register("benchmark-clock")
     class Clock:
-        """Of the trainer's own steps: it stands before Picard's mixin, which computes slots behind it."""
+        """Times the trainer's own steps: it stands before Picard's mixin, which computes slots behind it."""
 
         times: List[float] = []
 

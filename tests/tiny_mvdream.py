@@ -193,7 +193,7 @@ def mvdream_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def community_folder(tmp_path_factory: pytest.TempPathFactory, mvdream_file: Path) -> Path:
-    """The same weights as the community has them in diffusers' layout."""
+    """The tiny weights as the community has them in diffusers' layout."""
     from safetensors.torch import save_file
     from turboprop.teachers.multi_view.convert import convert
 

@@ -163,7 +163,7 @@ def tiny_zero123_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_zero123_unified_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same weights in bennyguo's layout."""
+    """The tiny weights in bennyguo's layout."""
     folder = tmp_path_factory.mktemp("models") / "tiny-zero123-unified"
     return write_tiny_zero123(folder, projection="clip_camera_projection")
 

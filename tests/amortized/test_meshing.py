@@ -108,7 +108,7 @@ def written(tmp_path, ending: str) -> trimesh.Trimesh:
 
 @pytest.mark.parametrize("ending, forward, up", [("obj", 0, 2), ("glb", 2, 1)])
 def test_files_read_back_with_their_axes_and_colours(tmp_path, ending, forward, up):
-    """OBJ keeps the world's axes and sRGB; glTF looks along +z, with +y up, and its vertex colours are linear."""
+    """OBJ keeps the world's axes and sRGB; glTF looks along +z, with +y up, and its colours are linear floats."""
     read, mesh = written(tmp_path, ending)
     left = ({0, 1, 2} - {forward, up}).pop()
     assert read.is_watertight and read.volume == pytest.approx(mesh.volume, rel=1e-3)  # not mirrored
@@ -118,7 +118,7 @@ def test_files_read_back_with_their_axes_and_colours(tmp_path, ending, forward, 
     if ending != "glb":
         colors = read.visual.vertex_colors[:, :3] / 255.0
     else:
-        colors = read.visual.vertex_attributes["color"][:, :3] / 255.0
+        colors = read.visual.vertex_attributes["color"][:, :3]
         assert read.visual.material.metallicFactor == 0
         expected = np.where(expected <= 0.04045, expected / 12.92, ((expected + 0.055) / 1.055) ** 2.4)
     assert np.abs(colors - expected).max() < 0.015

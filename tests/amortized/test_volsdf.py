@@ -1,4 +1,4 @@
-"""VolSDF's density, sampling and compositing."""
+"""Sampling and compositing of many prompts' fields."""
 
 import math
 
@@ -6,33 +6,16 @@ import pytest
 import torch
 from turboprop.amortized.volsdf import (
     PackedSamples,
-    box_interval,
     composite,
     dense_slots,
-    importance_edges,
-    interval_edges,
     lattice_distance,
     propose_samples,
-    volsdf_density,
 )
 
+from threestudio.models.renderers.surface_density import volsdf_density
+from threestudio.ops.ray_sampling import ray_aabb_intersect
 
-def test_density_in_closed_form():
-    """a (1 - exp(a s) / 2) inside, a exp(-a s) / 2 outside (Yariv et al. 2021, eq. 3)."""
-    for a in (5.0, 40.0):
-        s = torch.linspace(-0.5, 0.5, 101, dtype=torch.float64)
-        expected = torch.where(s <= 0, a * (1 - 0.5 * torch.exp(a * s)), 0.5 * a * torch.exp(-a * s))
-        assert torch.allclose(volsdf_density(s, a), expected, atol=1e-12)
-
-
-def test_density_limits_and_slope():
-    a = 30.0
-    s = torch.tensor([-100.0, 0.0, 100.0])
-    assert volsdf_density(s, a).tolist() == [a, a / 2, 0]
-    s = torch.tensor([-0.3, -0.01, 0.02, 0.2], dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(volsdf_density(s, a).sum(), s)
-    assert torch.allclose(slope, -0.5 * a**2 * torch.exp(-a * s.abs()))  # the Laplace density
-    assert bool((volsdf_density(torch.linspace(-1, 1, 500), a).diff() <= 0).all())
+CUBE = torch.tensor([[-1.0, -1, -1], [1, 1, 1]])
 
 
 def ragged(seed: int = 0, rays: int = 7) -> tuple[PackedSamples, torch.Tensor, torch.Tensor]:
@@ -99,43 +82,6 @@ def some_rays(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return origins, torch.nn.functional.normalize(directions, dim=-1)
 
 
-def test_box_interval_equals_a_search_along_the_ray():
-    origins, directions = some_rays(200)
-    near, far, radius = 0.2, 3.0, 0.8
-    start, end = box_interval(origins, directions, radius, near, far)
-    t = torch.linspace(near, far, 5601)  # every 0.0005
-    inside = ((origins[:, None] + t[:, None] * directions[:, None]).abs() <= radius).all(-1)
-    hit = inside.any(1)
-    assert 40 < int(hit.sum()) < 190
-    length = (end - start)[hit]
-    assert bool((length > -1e-3).all())
-    first = t[inside[hit].float().argmax(1)]
-    last = t[len(t) - 1 - inside[hit].flip(1).float().argmax(1)]
-    assert torch.allclose(first, start[hit], atol=6e-4) and torch.allclose(last, end[hit], atol=6e-4)
-    assert bool(((end - start)[~hit] < 1e-3).all())  # a corner less than a step wide may be missed
-
-
-def test_edges_tile_the_interval():
-    start, end = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 4.0])
-    assert torch.allclose(interval_edges(start, end, 4, None)[1], torch.tensor([1, 1.75, 2.5, 3.25, 4]))
-    edges = interval_edges(start, end, 16, torch.tensor([0.01, 0.99]))
-    assert torch.equal(edges[:, 0], start) and torch.equal(edges[:, -1], end)
-    assert bool((edges.diff(dim=1) >= 0).all())
-    assert not torch.allclose(edges[1, 8] - edges[1, 0], torch.tensor(1.5))
-
-
-def test_importance_edges_go_where_the_weights_are():
-    edges = torch.linspace(0, 1, 11).expand(2, -1).contiguous()
-    weights = torch.zeros(2, 10)
-    weights[0, 3], weights[1, 0], weights[1, 9] = 1, 0.5, 0.5
-    uniform = ((torch.arange(64) + 0.5) / 64).expand(2, -1)
-    found = importance_edges(edges, weights, 64, uniform)
-    assert float(((found[0] > 0.3) & (found[0] < 0.4)).float().mean()) > 0.98
-    assert bool((found.diff(dim=1) >= 0).all())
-    low, high = (found[1] < 0.1).float().mean(), (found[1] > 0.9).float().mean()
-    assert float(low) == pytest.approx(0.5, abs=0.03) and float(high) == pytest.approx(0.5, abs=0.03)
-
-
 def sphere_lattices(radii: list[float], resolution: int = 24) -> torch.Tensor:
     line = (torch.arange(resolution) + 0.5) / resolution * 2 - 1
     z, y, x = torch.meshgrid(line, line, line, indexing="ij")
@@ -155,7 +101,7 @@ def proposals(min_weight: float, importance: int = 0, randomized: bool = False, 
 @pytest.mark.parametrize("importance", [0, 16])
 def test_nothing_is_left_out_at_weight_zero(importance):
     samples, options = proposals(0.0, importance)
-    start, end = box_interval(options["origins"], options["directions"], 1.0, 0.1, 100.0)
+    start, end, _ = ray_aabb_intersect(options["origins"], options["directions"], CUBE, 0.1, 100.0)
     counts = torch.bincount(samples.ray, minlength=160)
     assert torch.equal(counts, (end > start) * (32 + importance))
     for ray in torch.nonzero(end > start).squeeze(1)[:20]:  # they tile the ray's part in the box

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from turboprop.amortized.losses import binary_entropy, eikonal, sparsity
 from turboprop.world.cameras import orbit_c2w, pixel_rays
 
 import threestudio
+from threestudio.systems.losses import eikonal_loss
 
 SPHERE, DISTANCE, FOVY = 0.5, 2.7, math.radians(40.0)
 
@@ -151,7 +151,7 @@ def test_gradients_of_the_distance_of_a_sphere():
     assert gradient.shape == (600, 3)
     # Forward differences of |p| are off by step / (2 |p|); few points are near the centre.
     assert float((gradient.norm(dim=-1) - 1).abs().median()) < 2e-3
-    assert float(eikonal(gradient)) < 1e-3
+    assert float(eikonal_loss(gradient)) < 1e-3
     cache = shape.generate_space_cache(torch.zeros(1, 3), torch.zeros(1, 6))
     points = torch.tensor([[0.3, 0.4, 0], [0, 0, -0.8]])
     found = shape.field_of(cache).gradient(points, torch.zeros(2, dtype=torch.int64), 1e-3)
@@ -200,12 +200,6 @@ def test_gradient_of_a_picture_by_finite_differences():
     assert checked > 25
 
 
-def test_regularisers():
-    opacity = torch.tensor([0.0, 1.0]).reshape(1, 2, 1, 1)
-    assert float(sparsity(opacity)) == pytest.approx((0.1 + math.sqrt(1.01)) / 2)
-    assert float(binary_entropy(torch.full((1, 1, 1, 1), 0.5))) == pytest.approx(math.log(2))
-    assert float(binary_entropy(opacity)) < 0.01
-    assert float(eikonal(torch.tensor([[2.0, 0, 0], [0, 1.0, 0]]))) == pytest.approx(0.5)
 
 
 

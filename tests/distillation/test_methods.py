@@ -151,7 +151,7 @@ def test_asd_without_shift_is_a_rescaled_classifier_score():
 
 
 def test_asd_with_a_shift_in_closed_form():
-    """Of one Gaussian, guided or not: w(t) (eps(x_t, t) - eps(x_t', t')), with the same noise in both."""
+    """One Gaussian, guided or not: w(t) (eps(x_t, t) - eps(x_t', t')), with the same noise in both."""
     teacher = two_modes()
     latents, timesteps, noise, shifted = draw(6)
     assert (shifted > timesteps).any()

@@ -35,7 +35,7 @@ def call(guidance, utils, seed=1):
 
 
 def test_sds_under_other_names(tiny_sd_folder, utils):
-    """The same gradient as the project's own SDS at the same scale, times 1 - sqrt(abar) over 1 - abar."""
+    """Its gradient is that of the project's own SDS at the same scale, times 1 - sqrt(abar) over 1 - abar."""
     plain = call(
         build(
             "turboprop-sds-guidance",

@@ -107,7 +107,7 @@ def test_splitting_draws_from_the_global_generator():
 
 
 def test_a_decision_changes_no_others_random_numbers():
-    """Of five large Gaussians the second is split or not: the halves of all others are the same."""
+    """The second of five large Gaussians is split or not: the halves of all others are the same."""
     splits, spares = (state_of([0.4] * 5, [1.0, second, 1.0, 1.0, 0.0]) for second in (1.0, 0.0))
     results = []
     for state in (splits, spares):
@@ -219,7 +219,7 @@ def test_statistics_count_visible_views_only():
 
 @pytest.mark.parametrize("factor", [2, 5])
 def test_statistics_do_not_depend_on_the_image_size(factor):
-    """The same loss over a larger image has smaller gradients by pixel."""
+    """One loss over a larger image has smaller gradients by pixel."""
     visible, radii = torch.ones(1, 3, dtype=torch.bool), torch.ones(1, 3)
     gradients = torch.randn(1, 3, 2, generator=torch.Generator().manual_seed(0))
     zeros = Statistics.zeros(torch.zeros(3))

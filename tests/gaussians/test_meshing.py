@@ -104,7 +104,7 @@ def test_random_gaussians_have_closed_surfaces():
 
 
 def test_no_surface_is_said():
-    """Of one that is too faint it shows without a grid, of two that are far apart on it alone."""
+    """One that is too faint shows it without a grid, two that are far apart on it alone."""
     with pytest.raises(EmptyDensity, match="density is at most 0.1, the sum of their opacities, the surface's is 0.5"):
         gaussian_surface(gaussians_of([[0.0, 0, 0]], 0.1, [0.1]), torch.zeros(1, 3), 16, 0.5)
     with pytest.raises(EmptyDensity, match="density is at most 0.[0-3].* on a grid of 16 points, the surface's is 0.5"):

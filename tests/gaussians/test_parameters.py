@@ -5,43 +5,7 @@ import math
 import pytest
 import torch
 from turboprop.gaussians.parameters import activate, base_colors, effective, from_points, with_normals, with_sh_degree
-from turboprop.gaussians.spherical_harmonics import rgb_to_sh, sh_basis, sh_size, sh_to_rgb, view_colors
-
-
-def sphere_quadrature(n: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
-    """Directions [K, 3] and weights [K] that integrate polynomials of degree < 2n over the sphere exactly."""
-    import numpy as np
-
-    z, w = np.polynomial.legendre.leggauss(n)
-    angle = torch.arange(2 * n, dtype=torch.float64) * math.pi / n
-    z, w = torch.from_numpy(z), torch.from_numpy(w)
-    r = (1 - z * z).sqrt()
-    directions = torch.stack(
-        [r[:, None] * angle.cos(), r[:, None] * angle.sin(), z[:, None].expand(-1, 2 * n)], -1
-    ).reshape(-1, 3)
-    return directions, (w[:, None] * torch.full((2 * n,), math.pi / n, dtype=torch.float64)).reshape(-1)
-
-
-def test_the_basis_is_orthonormal():
-    directions, weights = sphere_quadrature()
-    basis = sh_basis(directions, 3)
-    gram = torch.einsum("k,ki,kj->ij", weights, basis, basis)
-    assert torch.allclose(gram, torch.eye(16, dtype=torch.float64), atol=1e-12)
-
-
-def test_the_basis_has_the_order_and_signs_of_gaussian_files():
-    """Values at a point, with the constants that viewers use."""
-    x, y, z = 0.48, 0.6, 0.64
-    basis = sh_basis(torch.tensor([x, y, z], dtype=torch.float64), 3)
-    expected = {
-        0: 0.28209479177387814, 1: -0.4886025119029199 * y, 2: 0.4886025119029199 * z, 3: -0.4886025119029199 * x,
-        4: 1.0925484305920792 * x * y, 6: 0.31539156525252005 * (2 * z * z - x * x - y * y),
-        7: -1.0925484305920792 * x * z, 9: -0.5900435899266435 * y * (3 * x * x - y * y),
-        12: 0.3731763325901154 * z * (2 * z * z - 3 * x * x - 3 * y * y),
-        15: -0.5900435899266435 * x * (x * x - 3 * y * y),
-    }  # fmt: skip
-    for index, value in expected.items():
-        assert basis[index].item() == pytest.approx(value, abs=1e-12)
+from turboprop.gaussians.spherical_harmonics import rgb_to_sh, sh_size, sh_to_rgb, view_colors
 
 
 def test_view_colors():

@@ -8,7 +8,7 @@ from turboprop.gaussians.depth_normals import camera_directions, normals_from_de
 from turboprop.gaussians.geometry import GaussianSplatting
 
 import threestudio
-from threestudio.data.uncond import batch_of_cameras, look_at, unit_focal_directions
+from threestudio.data.cameras import batch_of_cameras, look_at, unit_focal_directions
 from threestudio.ops.gaussian_rasterization.projection import intrinsics_from_fov
 
 

@@ -7,7 +7,9 @@ from PIL import Image
 
 from threestudio.utils import images, video
 from threestudio.utils.errors import UserError
+from threestudio.utils.glb_files import world_to_gltf
 from threestudio.utils.loss import tv_loss
+from threestudio.utils.mesh_reading import rotation_to_world
 from threestudio.utils.saving import SaverMixin
 
 
@@ -151,6 +153,13 @@ def test_obj_with_a_material(saver, tmp_path):
     assert "mtllib m.mtl" in text and "usemtl default" in text and "f 1/1 2/2 3/3" in text
     assert "vt 0.000000 1.000000" in text  # images start at the top, OBJ at the bottom
     assert read(written[2])[0, 0].tolist() == [255, 0, 0]
+
+
+def test_axes_of_gltf_are_those_that_its_reader_turns_back():
+    vectors = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 1.0]])
+    turned = world_to_gltf(vectors)
+    assert turned.tolist() == [[2, 3, 1], [0, 1, 0]]
+    assert np.array_equal(turned.numpy() @ rotation_to_world("+y", "+z").T, vectors.numpy())
 
 
 def test_glb_with_vertex_colors(saver):

@@ -2,7 +2,7 @@
 
 import torch
 
-from threestudio.data.uncond import batch_of_cameras, look_at, spherical_to_cartesian, unit_focal_directions
+from threestudio.data.cameras import batch_of_cameras, look_at, spherical_to_cartesian, unit_focal_directions
 
 FOVY = 0.9  # radians
 

@@ -103,7 +103,7 @@ def test_area_of_a_sphere_and_its_derivative_in_the_radius(subdivisions):
 
 @pytest.mark.parametrize("subdivisions", [1, 3])
 def test_gradients_along_a_motion_add_up_to_the_finite_difference(subdivisions):
-    """Of weighted masks, over two pixels of shift along each axis and of growth, on coarse and fine meshes.
+    """Derivatives of weighted masks, over two pixels of shift along each axis and of growth, on coarse and fine meshes.
 
     Added up, because the derivative of a picture of samples is one of pieces: between two of them a crossing passes
     from one edge to the next, whose slant is another.

@@ -2,7 +2,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from threestudio.ops.ray_sampling import cell_of, importance_resample, ray_aabb_intersect, uniform_edges
+from threestudio.ops.ray_sampling import (
+    cell_of,
+    distances_at_shares,
+    importance_resample,
+    ray_aabb_intersect,
+    uniform_edges,
+)
 
 BOX = torch.tensor([[-1.0, -1, -1], [1, 1, 1]])
 
@@ -31,6 +37,27 @@ def test_ends_lie_on_the_box():
     for t in (t_min[hit], t_max[hit]):
         on_box = (o[hit] + d[hit] * t[:, None]).abs().amax(-1)
         torch.testing.assert_close(on_box, torch.ones_like(on_box), atol=1e-5, rtol=0)
+
+
+def test_a_box_equals_a_search_along_the_ray():
+    generator = torch.Generator().manual_seed(0)
+    origins, directions = (torch.randn(200, 3, generator=generator) for _ in range(2))
+    origins *= 1.5
+    directions[100:] = 0.4 * directions[100:] - origins[100:]  # about towards the centre
+    directions[:20, 0], directions[20:30, 1:] = 0, 0  # along faces and edges of the box
+    directions = F.normalize(directions, dim=-1)
+    near, far, radius = 0.2, 3.0, 0.8
+    start, end, found = ray_aabb_intersect(origins, directions, radius * BOX, near, far)
+    t = torch.linspace(near, far, 5601)  # every 0.0005
+    inside = ((origins[:, None] + t[:, None] * directions[:, None]).abs() <= radius).all(-1)
+    hit = inside.any(1)
+    assert 40 < int(hit.sum()) < 190 and bool(found[hit].all())
+    length = (end - start)[hit]
+    assert bool((length > -1e-3).all())
+    first = t[inside[hit].float().argmax(1)]
+    last = t[len(t) - 1 - inside[hit].flip(1).float().argmax(1)]
+    assert torch.allclose(first, start[hit], atol=6e-4) and torch.allclose(last, end[hit], atol=6e-4)
+    assert bool(((end - start)[~hit] < 1e-3).all())  # a corner less than a step wide may be missed
 
 
 def test_rays_without_meaning_miss():
@@ -78,3 +105,15 @@ def test_resampling_without_weight_is_uniform():
     edges = torch.linspace(2, 4, 5).expand(3, -1)
     new = importance_resample(edges, torch.zeros(3, 4), 10, stratified=False)
     torch.testing.assert_close(new, torch.linspace(2, 4, 11).expand(3, -1), atol=1e-5, rtol=0)
+
+
+def test_shares_lie_where_the_weights_are():
+    edges = torch.linspace(0, 1, 11).expand(2, -1).contiguous()
+    weights = torch.zeros(2, 10)
+    weights[0, 3], weights[1, 0], weights[1, 9] = 1, 0.5, 0.5
+    uniform = ((torch.arange(64) + 0.5) / 64).expand(2, -1)
+    found = distances_at_shares(edges, weights, uniform)
+    assert float(((found[0] > 0.3) & (found[0] < 0.4)).float().mean()) > 0.98
+    assert bool((found.diff(dim=1) >= 0).all())
+    low, high = (found[1] < 0.1).float().mean(), (found[1] > 0.9).float().mean()
+    assert float(low) == pytest.approx(0.5, abs=0.03) and float(high) == pytest.approx(0.5, abs=0.03)

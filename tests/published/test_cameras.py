@@ -5,12 +5,17 @@ import math
 import pytest
 import torch
 
+from threestudio.data.cameras import (
+    batch_of_poses,
+    cartesian_to_spherical,
+    look_at,
+    spherical_to_cartesian,
+    unit_focal_directions,
+)
 from threestudio.data.uncond import (
     RandomCameraDataModuleConfig,
     RandomCameraDataset,
     RandomCameraIterableDataset,
-    look_at,
-    spherical_to_cartesian,
 )
 from threestudio.utils.config import parse_structured
 from threestudio.utils.ops import (
@@ -46,8 +51,27 @@ def test_elevation_and_azimuth(elevation, azimuth, position):
     close(spherical_to_cartesian(*angles, torch.tensor([2.0])), torch.tensor([position], dtype=torch.float32))
 
 
+def test_places_read_back():
+    """Angles of positions, also straight above and at the origin, which has none."""
+    positions = torch.tensor([[0.0, 2, 0], [-2, 0, 0], [0, 0, 2], [math.sqrt(3) / 2, -1.5, 1], [0, 0, 0]])
+    elevation, azimuth, distance = cartesian_to_spherical(positions)
+    close(elevation.rad2deg(), [0.0, 0, 90, 30, 0])
+    close(azimuth.rad2deg(), [90.0, 180, 0, -60, 0])
+    close(distance, [2.0, 2, 2, 2, 0])
+
+
+def test_the_batch_of_a_pose_says_where_it_is():
+    batch = batch_of_poses(FRONT.repeat(2, 1, 1), RIGHT_ANGLE.repeat(2), unit_focal_directions(2, 2))
+    for key, value in {"elevation": 0.0, "azimuth": 0.0, "camera_distances": 1.0}.items():
+        close(batch[key], [value] * 2)
+    close(batch["light_positions"], [[1.0, 0, 0]] * 2)
+    close(batch["rays_d"][1, 0, 0], torch.tensor([-1.0, -0.5, 0.5]) / 1.5**0.5)
+    close(batch["mvp_mtx"] @ torch.tensor([0.0, 0, 0.5, 1]), [[0.0, -0.5, 0.98019802, 1]] * 2)
+    assert (batch["height"], batch["width"]) == (2, 2)
+
+
 def test_rays_go_through_the_centres_of_pixels():
-    """Of 2 x 2 pixels at 90 degrees the focal length is 1 pixel: the first, at the top left, is at (-1/2, 1/2)."""
+    """With 2 x 2 pixels at 90 degrees the focal length is 1 pixel: the first, at the top left, is at (-1/2, 1/2)."""
     directions = get_ray_directions(2, 2, 1.0)
     close(directions[0, 0], [-0.5, 0.5, -1.0])
     close(directions[1, 1], [0.5, -0.5, -1.0])

@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from turboprop.amortized import losses as amortized
-from turboprop.gaussians import losses as gaussian_losses
+from turboprop.gaussians.losses import PICTURE_LOSSES
 
 import threestudio
 from threestudio.models.mesh import Mesh
@@ -28,27 +27,32 @@ def test_orientation():
 OPACITY = torch.tensor([0.0, 0.3, 1.0]).view(1, 1, 3, 1)
 
 
-@pytest.mark.parametrize(
-    "sparsity", [losses.sparsity_loss, amortized.sparsity, lambda o: gaussian_losses.sparsity_loss({"opacity": o})]
-)
-def test_sparsity(sparsity):
+def test_sparsity():
     """DreamFusion, appendix A.2: mean of sqrt(o^2 + 0.01)."""
-    assert sparsity(OPACITY).item() == pytest.approx((0.1 + 0.1**0.5 + 1.01**0.5) / 3)
+    assert losses.sparsity_loss(OPACITY).item() == pytest.approx((0.1 + 0.1**0.5 + 1.01**0.5) / 3)
 
 
-@pytest.mark.parametrize(
-    "entropy", [losses.opaque_loss, amortized.binary_entropy, lambda o: gaussian_losses.opaque_loss({"opacity": o})]
-)
-def test_binary_entropy(entropy):
+def test_binary_entropy():
     """-o ln o - (1 - o) ln(1 - o), o kept 0.001 off both ends."""
     end = -(0.001 * math.log(0.001) + 0.999 * math.log(0.999))
     inside = -(0.3 * math.log(0.3) + 0.7 * math.log(0.7))
-    assert entropy(OPACITY).item() == pytest.approx((2 * end + inside) / 3, rel=1e-4)
+    assert losses.opaque_loss(OPACITY).item() == pytest.approx((2 * end + inside) / 3, rel=1e-4)
 
 
-@pytest.mark.parametrize("eikonal", [losses.eikonal_loss, amortized.eikonal])
-def test_eikonal(eikonal):
-    assert eikonal(torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.5, 0.0]])).item() == pytest.approx((16 + 0.25) / 2)
+def test_gaussians_have_the_same_losses_of_pictures():
+    out = {"opacity": OPACITY, "comp_rgb": OPACITY.expand(1, 1, 3, 3), "depth": torch.cat([OPACITY, 2 * OPACITY], 1)}
+    found = {name: loss(out).item() for name, loss in PICTURE_LOSSES.items() if name != "tv_loss"}
+    across, down = (0.3**2 + 0.7**2) * (1 + 4) / 4, (0.3**2 + 1) / 3
+    expected = {"sparsity": losses.sparsity_loss(OPACITY), "opaque": losses.opaque_loss(OPACITY)}
+    assert found == pytest.approx({name: loss.item() for name, loss in expected.items()} | {
+        "depth_tv_loss": 2 * (across + down)
+    })  # fmt: skip
+
+
+def test_eikonal():
+    """Mean of (|grad s| - 1)^2 (Gropp et al. 2020, equation 3)."""
+    gradient = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.5, 0.0]])
+    assert losses.eikonal_loss(gradient).item() == pytest.approx((16 + 0.25) / 2)
 
 
 def test_z_variance_is_of_rays_more_than_half_opaque():
@@ -57,7 +61,7 @@ def test_z_variance_is_of_rays_more_than_half_opaque():
 
 
 def test_total_variation_has_threestudios_factor():
-    """Of one channel (0 1; 3 5): rows differ by 3 and 4, columns by 1 and 2: 2 (25/2 + 5/2)."""
+    """One channel (0 1; 3 5): rows differ by 3 and 4, columns by 1 and 2: 2 (25/2 + 5/2)."""
     image = torch.tensor([[0.0, 1.0], [3.0, 5.0]]).view(1, 1, 2, 2)
     assert tv_loss(image).item() == pytest.approx(30)
     both = torch.cat([image, torch.zeros_like(image)], 1)  # a mean over channels, and over images

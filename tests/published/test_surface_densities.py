@@ -5,30 +5,44 @@ import math
 import numpy as np
 import pytest
 import torch
-from turboprop.amortized.volsdf import volsdf_density as amortized_density
 from turboprop.world.cameras import orbit_c2w, pixel_rays
 
 import threestudio
-from threestudio.models.renderers.neus_volume_renderer import (
-    LearnedVariance,
-    annealed_cosine,
-    neus_alpha,
-    volsdf_density,
-)
+from threestudio.models.renderers.neus_volume_renderer import LearnedVariance
+from threestudio.models.renderers.surface_density import annealed_cosine, neus_alpha, volsdf_density
 
 LN2 = math.log(2)
 
 
-@pytest.mark.parametrize("density", [volsdf_density, lambda s, a: amortized_density(s, float(a))])
-def test_volsdf_is_the_laplace_distributions(density):
+@pytest.mark.parametrize("a", [20.0, torch.tensor(20.0)])
+def test_volsdf_is_the_laplace_distributions(a):
     """sigma = a Psi_b(-s) with a = 1 / b (Yariv et al. 2021, equations 2 and 3): Psi(-b ln 2) is 1/4."""
-    a = torch.tensor(20.0)
     s = torch.tensor([0.0, LN2 / 20, -LN2 / 20, 10.0, -10.0])
-    assert density(s, a).tolist() == pytest.approx([10.0, 5.0, 15.0, 0.0, 20.0], rel=1e-5)
+    assert volsdf_density(s, a).tolist() == pytest.approx([10.0, 5.0, 15.0, 0.0, 20.0], rel=1e-5)
+
+
+def test_density_in_closed_form():
+    """a (1 - exp(a s) / 2) inside, a exp(-a s) / 2 outside (Yariv et al. 2021, eq. 3)."""
+    for a in (5.0, 40.0):
+        s = torch.linspace(-0.5, 0.5, 101, dtype=torch.float64)
+        expected = torch.where(s <= 0, a * (1 - 0.5 * torch.exp(a * s)), 0.5 * a * torch.exp(-a * s))
+        assert torch.allclose(volsdf_density(s, a), expected, atol=1e-12)
+
+
+def test_density_limits_and_slope():
+    a = 30.0
+    s = torch.tensor([-100.0, 0.0, 100.0])
+    assert volsdf_density(s, a).tolist() == [a, a / 2, 0]
+    s = torch.tensor([-0.3, -0.01, 0.02, 0.2], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(volsdf_density(s, a).sum(), s)
+    assert torch.allclose(slope, -0.5 * a**2 * torch.exp(-a * s.abs()))  # the Laplace density
+    assert bool((volsdf_density(torch.linspace(-1, 1, 500), a).diff() <= 0).all())
 
 
 def test_threestudios_cap_on_the_density():
-    assert volsdf_density(torch.tensor([-1.0]), torch.tensor(500.0)).item() == pytest.approx(80)
+    thin = LearnedVariance(0.7)
+    assert thin.inv_std.item() == pytest.approx(math.exp(7), rel=1e-5)
+    assert volsdf_density(torch.tensor([-1.0]), thin.volsdf_inv_std).item() == pytest.approx(80)
 
 
 def test_neus_opacity_of_an_interval():
@@ -70,7 +84,7 @@ def exact_opacity(origins: np.ndarray, directions: np.ndarray, a: float) -> np.n
 
 @torch.no_grad()
 def opacity_errors(**config) -> np.ndarray:
-    """Of the rays of a sphere's picture by the generative renderer [400]."""
+    """Errors of the rays' opacity in a sphere's picture by the generative renderer [400]."""
     torch.manual_seed(0)
     shape = threestudio.find("turboprop-3dconv-net")({
         "radius": 1.0, "text_dim": 6, "noise_dim": 3, "style_dim": 8, "feature_dim": 5, "hidden_dim": 8,

@@ -6,12 +6,19 @@ import pytest
 import torch
 from turboprop.teachers import GaussianMixtureTeacher
 from turboprop.teachers.contract import Cameras
-from turboprop.teachers.prompts.views import PerpNegDecays, ViewThresholds, perp_neg_blend, view_index, view_prompts
 
 import threestudio
 from threestudio.models.prompt_processors.base import PromptProcessor, PromptProcessorOutput
-
-SIDE, FRONT, BACK, OVERHEAD = range(4)
+from threestudio.models.prompt_processors.views import (
+    BACK,
+    FRONT,
+    OVERHEAD,
+    SIDE,
+    ViewKeys,
+    direction_index,
+    perp_neg_embeddings,
+    view_directions,
+)
 
 # azimuth: view with thresholds of 45 degrees, elevation 0
 SEEN = {0: FRONT, 44: FRONT, -44: FRONT, 46: SIDE, -90: SIDE, 134: SIDE, 136: BACK, 180: BACK, -180: BACK, 400: FRONT}
@@ -43,22 +50,24 @@ def cameras(azimuth: float, elevation: float = 0.0) -> tuple[torch.Tensor, torch
 
 
 def test_view_prompts_in_order():
-    assert view_prompts("a chair") == [f"a chair, {view} view" for view in ("side", "front", "back", "overhead")]
-    assert view_prompts("a chair", True)[BACK] == "backside view of a chair"
-    assert single().prompts_vd == view_prompts("a chair")
-    assert single(view_dependent_prompt_front=True).prompts_vd == view_prompts("a chair", True)
+    names = ("side", "front", "back", "overhead")
+    assert single().prompts_vd == [f"a chair, {view} view" for view in names]
+    first = [f"{view} view of a chair" for view in ("side", "front", "backside", "overhead")]
+    assert single(view_dependent_prompt_front=True).prompts_vd == first
+    directions = view_directions(ViewKeys(view_dependent_prompt_front=True))
+    assert [direction.prompt("a chair") for direction in directions] == first
 
 
 @pytest.mark.parametrize("azimuth, view", SEEN.items())
 def test_a_camera_sees_a_view(azimuth, view):
     elevation, angle, distance = cameras(azimuth)
-    assert view_index(elevation, angle, ViewThresholds()).item() == view
+    assert direction_index(view_directions(ViewKeys()), elevation, angle, distance).item() == view
     assert single().get_direction_index(elevation, angle, distance).item() == view
 
 
 def test_an_overhead_camera_sees_the_top_whatever_its_azimuth():
     for elevation, view in ((60.0, FRONT), (60.1, OVERHEAD)):
-        assert view_index(*cameras(0, elevation)[:2], ViewThresholds()).item() == view
+        assert direction_index(view_directions(ViewKeys()), *cameras(0, elevation)).item() == view
         assert single().get_direction_index(*cameras(0, elevation)).item() == view
 
 
@@ -67,11 +76,6 @@ def test_perp_neg_between_views(azimuth, expected):
     """Armandpour et al. 2023, section 4.2, with the decays a exp(-b r) + c of threestudio's configs."""
     views, shares, negatives, strengths = expected
     elevation, angle, distance = cameras(azimuth)
-    blend = perp_neg_blend(elevation, angle, ViewThresholds(), PerpNegDecays())
-    assert blend.views[0].tolist() == list(views) and blend.negative_views[0].tolist() == list(negatives)
-    assert blend.shares[0].tolist() == pytest.approx(shares)
-    assert blend.negative_weights[0].tolist() == pytest.approx([-s for s in strengths], abs=1e-6)
-
     output = single()
     embeddings, weights = output.get_text_embeddings_perp_neg(elevation, angle, distance)
     positive, unconditional, *pushed = embeddings
@@ -80,6 +84,18 @@ def test_perp_neg_between_views(azimuth, expected):
     assert torch.equal(unconditional, output.uncond_text_embeddings[0])
     assert all(torch.equal(one, of_views[view]) for one, view in zip(pushed, negatives))
     assert weights[0].tolist() == pytest.approx([-s for s in strengths], abs=1e-6)
+
+
+def test_perp_neg_from_overhead_pushes_nothing_away():
+    """A camera of another prompt beside it does not matter: each has its own row of views."""
+    views = torch.eye(8).view(2, 4, 1, 8)
+    overhead = torch.tensor([False, True])
+    embeddings, weights = perp_neg_embeddings(
+        views, -torch.ones(2, 1, 8), torch.tensor([0.0, 45.0]), overhead, ViewKeys()
+    )
+    assert torch.equal(embeddings[:2], torch.stack([views[0, FRONT], views[1, OVERHEAD]]))
+    assert torch.equal(embeddings[4:6], torch.stack([views[0, FRONT], views[0, SIDE]]))
+    assert torch.equal(embeddings[6:], -torch.ones(2, 1, 8)) and weights[1].tolist() == [0, 0]
 
 
 def guidance(name: str, **cfg):

@@ -47,7 +47,7 @@ def test_the_spread_of_depth_is_of_normalised_weights():
 
 
 class Fog(BaseImplicitGeometry):
-    """The same density everywhere in the cube of radius 1."""
+    """One density everywhere in the cube of radius 1."""
 
     density = 0.3
 
@@ -109,7 +109,7 @@ def test_without_grid_prune_thin_fog_is_seen(prune_alpha_threshold, training):
 
 @pytest.mark.parametrize("mode", [{"use_volsdf": True}, {}])
 def test_without_grid_prune_neus_drops_nothing_either(mode):
-    """The same distance everywhere, and normals against the ray: each step has an opacity of less than 0.01."""
+    """One distance everywhere, and normals against the ray: each step has an opacity of less than 0.01."""
     geometry = Sheet({})
     keys = {"num_samples_per_ray": 128, "grid_prune": False, "randomized": False, **mode}
     out = renderer(geometry, "neus-volume-renderer", **keys).eval()(**one_ray())

@@ -107,7 +107,7 @@ def test_a_library_file_and_further_prompts(make, tmp_path):
     assert processor.prompts_of("test") == ["a red car"]
     assert processor("a chair").global_embeddings.shape == (1, 16)
     assert processor(["a red car"]).prompts == ["a red car"]
-    with pytest.raises(ValueError, match="split of train, val, test, got 'tests'; nearest: 'test'"):
+    with pytest.raises(ValueError, match="split of train, val, test, got 'tests'; nearest: test"):
         processor.prompts_of("tests")
 
 
@@ -121,7 +121,7 @@ def test_libraries_are_found_by_name(tmp_path, monkeypatch):
 
 def test_an_unknown_prompt_names_the_nearest(make):
     with pytest.raises(
-        ValueError, match="prompt 'a red chai' is not among the 3 encoded ones; nearest: 'a red chair'"
+        ValueError, match="prompt 'a red chai' is not among the 3 encoded ones; nearest: a red chair"
     ):
         make(prompts=PROMPTS)(["a red chai"])
 
@@ -131,7 +131,7 @@ def test_an_unknown_prompt_names_the_nearest(make):
     [
         ("{", "is not valid JSON: .*line 1"),
         ("[]", r"expected \{\"train\": .* got a list"),
-        ('{"trian": ["a"]}', "unknown split 'trian'; expected train, val, test; nearest: 'train'"),
+        ('{"trian": ["a"]}', "unknown split 'trian'; nearest: train"),
         ("{}", 'is empty: expected at least one prompt in "train"'),
         ('{"train": []}', "is empty"),
         ('{"train": "a"}', "train: expected a list of prompts, got a str"),

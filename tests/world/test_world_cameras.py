@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from turboprop.teachers.prompts.views import ViewThresholds, view_index
 from turboprop.world.cameras import orbit_c2w, pixel_rays, view_direction
 
-from threestudio.data.uncond import camera_rays, look_at, spherical_to_cartesian, unit_focal_directions
+from threestudio.data.cameras import camera_rays, look_at, spherical_to_cartesian, unit_focal_directions
+from threestudio.models.prompt_processors.views import ViewKeys, direction_index, view_directions
 
 
 def some_cameras(count: int = 40) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -75,7 +75,7 @@ def test_view_words(elevation, azimuth, word):
 
 
 def test_captions_and_prompt_processors_use_the_same_words():
-    elevation, azimuth, _ = some_cameras(300)
+    elevation, azimuth, distance = some_cameras(300)
     words = ("side", "front", "back", "overhead")
-    index = view_index(elevation, azimuth, ViewThresholds())
+    index = direction_index(view_directions(ViewKeys()), elevation, azimuth, distance)
     assert [words[i] for i in index] == [view_direction(float(e), float(a)) for e, a in zip(elevation, azimuth)]

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 import threestudio
-from threestudio.data.reference_views import ReferenceViews, SizedViews, camera_batch, orbit_camera, single_view
+from threestudio.data.cameras import batch_of_poses, unit_focal_directions
+from threestudio.data.reference_views import ReferenceViews, SizedViews, orbit_camera, single_view
 from threestudio.data.uncond import (
     RandomCameraDataModuleConfig,
     RandomCameraDataset,
     RandomCameraIterableDataset,
     stages_of,
-    unit_focal_directions,
 )
 from threestudio.utils.base import Updateable
 from threestudio.utils.config import parse_structured
@@ -109,9 +109,9 @@ class ReferenceViewsIterableDataset(IterableDataset, Updateable):
         mask [B, H, W, 1], bool, or alpha where it is soft; ref_depth, ref_normal where required, else None;
         random_camera, a batch of its own."""
         cfg, sized, which = self.cfg, self.sized, self._chosen()
-        directions = self.directions_unit_focal
+        c2w, fovy, directions = self.views.c2w[which], self.views.fovy[which], self.directions_unit_focal
         result = {
-            **camera_batch(self.views[which], directions, cfg.rays_d_normalize, cfg.rays_noise_scale),
+            **batch_of_poses(c2w, fovy, directions, cfg.rays_d_normalize, cfg.rays_noise_scale),
             "rgb": sized.rgb[which],
             "mask": (sized.alpha if self.soft_mask else sized.mask)[which],
             "ref_depth": None if sized.depth is None else sized.depth[which],

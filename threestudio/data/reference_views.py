@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor
 
-from threestudio.data.uncond import batch_of_cameras, look_at, spherical_to_cartesian, unit_focal_directions
+from threestudio.data.cameras import cartesian_to_spherical, look_at_origin, spherical_to_cartesian
 from threestudio.utils.errors import UserError
 from threestudio.utils.picture_files import COVERED, padded, read_map, read_object, resized, resized_channels
 
@@ -34,11 +34,11 @@ class ReferenceViews:
 
     @property
     def elevation(self) -> Tensor:  # [V], degrees
-        return torch.rad2deg(torch.asin((self.c2w[:, 2, 3] / self.distances).clamp(-1, 1)))
+        return cartesian_to_spherical(self.c2w[:, :3, 3])[0].rad2deg()
 
     @property
-    def azimuth(self) -> Tensor:  # [V], degrees in (-180, 180]
-        return torch.rad2deg(torch.atan2(self.c2w[:, 1, 3], self.c2w[:, 0, 3]))
+    def azimuth(self) -> Tensor:  # [V], degrees in [-180, 180]
+        return cartesian_to_spherical(self.c2w[:, :3, 3])[1].rad2deg()
 
     def __getitem__(self, which: Tensor) -> ReferenceViews:  # [N], integer
         def chosen(values: Optional[tuple[Tensor, ...]]) -> Optional[tuple[Tensor, ...]]:
@@ -75,33 +75,10 @@ class SizedViews:
         return self.rgb * self.alpha + (1 - self.alpha)
 
 
-def camera_batch(
-    views: ReferenceViews,
-    directions: Tensor,  # of focal length 1 [H, W, 3]
-    rays_d_normalize: bool = True,
-    rays_noise_scale: float = 0.0,  # see `get_rays`
-) -> dict[str, Any]:
-    """The cameras of V pictures as random-camera-datamodule has them; the lights are at the cameras."""
-    cameras = batch_of_cameras(views.c2w, views.fovy, directions, rays_d_normalize, rays_noise_scale)
-    return {
-        **cameras,
-        "light_positions": cameras["camera_positions"],
-        "elevation": views.elevation,
-        "azimuth": views.azimuth,
-        "camera_distances": views.distances,
-    }
-
-
-def reference_batch(views: ReferenceViews, size: int) -> dict[str, Any]:
-    """The cameras of V pictures, for square renders of a size in pixels."""
-    return camera_batch(views, unit_focal_directions(size, size))
-
-
 def orbit_camera(elevation_deg: float, azimuth_deg: float, distance: float) -> Tensor:
     """A camera [1, 4, 4] that looks at the origin from a place in degrees and world units."""
     angles = (torch.tensor([math.radians(angle)]) for angle in (elevation_deg, azimuth_deg))
-    position = spherical_to_cartesian(*angles, torch.tensor([float(distance)]))
-    return look_at(position, torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 1.0]]))
+    return look_at_origin(spherical_to_cartesian(*angles, torch.tensor([float(distance)])))
 
 
 def single_view(

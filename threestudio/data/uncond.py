@@ -18,13 +18,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import threestudio
+from threestudio.data.cameras import (
+    batch_of_cameras,
+    look_at_origin,
+    look_at,
+    spherical_to_cartesian,
+    unit_focal_directions,
+)
 from threestudio.utils.base import Updateable
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
 from threestudio.utils.memory import check_memory
-from threestudio.utils.ops import get_mvp_matrix, get_projection_matrix, get_ray_directions, get_rays
 
-NEAR, FAR = 0.01, 100.0  # planes of the projection matrix, world units
 BYTES_BY_RAY = 4 * (3 + 3 + 3)  # its origin, its direction, and the camera's own direction
 
 
@@ -51,7 +56,8 @@ class RandomCameraDataModuleConfig:
     eval_elevation_deg: float = 15.0  # degrees
     eval_camera_distance: float = 1.5  # world units
     eval_fovy_deg: float = 70.0  # degrees
-    light_sample_strategy: str = "dreamfusion"  # dreamfusion: around the camera; magic3d: 30 to 90 degrees above its view
+    # dreamfusion: around the camera; magic3d: 30 to 90 degrees above its view
+    light_sample_strategy: str = "dreamfusion"
     batch_uniform_azimuth: bool = True  # one camera in each of B equal sectors
     progressive_until: int = 0  # step up to which the angles widen from the evaluation view to their ranges
     rays_d_normalize: bool = True  # whether ray directions have unit length
@@ -66,7 +72,7 @@ def _stages(value: Any, key: str) -> List[int]:
 
 
 def stages_of(values: Dict[str, Any], milestones: Any) -> List[List[int]]:
-    """The values of each key for each stage, all lists of one length, and last the steps at which stages begin, -1 first.
+    """The values of each key for each stage, in lists of one length; last the steps at which stages begin, -1 first.
 
     `values` has a number, or one for each stage, for each key of `data`. Raises UserError with the key that is wrong.
     """
@@ -78,7 +84,8 @@ def stages_of(values: Dict[str, Any], milestones: Any) -> List[List[int]]:
         stages[key] = given * n_stages if len(given) == 1 else given
     milestones = list(milestones)
     if n_stages > 1 and len(milestones) != n_stages - 1:
-        raise UserError(f"data.resolution_milestones: expected {n_stages - 1} steps for {n_stages} stages, got {milestones}")
+        expected = f"expected {n_stages - 1} steps for {n_stages} stages"
+        raise UserError(f"data.resolution_milestones: {expected}, got {milestones}")
     # Without stages, milestones have nothing to switch.
     return [*stages.values(), [-1, *milestones] if n_stages > 1 else [-1]]
 
@@ -98,42 +105,11 @@ def _check_config(cfg: RandomCameraDataModuleConfig) -> None:
     for key, low, high in (("eval_fovy_deg", 0, 180), ("eval_camera_distance", 0, float("inf"))):
         if not low < getattr(cfg, key) < high:
             raise UserError(f"data.{key}: expected between {low} and {high:g}, got {getattr(cfg, key):g}")
-    check_memory(cfg.eval_height * cfg.eval_width * BYTES_BY_RAY, torch.device("cpu"), "data.eval_height", cfg.eval_height)
-    if cfg.light_sample_strategy not in ("dreamfusion", "magic3d"):
-        raise UserError(f"data.light_sample_strategy: expected dreamfusion or magic3d, got {cfg.light_sample_strategy!r}")
-
-
-def look_at(positions: Tensor, center: Tensor, up: Tensor) -> Tensor:
-    """Camera-to-world matrices, OpenGL axes. positions, center, up: [B, 3] -> [B, 4, 4]."""
-    lookat = F.normalize(center - positions, dim=-1)
-    right = F.normalize(torch.linalg.cross(lookat, up, dim=-1), dim=-1)
-    up = F.normalize(torch.linalg.cross(right, lookat, dim=-1), dim=-1)
-    c2w = torch.zeros(positions.shape[0], 4, 4)
-    c2w[:, :3, :] = torch.stack([right, up, -lookat, positions], dim=-1)
-    c2w[:, 3, 3] = 1.0
-    return c2w
-
-
-def spherical_to_cartesian(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
-    """Angles in radians, [B] each -> [B, 3]."""
-    return distance[:, None] * torch.stack(
-        [elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], dim=-1
-    )
-
-
-def unit_focal_directions(height: int, width: int) -> Tensor:
-    """Ray directions of a camera with a focal length of one pixel [H, W, 3]."""
-    return get_ray_directions(H=height, W=width, focal=1.0)
-
-
-def camera_rays(
-    directions: Tensor, fovy: Tensor, c2w: Tensor, normalize: bool, noise_scale: float = 0.0
-) -> Tuple[Tensor, Tensor]:
-    """directions of focal length 1 [H, W, 3], fovy [B] in radians, c2w [B, 4, 4] -> origins, directions [B, H, W, 3]."""
-    focal = 0.5 * directions.shape[0] / torch.tan(0.5 * fovy)  # [B]
-    directions = directions.expand(c2w.shape[0], -1, -1, -1).clone()
-    directions[..., :2] /= focal[:, None, None, None]
-    return get_rays(directions, c2w, keepdim=True, noise_scale=noise_scale, normalize=normalize)
+    needed = cfg.eval_height * cfg.eval_width * BYTES_BY_RAY
+    check_memory(needed, torch.device("cpu"), "data.eval_height", cfg.eval_height)
+    strategy = cfg.light_sample_strategy
+    if strategy not in ("dreamfusion", "magic3d"):
+        raise UserError(f"data.light_sample_strategy: expected dreamfusion or magic3d, got {strategy!r}")
 
 
 def _uniform(n: int, bounds: Tuple[float, float]) -> Tensor:
@@ -262,34 +238,8 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
         return (torch.stack([x, y, z], dim=-1) @ local[:, :, None])[:, :, 0]
 
 
-def batch_of_cameras(
-    c2w: Tensor, fovy: Tensor, directions: Tensor, rays_d_normalize: bool, rays_noise_scale: float = 0.0
-) -> Dict[str, Any]:
-    """What renderers and guidances ask of B cameras.
-
-    Args:
-        c2w: [B, 4, 4]; fovy: [B], radians; directions: of focal length 1 [H, W, 3]; rays_noise_scale: see `get_rays`.
-    Returns:
-        rays_o, rays_d [B, H, W, 3]; mvp_mtx, proj_mtx, c2w [B, 4, 4]; camera_positions [B, 3]; fovy [B]; height, width.
-    """
-    height, width = directions.shape[:2]
-    rays_o, rays_d = camera_rays(directions, fovy, c2w, rays_d_normalize, rays_noise_scale)
-    proj_mtx = get_projection_matrix(fovy, width / height, NEAR, FAR)
-    return {
-        "rays_o": rays_o,
-        "rays_d": rays_d,
-        "mvp_mtx": get_mvp_matrix(c2w, proj_mtx),
-        "proj_mtx": proj_mtx,
-        "c2w": c2w,
-        "camera_positions": c2w[:, :3, 3],
-        "fovy": fovy,
-        "height": height,
-        "width": width,
-    }
-
-
 class RandomCameraDataset(Dataset):
-    """An orbit at the evaluation elevation: ``val`` views do not repeat 360 degrees, ``test`` views include both ends."""
+    """An orbit at the evaluation elevation: "val" views do not repeat 360 degrees, "test" views include both ends."""
 
     def __init__(self, cfg: Any, split: str) -> None:
         super().__init__()
@@ -303,13 +253,12 @@ class RandomCameraDataset(Dataset):
         self.elevation = torch.full((n,), float(cfg.eval_elevation_deg))  # [V], degrees
         self.camera_distances = torch.full((n,), float(cfg.eval_camera_distance))
         self.fovy = torch.full((n,), float(cfg.eval_fovy_deg)).deg2rad()
-        self.camera_positions = spherical_to_cartesian(self.elevation.deg2rad(), azimuth.deg2rad(), self.camera_distances)
+        self.camera_positions = spherical_to_cartesian(
+            self.elevation.deg2rad(), azimuth.deg2rad(), self.camera_distances
+        )
         # The light is at the camera, as a flash.
         self.light_positions = self.camera_positions
-        up = torch.tensor([0.0, 0.0, 1.0]).expand(n, 3)
-        self.c2w = look_at(self.camera_positions, torch.zeros(n, 3), up)
-        self.proj_mtx = get_projection_matrix(self.fovy, cfg.eval_width / cfg.eval_height, NEAR, FAR)
-        self.mvp_mtx = get_mvp_matrix(self.c2w, self.proj_mtx)
+        self.c2w = look_at_origin(self.camera_positions)
         self.directions_unit_focal = unit_focal_directions(cfg.eval_height, cfg.eval_width)
 
     def __len__(self) -> int:
@@ -318,22 +267,16 @@ class RandomCameraDataset(Dataset):
     def __getitem__(self, index: int) -> Dict[str, Any]:
         """One view without the batch axis. Its rays are made here: those of 120 views at once would take 755 MB."""
         one = slice(index, index + 1)
-        rays_o, rays_d = camera_rays(self.directions_unit_focal, self.fovy[one], self.c2w[one], self.cfg.rays_d_normalize)
+        cameras = batch_of_cameras(
+            self.c2w[one], self.fovy[one], self.directions_unit_focal, self.cfg.rays_d_normalize
+        )
         return {
+            **{key: value[0] if isinstance(value, Tensor) else value for key, value in cameras.items()},
             "index": index,
-            "rays_o": rays_o[0],
-            "rays_d": rays_d[0],
-            "mvp_mtx": self.mvp_mtx[index],
-            "proj_mtx": self.proj_mtx[index],
-            "c2w": self.c2w[index],
-            "camera_positions": self.camera_positions[index],
             "light_positions": self.light_positions[index],
             "elevation": self.elevation[index],
             "azimuth": self.azimuth[index],
             "camera_distances": self.camera_distances[index],
-            "fovy": self.fovy[index],
-            "height": self.cfg.eval_height,
-            "width": self.cfg.eval_width,
         }
 
     def collate(self, batch: List[Dict[str, Any]]) -> Dict[str, Any]:

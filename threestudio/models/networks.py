@@ -6,7 +6,6 @@ the hash grid also has a Warp kernel and uses tinycudann where that is installed
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import math
 from typing import Any, Callable, Dict, Iterable, Mapping
@@ -20,7 +19,7 @@ import threestudio
 from threestudio.ops.hash_grid import HashGridLayout, hash_grid
 from threestudio.ops.spherical_harmonics import real_spherical_harmonics
 from threestudio.utils.base import Updateable
-from threestudio.utils.errors import UserError
+from threestudio.utils.errors import UserError, with_suggestion
 from threestudio.utils.ops import get_activation
 
 
@@ -229,7 +228,8 @@ def get_encoding(n_input_dims: int, config: Mapping[str, Any]) -> CompositeEncod
     elif torch.cuda.is_available() and importlib.util.find_spec("tinycudann") is not None:
         encoding = TinyCudaNNEncoding(n_input_dims, {"otype": otype, **options})
     else:
-        raise UserError(_unknown("encoding otype", otype, ENCODINGS) + "; other encodings of tiny-cuda-nn need tinycudann and CUDA")
+        message = f"unknown encoding otype {otype!r} (other encodings of tiny-cuda-nn need tinycudann and CUDA)"
+        raise UserError(with_suggestion(message, str(otype), ENCODINGS))
     return CompositeEncoding(encoding, include_xyz)
 
 
@@ -315,7 +315,7 @@ def get_mlp(n_input_dims: int, n_output_dims: int, config: Mapping[str, Any]) ->
     options = _plain(config)
     otype = options.pop("otype", None)
     if otype not in NETWORKS:
-        raise UserError(_unknown("network otype", otype, NETWORKS))
+        raise UserError(with_suggestion(f"unknown network otype {otype!r}", str(otype), NETWORKS))
     return NETWORKS[otype](n_input_dims, n_output_dims, options)
 
 
@@ -346,11 +346,4 @@ def _plain(config: Mapping[str, Any]) -> Dict[str, Any]:
 def _check_keys(owner: str, config: Mapping[str, Any], known: Iterable[str]) -> None:
     for key in config:
         if key not in known:
-            raise UserError(_unknown(f"key in {owner}", key, known))
-
-
-def _unknown(what: str, name: Any, known: Iterable[str]) -> str:
-    known = list(known)
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f", did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {name!r}{hint} (known: {', '.join(known)})"
+            raise UserError(with_suggestion(f"unknown key in {owner} {key!r}", str(key), known))

@@ -68,13 +68,25 @@ def importance_resample(edges: Tensor, weights: Tensor, n_samples: int, stratifi
     Returns:
         [N, n_samples + 1], rising, from the first edge to the last; no gradient.
     """
+    zero = torch.zeros_like(edges[:, 0])
+    return distances_at_shares(edges, weights, uniform_edges(zero, zero + 1, n_samples, stratified))
+
+
+@torch.no_grad()
+def distances_at_shares(edges: Tensor, weights: Tensor, shares: Tensor) -> Tensor:
+    """Where along each ray these shares of its weight lie nearer: inverse of the piecewise linear cdf.
+
+    Args:
+        edges: [N, M + 1]; weights: of the intervals [N, M] >= 0; shares: [N, K] in [0, 1].
+    Returns:
+        Distances [N, K], rising where the shares rise; no gradient.
+    """
     # A small floor keeps every interval reachable, so that a wrong proposal can be corrected.
-    weights = weights.detach() + 1e-5
+    weights = weights + 1e-5
     cdf = torch.cat([torch.zeros_like(weights[:, :1]), weights.cumsum(-1)], -1)
     cdf = cdf / cdf[:, -1:]
-    u = uniform_edges(cdf[:, 0], cdf[:, -1], n_samples, stratified).contiguous()
-    above = torch.searchsorted(cdf, u, right=True).clamp(1, weights.shape[1])
+    above = torch.searchsorted(cdf, shares.contiguous(), right=True).clamp(1, weights.shape[1])
     low, high = cdf.gather(1, above - 1), cdf.gather(1, above)
     t_low, t_high = edges.gather(1, above - 1), edges.gather(1, above)
-    fraction = ((u - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
-    return (t_low + fraction * (t_high - t_low)).detach()
+    fraction = ((shares - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    return t_low + fraction * (t_high - t_low)

@@ -93,7 +93,7 @@ class Updateable:
             self.update_step(epoch, global_step, on_load_weights=on_load_weights)
 
     def do_update_step_end(self, epoch: int, global_step: int) -> None:
-        """The same at the end of a step."""
+        """Calls update_step_end of this object and its children, each once, at the end of a step."""
         with _visit() as visited:
             if id(self) in visited:
                 return

@@ -7,8 +7,12 @@ from PIL import Image
 
 from threestudio.utils.images import rgb_image, srgb_to_linear
 
-WORLD_TO_GLTF = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]])  # front +x to +z, up +z to +y
 _VERTICES, _INDICES = 34962, 34963  # ARRAY_BUFFER and ELEMENT_ARRAY_BUFFER of glTF 2.0, section 5.11.5
+
+
+def world_to_gltf(vectors: Any) -> Any:  # an array or a tensor [..., 3]
+    """Vectors in glTF's axes: the world's front +x becomes +z, its up +z becomes +y."""
+    return vectors[..., [1, 2, 0]]
 
 
 def write_glb(
@@ -40,7 +44,7 @@ def write_glb(
             material=_textured_material(base_color, metallic, roughness, normal_map),
         )
         if normal_map is not None and v_tng is not None:
-            turned = v_tng[texture, :3] @ WORLD_TO_GLTF.T
+            turned = world_to_gltf(v_tng[texture, :3])
             attributes["TANGENT"] = np.concatenate([turned, v_tng[texture, 3:]], axis=1)
     else:
         position, faces = np.arange(len(v_pos)), t_pos_idx
@@ -48,9 +52,9 @@ def write_glb(
             # Linear light. As floats: eight bits of linear light show steps where it is dark.
             attributes["COLOR_0"] = srgb_to_linear(v_rgb)
     mesh = trimesh.Trimesh(
-        vertices=v_pos[position] @ WORLD_TO_GLTF.T,
+        vertices=world_to_gltf(v_pos[position]),
         faces=faces,
-        vertex_normals=None if v_nrm is None else v_nrm[position] @ WORLD_TO_GLTF.T,
+        vertex_normals=None if v_nrm is None else world_to_gltf(v_nrm[position]),
         visual=visual,
         process=False,
         # trimesh writes attributes that it does not know under a leading underscore.

@@ -62,7 +62,7 @@ class NVDiffRasterizerContext:
         return rast, rast.new_zeros(*rast.shape[:3], 0)
 
     def rasterize_one(self, pos: Tensor, tri: Tensor, resolution: Union[int, Tuple[int, int]]) -> Tuple[Tensor, Tensor]:
-        """The same for one view: pos [V, 4] -> [H, W, 4], [H, W, 0]."""
+        """Rasterizes one view: pos [V, 4] -> [H, W, 4], [H, W, 0]."""
         rast, rast_db = self.rasterize(pos[None], tri, resolution)
         return rast[0], rast_db[0]
 

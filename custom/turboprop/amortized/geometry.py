@@ -99,4 +99,4 @@ class ConvNetGeometry(BaseGeometry):
 
 @threestudio.register("3DConv-net")
 class ScaleDreamerConvNetGeometry(ConvNetGeometry):
-    """The same, under ScaleDreamer's name."""
+    """The 3DConv-net, under ScaleDreamer's name."""

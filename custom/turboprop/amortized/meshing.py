@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Callable
 
 import numpy as np
 import torch
+from threestudio.utils.glb_files import write_glb
 from torch import Tensor
 
 from .field import Field
@@ -91,33 +91,9 @@ def _vertex_colors(field: Field, color_of: Callable[[Tensor, Tensor], Tensor], v
     return np.concatenate([(rgb * 255).round(), np.full((len(rgb), 1), 255.0)], 1).astype(np.uint8)
 
 
-# glTF has y up and looks along +z; this world has z up and looks along +x. (x, y, z) -> (y, z, x).
-WORLD_TO_GLTF = np.array([[0.0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
-
-
 def write_mesh(mesh: "trimesh.Trimesh", path: str) -> None:
     """Write OBJ (world axes, z up, colours by vertex) or GLB (glTF axes, y up), by the path's ending."""
-    if not path.endswith(".glb"):
+    if path.endswith(".glb"):
+        write_glb(path, mesh.vertices, mesh.faces, v_rgb=mesh.visual.vertex_colors[:, :3] / 255.0)
+    else:
         mesh.export(path)
-        return
-    from trimesh.exchange.gltf import export_glb
-
-    mesh = mesh.copy()
-    mesh.apply_transform(WORLD_TO_GLTF)
-    mesh.visual.vertex_colors = _linear_colors(mesh.visual.vertex_colors)
-    Path(path).write_bytes(export_glb(mesh, tree_postprocessor=_matt))
-
-
-def _matt(tree: dict[str, Any]) -> None:
-    """Gives every mesh of a glTF tree a material of its own: the default one is all metal."""
-    tree["materials"] = [{"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}}]
-    for mesh in tree["meshes"]:
-        for primitive in mesh["primitives"]:
-            primitive["material"] = 0
-
-
-def _linear_colors(colors: np.ndarray) -> np.ndarray:
-    """8-bit sRGB [N, 4] as 8-bit linear RGB, which glTF's vertex colours are (inverse of IEC 61966-2-1); alpha is kept."""
-    srgb = colors[:, :3] / 255.0
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    return np.concatenate([(linear * 255).round().astype(np.uint8), colors[:, 3:]], 1)

@@ -12,13 +12,14 @@ from threestudio.models.background.base import BaseBackground
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.renderers.base import VolumeRenderer
+from threestudio.models.renderers.surface_density import volsdf_density
 from threestudio.utils.errors import UserError
 from threestudio.utils.misc import C
 from threestudio.utils.value_checks import Scheduled
 from torch import Tensor
 
 from .field import Field, SpaceCache, forward_differences, points_ahead
-from .volsdf import PackedSamples, composite, propose_samples, volsdf_density
+from .volsdf import PackedSamples, composite, propose_samples
 
 
 EIKONAL_AT = ("points", "samples")

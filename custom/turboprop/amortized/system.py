@@ -10,12 +10,13 @@ from typing import Any, Dict, List, Optional, Tuple
 import threestudio
 import torch
 from threestudio.systems.loss_weights import LossWeights
+from threestudio.systems.losses import eikonal_loss, opaque_loss, sparsity_loss
 from threestudio.systems.score_distillation import ScoreDistillationSystem
 from threestudio.utils.errors import UserError
 from torch import Tensor
 
 from .field import SpaceCache
-from .losses import binary_entropy, coverage, eikonal, sparsity
+from .losses import coverage
 from .lost_objects import LostObjects
 from .mesh_pictures import mesh_pictures
 from .meshing import EmptyField, write_mesh
@@ -87,11 +88,11 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
     def training_step(self, batch: Dict[str, Any], batch_idx: int) -> Dict[str, Tensor]:
         out = self(batch)
         losses = self.guide(out["comp_rgb"], batch)
-        losses["loss_sparsity"] = sparsity(out["opacity"])
+        losses["loss_sparsity"] = sparsity_loss(out["opacity"])
         losses["loss_coverage"] = coverage(out["opacity"], self.cfg.min_coverage, self.cfg.max_coverage)
-        losses["loss_opaque"] = binary_entropy(out["opacity"])
+        losses["loss_opaque"] = opaque_loss(out["opacity"])
         if "sdf_grad" in out:
-            losses["loss_eikonal"] = eikonal(out["sdf_grad"])
+            losses["loss_eikonal"] = eikonal_loss(out["sdf_grad"])
         self.log("train/opacity", out["opacity"].detach().mean(), prog_bar=True)
         for line in self.lost_objects.update(batch["prompt"], out["opacity"]):
             threestudio.warn(f"step {self.true_global_step}: {line}")
@@ -246,4 +247,4 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
 
 @threestudio.register("multiprompt-radience-field-generator-system")
 class ScaleDreamerSystem(MultiPromptGeneratorSystem):
-    """The same, under ScaleDreamer's name."""
+    """The system of generators, under ScaleDreamer's name."""

@@ -33,7 +33,7 @@ class EvaluationCameras:
         return orbit_c2w(self.elevation, self.azimuth, self.distance)
 
     def mirrored(self) -> EvaluationCameras:
-        """The same cameras on the other side: azimuth + 180 degrees."""
+        """These cameras on the other side of the object: azimuth + 180 degrees."""
         azimuth = torch.remainder(self.azimuth + 180.0, 360.0)
         return EvaluationCameras(self.elevation, azimuth, self.distance, self.fovy, self.background)
 

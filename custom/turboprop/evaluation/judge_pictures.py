@@ -47,7 +47,7 @@ def other_choice(current: str, choices: list[str], generator: torch.Generator, e
 
 
 def recolored(spec: ObjectSpec, generator: torch.Generator) -> ObjectSpec:
-    """The same kind with its colours swapped (one in three), or with one colour changed."""
+    """An object of the spec's kind with its colours swapped (one in three), or with one colour changed."""
     which = int(torch.randint(3, (), generator=generator))
     colors = list(COLORS)
     if which == 0:

@@ -12,23 +12,20 @@ from typing import Any
 
 import threestudio
 import torch
+from threestudio.data.cameras import batch_of_poses, unit_focal_directions
 from threestudio.data.image import ReferenceViewsDataModule
-from threestudio.data.reference_views import ReferenceViews, reference_batch
+from threestudio.data.reference_views import ReferenceViews
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
-from threestudio.utils.ops import get_mvp_matrix, get_projection_matrix
 from torch import Tensor
 
 from ..system_mixin import SystemMixin
 from ..teachers.prompts.library import load_prompt_library
-from ..world.cameras import pixel_rays
-from .cameras import BACKGROUND, EvaluationCameras, evaluation_cameras
+from .cameras import BACKGROUND, evaluation_cameras
 from .clip_metrics import load_judge
 from .held_out import HeldOutScores, held_out_scores
 from .report import evaluate_views, world_spec
 from .surface_metrics import mesh_chamfer
-
-NEAR, FAR = 0.01, 100.0  # planes of the projection matrix, world units
 
 
 @dataclass
@@ -39,28 +36,6 @@ class EvaluationConfig:
     views: int = 8  # around the object
     size: int = 64  # their side, pixels
     export: bool = True  # write the mesh, as --export does
-
-
-def batch_of_cameras(cameras: EvaluationCameras, size: int, device: torch.device) -> dict[str, Any]:
-    """What renderers ask of V cameras, in threestudio's batch form; lights are at the cameras."""
-    c2w, fovy = cameras.c2w, cameras.fovy
-    rays_o, rays_d = pixel_rays(c2w, fovy, size, size)
-    proj_mtx = get_projection_matrix(fovy, 1.0, NEAR, FAR)
-    tensors = {
-        "rays_o": rays_o,
-        "rays_d": rays_d,
-        "mvp_mtx": get_mvp_matrix(c2w, proj_mtx),
-        "proj_mtx": proj_mtx,
-        "c2w": c2w,
-        "camera_positions": c2w[:, :3, 3],
-        "light_positions": c2w[:, :3, 3],
-        "elevation": cameras.elevation,
-        "azimuth": cameras.azimuth,
-        "camera_distances": cameras.distance,
-        "fovy": fovy,
-        "bg_color": cameras.background.expand(len(c2w), 3),
-    }
-    return {**{key: value.to(device) for key, value in tensors.items()}, "height": size, "width": size}
 
 
 @threestudio.register("turboprop-evaluated")
@@ -152,12 +127,10 @@ class EvaluatedSystem(SystemMixin):
     @torch.no_grad()
     def _report_input_views(self, folder: Path, views: ReferenceViews) -> None:
         """How well renders repeat the pictures that the scene was made from, over the judge's background."""
-        size, device = self.evaluation.size, self.geometry.bbox.device
-        pictures = views.at(size, size)
-        background = torch.tensor(BACKGROUND).expand(len(views), 3)
-        batch = reference_batch(views, size) | {"bg_color": background}
-        rgb, opacity = self._render({k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
-        target = pictures.rgb * pictures.alpha + (1 - pictures.alpha) * background[:, None, None]
+        pictures = views.at(self.evaluation.size, self.evaluation.size)
+        background = torch.tensor(BACKGROUND)
+        rgb, opacity = self._render(views.c2w, views.fovy, background)
+        target = pictures.rgb * pictures.alpha + (1 - pictures.alpha) * background
         scores = held_out_scores(rgb, opacity, target, pictures.alpha)
         threestudio.info(scores.save(folder, None, "input"))
         self.log("test/input_psnr", scores.psnr)
@@ -166,7 +139,7 @@ class EvaluatedSystem(SystemMixin):
     @torch.no_grad()
     def _report_views(self, folder: Path, mesh: Any) -> None:
         cameras = evaluation_cameras(self.evaluation.views)
-        rgb, opacity = self._render(batch_of_cameras(cameras, self.evaluation.size, self.geometry.bbox.device))
+        rgb, opacity = self._render(cameras.c2w, cameras.fovy, cameras.background)
         report = evaluate_views(
             [self._caption], rgb[None], opacity[None, ..., 0],
             cameras.elevation, cameras.azimuth, cameras.distance, cameras.fovy, cameras.background,
@@ -180,12 +153,20 @@ class EvaluatedSystem(SystemMixin):
         row = [{"type": "rgb", "img": view, "kwargs": {"data_format": "HWC"}} for view in rgb]
         self.save_image_grid(f"it{self.true_global_step}-evaluation/views.png", row)
 
-    def _render(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def _render(
+        self,
+        c2w: Tensor,  # [V, 4, 4]
+        fovy: Tensor,  # [V], radians
+        background: Tensor,  # [3] in [0, 1]
+    ) -> tuple[Tensor, Tensor]:
         """Pictures [V, S, S, 3] and opacities [V, S, S, 1] in [0, 1], on the CPU, one camera at a time."""
+        size, device = self.evaluation.size, self.geometry.bbox.device
+        directions = unit_focal_directions(size, size)
         rgb, opacity = [], []
-        for view in range(len(batch["c2w"])):
-            one = {key: value[view : view + 1] if isinstance(value, Tensor) else value for key, value in batch.items()}
-            out = self(one)
+        for view in range(len(c2w)):
+            one = slice(view, view + 1)
+            batch = batch_of_poses(c2w[one], fovy[one], directions) | {"bg_color": background[None]}
+            out = self({key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()})
             rgb.append(out["comp_rgb"].cpu())
             opacity.append(out["opacity"].cpu())
         return torch.cat(rgb), torch.cat(opacity)

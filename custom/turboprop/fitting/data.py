@@ -9,9 +9,9 @@ from typing import Any
 import pytorch_lightning as pl
 import threestudio
 import torch
+from threestudio.data.cameras import batch_of_poses, unit_focal_directions
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
-from threestudio.utils.ops import get_mvp_matrix, get_projection_matrix, get_ray_directions, get_rays
 from threestudio.utils.value_checks import is_number_list
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -19,8 +19,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from ..world.captions import parse_caption
 from .posed_views import PosedViews, folder_views, spiral_c2w, world_views
 from .transforms_file import read_frames
-
-NEAR, FAR = 0.01, 100.0  # planes of the projection matrix, world units
 
 
 @dataclass
@@ -77,27 +75,8 @@ def views_of(cfg: PosedViewsConfig, split: str) -> PosedViews:
 def batch_of(views: PosedViews, background: Tensor) -> dict[str, Any]:
     """What renderers, guidances and fits ask of B posed pictures; background [B, 3]."""
     size = views.rgb.shape[1]
-    focal = 0.5 * size / torch.tan(0.5 * views.fovy)  # [B]
-    directions = get_ray_directions(size, size, 1.0)[None].repeat(len(views), 1, 1, 1)
-    directions[..., :2] = directions[..., :2] / focal[:, None, None, None]
-    rays_o, rays_d = get_rays(directions, views.c2w, keepdim=True)
-    proj_mtx = get_projection_matrix(views.fovy, 1.0, NEAR, FAR)
-    positions = views.c2w[:, :3, 3]
-    distance = positions.norm(dim=-1)
     return {
-        "rays_o": rays_o,
-        "rays_d": rays_d,
-        "mvp_mtx": get_mvp_matrix(views.c2w, proj_mtx),
-        "proj_mtx": proj_mtx,
-        "c2w": views.c2w,
-        "camera_positions": positions,
-        "light_positions": positions,
-        "elevation": torch.rad2deg(torch.asin((positions[:, 2] / distance).clamp(-1, 1))),
-        "azimuth": torch.rad2deg(torch.atan2(positions[:, 1], positions[:, 0])),
-        "camera_distances": distance,
-        "fovy": views.fovy,
-        "height": size,
-        "width": size,
+        **batch_of_poses(views.c2w, views.fovy, unit_focal_directions(size, size)),
         "bg_color": background,
         "target_rgb": views.on(background),
         "target_coverage": views.coverage,

@@ -104,7 +104,7 @@ class Change(NamedTuple):
         return values[self.parents]
 
     def gather_moments(self, values: Tensor) -> Tensor:
-        """The same, with zeros for new Gaussians."""
+        """[N, ...] before -> [M, ...] after, each Gaussian with its parent's value, new ones with zeros."""
         mask = self.is_new.view(-1, *(1,) * (values.dim() - 1))
         return torch.where(mask, torch.zeros_like(values[:1]), values[self.parents])
 

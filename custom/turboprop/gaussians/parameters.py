@@ -98,7 +98,7 @@ def base_colors(parameters: Parameters, color_clip: float = float("inf")) -> Ten
 
 
 def with_sh_degree(parameters: Parameters, sh_degree: int) -> Parameters:
-    """The same Gaussians with more degrees (zeros) or fewer."""
+    """These Gaussians with more degrees (zeros) or fewer."""
     rows = sh_size(sh_degree) - 1
     result = {name: value for name, value in parameters.items() if name != "sh_rest"}
     if rows > 0:
@@ -110,7 +110,7 @@ def with_sh_degree(parameters: Parameters, sh_degree: int) -> Parameters:
 
 
 def with_normals(parameters: Parameters, wanted: bool) -> Parameters:
-    """The same Gaussians with normals (outward where they had none) or without."""
+    """These Gaussians with normals (outward where they had none) or without."""
     result = {name: value for name, value in parameters.items() if name != "normals"}
     if wanted:
         result["normals"] = parameters["normals"] if "normals" in parameters else outward(parameters["means"])

@@ -1,8 +1,7 @@
 """Colours that depend on the view: real spherical harmonics up to degree 3.
 
 Order (l, m) = (0, 0), (1, -1), (1, 0), (1, 1), (2, -2), ... with the Condon-Shortley phase, as 3D Gaussian PLY files
-have them. Basis functions: Sloan 2013, Efficient Spherical Harmonic Evaluation, appendix A2; the constants are
-sqrt((2l + 1) / (4 pi) (l - m)! / (l + m)!) times the polynomials' own factors, written out.
+have them.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+from threestudio.ops.spherical_harmonics import real_spherical_harmonics
 from torch import Tensor
 
 MAX_DEGREE = 3
@@ -23,33 +23,6 @@ def sh_size(degree: int) -> int:
     return (degree + 1) ** 2
 
 
-def sh_basis(directions: Tensor, degree: int) -> Tensor:
-    """Unit directions [..., 3] -> [..., (degree + 1)^2]."""
-    count = sh_size(degree)
-    x, y, z = directions.unbind(-1)
-    xx, yy, zz = x * x, y * y, z * z
-    pi = math.pi
-    basis = [
-        torch.full_like(x, DC),
-        -math.sqrt(3 / (4 * pi)) * y,
-        math.sqrt(3 / (4 * pi)) * z,
-        -math.sqrt(3 / (4 * pi)) * x,
-        math.sqrt(15 / (4 * pi)) * x * y,
-        -math.sqrt(15 / (4 * pi)) * y * z,
-        math.sqrt(5 / (16 * pi)) * (3 * zz - 1),
-        -math.sqrt(15 / (4 * pi)) * x * z,
-        math.sqrt(15 / (16 * pi)) * (xx - yy),
-        -math.sqrt(35 / (32 * pi)) * y * (3 * xx - yy),
-        math.sqrt(105 / (4 * pi)) * x * y * z,
-        -math.sqrt(21 / (32 * pi)) * y * (5 * zz - 1),
-        math.sqrt(7 / (16 * pi)) * z * (5 * zz - 3),
-        -math.sqrt(21 / (32 * pi)) * x * (5 * zz - 1),
-        math.sqrt(105 / (16 * pi)) * z * (xx - yy),
-        -math.sqrt(35 / (32 * pi)) * x * (xx - 3 * yy),
-    ]
-    return torch.stack(basis[:count], -1)
-
-
 def view_colors(
     means: Tensor,  # [N, 3]
     sh: Tensor,  # [N, K, 3]
@@ -60,7 +33,7 @@ def view_colors(
     if degree == 0:
         return sh_to_rgb(sh[:, 0]).clamp(min=0).expand(camera_positions.shape[0], -1, -1)
     directions = torch.nn.functional.normalize(means - camera_positions[:, None], dim=-1)
-    basis = sh_basis(directions, degree)  # [B, N, k]
+    basis = real_spherical_harmonics(directions, degree + 1)  # [B, N, k]
     return (torch.einsum("bnk,nkc->bnc", basis, sh[:, : basis.shape[-1]]) + 0.5).clamp(min=0)
 
 

@@ -78,7 +78,7 @@ class GaussianTraining:
         self.geometry.set_statistics(self.geometry.statistics.plus(seen))
 
     def set_learning_rates(self, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> None:
-        """Of the geometry's groups, for the optimizer step that follows `step` finished ones."""
+        """Sets the rates of the geometry's groups for the optimizer step that follows `step` finished ones."""
         rates = {f"geometry.{name}": rate for name, rate in self.geometry.learning_rates(epoch, step).items()}
         for group in optimizer.param_groups:
             group["lr"] = rates.get(group["name"], group["lr"])

@@ -6,6 +6,7 @@ from +z is theta = 90 degrees - e.
 """
 
 import torch
+from threestudio.data.cameras import cartesian_to_spherical
 from threestudio.utils.errors import UserError
 from torch import Tensor
 
@@ -47,10 +48,8 @@ def orbit_of_world_to_camera(world_to_camera: Tensor) -> tuple[Tensor, Tensor, T
     The camera's centre is -R^T t. A camera at the origin has no direction: its angles are 0.
     """
     centre = -torch.einsum("bji,bj->bi", world_to_camera[:, :, :3], world_to_camera[:, :, 3])  # [B, 3]
-    horizontal = centre[:, :2].norm(dim=-1)
-    elevation = torch.rad2deg(torch.atan2(centre[:, 2], horizontal))
-    azimuth = torch.rad2deg(torch.atan2(centre[:, 1], centre[:, 0]))
-    return elevation, azimuth, centre.norm(dim=-1)
+    elevation, azimuth, distance = cartesian_to_spherical(centre)
+    return elevation.rad2deg(), azimuth.rad2deg(), distance
 
 
 def world_to_camera_matrices(c2w: Tensor) -> Tensor:  # [B, 4, 4]

@@ -101,7 +101,7 @@ class ViewPairs(Dataset):
 
 
 class FixedPairs(Dataset):
-    """The same pairs every time, so that runs and steps can be compared."""
+    """Pairs that are equal every time, so that runs and steps can be compared."""
 
     def __init__(self, pairs: ViewPairs, count: int) -> None:
         self.pairs, self.count = pairs, count

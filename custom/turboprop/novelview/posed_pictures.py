@@ -17,6 +17,7 @@ from pathlib import Path
 
 import threestudio
 import torch
+from threestudio.data.cameras import spherical_to_cartesian
 from threestudio.data.reference_views import ReferenceViews, orbit_camera
 from threestudio.utils.ops import invert_pose
 from threestudio.utils.picture_files import padded, read_object
@@ -97,8 +98,5 @@ def camera_to_world(world_to_camera: Tensor) -> Tensor:  # [V, 3, 4] -> [V, 4, 4
 def nearest_views(views: ReferenceViews, elevation: Tensor, azimuth: Tensor) -> Tensor:
     """Which of V pictures was taken from nearest in angle to each of B cameras, in degrees: [B], int64."""
     places = views.c2w[:, :3, 3] / views.distances[:, None]  # [V, 3]
-    elevation, azimuth = torch.deg2rad(elevation), torch.deg2rad(azimuth)
-    directions = torch.stack(
-        [elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()], dim=-1
-    )
+    directions = spherical_to_cartesian(elevation.deg2rad(), azimuth.deg2rad(), torch.ones_like(elevation))
     return (directions @ places.to(directions).T).argmax(dim=-1)

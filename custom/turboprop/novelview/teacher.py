@@ -116,7 +116,7 @@ class NovelViewTeacher(Teacher):
         azimuth: Tensor,  # [B] degrees
         camera_distances: Tensor,  # [B]
     ) -> NovelViewCondition:
-        """As `condition`, of input views that were encoded before."""
+        """What `condition` gives, from input views that were encoded before."""
         given = (elevation, azimuth, camera_distances, cond_elevation_deg, cond_azimuth_deg, cond_camera_distance)
         numbers = (torch.as_tensor(value, dtype=torch.float32, device=self.device) for value in given)
         return self.model.condition(view, relative_pose(*numbers, self.model.settings.fourth_number))

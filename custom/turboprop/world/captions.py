@@ -6,11 +6,10 @@ Full form: "a red chair with blue legs". The teachers also see the shorter forms
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 
-from threestudio.utils.errors import UserError
+from threestudio.utils.errors import UserError, nearest_names
 
 from .objects import COLORS, KINDS, Kind
 
@@ -65,7 +64,7 @@ def parse_caption(text: str) -> ObjectSpec:
     main, kind, accent, noun = match.groups()
     for word, known in ((kind, KINDS), (main, COLORS), (accent, COLORS)):
         if word not in known:
-            near = difflib.get_close_matches(word, known, 1) or sorted(known)[:1]
+            near = nearest_names(word, known, 1) or sorted(known)[:1]
             raise UserError(f'"{word}" in the caption "{text}" is unknown to the world; nearest: "{near[0]}"')
     spec = ObjectSpec(kind, main, accent)
     if caption(spec).rsplit(" ", 1)[1] != noun:

@@ -109,7 +109,7 @@ def test_laplacian_is_the_sparse_matrix_formulation():
 
 
 def bends(ball, v):
-    """Of vertices v and the ball's faces, 1 - cos between the normals at each edge's ends."""
+    """For vertices v and the ball's faces, 1 - cos between the normals at each edge's ends."""
     normals = np.zeros_like(v)
     for face in ball.faces:
         area = np.cross(v[face[1]] - v[face[0]], v[face[2]] - v[face[0]])

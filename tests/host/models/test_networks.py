@@ -94,8 +94,8 @@ def test_sphere_init_is_a_sphere(inside_out):
 @pytest.mark.parametrize(
     "config, message",
     [
-        ({"otype": "HashGird"}, "HashGird.*did you mean 'HashGrid'"),
-        ({"otype": "HashGrid", "n_level": 4}, "n_level.*did you mean 'n_levels'"),
+        ({"otype": "HashGird"}, "HashGird.*nearest: HashGrid"),
+        ({"otype": "HashGrid", "n_level": 4}, "n_level.*nearest: n_levels"),
         ({"otype": "SphericalHarmonics", "degree": 0}, "degree"),
         ({"otype": "ProgressiveBandHashGrid", **GRID}, "start_level is missing"),
         ({}, "unknown encoding otype None"),

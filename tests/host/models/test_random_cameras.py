@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 import threestudio
-from threestudio.data.uncond import RandomCameraDataModuleConfig, RandomCameraDataset, RandomCameraIterableDataset, look_at
+from threestudio.data.cameras import look_at
+from threestudio.data.uncond import RandomCameraDataModuleConfig, RandomCameraDataset, RandomCameraIterableDataset
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
 

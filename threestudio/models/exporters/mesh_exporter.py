@@ -26,6 +26,7 @@ from threestudio.models.isosurface import EmptyFieldError
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.mesh import Mesh, face_components
 from threestudio.utils.errors import UserError, with_suggestion
+from threestudio.utils.glb_files import world_to_gltf
 from threestudio.utils.memory import check_memory
 from threestudio.utils.ops import chunk_batch
 
@@ -158,7 +159,7 @@ class MeshExporter(Exporter):
         """The mesh in the file's axes; write_glb turns its meshes itself."""
         if self.cfg.up_axis != "y" or self.cfg.fmt == "glb":
             return mesh
-        turned = Mesh(mesh.v_pos[:, [1, 2, 0]], mesh.t_pos_idx)
+        turned = Mesh(world_to_gltf(mesh.v_pos), mesh.t_pos_idx)
         if mesh.v_rgb is not None:
             turned.set_vertex_color(mesh.v_rgb)
         if self.textured:

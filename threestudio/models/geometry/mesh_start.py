@@ -192,7 +192,7 @@ class DensityProfile:
         return torch.where(share > 0, outside, self.surface - share * (self.solid - self.surface))
 
     def loss(self, raw_density: Callable[[Tensor], Tensor]) -> ShapeLoss:
-        """Of a field `raw_density` (points [N, 3] -> [N, 1]); far inside it may be denser, far outside emptier."""
+        """The loss of a field `raw_density`, [N, 3] -> [N, 1]; far inside it may be denser, far outside emptier."""
 
         def loss(points: Tensor, distance: Tensor) -> Tensor:
             error = (raw_density(points) - self(distance)) / (self.solid - self.empty)

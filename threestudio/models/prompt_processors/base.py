@@ -1,4 +1,4 @@
-"""Prompts: their views, their text embeddings, and which of them a camera sees.
+"""Prompts, their text embeddings, and which of them a camera gets.
 
 The views always stand in the order side, front, back, overhead. Angles are in degrees. Embeddings are answered in the
 order (conditional, unconditional).
@@ -9,45 +9,26 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Optional
 
 import torch
 from torch import Tensor
 
 import threestudio
+from threestudio.models.prompt_processors.views import (
+    OVERHEAD,
+    DirectionConfig,
+    ViewKeys,
+    direction_index,
+    perp_neg_embeddings,
+    view_directions,
+)
 from threestudio.utils.base import BaseObject
 from threestudio.utils.errors import MissingFileError, UserError
-from threestudio.utils.typing import Callable, Dict, List, Optional, Tuple
-
-SIDE, FRONT, BACK, OVERHEAD = range(4)
-
-ViewCondition = Callable[
-    [Tensor, Tensor, Tensor], Tensor
-]  # (elevation, azimuth, distance), each [B] -> bool [B]
-
 
 def hash_prompt(model: str, prompt: str) -> str:
     """The name, without ending, of the cache file of a prompt's embedding under a text model."""
     return hashlib.md5(f"{model}-{prompt}".encode()).hexdigest()
-
-
-def wrap_azimuth(azimuth: Tensor) -> Tensor:
-    """Degrees, brought into [-180, 180)."""
-    return torch.remainder(azimuth + 180.0, 360.0) - 180.0
-
-
-def shifted_exponential_decay(a: float, b: float, c: float, r: Tensor) -> Tensor:
-    """a exp(-b r) + c."""
-    return a * torch.exp(-b * r) + c
-
-
-@dataclass
-class DirectionConfig:
-    """One view of an object: how its prompt reads, and which cameras see it."""
-
-    name: str
-    prompt: Callable[[str], str]
-    negative_prompt: Callable[[str], str]
-    condition: ViewCondition
 
 
 @dataclass
@@ -58,15 +39,15 @@ class PromptProcessorOutput:
     uncond_text_embeddings: Tensor  # [1, N, D], of the negative prompt
     text_embeddings_vd: Tensor  # [4, N, D], of the views
     uncond_text_embeddings_vd: Tensor  # [4, N, D]
-    directions: List[DirectionConfig]
-    direction2idx: Dict[str, int]
+    directions: list[DirectionConfig]
+    direction2idx: dict[str, int]
     use_perp_neg: bool
-    perp_neg_f_sb: Tuple[float, float, float]
-    perp_neg_f_fsb: Tuple[float, float, float]
-    perp_neg_f_fs: Tuple[float, float, float]
-    perp_neg_f_sf: Tuple[float, float, float]
+    perp_neg_f_sb: tuple[float, float, float]
+    perp_neg_f_fsb: tuple[float, float, float]
+    perp_neg_f_fs: tuple[float, float, float]
+    perp_neg_f_sf: tuple[float, float, float]
     prompt: str = ""
-    prompts_vd: List[str] = field(default_factory=list)
+    prompts_vd: list[str] = field(default_factory=list)
 
     def get_direction_index(
         self,
@@ -75,11 +56,7 @@ class PromptProcessorOutput:
         camera_distances: Tensor,  # [B]
     ) -> Tensor:
         """The view that each camera sees: the last one whose condition holds. Returns [B], int64."""
-        index = torch.zeros_like(elevation, dtype=torch.long)
-        for direction in self.directions:
-            seen = direction.condition(elevation, azimuth, camera_distances)
-            index[seen] = self.direction2idx[direction.name]
-        return index
+        return direction_index(self.directions, elevation, azimuth, camera_distances)
 
     def get_text_embeddings(
         self,
@@ -106,43 +83,13 @@ class PromptProcessorOutput:
         azimuth: Tensor,  # [B]
         camera_distances: Tensor,  # [B]
         view_dependent_prompting: bool = True,
-    ) -> Tuple[Tensor, Tensor]:
-        """Perp-Neg's embeddings (Armandpour et al. 2023, arXiv 2304.04968, section 4.2), with B cameras.
-
-        Returns:
-            [4B, N, D]: B positive ones, each a blend of the two views that it lies between; B unconditional ones; and
-            2B negative ones ordered by camera (b0 k0), (b0 k1), (b1 k0), ...;
-            [B, 2]: the weights of the negatives, at most 0 where they push away. An overhead view has no negatives:
-            its weights are 0.
-        """
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings [4B, N, D] and the weights of the negatives [B, 2], see `perp_neg_embeddings`."""
         if not view_dependent_prompting:
             raise UserError("perp-neg needs view_dependent_prompting: expected true, got false")
         index = self.get_direction_index(elevation, azimuth, camera_distances)
-        angle = wrap_azimuth(azimuth).abs()
-        facing = angle < 90.0
-        overhead = index == OVERHEAD
-        share = torch.where(facing, 1.0 - angle / 90.0, 2.0 - angle / 90.0)  # of the nearer view to the front
-        nearer = torch.where(facing, FRONT, SIDE)
-        farther = torch.where(facing, SIDE, BACK)
-        views, uncond = self.text_embeddings_vd, self.uncond_text_embeddings_vd
-
-        blend = share.view(-1, 1, 1).to(views)
-        positive = blend * views[nearer] + (1.0 - blend) * views[farther]
-        positive = torch.where(overhead.view(-1, 1, 1), views[OVERHEAD], positive)
-        negative = torch.stack([views[nearer], views[torch.where(facing, SIDE, FRONT)]], dim=1)
-        negative = torch.where(overhead.view(-1, 1, 1, 1), uncond[OVERHEAD], negative)
-        decay = shifted_exponential_decay
-        weights = torch.stack(
-            [
-                torch.where(facing, decay(*self.perp_neg_f_fs, share), decay(*self.perp_neg_f_sb, share)),
-                torch.where(
-                    facing, decay(*self.perp_neg_f_sf, 1.0 - share), decay(*self.perp_neg_f_fsb, share)
-                ),
-            ],
-            dim=1,
-        )
-        weights = torch.where(overhead.view(-1, 1), 0.0, -weights)
-        return torch.cat([positive, uncond[index], negative.flatten(0, 1)]), weights
+        views = self.text_embeddings_vd.expand(index.shape[0], -1, -1, -1)
+        return perp_neg_embeddings(views, self.uncond_text_embeddings_vd[index], azimuth, index == OVERHEAD, self)
 
 
 class PromptProcessor(BaseObject):
@@ -153,7 +100,7 @@ class PromptProcessor(BaseObject):
     """
 
     @dataclass
-    class Config(BaseObject.Config):
+    class Config(ViewKeys):
         # or "lib:word_word": the one prompt of load/prompt_library.json with these words
         prompt: str = "a hamburger"
 
@@ -164,23 +111,12 @@ class PromptProcessor(BaseObject):
         prompt_overhead: Optional[str] = None
         negative_prompt: str = ""
         pretrained_model_name_or_path: str = "runwayml/stable-diffusion-v1-5"  # a local folder or a hub id
-        overhead_threshold: float = 60.0  # degrees of elevation above which a camera looks from overhead
-        front_threshold: float = 45.0  # degrees of azimuth on both sides of the front
-        back_threshold: float = 45.0  # degrees of azimuth on both sides of the back
-        view_dependent_prompt_front: bool = False  # "front view of X" in place of "X, front view"
         use_cache: bool = True  # keep embeddings on disk
         spawn: bool = True  # accepted; prompts are always encoded in this process
 
-        use_perp_neg: bool = False
-        # a, b, c of a exp(-b r) + c: how strongly a view is pushed away between two views
-        perp_neg_f_sb: Tuple[float, float, float] = (1, 0.5, -0.606)  # side, between side and back
-        perp_neg_f_fsb: Tuple[float, float, float] = (1, 0.5, +0.967)  # front, between side and back
-        perp_neg_f_fs: Tuple[float, float, float] = (4, 0.5, -2.426)  # front, between front and side
-        perp_neg_f_sf: Tuple[float, float, float] = (4, 0.5, -2.426)  # side, between front and side
-
         use_prompt_debiasing: bool = False  # only false is supported
         pretrained_model_name_or_path_prompt_debiasing: str = "bert-base-uncased"
-        prompt_debiasing_mask_ids: Optional[List[int]] = None
+        prompt_debiasing_mask_ids: Optional[list[int]] = None
 
     cfg: Config
 
@@ -204,33 +140,9 @@ class PromptProcessor(BaseObject):
         ]
         self.prepare_text_embeddings()
 
-    def make_directions(self) -> List[DirectionConfig]:
+    def make_directions(self) -> list[DirectionConfig]:
         """The four views; where the conditions of several hold, the last one counts."""
-        cfg = self.cfg
-
-        def view(name: str, suffix: str, prefix: str, condition: ViewCondition) -> DirectionConfig:
-            def prompt(plain: str) -> str:
-                return (
-                    f"{prefix} view of {plain}"
-                    if cfg.view_dependent_prompt_front
-                    else f"{plain}, {suffix} view"
-                )
-
-            return DirectionConfig(name, prompt, lambda plain: plain, condition)
-
-        return [
-            view("side", "side", "side", lambda ele, azi, dis: torch.ones_like(ele, dtype=torch.bool)),
-            view(
-                "front", "front", "front", lambda ele, azi, dis: wrap_azimuth(azi).abs() < cfg.front_threshold
-            ),
-            view(
-                "back",
-                "back",
-                "backside",
-                lambda ele, azi, dis: wrap_azimuth(azi).abs() > 180 - cfg.back_threshold,
-            ),
-            view("overhead", "overhead", "overhead", lambda ele, azi, dis: ele > cfg.overhead_threshold),
-        ]
+        return view_directions(self.cfg)
 
     def preprocess_prompt(self, prompt: str) -> str:
         """The prompt itself, or the one of the library that `lib:word_word` names. Raises UserError."""
@@ -249,7 +161,7 @@ class PromptProcessor(BaseObject):
         prompts = [self.prompt, self.negative_prompt, *self.prompts_vd, *self.negative_prompts_vd]
         embeddings = self.encode_prompts(list(dict.fromkeys(prompts)))
 
-        def stack(names: List[str]) -> Tensor:
+        def stack(names: list[str]) -> Tensor:
             return torch.stack([embeddings[name].to(self.device) for name in names])
 
         self.text_embeddings = stack([self.prompt])  # [1, N, D]
@@ -257,7 +169,7 @@ class PromptProcessor(BaseObject):
         self.text_embeddings_vd = stack(self.prompts_vd)  # [4, N, D]
         self.uncond_text_embeddings_vd = stack(self.negative_prompts_vd)
 
-    def encode_prompts(self, prompts: List[str]) -> Dict[str, Tensor]:
+    def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
         """The embedding [N, D] of each of some distinct prompts. Here: by `spawn_func` and its cache files."""
         os.makedirs(self._cache_dir, exist_ok=True)
         missing = [
@@ -270,7 +182,7 @@ class PromptProcessor(BaseObject):
         return {prompt: self.load_from_cache(prompt) for prompt in prompts}
 
     @staticmethod
-    def spawn_func(pretrained_model_name_or_path: str, prompts: List[str], cache_dir: str) -> None:
+    def spawn_func(pretrained_model_name_or_path: str, prompts: list[str], cache_dir: str) -> None:
         """Writes each prompt's embedding [N, D] to `{cache_dir}/{hash_prompt(model, prompt)}.pt`, by torch.save."""
         raise UserError(
             "this prompt processor encodes no prompts: its class defines neither encode_prompts nor spawn_func"

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Optional
+from typing import Any, Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import threestudio
 from threestudio.models.background.base import BaseBackground
-from threestudio.models.estimators import ImportanceEstimator, OccupancyGridEstimator
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.renderers.base import VolumeRenderer
-from threestudio.models.renderers.volume_parts import background_colors, depth_variance, ray_samples, shade_samples
+from threestudio.models.renderers.volume_parts import (
+    depth_variance,
+    diagonal_step,
+    estimator_of,
+    ray_samples,
+    render_volume,
+    update_occupancy,
+    volume_samples,
+)
 from threestudio.ops.ray_sampling import RaySamples
-from threestudio.ops.volume_rendering import accumulate_along_rays, render_weight_from_density
+from threestudio.ops.volume_rendering import render_weight_from_density
 from threestudio.utils.errors import UserError
-from threestudio.utils.ops import chunk_batch, validate_empty_rays
+from threestudio.utils.ops import chunk_batch
 
 
 @threestudio.register("nerf-volume-renderer")
@@ -47,20 +53,13 @@ class NeRFVolumeRenderer(VolumeRenderer):
 
     def configure(self, geometry: BaseGeometry, material: BaseMaterial, background: BaseBackground) -> None:
         super().configure(geometry, material, background)
-        if self.cfg.estimator == "occgrid":
-            self.estimator = OccupancyGridEstimator(self.bbox, resolution=32)
-            if not self.cfg.grid_prune:
-                self.estimator.fill()
-        elif self.cfg.estimator == "importance":
-            self.estimator = ImportanceEstimator()
-        elif self.cfg.estimator == "proposal":
-            raise UserError("renderer.estimator: 'proposal' (learned proposal networks) is not available here, use occgrid or importance")
-        else:
-            raise UserError(f"renderer.estimator: expected occgrid or importance, got {self.cfg.estimator!r}")
-        if self.cfg.num_samples_per_ray < 1:
-            raise UserError(f"renderer.num_samples_per_ray: expected >= 1, got {self.cfg.num_samples_per_ray}")
-        # The cube's diagonal in num_samples_per_ray steps.
-        self.render_step_size = 1.732 * 2 * self.cfg.radius / self.cfg.num_samples_per_ray
+        if self.cfg.estimator == "proposal":
+            raise UserError(
+                "renderer.estimator: 'proposal' (learned proposal networks) is not available here, "
+                "use occgrid or importance"
+            )
+        self.estimator = estimator_of(self.cfg, self.bbox)
+        self.render_step_size = diagonal_step(self.cfg)
 
     def forward(
         self,
@@ -69,7 +68,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
         light_positions: Tensor,
         bg_color: Optional[Tensor] = None,
         **kwargs: Any,
-    ) -> Dict[str, Any]:
+    ) -> dict[str, Any]:
         """Images of B cameras.
 
         Args:
@@ -81,53 +80,20 @@ class NeRFVolumeRenderer(VolumeRenderer):
             in training also each sample's weights, t_points, t_intervals [S, 1], t_dirs, points [S, 3], ray_indices [S]
             and what the geometry gave there; comp_normal [B, H, W, 3] in [0, 1] outside training or where asked for.
         """
-        image_shape = rays_o.shape[:3]
-        rays_o_flat, rays_d_flat = rays_o.reshape(-1, 3), rays_d.reshape(-1, 3)
-        n_rays = rays_o_flat.shape[0]
-        ray_indices, t_starts, t_ends = validate_empty_rays(*self._sample(rays_o_flat, rays_d_flat))
-        t_points = ((t_starts + t_ends) / 2)[:, None]
-        t_dirs = rays_d_flat[ray_indices]
-        points = rays_o_flat[ray_indices] + t_dirs * t_points
-        image_of_ray = ray_indices // (image_shape[1] * image_shape[2])
+        samples = volume_samples(self._sample, rays_o, rays_d)
 
-        chunk_size = 0 if self.training else self.cfg.eval_chunk_size
-        normals, lights = self.material.requires_normal, light_positions[image_of_ray]
-        geo_out, rgb = shade_samples(self.geometry, self.material, points, t_dirs, lights, kwargs, normals, chunk_size)
-        rgb_bg = background_colors(self.background, rays_d, bg_color).reshape(n_rays, -1).float()
+        def weights_of(geo_out: dict[str, Tensor]) -> Tensor:
+            density = geo_out["density"][:, 0].float()
+            return render_weight_from_density(samples.t_starts, samples.t_ends, density, samples.ray_indices)[0]
 
-        density = geo_out["density"][:, 0].float()
-        weights, _, _ = render_weight_from_density(t_starts, t_ends, density, ray_indices)
-        opacity = accumulate_along_rays(weights, None, ray_indices, n_rays)
-        depth = accumulate_along_rays(weights, t_points, ray_indices, n_rays)
-        rgb_fg = accumulate_along_rays(weights, rgb.to(weights.dtype), ray_indices, n_rays)
-        z_variance = depth_variance(weights, t_points, opacity, ray_indices)
-
-        def image(x: Tensor) -> Tensor:
-            return x.view(*image_shape, -1)
-
-        out = {
-            "comp_rgb": image(rgb_fg + rgb_bg * (1.0 - opacity)),
-            "comp_rgb_fg": image(rgb_fg),
-            "comp_rgb_bg": image(rgb_bg),
-            "opacity": image(opacity),
-            "depth": image(depth),
-            "z_variance": image(z_variance),
-        }
-        if self.training:
-            out.update(
-                weights=weights[:, None],
-                t_points=t_points,
-                t_intervals=(t_ends - t_starts)[:, None],
-                t_dirs=t_dirs,
-                ray_indices=ray_indices,
-                points=points,
-                **geo_out,
-            )
-        if "normal" in geo_out and (self.cfg.return_comp_normal or not self.training):
-            normal = F.normalize(accumulate_along_rays(weights, geo_out["normal"], ray_indices, n_rays), dim=-1)
-            out["comp_normal"] = image((normal + 1.0) / 2.0 * opacity)
+        asked, comp_normal = self.material.requires_normal, self.cfg.return_comp_normal or not self.training
+        out, weights = render_volume(
+            self, samples, rays_d, light_positions, bg_color, kwargs, weights_of, asked, comp_normal
+        )
+        opacity = out["opacity"].view(-1, 1)
+        out["z_variance"] = samples.image(depth_variance(weights, samples.t_points, opacity, samples.ray_indices))
         if self.training and self.cfg.return_normal_perturb:
-            moved = points + torch.randn(points.shape).to(points) * 1e-2
+            moved = samples.points + torch.randn(samples.points.shape).to(samples.points) * 1e-2
             out["normal_perturb"] = self.geometry(moved, output_normal=True)["normal"]
         return out
 
@@ -151,13 +117,12 @@ class NeRFVolumeRenderer(VolumeRenderer):
     update_step_changes_buffers_alone = True  # of the occupancy grid
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
-        if self.cfg.estimator != "occgrid" or not self.cfg.grid_prune:
-            return
         if self.training and not on_load_weights:
-            self.estimator.update_every_n_steps(
+            update_occupancy(
+                self.cfg,
+                self.estimator,
                 global_step,
                 lambda points: self._density_for_grid(points) * self.render_step_size,
-                ema_decay=self.cfg.ema_decay,
             )
 
     @torch.no_grad()

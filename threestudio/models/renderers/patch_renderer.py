@@ -102,7 +102,7 @@ def _is_image(value: Any, height: int, width: int) -> bool:
 
 
 def coarse_view(batch: Dict[str, Any], height: int, width: int) -> Dict[str, Any]:
-    """The same cameras with an image of height x width pixels: rays through the new pixels' centres."""
+    """A batch's cameras with an image of height x width pixels: rays through the new pixels' centres."""
     view = {**batch, "height": height, "width": width}
     for key in RAYS:
         if key in batch:
@@ -118,7 +118,7 @@ def coarse_view(batch: Dict[str, Any], height: int, width: int) -> Dict[str, Any
 
 
 def patch_of_view(batch: Dict[str, Any], top: int, left: int, height: int, width: int) -> Dict[str, Any]:
-    """The same cameras with the pixels [top, top + height) x [left, left + width) alone."""
+    """A batch's cameras with the pixels [top, top + height) x [left, left + width) alone."""
     whole_height, whole_width = _size(batch)
     view = {**batch, "height": height, "width": width}
     for key in (*RAYS, "bg_color"):

@@ -1,21 +1,55 @@
-"""What renderers of volumes share: importance samples of rays, shading of samples, the background behind them."""
+"""What renderers of volumes share: samples of rays, their shading, and the pictures that they add up to."""
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from threestudio.models.background.base import BaseBackground
-from threestudio.models.estimators import ImportanceEstimator
+from threestudio.models.estimators import ImportanceEstimator, OccupancyGridEstimator
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
+from threestudio.models.renderers.base import VolumeRenderer
 from threestudio.ops.ray_sampling import RaySamples, ray_aabb_intersect
 from threestudio.ops.volume_rendering import accumulate_along_rays
-from threestudio.utils.ops import chunk_batch
+from threestudio.utils.errors import UserError
+from threestudio.utils.ops import chunk_batch, validate_empty_rays
 
 IntervalDensity = Callable[[Tensor, Tensor, Tensor], Tensor]  # t_starts, t_ends [S], ray [S] -> density [S]
+
+
+def estimator_of(cfg: Any, bbox: Tensor) -> Union[OccupancyGridEstimator, ImportanceEstimator]:
+    """The estimator that a renderer's cfg.estimator names, for the box [2, 3]. Raises UserError for a wrong key."""
+    for key in ("num_samples_per_ray", "num_samples_per_ray_importance"):
+        if cfg[key] < 1:
+            raise UserError(f"renderer.{key}: expected >= 1, got {cfg[key]}")
+    if cfg.estimator == "importance":
+        return ImportanceEstimator()
+    if cfg.estimator != "occgrid":
+        raise UserError(f"renderer.estimator: expected occgrid or importance, got {cfg.estimator!r}")
+    estimator = OccupancyGridEstimator(bbox, resolution=32)
+    if not cfg.grid_prune:
+        estimator.fill()
+    return estimator
+
+
+def update_occupancy(
+    cfg: Any,  # a renderer's, with the keys of sampling
+    estimator: Any,  # that cfg.estimator names
+    global_step: int,
+    occupancy: Callable[[Tensor], Tensor],  # points [M, 3] -> [M, 1], of a step's length
+) -> None:
+    """A training step's look at the field, where there is an occupancy grid that prunes."""
+    if cfg.estimator == "occgrid" and cfg.grid_prune:
+        estimator.update_every_n_steps(global_step, occupancy, ema_decay=cfg.ema_decay)
+
+
+def diagonal_step(cfg: Any) -> float:
+    """The cube's diagonal in num_samples_per_ray steps, world units."""
+    return 1.732 * 2 * cfg.radius / cfg.num_samples_per_ray
 
 
 def ray_samples(
@@ -53,7 +87,7 @@ def importance_samples(
     rays_o: Tensor,  # [N, 3]
     rays_d: Tensor,  # [N, 3]
     bbox: Tensor,  # [2, 3]
-    planes: Tuple[float, float],  # nearest and farthest sample
+    planes: tuple[float, float],  # nearest and farthest sample
     coarse: int,  # equal intervals of a ray that density is asked in
     fine: int,  # intervals of a ray that are put where it was found
     stratified: bool,
@@ -70,6 +104,83 @@ def importance_samples(
         [proposal], [coarse], fine, ray.shape[0], near[ray], far[ray], "uniform", stratified
     )
     return RaySamples(ray.repeat_interleave(t_starts.shape[1]), t_starts.reshape(-1), t_ends.reshape(-1))
+
+
+class VolumeSamples(NamedTuple):
+    """S samples on the N = B H W rays of B pictures, each in the middle of its interval."""
+
+    image_shape: tuple[int, int, int]  # B, H, W
+    ray_indices: Tensor  # [S], sorted
+    t_starts: Tensor  # [S], distances along the ray, world units
+    t_ends: Tensor  # [S]
+    t_points: Tensor  # [S, 1]
+    t_dirs: Tensor  # [S, 3]
+    points: Tensor  # [S, 3]
+
+    @property
+    def t_intervals(self) -> Tensor:  # [S, 1]
+        return (self.t_ends - self.t_starts)[:, None]
+
+    @property
+    def view(self) -> Tensor:  # [S], the picture of each sample
+        return self.ray_indices // (self.image_shape[1] * self.image_shape[2])
+
+    def sum_along_rays(self, weights: Tensor, values: Optional[Tensor]) -> Tensor:  # [S], [S, C] -> [N, C]
+        batch, height, width = self.image_shape
+        return accumulate_along_rays(weights, values, self.ray_indices, batch * height * width)
+
+    def image(self, of_rays: Tensor) -> Tensor:  # [N, C] -> [B, H, W, C]
+        return of_rays.view(*self.image_shape, -1)
+
+
+def volume_samples(
+    sample: Callable[[Tensor, Tensor], RaySamples],  # rays_o, rays_d [N, 3] -> packed samples
+    rays_o: Tensor,  # [B, H, W, 3]
+    rays_d: Tensor,  # [B, H, W, 3]
+) -> VolumeSamples:
+    """Samples of the rays; one of no length where there is none at all."""
+    origins, directions = rays_o.reshape(-1, 3), rays_d.reshape(-1, 3)
+    ray_indices, t_starts, t_ends = validate_empty_rays(*sample(origins, directions))
+    t_points, t_dirs = ((t_starts + t_ends) / 2)[:, None], directions[ray_indices]
+    points = origins[ray_indices] + t_dirs * t_points
+    return VolumeSamples(tuple(rays_o.shape[:3]), ray_indices, t_starts, t_ends, t_points, t_dirs, points)
+
+
+def render_volume(
+    renderer: VolumeRenderer,  # whose geometry, material and background are seen
+    samples: VolumeSamples,
+    rays_d: Tensor,  # [B, H, W, 3]
+    light_positions: Tensor,  # [B, 3]
+    bg_color: Optional[Tensor],  # [B, C] or [B, H, W, C], in the background's place
+    options: dict[str, Any],  # the rest of the batch, for the material
+    weights_of: Callable[[dict[str, Tensor]], Tensor],  # what the geometry says at the samples -> weights [S]
+    output_normal: bool,  # whether the geometry is asked for normals
+    comp_normal: bool,  # whether they become a picture, where there are any
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Pictures [B, H, W, C] by threestudio's names, in training also what each sample has; and the weights [S]."""
+    lights, chunk_size = light_positions[samples.view], 0 if renderer.training else renderer.cfg.eval_chunk_size
+    geo_out, rgb = shade_samples(
+        renderer.geometry, renderer.material, samples.points, samples.t_dirs, lights, options, output_normal, chunk_size
+    )
+    rgb_bg = background_colors(renderer.background, rays_d, bg_color).flatten(0, 2).float()
+    weights = weights_of(geo_out)
+    opacity = samples.sum_along_rays(weights, None)
+    depth = samples.sum_along_rays(weights, samples.t_points)
+    rgb_fg = samples.sum_along_rays(weights, rgb.to(weights.dtype))
+    out = {
+        "comp_rgb": samples.image(rgb_fg + rgb_bg * (1.0 - opacity)),
+        "comp_rgb_fg": samples.image(rgb_fg),
+        "comp_rgb_bg": samples.image(rgb_bg),
+        "opacity": samples.image(opacity),
+        "depth": samples.image(depth),
+    }
+    if renderer.training:
+        names = ("t_points", "t_intervals", "t_dirs", "ray_indices", "points")
+        out.update(weights=weights[:, None], **{name: getattr(samples, name) for name in names}, **geo_out)
+    if comp_normal and "normal" in geo_out:
+        normal = F.normalize(samples.sum_along_rays(weights, geo_out["normal"]), dim=-1)
+        out["comp_normal"] = samples.image((normal + 1.0) / 2.0 * opacity)
+    return out, weights
 
 
 def depth_variance(
@@ -96,10 +207,10 @@ def shade_samples(
     points: Tensor,  # [S, 3]
     t_dirs: Tensor,  # [S, 3]
     light_positions: Tensor,  # [S, 3]
-    options: Dict[str, Any],  # the rest of the batch, for the material
+    options: dict[str, Any],  # the rest of the batch, for the material
     output_normal: bool,
     chunk_size: int,  # points at once; 0: all
-) -> Tuple[Dict[str, Tensor], Tensor]:
+) -> tuple[dict[str, Tensor], Tensor]:
     """What the geometry says at points, and the material's colours [S, C]."""
 
     def query(points: Tensor, t_dirs: Tensor, light_positions: Tensor) -> tuple:

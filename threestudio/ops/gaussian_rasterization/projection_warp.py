@@ -27,7 +27,7 @@ LEAST_ALPHA = wp.constant(wp.float32(ALPHA_MIN))
 
 @wp.func
 def rotation_of(q: wp.vec4):
-    """Of a unit quaternion, wxyz."""
+    """The rotation matrix of a unit quaternion, wxyz."""
     w = q[0]
     x = q[1]
     y = q[2]
@@ -62,7 +62,7 @@ def row_of_jacobian(w: wp.mat33, axis: int, slope: float, focal_by_depth: float)
 
 @wp.func
 def determinant_of(m0: wp.vec3, m1: wp.vec3):
-    """Of the dilated covariance whose undilated form is M M^T."""
+    """Determinant of the dilated covariance whose undilated form is M M^T."""
     cross = wp.cross(m0, m1)
     return wp.dot(cross, cross) + DILATED * (wp.dot(m0, m0) + wp.dot(m1, m1)) + DILATED * DILATED
 

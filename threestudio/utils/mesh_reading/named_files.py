@@ -49,7 +49,7 @@ def _by_any_case(folder: str, parts: list[str]) -> Optional[str]:
 
 
 def named_file(path: str, name: str, what: str) -> str:
-    """As find_named_file, for a name that the file `path` has; UserError where there is none. what: "the texture"."""
+    """find_named_file for a name that the file `path` has; UserError where there is none. what: "the texture"."""
     found = find_named_file(os.path.dirname(path), name)
     if found is None:
         raise UserError(f"{path} names {what} {name}, which is not there")

@@ -200,7 +200,7 @@ def _binary_table(path: str, element: PlyElement, body: bytes, start: int, order
 
 
 def _row_type(element: PlyElement, lengths: dict[str, int], order: str) -> np.dtype:
-    """Of rows whose lists have these lengths."""
+    """The layout of rows whose lists have these lengths."""
     fields: list[tuple] = []
     for prop in element.properties:
         if prop.count_kind:

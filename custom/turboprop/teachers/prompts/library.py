@@ -3,11 +3,10 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from threestudio.utils.errors import MissingFileError, UserError
+from threestudio.utils.errors import MissingFileError, UserError, with_suggestion
 
 SPLITS = ("train", "val", "test")
 
@@ -23,9 +22,8 @@ class PromptLibrary:
     def split(self, name: str) -> list[str]:
         """The prompts of a split. Raises ValueError for an unknown one."""
         if name not in SPLITS:
-            raise UserError(
-                f"prompt library: expected a split of {', '.join(SPLITS)}, got {name!r}{nearest(name, SPLITS)}"
-            )
+            message = f"prompt library: expected a split of {', '.join(SPLITS)}, got {name!r}"
+            raise UserError(with_suggestion(message, name, SPLITS))
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
     def distinct(self) -> list[str]:
@@ -37,8 +35,8 @@ def load_prompt_library(name_or_path: str) -> PromptLibrary:
     """Reads a prompt library.
 
     Args:
-        name_or_path: a JSON file, or the name of one in the working directory's load/ ("name" or "name_prompt_library").
-            A split that the file lacks, but for "train", is the train split.
+        name_or_path: a JSON file, or the name of one in the working directory's load/ ("name" or
+            "name_prompt_library"). A split that the file lacks, but for "train", is the train split.
 
     Raises:
         FileNotFoundError: no such file.
@@ -56,9 +54,7 @@ def load_prompt_library(name_or_path: str) -> PromptLibrary:
         )
     for key in content:
         if key not in SPLITS:
-            raise UserError(
-                f"prompt_library: {path}: unknown split {key!r}; expected {', '.join(SPLITS)}{nearest(key, SPLITS)}"
-            )
+            raise UserError(with_suggestion(f"prompt_library: {path}: unknown split {key!r}", str(key), SPLITS))
     if not content.get("train"):
         raise UserError(f'prompt_library: {path} is empty: expected at least one prompt in "train"')
     splits = [_checked(content.get(name) or content["train"], f"{path}: {name}") for name in SPLITS]
@@ -71,12 +67,6 @@ def prompt_list(prompts: Sequence[str], where: str = "prompts") -> PromptLibrary
         raise UserError(f"{where} is empty: expected at least one prompt")
     checked = _checked(list(prompts), where)
     return PromptLibrary(checked, checked, checked)
-
-
-def nearest(name: str, valid: Sequence[str]) -> str:
-    """'; nearest: ...' with the names of `valid` that look like `name`, or nothing."""
-    matches = get_close_matches(name, valid, n=3, cutoff=0.5)
-    return f"; nearest: {', '.join(repr(match) for match in matches)}" if matches else ""
 
 
 def _checked(prompts: Any, where: str) -> list[str]:

@@ -8,13 +8,21 @@ import torch
 from torch import Tensor
 
 import threestudio
+from threestudio.models.prompt_processors.views import (
+    OVERHEAD,
+    DirectionConfig,
+    ViewKeys,
+    direction_index,
+    perp_neg_embeddings,
+    view_directions,
+)
 from threestudio.utils.base import BaseObject
-from threestudio.utils.errors import UserError
+from threestudio.utils.errors import UserError, with_suggestion
 
 from ..text import encode_prompts
 from ..token_limit import TokenLimit
-from .library import PromptLibrary, load_prompt_library, nearest, prompt_list
-from .views import PerpNegDecays, ViewThresholds, perp_neg_blend, shortened_for_views, view_index, view_prompts
+from .library import PromptLibrary, load_prompt_library, prompt_list
+from .views import shortened_for_views
 
 PLAIN = 4  # where the plain prompt stands behind its four views
 
@@ -31,9 +39,12 @@ class MultiPromptOutput:
     global_embeddings: Tensor  # [P, D], of the plain prompts
     view_embeddings: Tensor  # [P, 4, N, D], of the views
     uncond_embeddings: Tensor  # [N, D], of the negative prompt
-    thresholds: ViewThresholds
-    decays: PerpNegDecays
-    use_perp_neg: bool
+    directions: list[DirectionConfig]  # which view a camera sees
+    keys: ViewKeys  # how strongly perp-neg pushes away
+
+    @property
+    def use_perp_neg(self) -> bool:
+        return self.keys.use_perp_neg
 
     @property
     def prompt(self) -> str:
@@ -47,10 +58,10 @@ class MultiPromptOutput:
         camera_distances: Tensor,  # [B]
         view_dependent_prompting: bool = True,
     ) -> Tensor:
-        """Conditional, then unconditional embeddings. Returns [2B, N, D]. Raises ValueError if B is no multiple of P."""
+        """Conditional, then unconditional embeddings [2B, N, D]. Raises ValueError if B is no multiple of P."""
         rows = self._prompt_rows(elevation)
         if view_dependent_prompting:
-            conditional = self.view_embeddings[rows, view_index(elevation, azimuth, self.thresholds)]
+            conditional = self.view_embeddings[rows, self._view(elevation, azimuth, camera_distances)]
         else:
             conditional = self.local_embeddings[rows]
         return torch.cat([conditional, self.uncond_embeddings.expand_as(conditional)])
@@ -62,24 +73,20 @@ class MultiPromptOutput:
         camera_distances: Tensor,  # [B]
         view_dependent_prompting: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """Perp-neg's embeddings.
+        """Embeddings [4B, N, D] and the weights of the negatives [B, 2], see `perp_neg_embeddings`.
 
-        Returns:
-            [4B, N, D]: B positive, B unconditional, and 2B negative ones ordered (b0 k0), (b0 k1), (b1 k0), ...;
-            [B, 2]: the weights of the negatives.
-
-        Raises:
-            ValueError: B is no multiple of P, or `view_dependent_prompting` is false.
+        Raises ValueError if B is no multiple of P, or if `view_dependent_prompting` is false.
         """
         if not view_dependent_prompting:
             raise UserError("perp-neg needs view_dependent_prompting: expected true, got false")
         rows = self._prompt_rows(elevation)
-        blend = perp_neg_blend(elevation, azimuth, self.thresholds, self.decays)
-        between = self.view_embeddings[rows[:, None], blend.views]  # [B, 2, N, D]
-        positive = (blend.shares[..., None, None].to(between) * between).sum(dim=1)
-        negative = self.view_embeddings[rows[:, None], blend.negative_views].flatten(0, 1)
-        unconditional = self.uncond_embeddings.expand_as(positive)
-        return torch.cat([positive, unconditional, negative]), blend.negative_weights
+        unconditional = self.uncond_embeddings.expand(len(rows), -1, -1)
+        overhead = self._view(elevation, azimuth, camera_distances) == OVERHEAD
+        return perp_neg_embeddings(self.view_embeddings[rows], unconditional, azimuth, overhead, self.keys)
+
+    def _view(self, elevation: Tensor, azimuth: Tensor, camera_distances: Tensor) -> Tensor:  # each [B]
+        """The view that each camera sees. Returns [B]."""
+        return direction_index(self.directions, elevation, azimuth, camera_distances)
 
     def _prompt_rows(self, elevation: Tensor) -> Tensor:
         """The prompt of each camera. Returns [B]."""
@@ -97,7 +104,7 @@ class MultiPromptProcessor(BaseObject):
     """Encodes a library once, in batches; a call looks its prompts up."""
 
     @dataclass
-    class Config(BaseObject.Config):
+    class Config(ViewKeys):
         # a local folder or a hub id
         pretrained_model_name_or_path: str = "stabilityai/stable-diffusion-2-1-base"
         prompt_library: str = ""  # a JSON file, or the name of one in load/
@@ -105,16 +112,6 @@ class MultiPromptProcessor(BaseObject):
         eval_prompt: Optional[str] = None  # one more prompt to encode, that need not be in the library
         target_prompt: Optional[str] = None  # and another, to interpolate to
         negative_prompt: str = ""
-        front_threshold: float = 45.0  # degrees of azimuth on both sides of the front
-        back_threshold: float = 45.0  # degrees of azimuth on both sides of the back
-        overhead_threshold: float = 60.0  # degrees of elevation above which a camera looks from overhead
-        view_dependent_prompt_front: bool = False  # "front view of X" in place of "X, front view"
-        use_perp_neg: bool = False
-        # a, b, c of a exp(-b r) + c: how strongly a view is pushed away between two views
-        perp_neg_f_sb: tuple[float, float, float] = (1, 0.5, -0.606)  # side, between side and back
-        perp_neg_f_fsb: tuple[float, float, float] = (1, 0.5, +0.967)  # front, between side and back
-        perp_neg_f_fs: tuple[float, float, float] = (4, 0.5, -2.426)  # front, between front and side
-        perp_neg_f_sf: tuple[float, float, float] = (4, 0.5, -2.426)  # side, between front and side
         use_cache: bool = True  # keep embeddings on disk
         half_precision_embeddings: bool = False  # store float16: half the memory of a large library
         spawn: bool = True  # accepted; prompts are always encoded in this process
@@ -129,13 +126,7 @@ class MultiPromptProcessor(BaseObject):
             prompt_list(extra, "eval_prompt, target_prompt")
         names = list(dict.fromkeys([*self.library.distinct(), *extra]))
         self._rows = {name: row for row, name in enumerate(names)}
-        self._thresholds = ViewThresholds(cfg.front_threshold, cfg.back_threshold, cfg.overhead_threshold)
-        self._decays = PerpNegDecays(
-            side_back=tuple(cfg.perp_neg_f_sb),
-            front_side_back=tuple(cfg.perp_neg_f_fsb),
-            front_side=tuple(cfg.perp_neg_f_fs),
-            side_front=tuple(cfg.perp_neg_f_sf),
-        )
+        self._directions = view_directions(cfg)
         self._limit = TokenLimit(cfg.pretrained_model_name_or_path)
         texts = [text for name in names for text in (*self._view_prompts(name), name)]
         embeddings = encode_prompts(
@@ -155,9 +146,9 @@ class MultiPromptProcessor(BaseObject):
 
     def _view_prompts(self, name: str) -> list[str]:
         """The four view prompts of a prompt, whose words for the view are not cut off."""
-        first = self.cfg.view_dependent_prompt_front
-        forms = [lambda text, view=view: view_prompts(text, first)[view] for view in range(PLAIN)]
-        return view_prompts(shortened_for_views(name, forms, self._limit), first)
+        forms = [direction.prompt for direction in self._directions]
+        start = shortened_for_views(name, forms, self._limit)
+        return [form(start) for form in forms]
 
     def prompts_of(self, split: str) -> list[str]:
         """The library's prompts of "train", "val" or "test". Raises ValueError for another name."""
@@ -174,16 +165,14 @@ class MultiPromptProcessor(BaseObject):
             global_embeddings=self._global[rows].to(self.device, torch.float32),
             view_embeddings=local[:, :PLAIN],
             uncond_embeddings=self._uncond.to(self.device, torch.float32),
-            thresholds=self._thresholds,
-            decays=self._decays,
-            use_perp_neg=self.cfg.use_perp_neg,
+            directions=self._directions,
+            keys=self.cfg,
         )
 
     def _row(self, name: str) -> int:
         if name not in self._rows:
-            raise UserError(
-                f"prompt {name!r} is not among the {len(self._rows)} encoded ones{nearest(name, list(self._rows))}"
-            )
+            message = f"prompt {name!r} is not among the {len(self._rows)} encoded ones"
+            raise UserError(with_suggestion(message, name, self._rows))
         return self._rows[name]
 
     def _read_library(self) -> PromptLibrary:
@@ -201,4 +190,4 @@ class MultiPromptProcessor(BaseObject):
 
 @threestudio.register("stable-diffusion-multi-prompt-processor")
 class StableDiffusionMultiPromptProcessor(MultiPromptProcessor):
-    """The same, under the name in ScaleDreamer's configs."""
+    """The processor of many prompts, under its name in ScaleDreamer's configs."""
