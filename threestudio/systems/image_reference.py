@@ -12,8 +12,6 @@ from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import (
     SURFACE_WEIGHTS,
     VOLUME_WEIGHTS,
-    opaque_loss,
-    sparsity_loss,
     surface_losses,
     volume_losses,
 )
@@ -27,7 +25,6 @@ from threestudio.systems.reference_losses import (
     perturbed_normal_loss,
 )
 from threestudio.systems.score_distillation import ScoreDistillationSystem
-from threestudio.systems.views import view_cells
 from threestudio.utils.errors import UserError
 
 # Of a batch of reference views: what the picture is, not where its camera stands.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from threestudio.models.renderers.surface_density import volsdf_density
 from threestudio.ops.ray_sampling import distances_at_shares, ray_aabb_intersect, uniform_edges
-from threestudio.ops.volume_rendering import render_weight_from_density_dense
+from threestudio.ops.volume_rendering.reference import render_weight_from_density_dense
 from torch import Tensor
 
 from .voxel_sampling import corner_weights
