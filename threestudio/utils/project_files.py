@@ -11,14 +11,19 @@ from typing import Any, Iterator
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from threestudio.utils.errors import UserError, with_suggestion
-from threestudio.utils.extensions import IS_CHECKOUT, PROJECT_ROOT, plugin_folders
+from threestudio.utils.extensions import IS_CHECKOUT, PROJECT_ROOT, load_extensions, plugin_folders
 
 SHARED = ("assets", "configs")
 PLUGINS = "custom"
 
 
+def _plugins() -> dict[str, Path]:
+    load_extensions()  # a module of an installed plugin that runs by itself comes here first
+    return plugin_folders()
+
+
 def _roots() -> list[Path]:
-    return [*([PROJECT_ROOT] if IS_CHECKOUT else []), *plugin_folders().values()]
+    return [*([PROJECT_ROOT] if IS_CHECKOUT else []), *_plugins().values()]
 
 
 def _candidates(name: str) -> Iterator[Path]:
@@ -27,8 +32,8 @@ def _candidates(name: str) -> Iterator[Path]:
         return
     if parts[0] in SHARED:
         yield from (root.joinpath(*parts) for root in _roots())
-    elif parts[0] == PLUGINS and parts[1] in plugin_folders():
-        yield plugin_folders()[parts[1]].joinpath(*parts[2:])
+    elif parts[0] == PLUGINS and parts[1] in (plugins := _plugins()):
+        yield plugins[parts[1]].joinpath(*parts[2:])
 
 
 def project_file(name: str) -> str:
