@@ -14,9 +14,15 @@ from threestudio.utils.errors import UserError
 from ..text import encode_prompts
 from ..token_limit import TokenLimit
 from .library import PromptLibrary, load_prompt_library, nearest, prompt_list
-from .views import PerpNegDecays, ViewThresholds, perp_neg_blend, shortened_for_views, view_index, view_prompts
+from .views import Decay, PerpNegDecays, ViewThresholds, perp_neg_blend, shortened_for_views, view_index, view_prompts
 
 PLAIN = 4  # where the plain prompt stands behind its four views
+
+
+def _decay(values: Sequence[float]) -> Decay:
+    """The three numbers of a config's list, which is omegaconf's own."""
+    a, b, c = values
+    return a, b, c
 
 
 @dataclass
@@ -131,10 +137,10 @@ class MultiPromptProcessor(BaseObject):
         self._rows = {name: row for row, name in enumerate(names)}
         self._thresholds = ViewThresholds(cfg.front_threshold, cfg.back_threshold, cfg.overhead_threshold)
         self._decays = PerpNegDecays(
-            side_back=tuple(cfg.perp_neg_f_sb),
-            front_side_back=tuple(cfg.perp_neg_f_fsb),
-            front_side=tuple(cfg.perp_neg_f_fs),
-            side_front=tuple(cfg.perp_neg_f_sf),
+            side_back=_decay(cfg.perp_neg_f_sb),
+            front_side_back=_decay(cfg.perp_neg_f_fsb),
+            front_side=_decay(cfg.perp_neg_f_fs),
+            side_front=_decay(cfg.perp_neg_f_sf),
         )
         self._limit = TokenLimit(cfg.pretrained_model_name_or_path)
         texts = [text for name in names for text in (*self._view_prompts(name), name)]
