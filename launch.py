@@ -1,6 +1,8 @@
 """The command line: trains, validates, tests or exports what a config describes.
 
     python launch.py --config configs/dreamfusion-sd.yaml --train trainer.max_steps=100
+
+Installed, it is the command `turboprop`.
 """
 
 import argparse
@@ -9,10 +11,13 @@ import sys
 from typing import Optional
 
 
-def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The flags, and the overrides (key=value) that stand between or after them."""
+def parse_arguments(argv: list[str], program: str = "launch.py") -> tuple[argparse.Namespace, list[str]]:
+    """The flags, and the overrides (key=value) that stand between or after them.
+
+    `program` is the path of the script that was started; errors and hints name it.
+    """
     parser = argparse.ArgumentParser(
-        prog="launch.py",
+        prog=os.path.basename(program),
         description="Trains, validates, tests or exports what a config describes.",
         epilog="Further arguments override keys of the config: trainer.max_steps=100 seed=3",
     )
@@ -21,7 +26,8 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         required=True,
         action="append",
         metavar="YAML",
-        help="the config file; given again: further files, each overriding keys of those before it",
+        help="the config file, a path or the name of one that ships, as asd-nerf; given again: further files, each "
+        "overriding keys of those before it",
     )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--train", action="store_true", help="train, then test")
@@ -50,6 +56,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         if not args.dry_run:
             parser.error("one of --train --validate --test --export is required")
         args.train = True
+    args.program = program
     return args, overrides
 
 
@@ -90,7 +97,7 @@ def _listed(ids: str) -> list[str]:
 def main(argv: Optional[list[str]] = None) -> int:
     """Runs the command line; returns the exit code."""
     try:
-        args, overrides = parse_arguments(sys.argv[1:] if argv is None else argv)
+        args, overrides = parse_arguments(sys.argv[1:], sys.argv[0]) if argv is None else parse_arguments(argv)
     except SystemExit as stop:  # of argparse, which has printed already
         return int(stop.code or 0)
     try:

@@ -59,7 +59,7 @@ def test_the_host_runs_alone():
     """In a process where no plugin can be found, the host imports, and says that it does not know their names."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import threestudio, threestudio.utils.extensions as extensions\n"
-        "from pathlib import Path; extensions.BUNDLED_FOLDER = Path('nowhere')\n"
+        "from pathlib import Path; extensions.BUNDLED_FOLDER = Path('nowhere'); extensions.ENTRY_POINTS = 'none'\n"
         "from threestudio.models.exporters.formats import find_export_format\n"
         "assert find_export_format('3dgs-ply') is None\n"
         "assert not {'turboprop', 'custom'} & {name.split('.')[0] for name in sys.modules}\n"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
@@ -16,6 +17,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import threestudio
 from threestudio.utils.config import dump_config
+from threestudio.utils.program import program_words
 
 
 class VersionedCallback(pl.Callback):
@@ -54,7 +56,7 @@ _CODE_ROOT = Path(__file__).resolve().parents[2]
 
 
 class CodeSnapshotCallback(VersionedCallback):
-    """Copies the code that runs: what git tracks, and what it would if told to."""
+    """Keeps which code runs: of a checkout, what git tracks and what it would if told to; else the package's version."""
 
     def _code_files(self) -> list[str]:
         command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
@@ -65,6 +67,9 @@ class CodeSnapshotCallback(VersionedCallback):
 
     @rank_zero_only
     def save_code_snapshot(self) -> None:
+        if not (_CODE_ROOT / ".git").exists():  # a repository further up is another project's
+            self._save_version()
+            return
         for name in self._code_files():
             source = _CODE_ROOT / name
             if source.is_file():
@@ -72,11 +77,19 @@ class CodeSnapshotCallback(VersionedCallback):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
 
+    def _save_version(self) -> None:
+        """`installed.txt`: the package that this code is of, as pip takes it; nothing where pip has not installed it."""
+        owners = sorted(set(packages_distributions().get(threestudio.__name__, [])))
+        if owners:
+            os.makedirs(self.savedir, exist_ok=True)
+            lines = "".join(f"{name}=={version(name)}\n" for name in owners)
+            Path(self.savedir, "installed.txt").write_text(lines, encoding="utf-8")
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         try:
             self.save_code_snapshot()
         except (OSError, subprocess.CalledProcessError) as error:
-            threestudio.debug(f"no code snapshot: {error}")  # installed without git
+            threestudio.debug(f"no code snapshot: {error}")  # git is missing
 
 
 class ConfigSnapshotCallback(VersionedCallback):
@@ -121,7 +134,7 @@ class CommandSnapshot(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(shlex.join(["python", *sys.argv]) + "\n")
+            file.write(shlex.join([*program_words(sys.argv[0]), *sys.argv[1:]]) + "\n")
 
 
 class StepRate:

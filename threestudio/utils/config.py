@@ -15,6 +15,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from threestudio.utils.config_blocks import apply_blocks
 from threestudio.utils.errors import UserError, with_suggestion
+from threestudio.utils.project_files import find_project_files
 from threestudio.utils.value_checks import (
     alternatives,
     check_elements,
@@ -333,6 +334,8 @@ def load_config(
         merged = OmegaConf.merge(*parts, _read_overrides(list(cli_args or [])), dict(kwargs))
         apply_blocks(merged)
         OmegaConf.resolve(merged)
+        for part in ("data", "system"):
+            find_project_files(merged.get(part))
     except OmegaConfBaseException as error:
         raise UserError(_omegaconf_reason(error)) from error
     return parse_structured(ExperimentConfig, merged)

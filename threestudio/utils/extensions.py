@@ -1,8 +1,12 @@
-"""Loading of the plugins under `custom/`.
+"""Loading of plugins: those under `custom/`, and installed packages that say they are one.
 
-Each folder with an `__init__.py`, and each `.py` file, whose name does not end in `_disabled` is one
+Each folder under `custom/` with an `__init__.py`, and each `.py` file, whose name does not end in `_disabled` is one
 plugin. It is loaded under the module name of its own basename, as threestudio does it, so that a
 plugin's relative imports work and its folder needs to be on no path.
+
+An installed package is a plugin if its metadata has an entry point of the group `threestudio.plugins`, whose name is
+the plugin's and whose value is the module to import. Of two plugins with one name the first one loaded stays: those
+beside the threestudio package go before installed ones, and these before those of the working folder.
 
 A plugin has one identity: `turboprop` and `custom.turboprop`, as Python itself finds it from the project's root, are
 one module, and so are their submodules. Whichever name is imported first, nothing is executed or registered twice.
@@ -14,14 +18,20 @@ import importlib.machinery
 import importlib.util
 import sys
 import traceback
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Optional, Sequence
 
+import threestudio
 
-BUNDLED_FOLDER = Path(__file__).resolve().parents[2] / "custom"
+PROJECT_ROOT = Path(__file__).resolve().parents[2]  # of a checkout; of an installation, the folder of all packages
+IS_CHECKOUT = (PROJECT_ROOT / "pyproject.toml").is_file()
+BUNDLED_FOLDER = PROJECT_ROOT / "custom"
+ENTRY_POINTS = "threestudio.plugins"
 
-_loaded: dict[Path, str] = {}  # plugin file -> module name; a plugin is loaded once a process
+_loaded: dict[str, Path] = {}  # name of a plugin -> its file; a plugin is loaded once a process
+_left_out: set[Path] = set()  # files whose name another plugin has, said once
 
 
 class ExtensionError(ImportError):
@@ -90,12 +100,28 @@ def _where(error: Exception) -> str:
     return f"{last.filename}, line {last.lineno}"
 
 
+def _failed(name: str, source: str, error: Exception) -> ExtensionError:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return ExtensionError(f"plugin '{name}' ({source}) failed to import: {reason} ({_where(error)})")
+
+
+def _names_of(name: str, file: Path) -> list[str]:
+    """The names under which a plugin may be imported: its own, and that in its folder as a package."""
+    folder = file.parent.parent if file.name == "__init__.py" else file.parent
+    return [name, f"{folder.name}.{name}"] if folder.name.isidentifier() else [name]
+
+
 def _load_file(name: str, file: Path) -> None:
     found = _imported_already(file)
-    if found is not None:
-        if found != name:
-            _is_one_module(found, name)
-        return
+    if found is None:
+        _execute(name, file)
+    first = found or name
+    for other in _names_of(name, file):
+        if other != first:
+            _is_one_module(first, other)
+
+
+def _execute(name: str, file: Path) -> None:
     is_package = file.name == "__init__.py"
     spec = importlib.util.spec_from_file_location(
         name, file, submodule_search_locations=[str(file.parent)] if is_package else None
@@ -110,28 +136,52 @@ def _load_file(name: str, file: Path) -> None:
             del sys.modules[name]
         else:
             sys.modules[name] = previous
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ExtensionError(f"plugin '{name}' ({file}) failed to import: {reason} ({_where(error)})") from error
-    folder = file.parent.parent if is_package else file.parent
-    if folder.name.isidentifier():
-        _is_one_module(name, f"{folder.name}.{name}")
+        raise _failed(name, str(file), error) from error
+
+
+def _load_installed(point: EntryPoint) -> None:
+    """Imports the module that an installed package names as its plugin."""
+    try:
+        module = point.load()
+    except Exception as error:
+        _loaded.pop(point.name, None)  # which a find() on the way has set
+        raise _failed(point.name, f"entry point {point.value}", error) from error
+    _loaded[point.name] = Path(module.__file__)
+
+
+def plugin_folders() -> dict[str, Path]:
+    """The folder of every loaded plugin that is a package, by its name."""
+    return {name: file.parent for name, file in _loaded.items() if file.name == "__init__.py"}
 
 
 def load_extensions(folder: Optional[Path] = None) -> list[str]:
     """Loads every plugin in `folder` that is not loaded yet; returns the names of the new ones.
 
-    Without a folder: the one beside the threestudio package. Raises ExtensionError.
+    Without a folder: those in the one beside the threestudio package, then installed ones. Raises ExtensionError.
     """
-    folder = Path(folder).resolve() if folder is not None else BUNDLED_FOLDER
+    if folder is not None:
+        return _load_folder(Path(folder).resolve())
+    new = _load_folder(BUNDLED_FOLDER) if IS_CHECKOUT else []
+    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
+        if point.name not in _loaded:
+            _load_installed(point)
+            new.append(point.name)
+    return new
+
+
+def _load_folder(folder: Path) -> list[str]:
     new = []
     for name, file in extension_files(folder).items():
-        if file in _loaded:
+        if name in _loaded:
+            if _loaded[name] != file and file not in _left_out:
+                _left_out.add(file)
+                threestudio.warn(f"{file} is not loaded: plugin '{name}' is that of {_loaded[name]}")
             continue
-        _loaded[file] = name  # before its import: a plugin may itself call threestudio.find
+        _loaded[name] = file  # before its import: a plugin may itself call threestudio.find
         try:
             _load_file(name, file)
         except ExtensionError:
-            del _loaded[file]
+            del _loaded[name]
             raise
         new.append(name)
     return new

@@ -32,6 +32,7 @@ from threestudio.utils.extensions import load_extensions
 from threestudio.utils.failures import RunSoFar, reported
 from threestudio.utils.memory import keep_freed_memory
 from threestudio.utils.misc import find_last_path, load_checkpoint
+from threestudio.utils.project_files import config_file
 from threestudio.utils.restarts import (
     checkpoint_to_restart_from,
     join_restarted_processes,
@@ -70,7 +71,7 @@ def run_reporting_errors(args: Namespace, overrides: list[str], n_gpus: int) -> 
         if get_rank() == 0:
             step = so_far.step if so_far.trained else None
             trains = args.train and not args.dry_run and so_far.cfg is not None
-            print(stop_line(so_far.cfg, trains, args.gpu, step), file=sys.stderr)
+            print(stop_line(so_far.cfg, trains, args, step), file=sys.stderr)
         return STOPPED_EXIT_CODE
     except Exception as error:
         tell_torchrun(error)
@@ -90,6 +91,7 @@ def run(args: Namespace, overrides: list[str], n_gpus: int, so_far: RunSoFar, si
         threestudio.info("No CUDA device: --gpu is ignored, running on the CPU.")
     load_extensions()
     load_extensions("custom")  # of the working folder, where it is another one
+    args.config = [config_file(name) for name in args.config]
     cfg = load_config(*args.config, cli_args=overrides, n_gpus=n_gpus if on_gpu else 1)
     so_far.cfg = cfg
     if args.train and not args.dry_run:

@@ -6,9 +6,9 @@ SIGINT (Ctrl-C) or SIGTERM lets the step end and be saved; a second one ends at 
 import os
 import shlex
 import signal
-import sys
 import threading
 import time
+from argparse import Namespace
 from types import FrameType
 from typing import Any, Optional
 
@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
 
+from threestudio.utils.program import program_words
 from threestudio.utils.trial_folder import last_checkpoint
 
 STOPPED_EXIT_CODE = 130  # 128 + SIGINT, as shells have it
@@ -99,28 +100,27 @@ class NotesStopSignals(pl.Callback):
         return bool(answer.item())
 
 
-def resume_command(cfg: DictConfig, gpu: Optional[str]) -> Optional[str]:
+def resume_command(cfg: DictConfig, program: str, gpu: Optional[str]) -> Optional[str]:
     """The command that goes on with a trial from its last checkpoint; None without one."""
     last = last_checkpoint(cfg.trial_dir)
     if last is None:
         return None
     processes, here = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    program = [sys.argv[0]] if sys.argv[0].endswith("launch.py") else ["launch.py"]
     if dist.is_torchelastic_launched():
         nodes = ["--nnodes", str(processes // here)] if processes > here else []
-        program = ["torchrun", *nodes, "--nproc_per_node", str(here), *program]
+        words = ["torchrun", *nodes, "--nproc_per_node", str(here), program]  # which takes a command's script too
     else:
-        program = ["python", *program]
+        words = program_words(program)
     parsed = os.path.join(cfg.trial_dir, "configs", "parsed.yaml")
     flags = ["--gpu", gpu] if gpu is not None else []
-    return shlex.join([*program, "--config", parsed, "--train", *flags, f"resume={last}"])
+    return shlex.join([*words, "--config", parsed, "--train", *flags, f"resume={last}"])
 
 
-def stop_line(cfg: DictConfig, trains: bool, gpu: Optional[str], step: Optional[int]) -> str:
+def stop_line(cfg: DictConfig, trains: bool, args: Namespace, step: Optional[int]) -> str:
     """What a run that was stopped says last."""
     if not trains:
         return "Stopped by hand."
     where = "before its first step" if step is None else f"at step {step}"
-    command = resume_command(cfg, gpu)
+    command = resume_command(cfg, args.program, args.gpu)
     way = f"go on with: {command}" if command else "there is no checkpoint to go on from."
     return f"Stopped by hand {where}; {way}"

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from threestudio.utils.project_files import project_file
+
 from ..world.captions import ObjectSpec, all_specs, caption, held_out
 from ..world.objects import COLORS, KINDS
 from ..world.render import role_colors
@@ -140,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--by-kind", type=int, default=3, help="objects of each kind, eight views each")
     options = parser.parse_args(arguments)
     try:
-        judge = load_judge(options.judge)
+        judge = load_judge(project_file(options.judge))
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

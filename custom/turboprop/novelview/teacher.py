@@ -14,7 +14,7 @@ from .model import EncodedView, NovelViewModel, square_image
 __all__ = ["NovelViewCondition", "NovelViewTeacher"]
 
 
-class NovelViewTeacher(Teacher):
+class NovelViewTeacher(Teacher[NovelViewCondition]):
     """zero123, zero123-xl, stable-zero123, or a model trained here.
 
     Args:

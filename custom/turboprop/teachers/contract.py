@@ -7,7 +7,7 @@ method knows which teacher it has. Images inside teachers are [B, 3, H, W] in [-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional, Protocol, Self
+from typing import Generic, Optional, Protocol, Self, TypeVar
 
 import torch
 from threestudio.utils.errors import UserError
@@ -30,6 +30,9 @@ class Condition(Protocol):
     def __len__(self) -> int:
         """The number of samples."""
         ...
+
+
+ConditionT = TypeVar("ConditionT", bound=Condition)
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,12 @@ class Cameras:
 
     def repeat_interleave(self, count: int) -> "Cameras":
         """Each camera `count` times in a row."""
-        values = (self.elevation, self.azimuth, self.distance, self.c2w, self.fovy)
-        return Cameras(*(None if value is None else value.repeat_interleave(count, 0) for value in values))
+        angles = (value.repeat_interleave(count, 0) for value in (self.elevation, self.azimuth, self.distance))
+        known = (None if value is None else value.repeat_interleave(count, 0) for value in (self.c2w, self.fovy))
+        return Cameras(*angles, *known)
 
 
-class Teacher(ABC):
+class Teacher(ABC, Generic[ConditionT]):
     """A frozen diffusion prior over latents [B, latent_channels, latent_size, latent_size].
 
     Its parameters never receive gradients. `encode` and `decode` are differentiable in their input;
@@ -117,7 +121,7 @@ class Teacher(ABC):
         self,
         noisy: Tensor,  # [B, C, h, w]
         timesteps: Tensor,  # [B], integer in [0, T)
-        condition: Condition,  # of B samples
+        condition: ConditionT,  # of B samples
     ) -> Tensor:
         """The teacher's estimate of the noise in `noisy`. Returns [B, C, h, w] in the type of `noisy`, without a graph."""
 

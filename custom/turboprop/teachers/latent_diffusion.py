@@ -13,7 +13,7 @@ from .noise_schedule import PREDICTION_TYPES, to_epsilon
 from .weights import DENOISER_PARTS, model_folder, weight_variant
 
 
-class LatentDiffusionTeacher(Teacher):
+class LatentDiffusionTeacher(Teacher[TextCondition]):
     """A text-conditioned latent diffusion model: UNet2DConditionModel, AutoencoderKL and a scheduler's schedule.
 
     Args:

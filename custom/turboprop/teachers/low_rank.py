@@ -47,7 +47,7 @@ class CameraCondition:
         return len(self.text)
 
 
-class LowRankTeacher(nn.Module, Teacher):
+class LowRankTeacher(nn.Module, Teacher[CameraCondition]):
     """A denoiser with adapters. Its parameters, and its state dict, are the adapters and the camera's embedding alone.
 
     A multi-view denoiser keeps the frozen embedding of cameras that it was trained with: its parameters are the

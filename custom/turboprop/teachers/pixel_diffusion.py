@@ -11,7 +11,7 @@ from .loading import DEFAULT_OPTIONS, LoadingOptions, load_denoiser
 from .noise_schedule import PREDICTION_TYPES, to_epsilon
 
 
-class PixelDiffusionTeacher(Teacher):
+class PixelDiffusionTeacher(Teacher[TextCondition]):
     """A text-conditioned UNet2DConditionModel over RGB images of its `sample_size`; latents are the images themselves.
 
     Args:

@@ -37,6 +37,7 @@ class MultiViewUNet(ModelMixin, ConfigMixin):
         self.unet.set_attn_processor(CrossViewAttentionProcessor())
         width = self.unet.time_embedding.linear_2.out_features
         self.camera_embedding = nn.Sequential(nn.Linear(CAMERA_NUMBERS, width), nn.SiLU(), nn.Linear(width, width))
+        self._width = width
 
     def forward(
         self,
@@ -54,11 +55,10 @@ class MultiViewUNet(ModelMixin, ConfigMixin):
         if noisy.shape[0] % num_views:
             raise UserError(f"expected whole sets of {num_views} views, got {noisy.shape[0]} pictures")
         if cameras is None:
-            width = self.camera_embedding[-1].out_features
-            embedded = noisy.new_zeros(noisy.shape[0], width)
+            embedded = noisy.new_zeros(noisy.shape[0], self._width)
         else:
             known = (cameras != 0).any(dim=-1, keepdim=True)
-            embedded = known * self.camera_embedding(cameras.to(self.camera_embedding[0].weight.dtype))
+            embedded = known * self.camera_embedding(cameras.to(next(self.camera_embedding.parameters()).dtype))
         return self.unet(
             noisy,
             timesteps,

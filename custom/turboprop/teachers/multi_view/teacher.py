@@ -40,9 +40,8 @@ class MultiViewCondition:
         if len({(part.num_views, part.cameras is None) for part in parts}) > 1:
             raise UserError("expected sets of one size, all with cameras or all without")
         embeddings = torch.cat([part.embeddings for part in parts])
-        if self.cameras is None:
-            return MultiViewCondition(embeddings, None, self.num_views)
-        return MultiViewCondition(embeddings, torch.cat([part.cameras for part in parts]), self.num_views)
+        known = [part.cameras for part in parts if part.cameras is not None]
+        return MultiViewCondition(embeddings, torch.cat(known) if known else None, self.num_views)
 
     def take(self, count: int) -> "MultiViewCondition":
         """The first `count` samples. Raises ValueError where that cuts a set."""
@@ -55,7 +54,7 @@ class MultiViewCondition:
         return self.embeddings.shape[0]
 
 
-class MultiViewTeacher(Teacher):
+class MultiViewTeacher(Teacher[MultiViewCondition]):
     """MVDream's kind of model: a MultiViewUNet, an AutoencoderKL and a scheduler's schedule.
 
     Pictures have the side that the network was trained with, or `image_size`.
