@@ -45,12 +45,8 @@ def parse_arguments(argv: list[str], program: str = "launch.py") -> tuple[argpar
         metavar="IDS",
         help="CUDA devices, as 0 or 0,1; default 0 if any, under torchrun as many as processes",
     )
-    parser.add_argument(
-        "--verbose", action="store_true", help="debug messages, and full tracebacks of errors"
-    )
-    parser.add_argument(
-        "--typecheck", action="store_true", help="accepted for old command lines; does nothing"
-    )
+    parser.add_argument("--verbose", action="store_true", help="debug messages, and full tracebacks of errors")
+    parser.add_argument("--typecheck", action="store_true", help="accepted for old command lines; does nothing")
     args, overrides = parser.parse_known_args(argv)
     if not (args.train or args.validate or args.test or args.export):
         if not args.dry_run:

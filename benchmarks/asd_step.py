@@ -111,7 +111,9 @@ def main() -> int:
     lines += [f"| {part} | {value:.3f} | {value / total:.0%} |" for part, value in seconds.items()]
     lines += [f"| **step** | {total:.3f} | |"]
     table = "\n".join(lines)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    machine = (
+        f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
     command = "python benchmarks/asd_step.py " + " ".join(sys.argv[1:])
     views = cfg.data.batch_size * cfg.data.n_view
     note = f"{cfg.data.batch_size} prompts x {cfg.data.n_view} views of {cfg.data.width} px ({views} pictures) a step."

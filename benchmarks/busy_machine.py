@@ -48,7 +48,12 @@ def steps_per_second(setting: str, busy: int, seconds: float, config: str) -> fl
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "launch.py", "--config", config, "--train", f"exp_root_dir={folder}"]
         run = subprocess.Popen(
-            command, cwd=ROOT, env=environment(setting), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            command,
+            cwd=ROOT,
+            env=environment(setting),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
             start_new_session=True,
         )
         try:
@@ -101,11 +106,16 @@ def main() -> None:
     print("\n".join(lines))
     if args.write:
         result = {
-            "command": "python benchmarks/busy_machine.py " + " ".join(sys.argv[1:]), "machine": machine(torch.device("cpu")),
-            "threads": torch.get_num_threads(), "seconds": args.seconds, "steps_per_second": rates,
+            "command": "python benchmarks/busy_machine.py " + " ".join(sys.argv[1:]),
+            "machine": machine(torch.device("cpu")),
+            "threads": torch.get_num_threads(),
+            "seconds": args.seconds,
+            "steps_per_second": rates,
         }
         introduction = " ".join(__doc__.split("\n\n")[2].split())
-        text = f"# A busy machine\n\n{introduction}\n\n{result['machine']}; steps a second, medians of {args.turns}.\n\n"
+        text = (
+            f"# A busy machine\n\n{introduction}\n\n{result['machine']}; steps a second, medians of {args.turns}.\n\n"
+        )
         write_report("busy_machine", text + "\n".join(lines) + f"\n\n`{result['command']}`\n", result)
 
 

@@ -151,7 +151,9 @@ def main() -> int:
             if left < 10:
                 found[part] = [{"what": "the part", "figures": {}, "error": "left out: the command's time was over"}]
                 continue
-            found[part] = started(part, left if args.dry_run else min(PARTS[part][1], left), args.dry_run, Path(scratch))
+            found[part] = started(
+                part, left if args.dry_run else min(PARTS[part][1], left), args.dry_run, Path(scratch)
+            )
             print("\n".join([PARTS[part][0], *table(found[part]), ""]), flush=True)
     seconds = time.monotonic() - start
     failed = [row for rows in found.values() for row in rows if row["error"]]

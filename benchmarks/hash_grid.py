@@ -30,7 +30,9 @@ from threestudio.ops.hash_grid.reference import entry_index  # noqa: E402
 from threestudio.utils.memory import keep_freed_memory  # noqa: E402
 
 SEED = 0
-LAYOUT = HashGridLayout(n_levels=16, n_features=2, log2_hashmap_size=19, base_resolution=16, per_level_scale=1.447269237440378)
+LAYOUT = HashGridLayout(
+    n_levels=16, n_features=2, log2_hashmap_size=19, base_resolution=16, per_level_scale=1.447269237440378
+)
 PASSES = ("forward", "forward, backward", "forward, backward, double backward")
 
 
@@ -157,7 +159,9 @@ def markdown(result: dict) -> str:
         "|---|" + "---|" * len(backends),
     ]
     for name, by_backend in result["seconds"].items():
-        cells = [f"{result['ratio_to_naive'][name][b]:.1f}x ({statistics.median(by_backend[b]):.3f} s)" for b in backends]
+        cells = [
+            f"{result['ratio_to_naive'][name][b]:.1f}x ({statistics.median(by_backend[b]):.3f} s)" for b in backends
+        ]
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
 

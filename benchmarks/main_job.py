@@ -76,7 +76,9 @@ def main() -> int:
         command = "python launch.py --config configs/asd-3dconv.yaml --train seed=S [system.guidance_type=G]"
         machine = f"{platform.machine()}, {os.cpu_count()} cores"
         about = f"{trials[0]['prompts']} prompts, {trials[0]['steps']} steps; mean over seeds, their range in brackets."
-        (folder / "main_job.md").write_text(f"# The main job by method\n\n`{command}` on {machine}. {about}\n\n{table}\n")
+        (folder / "main_job.md").write_text(
+            f"# The main job by method\n\n`{command}` on {machine}. {about}\n\n{table}\n"
+        )
         content = {"command": command, "machine": machine, "trials": trials}
         (folder / "main_job.json").write_text(json.dumps(content, indent=1) + "\n")
     return 0

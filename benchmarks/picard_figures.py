@@ -1,6 +1,6 @@
 """The figures of docs/picard.md, drawn from runs of benchmarks/picard.py.
 
-    python benchmarks/picard_figures.py --outputs outputs/benchmark-picard --write
+python benchmarks/picard_figures.py --outputs outputs/benchmark-picard --write
 """
 
 from __future__ import annotations

@@ -38,7 +38,9 @@ SIZES = ((2048, 256), (8192, 256), (32768, 256), (8192, 128), (8192, 512), (8192
 PASSES = ("marching", "compositing", "compositing, backward")
 
 
-def scene(n_rays: int, n_steps: int, device: torch.device) -> Tuple[Callable[[str], RaySamples], RaySamples, torch.Tensor, torch.Tensor]:
+def scene(
+    n_rays: int, n_steps: int, device: torch.device
+) -> Tuple[Callable[[str], RaySamples], RaySamples, torch.Tensor, torch.Tensor]:
     """The marching itself, its samples [S], and density [S] and colours [S, 3] there."""
     generator = torch.Generator().manual_seed(SEED)
     o = F.normalize(torch.randn(n_rays, 3, generator=generator), dim=-1) * 2.5
@@ -63,7 +65,9 @@ def passes(n_rays: int, n_steps: int, device: torch.device) -> Tuple[Dict[str, C
     x, c = density.clone().requires_grad_(), colors.clone().requires_grad_()
 
     def composite(backend: str, density: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
-        weights, _, _ = render_weight_from_density(samples.t_starts, samples.t_ends, density, samples.ray_indices, backend)
+        weights, _, _ = render_weight_from_density(
+            samples.t_starts, samples.t_ends, density, samples.ray_indices, backend
+        )
         color = accumulate_along_rays(weights, colors, samples.ray_indices, n_rays, backend)
         opacity = accumulate_along_rays(weights, None, samples.ray_indices, n_rays, backend)
         return torch.cat([color, opacity], -1)

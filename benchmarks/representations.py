@@ -31,7 +31,15 @@ def run(config: str, overrides: list[str], outputs: Path, threads: int) -> dict:
     if record.is_file():
         return json.loads(record.read_text())
     outputs.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "launch.py", "--config", f"configs/{config}.yaml", "--train", f"exp_root_dir={outputs}", *overrides]
+    command = [
+        sys.executable,
+        "launch.py",
+        "--config",
+        f"configs/{config}.yaml",
+        "--train",
+        f"exp_root_dir={outputs}",
+        *overrides,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     begin = time.perf_counter()
     with open(outputs / "log.txt", "w") as log:
@@ -55,7 +63,10 @@ def _figures(outputs: Path) -> dict:
 
 
 def fit_table(results: dict) -> list[str]:
-    lines = ["| representation | object | held-out PSNR (dB) | on the object (dB) | IoU | Chamfer / size | seconds |", "| --- | --- | ---: | ---: | ---: | ---: | ---: |"]
+    lines = [
+        "| representation | object | held-out PSNR (dB) | on the object (dB) | IoU | Chamfer / size | seconds |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
     for (kind, caption), r in results.items():
         h = r["held_out"]
         lines.append(
@@ -65,7 +76,10 @@ def fit_table(results: dict) -> list[str]:
 
 
 def asd_table(results: dict) -> list[str]:
-    lines = ["| representation | prompts with R@1 = 1 | R@1 | Sim | IoU | Chamfer / size | colour error | seconds, mean | longest |", "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    lines = [
+        "| representation | prompts with R@1 = 1 | R@1 | Sim | IoU | Chamfer / size | colour error | seconds, mean | longest |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
     for kind in KINDS:
         runs = [r for (k, _), r in results.items() if k == kind]
         if not runs:
@@ -86,7 +100,10 @@ def asd_table(results: dict) -> list[str]:
 
 def prompt_table(results: dict) -> list[str]:
     prompts = list(dict.fromkeys(prompt for _, prompt in results))
-    lines = ["| prompt | " + " | ".join(f"{TITLES[k]} R@1, IoU" for k in KINDS) + " |", "| --- |" + " ---: |" * len(KINDS)]
+    lines = [
+        "| prompt | " + " | ".join(f"{TITLES[k]} R@1, IoU" for k in KINDS) + " |",
+        "| --- |" + " ---: |" * len(KINDS),
+    ]
     for prompt in prompts:
         cells = []
         for kind in KINDS:
@@ -139,10 +156,15 @@ def main() -> None:
     jobs += [("asd", kind, prompt) for prompt in prompts for kind in args.kinds] if "asd" in args.jobs else []
     for number, (job, kind, text) in enumerate(jobs, 1):
         key = "data.caption" if job == "fit" else "system.prompt_processor.prompt"
-        result = run(f"{job}-{kind}", [f"{key}={text}"], outputs / f"{job}-{kind}" / text.replace(" ", "_"), args.threads)
+        result = run(
+            f"{job}-{kind}", [f"{key}={text}"], outputs / f"{job}-{kind}" / text.replace(" ", "_"), args.threads
+        )
         figures = result.get("held_out") or result.get("evaluation") or {}
         shown = {name: round(value, 3) for name, value in figures.items() if isinstance(value, float)}
-        print(f"[{number}/{len(jobs)}] {job}-{kind} {text}: {result['seconds']:.0f} s, exit {result['returncode']}, {shown}", flush=True)
+        print(
+            f"[{number}/{len(jobs)}] {job}-{kind} {text}: {result['seconds']:.0f} s, exit {result['returncode']}, {shown}",
+            flush=True,
+        )
         if result["returncode"] == 0:
             (fits if job == "fit" else distilled)[kind, text] = result
     text = [
@@ -170,8 +192,17 @@ def main() -> None:
     if args.write:
         folder = ROOT / "docs" / "benchmarks"
         (folder / "representations.md").write_text("\n".join(text))
-        records = [{"job": job, "kind": kind, "text": t, **{k: v for k, v in r.items() if k != "views"}} for job, rs in (("fit", fits), ("asd", distilled)) for (kind, t), r in rs.items()]
-        content = {"command": "python benchmarks/representations.py --write", "machine": f"{os.cpu_count()} cores, {platform.machine()}", "seed": 0, "runs": records}
+        records = [
+            {"job": job, "kind": kind, "text": t, **{k: v for k, v in r.items() if k != "views"}}
+            for job, rs in (("fit", fits), ("asd", distilled))
+            for (kind, t), r in rs.items()
+        ]
+        content = {
+            "command": "python benchmarks/representations.py --write",
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+            "seed": 0,
+            "runs": records,
+        }
         (folder / "representations.json").write_text(json.dumps(content, indent=1) + "\n")
         if distilled:
             picture(distilled, ROOT / "docs" / "images" / "representations.png")

@@ -12,7 +12,13 @@ from omegaconf import OmegaConf
 
 import threestudio
 from launch import main
-from threestudio.systems.loss_weights import checked_loss, GuidanceLosses, LossWeights, returned_losses, with_distillation_weight
+from threestudio.systems.loss_weights import (
+    checked_loss,
+    GuidanceLosses,
+    LossWeights,
+    returned_losses,
+    with_distillation_weight,
+)
 from threestudio.utils.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,10 +68,15 @@ METHODS = {
     "magic123-coarse-sd": None,
     "magic123-refine-sd": "magic123-coarse-sd",
 }
-TINY_HASH_GRID = (
-    "{otype: HashGrid, n_levels: 2, n_features_per_level: 2, log2_hashmap_size: 8, base_resolution: 4, per_level_scale: 2.0}"
-)
-TINY = ["data.height=8", "data.width=8", "trainer.max_steps=2", "use_timestamp=false", "tag=trial", "system.exporter.texture_size=32"]
+TINY_HASH_GRID = "{otype: HashGrid, n_levels: 2, n_features_per_level: 2, log2_hashmap_size: 8, base_resolution: 4, per_level_scale: 2.0}"
+TINY = [
+    "data.height=8",
+    "data.width=8",
+    "trainer.max_steps=2",
+    "use_timestamp=false",
+    "tag=trial",
+    "system.exporter.texture_size=32",
+]
 TINY_EVALUATION = ["eval_height=8", "eval_width=8", "n_test_views=2"]  # of the cameras
 TINY_RANDOM_CAMERAS = ["height=8", "width=8", "batch_size=1", "n_val_views=1"]  # beside a picture
 TINY_GEOMETRY = {
@@ -133,13 +144,19 @@ def tiny_overrides(config: OmegaConf) -> list[str]:
     given.append(f"system.geometry.pos_encoding_config={TINY_HASH_GRID}")
     band = OmegaConf.select(config, "system.geometry.pos_encoding_config.start_level") is not None
     if band:  # finer levels open while training
-        banded = TINY_HASH_GRID.replace("HashGrid", "ProgressiveBandHashGrid").replace("}", ", start_level: 1, start_step: 1, update_steps: 1}")
+        banded = TINY_HASH_GRID.replace("HashGrid", "ProgressiveBandHashGrid").replace(
+            "}", ", start_level: 1, start_step: 1, update_steps: 1}"
+        )
         given[-1] = f"system.geometry.pos_encoding_config={banded}"
     if system.geometry_type == "volume-grid":
         given.pop()
     if system.geometry.get("shape_init"):  # a bias in place of a fit of 1000 steps
         shape, params = system.geometry.shape_init, system.geometry.shape_init_params
-        given += ["system.geometry.shape_init=null", f"system.geometry.sdf_bias={shape}", f"system.geometry.sdf_bias_params={params}"]
+        given += [
+            "system.geometry.shape_init=null",
+            f"system.geometry.sdf_bias={shape}",
+            f"system.geometry.sdf_bias_params={params}",
+        ]
     given += [f"system.geometry.{override}" for override in TINY_GEOMETRY[system.geometry_type]]
     if "num_samples_per_ray" in system.get("renderer", {}):
         given.append("system.renderer.num_samples_per_ray=16")
@@ -225,7 +242,12 @@ def test_method_trains_and_exports(name, runs):
 
 @pytest.mark.slow
 def test_fantasia3d_fits_its_first_shape(runs):
-    fit = ["system.geometry.shape_init=sphere", "system.geometry.shape_init_params=0.5", "system.geometry.sdf_bias=0.0", "tag=fit"]
+    fit = [
+        "system.geometry.shape_init=sphere",
+        "system.geometry.shape_init_params=0.5",
+        "system.geometry.sdf_bias=0.0",
+        "tag=fit",
+    ]
     assert runs.launch("fantasia3d", "--train", *fit, "trainer.max_steps=1") == 0
     checkpoint = runs.root / "fantasia3d" / "fit" / "ckpts" / "last.ckpt"
     assert runs.launch("fantasia3d", "--export", f"resume={checkpoint}", *fit) == 0
@@ -240,7 +262,12 @@ def test_the_guidance_of_prolificdreamer_trains_and_is_saved(runs):
     names = [group["name"] for group in state["optimizer_states"][0]["param_groups"]]
     assert "guidance" in names
     moments = state["optimizer_states"][0]["state"]
-    indices = [i for group in state["optimizer_states"][0]["param_groups"] if group["name"] == "guidance" for i in group["params"]]
+    indices = [
+        i
+        for group in state["optimizer_states"][0]["param_groups"]
+        if group["name"] == "guidance"
+        for i in group["params"]
+    ]
     assert any(moments[i]["exp_avg"].abs().max() > 0 for i in indices if i in moments)
 
 
@@ -311,7 +338,9 @@ OF_ONE_KEY = [f"asd-{kind}" for kind in ("nerf", "sdf", "dmtet", "gaussians", "3
 @pytest.mark.parametrize("name", OF_ONE_KEY)
 def test_asd_configs_take_any_method_by_one_key(name, method):
     """What every step of the method returns has a weight, known from the config alone."""
-    config = load_config(str(ROOT / "configs" / f"{name}.yaml"), cli_args=[f"system.guidance_type=turboprop-{method}-guidance"])
+    config = load_config(
+        str(ROOT / "configs" / f"{name}.yaml"), cli_args=[f"system.guidance_type=turboprop-{method}-guidance"]
+    )
     guidance = threestudio.find(config.system.guidance_type)
     losses = returned_losses(guidance, config.system.guidance)
     assert losses[0] == method.replace("-", "_")
@@ -321,7 +350,9 @@ def test_asd_configs_take_any_method_by_one_key(name, method):
 
 
 def test_a_weight_of_the_methods_own_name_goes_before_lambda_distillation():
-    weights = with_distillation_weight({"lambda_sds": 0.5, "lambda_distillation": 2.0, "lambda_sparsity": 1.0}, ("sds",), "any")
+    weights = with_distillation_weight(
+        {"lambda_sds": 0.5, "lambda_distillation": 2.0, "lambda_sparsity": 1.0}, ("sds",), "any"
+    )
     assert weights == {"lambda_sds": 0.5, "lambda_sparsity": 1.0}
 
 

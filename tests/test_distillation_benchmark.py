@@ -139,7 +139,9 @@ def test_the_words_say_what_is_within_the_spread():
         cell("csd", [0.81, 0.79, 0.80], color_error=[0.20, 0.21, 0.22]),
     ]
     text = "\n".join(distillation_page.words(cells))
-    assert "IoU: best is SDS, 0.820; within its seeds' spread: CSD; behind: ASD, no shift, ASD, shift up to 0.1." in text
+    assert (
+        "IoU: best is SDS, 0.820; within its seeds' spread: CSD; behind: ASD, no shift, ASD, shift up to 0.1." in text
+    )
     assert "colour error: best is ASD, no shift, 0.100; within its seeds' spread: SDS; behind:" in text
     assert "ASD, shift up to 0.1 against no shift: IoU +0.030 (within the spread), colour error +0.030 (worse)." in text
     row = distillation_page.table(cells)[3]

@@ -30,7 +30,9 @@ def files_under(folder: str) -> list[Path]:
 def run(*words: str | Path, folder: Path) -> subprocess.CompletedProcess:
     names = ("PYTHONPATH", "PYTHONHOME")
     environment = {name: value for name, value in os.environ.items() if name not in names} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(list(map(str, words)), cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        list(map(str, words)), cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,18 @@ def installed(wheel, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)
     programs = folder / ("Scripts" if os.name == "nt" else "bin")
-    done = run(sys.executable, "-m", "pip", "--python", programs / "python", "install", "--quiet", "--no-deps", wheel, folder=folder)
+    done = run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        programs / "python",
+        "install",
+        "--quiet",
+        "--no-deps",
+        wheel,
+        folder=folder,
+    )
     assert done.returncode == 0, done.stderr
     (packages,) = {path.parent for path in folder.rglob("threestudio") if path.parent.name == "site-packages"}
     (packages / "requirements.pth").write_text(sysconfig.get_path("purelib"))
@@ -69,7 +82,9 @@ def test_the_wheel_has_every_file_and_no_other(wheel):
     placed = {"threestudio": "threestudio", "custom/turboprop": "turboprop"}
     placed |= {folder: f"turboprop/{folder}" for folder in ("configs", "assets")}
     expected = {
-        f"{target}/{path.relative_to(ROOT / folder).as_posix()}" for folder, target in placed.items() for path in files_under(folder)
+        f"{target}/{path.relative_to(ROOT / folder).as_posix()}"
+        for folder, target in placed.items()
+        for path in files_under(folder)
     }
     assert names == expected | {"turboprop_command/launch.py"}
 

@@ -130,7 +130,9 @@ def steady() -> list[str]:
 def test_killed_after_two_steps_and_resumed_is_the_same(launch_job, steady, tmp_path):
     assert launch_job("--train", *steady, "exp_root_dir=whole") == 0
     command = [sys.executable, str(ROOT / "launch.py"), "--config", CONFIG, "--train", *launch_job.arguments, *steady]
-    process = subprocess.Popen([*command, "exp_root_dir=part"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "exp_root_dir=part"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     second = Path("part/asd-3dconv/world_16/ckpts/epoch=0-step=2.ckpt")
     deadline = time.monotonic() + 240
     while not second.exists():
@@ -243,7 +245,9 @@ def test_a_step_that_is_not_a_number_is_left_out_and_counted(launch_job, broken_
 def test_hostile_prompts_stay_inside_the_trial_folder(launch_job, tmp_path):
     prompts = ["../../../a/red/car", "/" + "red chair " * 30, "a blue chair"]
     before = {p for p in tmp_path.rglob("*") if "cache" not in p.parts}
-    assert launch_job("--train", library(tmp_path, prompts), "trainer.max_steps=1", "trainer.val_check_interval=null") == 0
+    assert (
+        launch_job("--train", library(tmp_path, prompts), "trainer.max_steps=1", "trainer.val_check_interval=null") == 0
+    )
     trial = TRIAL.resolve()
     outside = [
         p for p in tmp_path.rglob("*")

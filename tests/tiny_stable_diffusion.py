@@ -114,9 +114,7 @@ def tiny_sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_sd_v_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny weights, said to predict v."""
-    return write_tiny_stable_diffusion(
-        tmp_path_factory.mktemp("models") / "tiny-sd-v", prediction_type="v_prediction"
-    )
+    return write_tiny_stable_diffusion(tmp_path_factory.mktemp("models") / "tiny-sd-v", prediction_type="v_prediction")
 
 
 @pytest.fixture()

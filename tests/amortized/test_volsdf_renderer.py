@@ -47,7 +47,8 @@ def rays(views: int, size: int, dtype: torch.dtype = torch.float32) -> dict[str,
 @torch.no_grad()
 def test_a_thin_sphere_in_closed_form():
     shape, renderer = scene(
-        {"inv_std": 400.0, "num_samples_per_ray": 160, "num_samples_per_ray_importance": 160}, finite_difference_eps=1e-3
+        {"inv_std": 400.0, "num_samples_per_ray": 160, "num_samples_per_ray_importance": 160},
+        finite_difference_eps=1e-3,
     )
     batch = rays(2, 48)
     out = renderer(**batch, noise=torch.randn(1, 3), text_embed=torch.randn(1, 6), bg_color=torch.zeros(2, 3))
@@ -111,7 +112,9 @@ def test_chunks_do_not_show():
     cache = shape.generate_space_cache(torch.randn(2, 3), torch.randn(2, 6))
     batch = rays(2, 10)
     for name in ("comp_rgb", "depth"):
-        assert torch.allclose(whole(**batch, space_cache=cache)[name], parts(**batch, space_cache=cache)[name], atol=1e-6)
+        assert torch.allclose(
+            whole(**batch, space_cache=cache)[name], parts(**batch, space_cache=cache)[name], atol=1e-6
+        )
 
 
 @torch.no_grad()
@@ -198,9 +201,6 @@ def test_gradient_of_a_picture_by_finite_differences():
         assert float((gradients[name] * direction).sum()) == pytest.approx(difference, rel=1e-3, abs=1e-8), name
         checked += 1
     assert checked > 25
-
-
-
 
 
 BAD = [

@@ -135,6 +135,7 @@ def _simulate_warp(patch: MonkeyPatch, wp: Any, seen: Seen) -> None:
 
     patch.setattr(wp, "from_torch", array_of)
     patch.setattr(wp, "launch", launch_checked)
+
     def device_of(device: Any) -> Any:
         asked = torch.device(device)
         return cpu if asked.type == "cpu" else _WarpDevice(asked)

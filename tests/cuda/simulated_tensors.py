@@ -303,7 +303,9 @@ def _new_tensor(x: Tensor, data: Any, *, dtype: torch.dtype | None = None, devic
 def _numpy(x: HeldTensor, *args: Any, **kwargs: Any) -> Any:
     if x.device == CPU:
         return x.on_cpu.numpy()
-    raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory")
+    raise TypeError(
+        "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory"
+    )
 
 
 def _set_data(x: Tensor, new: Tensor) -> None:

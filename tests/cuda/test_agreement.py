@@ -83,7 +83,11 @@ def test_gsplat_is_taken_at_its_bounds_of_alpha(monkeypatch, caplog, alpha_max, 
     caplog.set_level("INFO")
     with simulated_cuda():
         means = torch.zeros(4, 3, device="cuda")
-        assert {gaussian_rasterization.choose_backend("auto", means) for _ in range(2)} == {"gsplat" if taken else "warp"}
-        assert gaussian_rasterization.choose_backend("gsplat", means) == "gsplat"  # asked for by name it is taken as it is
+        assert {gaussian_rasterization.choose_backend("auto", means) for _ in range(2)} == {
+            "gsplat" if taken else "warp"
+        }
+        assert (
+            gaussian_rasterization.choose_backend("gsplat", means) == "gsplat"
+        )  # asked for by name it is taken as it is
     assert caplog.text.count("bounds alpha at 0.999") == (alpha_max == 0.999)
     assert caplog.text.count("not used on") == (not taken)

@@ -89,10 +89,7 @@ def test_perp_neg_pushes_away_by_its_factor(guidance, prompt_utils):
     conditions = guidance(guidance_perp_neg=-0.5).conditions(utils, Cameras(*cameras))
     torch.testing.assert_close(conditions.negative_weights, 0.5 * strengths)
     assert (conditions.negative_weights < -0.1).any() and (conditions.negative_weights <= 1e-3).all()
-    assert (
-        len(conditions.positive) == len(conditions.unconditional) == BATCH
-        and len(conditions.negatives) == 2 * BATCH
-    )
+    assert len(conditions.positive) == len(conditions.unconditional) == BATCH and len(conditions.negatives) == 2 * BATCH
 
 
 def test_the_method_is_one_key(guidance, prompt_utils):
@@ -304,9 +301,7 @@ def test_the_final_picture_is_the_teachers_mode():
     guidance, prompt = mixture_guidance(guidance_scale=1.0), mixture_prompt([1.0, 0.0])
     torch.manual_seed(0)
     angles = torch.zeros(BATCH)
-    pictures = guidance(torch.rand(BATCH, 4, 4, 3), prompt, angles, angles, angles, guidance_eval=True)[
-        "eval"
-    ]
+    pictures = guidance(torch.rand(BATCH, 4, 4, 3), prompt, angles, angles, angles, guidance_eval=True)["eval"]
     assert (pictures["imgs_final"] - 0.9).abs().mean() < 0.12  # of standard deviation 0.1 in [0, 1]
     assert (pictures["imgs_noisy"] - 0.9).abs().mean() > 0.2
 
@@ -314,7 +309,11 @@ def test_the_final_picture_is_the_teachers_mode():
 @pytest.mark.parametrize(
     ("name", "cfg", "message"),
     [
-        ("turboprop-guidance", {"method": "dds"}, "method: expected one of sds, csd, normalized_csd, asd, sjc, got 'dds'"),
+        (
+            "turboprop-guidance",
+            {"method": "dds"},
+            "method: expected one of sds, csd, normalized_csd, asd, sjc, got 'dds'",
+        ),
         (
             "turboprop-guidance",
             {"weighting_strategy": "x"},

@@ -318,9 +318,7 @@ def test_a_batch_is_its_samples(tiny_teacher, name, with_negatives):
 @pytest.mark.parametrize(("name", "branches"), [("sds", 2), ("csd", 2), ("normalized_csd", 2), ("asd", 3)])
 def test_the_teacher_is_asked_once(tiny_teacher, name, branches):
     asked = []
-    handle = tiny_teacher.unet.register_forward_pre_hook(
-        lambda module, inputs: asked.append(inputs[0].shape[0])
-    )
+    handle = tiny_teacher.unet.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0].shape[0]))
     try:
         text = TextCondition(torch.zeros(2, 12, 16))
         negatives = TextCondition(torch.zeros(4, 12, 16))

@@ -32,8 +32,17 @@ def prompt_utils(tiny_sd_folder, text_cache):
 def batch(prompts: int = 2, views: int = 4, size: int = 12) -> dict:
     """A step of the multi-prompt data: sets of cameras, and a picture of each."""
     data = threestudio.find("turboprop-multiprompt-camera-datamodule")(
-        {"prompts": ["a", "b", "c"], "batch_size": prompts, "n_view": views, "view_sets": True, "height": 4, "width": 4,
-         "camera_perturb": 0.0, "center_perturb": 0.0, "up_perturb": 0.0}  # fmt: skip
+        {
+            "prompts": ["a", "b", "c"],
+            "batch_size": prompts,
+            "n_view": views,
+            "view_sets": True,
+            "height": 4,
+            "width": 4,
+            "camera_perturb": 0.0,
+            "center_perturb": 0.0,
+            "up_perturb": 0.0,
+        }  # fmt: skip
     )
     data.setup("fit")
     torch.manual_seed(3)
@@ -288,8 +297,13 @@ def test_recon_loss_is_one_key(tiny_mv_folder, prompt_utils):
     keys = {"ckpt_path": str(tiny_mv_folder), "guidance_scale": 20.0}
     plain = threestudio.find(SDS)({**keys, "recon_loss": False})
     own = threestudio.find("turboprop-sds-guidance")(
-        {"pretrained_model_name_or_path": str(tiny_mv_folder), "guidance_scale": 20.0, "n_view": 4,
-         "shared_timesteps": True, "view_dependent_prompting": False}  # fmt: skip
+        {
+            "pretrained_model_name_or_path": str(tiny_mv_folder),
+            "guidance_scale": 20.0,
+            "n_view": 4,
+            "shared_timesteps": True,
+            "view_dependent_prompting": False,
+        }  # fmt: skip
     )
     with_recon = threestudio.find(SDS)(keys)
     data, utils = batch(), prompt_utils()

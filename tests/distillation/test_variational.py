@@ -89,20 +89,23 @@ def test_following_it_moves_renders_onto_the_teacher_and_keeps_their_spread():
     for _ in range(400):
         timesteps = torch.randint(20, 600, (256,))
         renders = gaussian(particles.mean().item(), particles.std().item())
-        particles -= 0.1 * vsd_gradient(
-            Query(
-                target,
-                particles,
-                whole(256),
-                timesteps,
-                torch.randn_like(particles),
-                timesteps,
-                guidance_scale=1.0,
-                weighting="uniform",
-            ),
-            render_teacher=renders,
-            render_conditions=whole(256),
-        ).gradient
+        particles -= (
+            0.1
+            * vsd_gradient(
+                Query(
+                    target,
+                    particles,
+                    whole(256),
+                    timesteps,
+                    torch.randn_like(particles),
+                    timesteps,
+                    guidance_scale=1.0,
+                    weighting="uniform",
+                ),
+                render_teacher=renders,
+                render_conditions=whole(256),
+            ).gradient
+        )
     assert abs(particles.mean() - 2.0) < 0.1 and abs(particles.std() - 0.5) < 0.1
 
 
@@ -119,9 +122,7 @@ def low_rank_pair(folder: Path) -> tuple[LatentDiffusionTeacher, LowRankTeacher]
     """A teacher and adapters on its own network."""
     teacher = LatentDiffusionTeacher.from_pretrained(str(folder))
     torch.manual_seed(1)
-    return teacher, LowRankTeacher(
-        Denoiser(teacher.unet, teacher.alphas_cumprod, teacher.prediction_type), teacher
-    )
+    return teacher, LowRankTeacher(Denoiser(teacher.unet, teacher.alphas_cumprod, teacher.prediction_type), teacher)
 
 
 def test_adapters_leave_the_shared_network_as_it_was(tiny_sd_folder):

@@ -23,7 +23,5 @@ def test_weights(strategy, expected):
 
 
 def test_unknown_strategy():
-    with pytest.raises(
-        ValueError, match="weighting_strategy: expected one of sds, uniform, fantasia3d, .*, got 'dds'"
-    ):
+    with pytest.raises(ValueError, match="weighting_strategy: expected one of sds, uniform, fantasia3d, .*, got 'dds'"):
         weight(ABAR, TIMESTEPS, "dds")

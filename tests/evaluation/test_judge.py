@@ -33,7 +33,15 @@ def test_blurred_pictures_are_still_recognised(rows):
 
 @pytest.mark.parametrize(
     "error",
-    ["colours swapped", "wrong main colour", "wrong second colour", "wrong kind", "ball of the main colour", "empty", "noise"],
+    [
+        "colours swapped",
+        "wrong main colour",
+        "wrong second colour",
+        "wrong kind",
+        "ball of the main colour",
+        "empty",
+        "noise",
+    ],
 )
 def test_wrong_pictures_do_not_pass(rows, error):
     assert rows[error].r_at_1 < 0.05

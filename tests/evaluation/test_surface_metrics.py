@@ -67,7 +67,9 @@ def test_chamfer_sees_what_is_missing():
     assert mesh_chamfer(half, BALL).distance > 0.05
 
 
-@pytest.mark.parametrize("mesh", [None, trimesh.Trimesh(), trimesh.Trimesh(np.zeros((3, 3)), [[0, 1, 2]], process=False)])
+@pytest.mark.parametrize(
+    "mesh", [None, trimesh.Trimesh(), trimesh.Trimesh(np.zeros((3, 3)), [[0, 1, 2]], process=False)]
+)
 def test_an_empty_mesh_is_infinitely_far(mesh):
     chamfer = mesh_chamfer(mesh, BALL)
     assert chamfer.distance == math.inf and chamfer.share == math.inf

@@ -23,7 +23,12 @@ SMALL_GEOMETRY = {
     "dmtet": ["system.geometry.isosurface_resolution=8"],
     "gaussians": ["system.geometry.init_num_pts=200", "system.geometry.isosurface_resolution=16"],
 }
-SMALL = ["use_timestamp=false", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1", "system.exporter.fmt=obj"]
+SMALL = [
+    "use_timestamp=false",
+    "trainer.enable_progress_bar=false",
+    "trainer.log_every_n_steps=1",
+    "system.exporter.fmt=obj",
+]
 SMALL_GRID = [f"system.geometry.pos_encoding_config.{key}" for key in ("n_levels=2", "log2_hashmap_size=8")]
 
 
@@ -70,7 +75,10 @@ def test_distilling_is_judged_and_leaves_a_mesh(kind, tmp_path, monkeypatch, cap
 def test_a_missing_judge_is_known_before_training(tmp_path, monkeypatch, capsys, tiny_sd_folder, text_cache):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "no_clip").mkdir()
-    given = [f"system.prompt_processor.pretrained_model_name_or_path={tiny_sd_folder}", "system.evaluation.judge=no_clip"]
+    given = [
+        f"system.prompt_processor.pretrained_model_name_or_path={tiny_sd_folder}",
+        "system.evaluation.judge=no_clip",
+    ]
     config = str(ROOT / "configs" / "asd-dmtet.yaml")
     assert main(["--config", config, "--train", *small("dmtet"), *given, "data.width=8", "data.height=8"]) == 2
     assert 'no CLIP model in the folder "no_clip"' in capsys.readouterr().err

@@ -58,7 +58,9 @@ def test_a_folder_of_pictures_is_read_back(tmp_path):
     views = world_views(parse_caption(CAPTION), spiral_c2w(2, (0.0, 40.0), 2.7), FOVY, 16)
     read = folder_views(write_scene(tmp_path, views), 16)
     assert torch.allclose(read.c2w, views.c2w, atol=1e-6) and torch.allclose(read.fovy, views.fovy)
-    assert torch.allclose(read.rgb, views.rgb, atol=1 / 255) and torch.allclose(read.coverage, views.coverage, atol=1 / 255)
+    assert torch.allclose(read.rgb, views.rgb, atol=1 / 255) and torch.allclose(
+        read.coverage, views.coverage, atol=1 / 255
+    )
     smaller = folder_views(tmp_path / "transforms.json", 8)
     assert smaller.rgb.shape == (2, 8, 8, 3)
     assert torch.allclose(smaller.coverage.mean(), views.coverage.mean(), atol=0.01)
@@ -89,7 +91,7 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
         ({"caption": CAPTION, "eval_background": [0.5, 0.5]}, "data.eval_background"),
         ({"caption": CAPTION, "fovy_deg": 200}, "data.fovy_deg"),
         ({"caption": CAPTION, "camera_distance": 0}, "data.camera_distance"),
-        ({"caption": "a rde chair with blue legs"}, "nearest: \"red\""),
+        ({"caption": "a rde chair with blue legs"}, 'nearest: "red"'),
         ({"train_file": "nowhere.json", "test_file": "nowhere.json"}, "no camera file at nowhere.json"),
     ],
 )
@@ -99,7 +101,9 @@ def test_impossible_data_is_refused(given, message):
 
 
 def test_batches_show_the_object_on_the_background_that_they_name():
-    module = PosedViewsDataModule({"caption": CAPTION, "size": 8, "batch_size": 2, "n_train_views": 4, "n_test_views": 2})
+    module = PosedViewsDataModule(
+        {"caption": CAPTION, "size": 8, "batch_size": 2, "n_train_views": 4, "n_test_views": 2}
+    )
     module.setup()
     torch.manual_seed(0)
     batch = next(iter(module.train_dataloader()))

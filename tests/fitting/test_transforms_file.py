@@ -69,7 +69,9 @@ NERFSTUDIO = {"fl_x": FOCAL, "fl_y": FOCAL, "cx": SIZE / 2, "cy": SIZE / 2, "w":
 def test_cameras_are_read_as_they_were_written(pictures, views, given):
     read = folder_views(write(pictures, views, **given), SIZE)
     assert torch.allclose(read.c2w, views.c2w, atol=1e-6) and torch.allclose(read.fovy, views.fovy, atol=1e-6)
-    assert torch.allclose(read.rgb, views.rgb, atol=1 / 255) and torch.allclose(read.coverage, views.coverage, atol=1 / 255)
+    assert torch.allclose(read.rgb, views.rgb, atol=1 / 255) and torch.allclose(
+        read.coverage, views.coverage, atol=1 / 255
+    )
 
 
 def test_a_principal_point_off_the_middle_is_honoured(pictures, views):
@@ -81,7 +83,9 @@ def test_a_principal_point_off_the_middle_is_honoured(pictures, views):
     shared = {"fl_x": FOCAL, "cx": 12 + SIZE / 2, "cy": SIZE / 2}
     read = folder_views(write(pictures, views, name="wide{}.png", shared=shared), SIZE)
     assert torch.allclose(read.fovy, views.fovy, atol=1e-6)
-    assert torch.allclose(read.rgb, views.rgb, atol=1 / 255) and torch.allclose(read.coverage, views.coverage, atol=1 / 255)
+    assert torch.allclose(read.rgb, views.rgb, atol=1 / 255) and torch.allclose(
+        read.coverage, views.coverage, atol=1 / 255
+    )
 
 
 def test_the_square_around_the_principal_point():

@@ -217,7 +217,9 @@ def test_the_export_format_is_for_gaussians(tmp_path):
     geometry = geometry_of()
     (output,) = threestudio.find("mesh-exporter")({"fmt": "3dgs-ply"}, geometry=geometry, **parts)()
     output.params["write"](str(tmp_path / output.save_name))
-    assert output.save_name == "model.ply" and torch.equal(read_3dgs_ply(tmp_path / "model.ply")["means"], geometry.means)
+    assert output.save_name == "model.ply" and torch.equal(
+        read_3dgs_ply(tmp_path / "model.ply")["means"], geometry.means
+    )
 
 
 def test_a_missing_file_is_named_with_its_key(tmp_path):

@@ -201,7 +201,14 @@ def test_a_gaussian_ply_starts_other_representations(tmp_path):
     turned = read_start_mesh(str(path), MeshStartConfig(up="+y", front="+z"), 1.0)
     for statistic in (torch.mean, torch.std):  # vertices come in another order
         assert torch.allclose(statistic(turned.v_pos, 0), statistic(mesh.v_pos[:, [2, 0, 1]], 0), atol=1e-5)
-    encoding = {"otype": "HashGrid", "n_levels": 4, "n_features_per_level": 2, "log2_hashmap_size": 12, "base_resolution": 4, "per_level_scale": 1.5}
+    encoding = {
+        "otype": "HashGrid",
+        "n_levels": 4,
+        "n_features_per_level": 2,
+        "log2_hashmap_size": 12,
+        "base_resolution": 4,
+        "per_level_scale": 1.5,
+    }
     field = threestudio.find("implicit-sdf")({"pos_encoding_config": encoding, "isosurface_resolution": 24})
     material = threestudio.find("no-material")({})
     field.init_from_mesh(mesh, material, steps=100)

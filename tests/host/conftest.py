@@ -22,9 +22,7 @@ def tiny_plugin() -> None:
 
 
 @pytest.fixture()
-def launch_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_plugin: None
-) -> Callable[..., int]:
+def launch_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_plugin: None) -> Callable[..., int]:
     """Runs the command line in this process, in an empty working folder; gives the exit code."""
     from launch import main
 

@@ -218,9 +218,7 @@ def test_resolvers():
 def test_overrides_win_and_folders_follow(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yaml = "name: exp\ntag: ${rmspace:${system.prompt},_}\nsystem: {prompt: '???'}\nseed: 1"
-    config = load_config(
-        yaml, from_string=True, cli_args=["system.prompt=a red chair", "seed=5", "timestamp=@T"]
-    )
+    config = load_config(yaml, from_string=True, cli_args=["system.prompt=a red chair", "seed=5", "timestamp=@T"])
     assert config.seed == 5
     assert config.trial_dir == "outputs/exp/a_red_chair@T"
     assert list(tmp_path.iterdir()) == []  # reading a config makes no folder
@@ -280,7 +278,7 @@ def test_experiment_defaults_need_nothing():
     [
         ("a chair: red", "a chair: red"),
         ("@home", "@home"),
-        ("it's \"so\"", "it's \"so\""),
+        ('it\'s "so"', 'it\'s "so"'),
         ("1e-3", 1e-3),
         ("[1,2]", [1, 2]),
         ("{a: 1}", {"a": 1}),

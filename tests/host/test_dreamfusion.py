@@ -121,6 +121,4 @@ def test_every_needed_lambda_is_asked_for_first(launch_here, arguments, capsys, 
     config.system.loss["lambda_sparsty"] = 1.0
     OmegaConf.save(config, tmp_path / "config.yaml")
     assert launch_here("--train", *arguments, config="config.yaml") == 2
-    assert "system.loss.lambda_sparsity: a value is required; nearest: lambda_sparsty" in (
-        capsys.readouterr().err
-    )
+    assert "system.loss.lambda_sparsity: a value is required; nearest: lambda_sparsty" in (capsys.readouterr().err)

@@ -18,7 +18,9 @@ FULL = os.strerror(errno.ENOSPC)
 
 def can_mount() -> bool:
     try:
-        done = subprocess.run(["unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=1m tmpfs /mnt"], capture_output=True)
+        done = subprocess.run(
+            ["unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=1m tmpfs /mnt"], capture_output=True
+        )
     except FileNotFoundError:
         return False
     return done.returncode == 0
@@ -70,9 +72,16 @@ def test_a_run_whose_disk_is_full_says_so_in_one_line(tmp_path, kilobytes):
     (tmp_path / "custom/tiny_field.py").write_bytes((PLUGINS / "tiny_field.py").read_bytes())
     (tmp_path / "outputs").mkdir()
     # checkpoints of some 50 kB; the code's snapshot is left out where it does not fit, as it always was
-    run = [sys.executable, str(ROOT / "launch.py"), "--config", TINY_CONFIG, "--train", "checkpoint.every_n_train_steps=1"]
+    run = [
+        sys.executable,
+        str(ROOT / "launch.py"),
+        "--config",
+        TINY_CONFIG,
+        "--train",
+        "checkpoint.every_n_train_steps=1",
+    ]
     run += ["system.field.n_neurons=512", "trainer.max_steps=200", "trainer.val_check_interval=1000"]
-    command = f"mount -t tmpfs -o size={kilobytes}k tmpfs outputs && exec \"$@\""
+    command = f'mount -t tmpfs -o size={kilobytes}k tmpfs outputs && exec "$@"'
     done = subprocess.run(
         ["unshare", "-rm", "sh", "-c", command, "sh", *run],
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,

@@ -150,8 +150,16 @@ BAD = [
     (["trainer.max_step=3"], "unknown key 'trainer.max_step'", "max_steps"),
     (["trainer.max_steps=ten"], "trainer.max_steps: expected int, got 'ten' (str)", ""),
     (["trainer.precision=17"], "trainer.precision: expected 64 or 32 or 16 or", "got 17 (int)"),
-    (["trainer.val_check_interval=0"], "trainer.val_check_interval: expected a number of steps more than 0", "got 0 (int)"),
-    (["trainer.val_check_interval=-3"], "trainer.val_check_interval: expected a number of steps more than 0", "got -3 (int)"),
+    (
+        ["trainer.val_check_interval=0"],
+        "trainer.val_check_interval: expected a number of steps more than 0",
+        "got 0 (int)",
+    ),
+    (
+        ["trainer.val_check_interval=-3"],
+        "trainer.val_check_interval: expected a number of steps more than 0",
+        "got -3 (int)",
+    ),
     (["trainer.val_check_interval=1-e3"], "trainer.val_check_interval: ", "got '1-e3' (str)"),
     (["trainer.val_check_interval=1.5"], "trainer.val_check_interval: ", "got 1.5 (float)"),
     (["trainer.val_check_interval=0.5"], "trainer.val_check_interval: ", "got 0.5 (float)"),
@@ -189,10 +197,16 @@ BAD = [
     (["system.scheduler.args.gamma='0.9'"], "system.scheduler.args.gamma: expected float, got '0.9' (str)", ""),
     (["system.scheduler.args.gama=1"], "unknown key 'system.scheduler.args.gama' (of ExponentialLR)", "gamma"),
     (["system.scheduler.name=StepLR"], "system.scheduler.args.step_size: a value is required by StepLR", ""),
-    (["system.scheduler={name: StepLR, args: {step_size: 0}}"], "system.scheduler: ZeroDivisionError", "'step_size': 0"),
+    (
+        ["system.scheduler={name: StepLR, args: {step_size: 0}}"],
+        "system.scheduler: ZeroDivisionError",
+        "'step_size': 0",
+    ),
     (["system.scheduler.interval=day"], "system.scheduler.interval: expected 'epoch' or 'step', got 'day'", ""),
     (
-        ["system.scheduler={name: SequentialLR, milestones: [3], schedulers: [{name: StepLR, args: {step_size: '5'}}]}"],
+        [
+            "system.scheduler={name: SequentialLR, milestones: [3], schedulers: [{name: StepLR, args: {step_size: '5'}}]}"
+        ],
         "system.scheduler.schedulers[0].args.step_size: expected int, got '5' (str)",
         "",
     ),
@@ -212,9 +226,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("arguments, message, nearest", BAD, ids=[b[0][0] for b in BAD])
-def test_bad_input_is_one_line_before_any_work(
-    launch_here, tmp_path, capsys, arguments, message, nearest
-):
+def test_bad_input_is_one_line_before_any_work(launch_here, tmp_path, capsys, arguments, message, nearest):
     assert launch_here("--train", *arguments) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1

@@ -28,13 +28,11 @@ def test_the_guides_example_runs(launch_here, tmp_path):
 
 SURFACE = {
     "threestudio": "register find info warn debug __version__",
-    "threestudio.data.uncond": "RandomCameraDataModuleConfig RandomCameraDataset "
-    "RandomCameraIterableDataset",
+    "threestudio.data.uncond": "RandomCameraDataModuleConfig RandomCameraDataset RandomCameraIterableDataset",
     "threestudio.models.background.base": "BaseBackground",
     "threestudio.models.estimators": "ImportanceEstimator",
     "threestudio.models.exporters.base": "Exporter ExporterOutput",
-    "threestudio.models.geometry.base": "BaseGeometry BaseImplicitGeometry BaseExplicitGeometry "
-    "contract_to_unisphere",
+    "threestudio.models.geometry.base": "BaseGeometry BaseImplicitGeometry BaseExplicitGeometry contract_to_unisphere",
     "threestudio.models.materials.base": "BaseMaterial",
     "threestudio.models.mesh": "Mesh",
     "threestudio.models.networks": "get_encoding get_mlp create_network_with_input_encoding",
@@ -45,8 +43,7 @@ SURFACE = {
     "threestudio.utils.base": "BaseModule BaseObject Updateable update_if_possible",
     "threestudio.utils.config": "parse_structured load_config",
     "threestudio.utils.loss": "tv_loss",
-    "threestudio.utils.misc": "C cleanup parse_version get_device get_rank load_module_weights "
-    "broadcast barrier",
+    "threestudio.utils.misc": "C cleanup parse_version get_device get_rank load_module_weights broadcast barrier",
     "threestudio.utils.ops": "dot binary_cross_entropy get_activation get_mvp_matrix "
     "get_projection_matrix get_ray_directions get_rays get_cam_info_gaussian chunk_batch "
     "validate_empty_rays perpendicular_component scale_tensor",

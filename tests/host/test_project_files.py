@@ -29,7 +29,17 @@ def test_a_file_of_the_project_is_found(elsewhere):
 
 
 @pytest.mark.parametrize(
-    "name", ["stabilityai/sd", "assets/none", "assets", "assets/../README.md", f"./../{TEACHER}", "custom/none/x", "docs/asd.md", ""]
+    "name",
+    [
+        "stabilityai/sd",
+        "assets/none",
+        "assets",
+        "assets/../README.md",
+        f"./../{TEACHER}",
+        "custom/none/x",
+        "docs/asd.md",
+        "",
+    ],
 )
 def test_other_names_stay_as_they_are(name):
     assert project_file(name) == name
@@ -59,7 +69,12 @@ def test_an_unknown_config_names_the_nearest(name):
 
 
 def test_a_config_says_where_its_files_are(elsewhere):
-    given = ["exp_root_dir=assets/teachers", "data.missing=???", f"data.list=[{TEACHER},7]", f"system.deep.path={TEACHER}"]
+    given = [
+        "exp_root_dir=assets/teachers",
+        "data.missing=???",
+        f"data.list=[{TEACHER},7]",
+        f"system.deep.path={TEACHER}",
+    ]
     config = load_config("tag: assets", from_string=True, cli_args=given)
     assert config.data.list == [str(ROOT / TEACHER), 7] and config.system.deep.path == str(ROOT / TEACHER)
     assert config.exp_root_dir == "assets/teachers"  # results never go into the project

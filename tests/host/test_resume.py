@@ -49,8 +49,7 @@ def test_stopped_and_resumed_runs_end_the_same(launch_here, tmp_path):
 
 def test_the_seed_decides_the_run(launch_here, tmp_path):
     for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
-        assert launch_here("--train", f"exp_root_dir={folder}/outputs", f"seed={seed}",
-                           "trainer.max_steps=4") == 0
+        assert launch_here("--train", f"exp_root_dir={folder}/outputs", f"seed={seed}", "trainer.max_steps=4") == 0
     assert_same(final_state(tmp_path / "a"), final_state(tmp_path / "b"))
     with pytest.raises(AssertionError):
         assert_same(final_state(tmp_path / "a"), final_state(tmp_path / "c"))
@@ -61,8 +60,7 @@ def test_a_shuffled_set_goes_on_where_it_stopped(launch_here, tmp_path, stop):
     """Epochs of 8 batches: in the middle of one, at the end of one, and in the second."""
     options = ["data.sized=true", "trainer.val_check_interval=null", "trainer.max_steps=20"]
     assert launch_here("--train", *options, "exp_root_dir=whole/outputs") == 0
-    assert launch_here("--train", *options[:2], "exp_root_dir=part/outputs",
-                       f"trainer.max_steps={stop}") == 0
+    assert launch_here("--train", *options[:2], "exp_root_dir=part/outputs", f"trainer.max_steps={stop}") == 0
     assert launch_here("--train", *options, "exp_root_dir=part/outputs", f"resume=part/{LAST}") == 0
     assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "part"))
 
@@ -70,16 +68,14 @@ def test_a_shuffled_set_goes_on_where_it_stopped(launch_here, tmp_path, stop):
 def test_accumulated_gradients_resume(launch_here, tmp_path):
     options = ["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=100"]
     assert launch_here("--train", *options, "exp_root_dir=whole/outputs") == 0
-    assert launch_here("--train", *options, "exp_root_dir=part/outputs",
-                       "trainer.max_steps=7") == 0
+    assert launch_here("--train", *options, "exp_root_dir=part/outputs", "trainer.max_steps=7") == 0
     assert launch_here("--train", *options, "exp_root_dir=part/outputs", f"resume=part/{LAST}") == 0
     assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "part"))
 
 
 def test_validation_does_not_disturb_training(launch_here, tmp_path):
     assert launch_here("--train", "exp_root_dir=a/outputs", "trainer.max_steps=12") == 0
-    assert launch_here("--train", "exp_root_dir=b/outputs", "trainer.max_steps=12",
-                       "trainer.val_check_interval=5") == 0
+    assert launch_here("--train", "exp_root_dir=b/outputs", "trainer.max_steps=12", "trainer.val_check_interval=5") == 0
     assert_same(final_state(tmp_path / "a"), final_state(tmp_path / "b"))
 
 

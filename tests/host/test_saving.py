@@ -143,8 +143,9 @@ def test_obj_with_vertex_colors(saver):
 def test_obj_with_a_material(saver, tmp_path):
     kd = torch.zeros(8, 8, 3)
     kd[:4] = torch.tensor([1.0, 0.0, 0.0])
-    written = saver.save_obj("m.obj", Square, save_mat=True, save_uv=True, map_Kd=kd,
-                             map_Pr=torch.ones(8, 8, 1), map_format="png")
+    written = saver.save_obj(
+        "m.obj", Square, save_mat=True, save_uv=True, map_Kd=kd, map_Pr=torch.ones(8, 8, 1), map_format="png"
+    )
     names = [p.rsplit("/", 1)[1] for p in written]
     assert names == ["m.obj", "m.mtl", "texture_kd.png", "texture_roughness.png"]
     mtl = (tmp_path / "save/m.mtl").read_text()

@@ -127,8 +127,9 @@ def test_adan_is_the_papers():
 
 def test_adan_minimizes_and_leaves_out_what_has_no_gradient():
     x, idle = nn.Parameter(torch.tensor([3.0, -2.0])), nn.Parameter(torch.ones(1))
-    optimizer = parse_optimizer(config(name="Adan", args={"lr": 0.05, "max_grad_norm": 5.0}),
-                                nn.ParameterList([x, idle]))
+    optimizer = parse_optimizer(
+        config(name="Adan", args={"lr": 0.05, "max_grad_norm": 5.0}), nn.ParameterList([x, idle])
+    )
     for _ in range(300):
         optimizer.zero_grad()
         (x**2).sum().backward()

@@ -55,7 +55,9 @@ def test_a_parsed_config_does_not_begin_its_trial_anew(launch_here, capsys):
 
 
 def test_a_folder_is_locked_while_its_run_trains(launch_here, start_launch, tmp_path, capsys):
-    first = start_launch("--train", "system.slow_s=0.2", "trainer.max_steps=1000", "checkpoint.every_n_train_steps=1000")
+    first = start_launch(
+        "--train", "system.slow_s=0.2", "trainer.max_steps=1000", "checkpoint.every_n_train_steps=1000"
+    )
     trial = Path("elsewhere") / TRIAL
     while not (trial / "cmd.txt").exists():
         assert first.poll() is None, first.communicate()[1]

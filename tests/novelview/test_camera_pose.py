@@ -26,6 +26,7 @@ def test_cameras_come_back_from_their_matrices():
 
 def zero123_pose(target: torch.Tensor, given: torch.Tensor) -> list[float]:
     """The definition in zero-1-to-3's data loader: spherical coordinates of -R^T t, from +z."""
+
     def spherical(matrix):
         x, y, z = (-matrix[:, :3].T @ matrix[:, 3]).tolist()
         return math.atan2(math.hypot(x, y), z), math.atan2(y, x), math.sqrt(x * x + y * y + z * z)

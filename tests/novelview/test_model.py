@@ -245,9 +245,7 @@ def test_broken_files_say_what_is_wrong(tmp_path, tiny_sd_folder):
     wider = tmp_path / "image_encoder"
     from transformers import Dinov2Config, Dinov2Model
 
-    config = Dinov2Config(
-        image_size=28, patch_size=14, hidden_size=32, num_hidden_layers=2, num_attention_heads=2
-    )
+    config = Dinov2Config(image_size=28, patch_size=14, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
     Dinov2Model(config).save_pretrained(wider)
     with pytest.raises(ValueError, match=r"shape \[16, 28\], expected \[16, 36\].*encoder's width"):
         load_novel_view_model(str(tmp_path))

@@ -164,7 +164,11 @@ def wrong_json(folder, change):
             "frame 0: transform_matrix: expected 4 x 4 or 3 x 4 finite numbers",
         ),
         ("transforms.json", lambda f: (f / "002.png").unlink(), "no picture at .*002.png"),
-        ("transforms.json", lambda f: wrong_json(f, lambda c: c.update(fl_x=-1.0)), "fl_x: expected more than 0, got -1"),
+        (
+            "transforms.json",
+            lambda f: wrong_json(f, lambda c: c.update(fl_x=-1.0)),
+            "fl_x: expected more than 0, got -1",
+        ),
         ("nowhere.json", lambda f: None, "no camera file at"),
         ("nowhere.png", lambda f: None, "no picture at"),
     ],

@@ -1,6 +1,5 @@
 """All backends of the hash grid against the float64 torch reference, and the reference against arithmetic by hand."""
 
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -38,7 +37,8 @@ def test_hash_is_the_published_one_in_32_bits():
     level = LAYOUT.levels[4]
     vertex = torch.tensor([[3, 5, 7], [4095, 4095, 4095]])
     expected = [
-        level.offset + ((x ^ (y * 2654435761 % 2**32) ^ (z * 805459861 % 2**32)) % level.size) for x, y, z in vertex.tolist()
+        level.offset + ((x ^ (y * 2654435761 % 2**32) ^ (z * 805459861 % 2**32)) % level.size)
+        for x, y, z in vertex.tolist()
     ]
     assert entry_index(vertex, level).tolist() == expected
     assert entry_index(torch.tensor([[1, 2, 3]]), LAYOUT.levels[0]).tolist() == [1 + 4 * (2 + 4 * 3)]
@@ -114,7 +114,9 @@ def test_warp_makes_no_table_gradient_for_a_normal(monkeypatch):
     made = []
     for name in ("_scatter", "_positions"):
         original = getattr(warp_backend, name)
-        monkeypatch.setattr(warp_backend, name, lambda *a, name=name, original=original: made.append(name) or original(*a))
+        monkeypatch.setattr(
+            warp_backend, name, lambda *a, name=name, original=original: made.append(name) or original(*a)
+        )
     positions, table = make(50)
     x, t = positions.requires_grad_(), table.requires_grad_()
     torch.autograd.grad(hash_grid(x, t, LAYOUT, backend="warp").sum(), x, create_graph=True)
@@ -153,7 +155,9 @@ def test_closed_levels_give_zeros_and_no_gradient(backend):
 def test_positions_outside_count_as_the_nearest_inside(backend):
     need(backend, torch.device("cpu"))
     _, table = make()
-    outside = torch.tensor([[-1e9, 0.5, 2.0], [1e30, -0.1, 0.3], [float("inf"), float("-inf"), 1.0]], requires_grad=True)
+    outside = torch.tensor(
+        [[-1e9, 0.5, 2.0], [1e30, -0.1, 0.3], [float("inf"), float("-inf"), 1.0]], requires_grad=True
+    )
     inside = torch.tensor([[0.0, 0.5, 1.0], [1.0, 0.0, 0.3], [1.0, 0.0, 1.0]])
     out = hash_grid(outside, table, LAYOUT, backend=backend)
     assert torch.equal(out, hash_grid(inside, table, LAYOUT, backend=backend))
@@ -200,7 +204,11 @@ assert table.grad.abs().nansum() > 0
 
 @pytest.mark.parametrize(
     "change, message",
-    [({"n_levels": 0}, "n_levels"), ({"log2_hashmap_size": 40}, "log2_hashmap_size"), ({"per_level_scale": 4.0, "n_levels": 16}, "per_level_scale")],
+    [
+        ({"n_levels": 0}, "n_levels"),
+        ({"log2_hashmap_size": 40}, "log2_hashmap_size"),
+        ({"per_level_scale": 4.0, "n_levels": 16}, "per_level_scale"),
+    ],
 )
 def test_impossible_layouts_are_refused_by_name(change, message):
     with pytest.raises(UserError, match=message):

@@ -96,7 +96,12 @@ def test_resampling_gives_equal_shares_of_the_weight(stratified):
     weights = torch.tensor([[0.0, 1.0, 3.0, 0.0, 4.0]])
     torch.manual_seed(0)
     new = importance_resample(edges, weights, 8000, stratified)
-    assert new.shape == (1, 8001) and (new.diff(dim=-1) >= 0).all() and new[0, 0] == 0 and abs(new[0, -1].item() - 1) < 1e-6
+    assert (
+        new.shape == (1, 8001)
+        and (new.diff(dim=-1) >= 0).all()
+        and new[0, 0] == 0
+        and abs(new[0, -1].item() - 1) < 1e-6
+    )
     shares = torch.histogram(new[0], edges[0]).hist / 8001
     torch.testing.assert_close(shares, weights[0] / 8, atol=2e-3, rtol=0)
 

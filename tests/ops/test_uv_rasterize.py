@@ -10,7 +10,9 @@ def test_two_triangles_cover_the_square_once():
     assert face.shape == (12, 16) and (face >= 0).all() and set(face.unique().tolist()) == {0, 1}
     # Interpolated texture coordinates are the texels' own centres.
     uv = (barycentric[..., None] * v[f[face]]).sum(-2)
-    expected = torch.stack(torch.meshgrid((torch.arange(16) + 0.5) / 16, (torch.arange(12) + 0.5) / 12, indexing="xy"), -1)
+    expected = torch.stack(
+        torch.meshgrid((torch.arange(16) + 0.5) / 16, (torch.arange(12) + 0.5) / 12, indexing="xy"), -1
+    )
     torch.testing.assert_close(uv, expected, atol=1e-6, rtol=0)
 
 

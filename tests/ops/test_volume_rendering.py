@@ -1,6 +1,5 @@
 """Packed compositing, all backends, against the batched form, closed forms and finite differences."""
 
-
 import pytest
 import torch
 
@@ -49,11 +48,15 @@ def test_constant_density_has_the_closed_form():
     density, length, n = 3.0, 2.0, 4000
     edges = torch.linspace(0, length, n + 1, dtype=torch.float64)
     ray = torch.zeros(n, dtype=torch.long)
-    weights, transmittance, alpha = render_weight_from_density(edges[:-1], edges[1:], torch.full((n,), density).double(), ray)
+    weights, transmittance, alpha = render_weight_from_density(
+        edges[:-1], edges[1:], torch.full((n,), density).double(), ray
+    )
     opacity = 1 - torch.exp(torch.tensor(-density * length, dtype=torch.float64))
     torch.testing.assert_close(weights.sum(), opacity)
     torch.testing.assert_close(transmittance, torch.exp(-density * edges[:-1]))
-    torch.testing.assert_close(alpha, torch.full_like(alpha, 1 - torch.exp(torch.tensor(-density * length / n)).item()), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        alpha, torch.full_like(alpha, 1 - torch.exp(torch.tensor(-density * length / n)).item()), rtol=1e-5, atol=0
+    )
     depth = accumulate_along_rays(weights, ((edges[:-1] + edges[1:]) / 2)[:, None], ray, 1)
     expected = 1 / density - length * (1 - opacity) / opacity
     torch.testing.assert_close(depth[0, 0] / opacity, expected, rtol=1e-5, atol=0)
@@ -99,7 +102,7 @@ def outcome(backend, dtype, device):
     image = accumulate_along_rays(w, colors, ray, 40, backend)
     opacity = accumulate_along_rays(w2, None, ray, 40, backend)
     factor = torch.linspace(-1, 1, ray.shape[0], device=device, dtype=dtype)
-    loss = (image.sin().sum() + opacity.square().sum() + (t * factor).sum() + (a * factor.flip(0)).sum() + (t2 * w).sum())
+    loss = image.sin().sum() + opacity.square().sum() + (t * factor).sum() + (a * factor.flip(0)).sum() + (t2 * w).sum()
     grads = torch.autograd.grad(loss, [t_starts, t_ends, density, colors])
     return [x.detach().double().cpu() for x in (w, t, a, w2, t2, image, opacity, *grads)]
 
@@ -151,10 +154,14 @@ def test_repeats_bit_for_bit_whatever_the_threads(backend):
 def test_nan_stays_on_its_ray(backend):
     need(backend)
     t_starts, t_ends, density, ray, colors = (x.float() if x.is_floating_point() else x for x in uneven())
-    expected = accumulate_along_rays(render_weight_from_density(t_starts, t_ends, density, ray, backend)[0], colors, ray, 40, backend)
+    expected = accumulate_along_rays(
+        render_weight_from_density(t_starts, t_ends, density, ray, backend)[0], colors, ray, 40, backend
+    )
     broken = int(ray[50])
     density[50] = float("nan")
-    got = accumulate_along_rays(render_weight_from_density(t_starts, t_ends, density, ray, backend)[0], colors, ray, 40, backend)
+    got = accumulate_along_rays(
+        render_weight_from_density(t_starts, t_ends, density, ray, backend)[0], colors, ray, 40, backend
+    )
     others = torch.arange(40) != broken
     assert got[broken].isnan().all() and torch.allclose(got[others], expected[others], rtol=1e-6, atol=1e-7)
 
@@ -167,7 +174,10 @@ def test_second_derivatives(backend):
         *_, density, ray, colors = uneven()
         depth, c = (0.1 * density).to(dtype).requires_grad_(), colors.to(dtype).requires_grad_()
         w, t, a = weights_of_depth(depth, ray, name)
-        loss = accumulate_along_rays(w, c, ray, 40, name).square().sum() + accumulate_along_rays(t * a, None, ray, 40, name).sum()
+        loss = (
+            accumulate_along_rays(w, c, ray, 40, name).square().sum()
+            + accumulate_along_rays(t * a, None, ray, 40, name).sum()
+        )
         slopes = torch.autograd.grad(loss, [depth, c], create_graph=True)
         results.append([g.double() for g in torch.autograd.grad(sum(s.square().sum() for s in slopes), [depth, c])])
     for expected, got in zip(*results):

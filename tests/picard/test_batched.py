@@ -87,7 +87,10 @@ def distill(tmp_path, monkeypatch, tiny_sd_folder, text_cache):
 def logs(folder) -> list[dict]:
     (file,) = folder.glob("fit/run/csv_logs/version_0/metrics.csv")
     with file.open() as table:
-        return [{k: v for k, v in row.items() if v and "picard" not in k and k != "train/steps_per_second"} for row in csv.DictReader(table)]
+        return [
+            {k: v for k, v in row.items() if v and "picard" not in k and k != "train/steps_per_second"}
+            for row in csv.DictReader(table)
+        ]
 
 
 @pytest.fixture()

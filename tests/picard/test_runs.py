@@ -84,7 +84,15 @@ def test_a_distillation_is_the_same_at_threshold_zero(tmp_path, monkeypatch, tin
     for name, system in (("plain", "dreamfusion-system"), ("run", "dreamfusion-system:picard")):
         picard = ["system.picard.window=3", "system.picard.threshold=0"] if name == "run" else []
         given = [f"exp_root_dir={tmp_path / name}", f"system_type={system}", *picard]
-        command = ["--config", str(tmp_path / "config.yaml"), "--train", *COMMON, *GEOMETRY["nerf"][:-1], *small, *given]
+        command = [
+            "--config",
+            str(tmp_path / "config.yaml"),
+            "--train",
+            *COMMON,
+            *GEOMETRY["nerf"][:-1],
+            *small,
+            *given,
+        ]
         assert main(command) == 0
         ends.append(checkpoint(tmp_path / name))
     assert_same(state_of(ends[1]), state_of(ends[0]))

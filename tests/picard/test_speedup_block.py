@@ -39,7 +39,11 @@ def test_it_trains_by_picard_iterations(name, runs, tmp_path, caplog):  # noqa: 
     assert sum(row[2] for row in rows) == STEPS and max(row[1] for row in rows) == 3
     assert rows[0][4] == 30.0
     (line,) = [line for line in caplog.messages if line.startswith("speedup: ")]
-    for said in ("val_check_interval counts steps", "trainer.visualize_progress, trainer.display_time", "16-mixed is 32"):
+    for said in (
+        "val_check_interval counts steps",
+        "trainer.visualize_progress, trainer.display_time",
+        "16-mixed is 32",
+    ):
         assert said in line
     read = OmegaConf.load(trial.folder / "configs" / "parsed.yaml")
     assert read.system_type == f"{plain.system_type}:picard" and "speedup" not in read
@@ -59,7 +63,10 @@ def test_the_mixin_is_named_once():
 WRONG = [
     ({"speedup.Q": 7}, "speedup.Q: expected one of P, threshold, ema_decay, adaptivity_type"),
     ({"speedup": 7}, "speedup: expected a mapping with keys P, threshold, ema_decay, adaptivity_type, got 7"),
-    ({"system.optimizer.guidance.name": "SGD"}, "system.optimizer.guidance.name: expected that of system.optimizer.base"),
+    (
+        {"system.optimizer.guidance.name": "SGD"},
+        "system.optimizer.guidance.name: expected that of system.optimizer.base",
+    ),
     ({"system.optimizer.base.params": None}, "system.optimizer.base.params: expected the groups"),
 ]
 

@@ -78,7 +78,11 @@ class Systems:
         path.parent.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(config, path)
         gaussians = config.system.geometry_type == "gaussian-splatting"
-        tiny = [*TINY[:-1], *GAUSSIANS, "system.prompt_processor.prompt=a red car"] if gaussians else tiny_overrides(config)
+        tiny = (
+            [*TINY[:-1], *GAUSSIANS, "system.prompt_processor.prompt=a red car"]
+            if gaussians
+            else tiny_overrides(config)
+        )
         start = self.stages.start(name) if change is None else []
         given = [*self.stages.models(config), *tiny, *start, f"exp_root_dir={self.root / folder}", *COMMON]
         loss = f"system.loss.lambda_{guidance_loss(config)}=[0,1.0,2.0,4]"

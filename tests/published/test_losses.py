@@ -85,7 +85,7 @@ def test_normal_consistency():
     mesh = tetrahedron()
     # twice the areas times normals: (0, 0, -1), (0, -1, 0), (-1, 0, 0), (1, 1, 1)
     corner = torch.tensor([-1.0, -1, -1]) / 3**0.5
-    others = torch.nn.functional.normalize(torch.tensor([[1.0, 0, 0], [0.0, 1, 0], [0.0, 0, 1]]) , dim=-1)
+    others = torch.nn.functional.normalize(torch.tensor([[1.0, 0, 0], [0.0, 1, 0], [0.0, 0, 1]]), dim=-1)
     torch.testing.assert_close(mesh.v_nrm.detach()[0], corner)
     torch.testing.assert_close(mesh.v_nrm.detach()[1:], others)
     to_corner, between = 1 + 1 / 3**0.5, 1.0

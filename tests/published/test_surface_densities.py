@@ -101,7 +101,7 @@ def opacity_errors(**config) -> np.ndarray:
     out = made(rays_o=origins, rays_d=directions, noise=torch.randn(1, 3), text_embed=torch.randn(1, 6))
     rays = [x.reshape(-1, 3).double().numpy() for x in (origins, directions)]
     exact = exact_opacity(*rays, made.cfg.inv_std)
-    return (out["opacity"].flatten().double().numpy() - exact)
+    return out["opacity"].flatten().double().numpy() - exact
 
 
 def test_the_generative_renderer_keeps_to_the_integral():

@@ -104,7 +104,9 @@ def guidance(name: str, **cfg):
 
 @pytest.mark.parametrize("factor", [-1.0, -0.5])
 def test_guidance_perp_neg_scales_the_weights(factor):
-    conditions = guidance("turboprop-asd-guidance", guidance_perp_neg=factor).conditions(single(), Cameras(*cameras(45)))
+    conditions = guidance("turboprop-asd-guidance", guidance_perp_neg=factor).conditions(
+        single(), Cameras(*cameras(45))
+    )
     assert conditions.negative_weights[0].tolist() == pytest.approx([factor * (4 * HALF - 2.426)] * 2, abs=1e-6)
 
 

@@ -55,5 +55,7 @@ def test_it_can_be_trained(fresh):
         optimizer.zero_grad()
         (fresh(pictures, sample_posterior=True).sample - pictures).square().mean().backward()
         optimizer.step()
-    dead = [name for name, p in fresh.named_parameters() if not torch.isfinite(p.grad).all() or not p.grad.abs().sum() > 0]
+    dead = [
+        name for name, p in fresh.named_parameters() if not torch.isfinite(p.grad).all() or not p.grad.abs().sum() > 0
+    ]
     assert dead == []

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 from turboprop.small_models.self_distillation import (
-    STUDENT_TEMPERATURE, PrototypeHead, balanced_targets, cross_entropy, crops, follow, patch_loss, random_masks,
+    STUDENT_TEMPERATURE,
+    PrototypeHead,
+    balanced_targets,
+    cross_entropy,
+    crops,
+    follow,
+    patch_loss,
+    random_masks,
     view_loss,
 )
 

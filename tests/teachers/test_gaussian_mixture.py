@@ -8,23 +8,17 @@ TIMESTEPS = torch.tensor([1, 20, 300, 700, 999])
 
 def mixture() -> GaussianMixtureTeacher:
     generator = torch.Generator().manual_seed(1)
-    return GaussianMixtureTeacher(
-        torch.randn(3, 2, 2, 2, generator=generator, dtype=torch.float64), [0.5, 0.1, 0.8]
-    )
+    return GaussianMixtureTeacher(torch.randn(3, 2, 2, 2, generator=generator, dtype=torch.float64), [0.5, 0.1, 0.8])
 
 
 def weights(batch_size: int) -> TextCondition:
     generator = torch.Generator().manual_seed(2)
-    return TextCondition(
-        torch.softmax(torch.randn(batch_size, 1, 3, generator=generator, dtype=torch.float64), -1)
-    )
+    return TextCondition(torch.softmax(torch.randn(batch_size, 1, 3, generator=generator, dtype=torch.float64), -1))
 
 
 def test_noise_is_the_gradient_of_the_log_density():
     teacher, condition = mixture(), weights(5)
-    noisy = torch.randn(
-        5, 2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
-    ).requires_grad_()
+    noisy = torch.randn(5, 2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
     (score,) = torch.autograd.grad(teacher.log_density(noisy, TIMESTEPS, condition).sum(), noisy)
     _, level = signal_and_noise_level(teacher.alphas_cumprod, TIMESTEPS)
     torch.testing.assert_close(teacher.predict_noise(noisy, TIMESTEPS, condition), -level * score)
@@ -35,9 +29,7 @@ def test_density_integrates_to_one():
     line = torch.linspace(-12, 12, 4001, dtype=torch.float64)
     condition = TextCondition(torch.tensor([[[0.3, 0.7]]], dtype=torch.float64).expand(len(line), -1, -1))
     for timestep in (1, 500, 999):
-        log_density = teacher.log_density(
-            line.view(-1, 1, 1, 1), torch.full((len(line),), timestep), condition
-        )
+        log_density = teacher.log_density(line.view(-1, 1, 1, 1), torch.full((len(line),), timestep), condition)
         assert torch.trapezoid(log_density.exp(), line).item() == pytest.approx(1.0, abs=1e-6)
 
 

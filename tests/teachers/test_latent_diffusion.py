@@ -95,9 +95,7 @@ def test_gradient_through_encode_by_finite_differences(tiny_sd_folder):
     with torch.no_grad():
         ahead = (teacher.encode(images + step * direction, noise) * probe).sum()
         behind = (teacher.encode(images - step * direction, noise) * probe).sum()
-    torch.testing.assert_close(
-        (gradient * direction).sum(), (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-7
-    )
+    torch.testing.assert_close((gradient * direction).sum(), (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-7)
 
 
 def test_half_precision_files_are_computed_in_float32_on_a_cpu(tmp_path, teacher):
@@ -106,9 +104,7 @@ def test_half_precision_files_are_computed_in_float32_on_a_cpu(tmp_path, teacher
     assert half.unet.dtype == half.vae.dtype == torch.float32
     noisy, timesteps, condition = question()
     expected = teacher.predict_noise(noisy, timesteps, condition)
-    torch.testing.assert_close(
-        half.predict_noise(noisy, timesteps, condition), expected, rtol=1e-2, atol=1e-2
-    )
+    torch.testing.assert_close(half.predict_noise(noisy, timesteps, condition), expected, rtol=1e-2, atol=1e-2)
 
 
 def test_the_fp16_variant_is_taken_where_it_is_the_only_one(tmp_path, teacher, tiny_sd_folder):
@@ -132,9 +128,7 @@ def test_options_change_no_number(teacher, tiny_sd_folder):
     )
     noisy, timesteps, condition = question()
     expected = teacher.predict_noise(noisy, timesteps, condition)
-    torch.testing.assert_close(
-        other.predict_noise(noisy, timesteps, condition), expected, rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(other.predict_noise(noisy, timesteps, condition), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_unet_that_does_not_fit_the_vae_is_refused(teacher):
@@ -142,9 +136,7 @@ def test_a_unet_that_does_not_fit_the_vae_is_refused(teacher):
 
     config = {**teacher.unet.config, "in_channels": 9}
     with pytest.raises(ValueError, match="the unet takes 9 channels, the vae's latents have 4"):
-        LatentDiffusionTeacher(
-            UNet2DConditionModel.from_config(config), teacher.vae, teacher.alphas_cumprod, "epsilon"
-        )
+        LatentDiffusionTeacher(UNet2DConditionModel.from_config(config), teacher.vae, teacher.alphas_cumprod, "epsilon")
 
 
 def test_weights_of_another_shape_are_refused(tmp_path, tiny_sd_folder):

@@ -49,7 +49,11 @@ def different(views: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("first", [False, True])
 def test_views_of_a_long_prompt_differ_and_it_is_said_each_time(tiny_sd_folder, text_cache, caplog, first):
-    config = {"prompt": LONG, "pretrained_model_name_or_path": str(tiny_sd_folder), "view_dependent_prompt_front": first}
+    config = {
+        "prompt": LONG,
+        "pretrained_model_name_or_path": str(tiny_sd_folder),
+        "view_dependent_prompt_front": first,
+    }
     said = []
     for _ in range(2):  # the second time from the cache
         caplog.clear()

@@ -48,15 +48,11 @@ def test_mixed_prompts_are_the_single_processors(make, make_single, views, view_
     names = ["a blue car", "a red chair", "a blue car"]
     output = make(prompts=PROMPTS, negative_prompt="ugly", front_threshold=30.0)(names)
     elevation, azimuth, distances = cameras(3 * views)
-    conditional, unconditional = output.get_text_embeddings(
-        elevation, azimuth, distances, view_dependent
-    ).chunk(2)
+    conditional, unconditional = output.get_text_embeddings(elevation, azimuth, distances, view_dependent).chunk(2)
     for index, name in enumerate(names):
         rows = slice(index * views, (index + 1) * views)
         single = make_single(name, negative_prompt="ugly", front_threshold=30.0)()
-        expected = single.get_text_embeddings(
-            elevation[rows], azimuth[rows], distances[rows], view_dependent
-        ).chunk(2)
+        expected = single.get_text_embeddings(elevation[rows], azimuth[rows], distances[rows], view_dependent).chunk(2)
         torch.testing.assert_close(conditional[rows], expected[0])
         torch.testing.assert_close(unconditional[rows], expected[1])
 
@@ -75,9 +71,7 @@ def test_perp_neg_of_mixed_prompts_is_the_single_processors(make, make_single):
         torch.testing.assert_close(torch.cat([positive[rows], unconditional[rows]]), alone[: 2 * views])
         torch.testing.assert_close(weights[rows], weight)
         pushing = weight[:, 0] != 0  # an overhead camera's negatives have no part
-        torch.testing.assert_close(
-            negative[rows][pushing], alone[2 * views :].unflatten(0, (views, 2))[pushing]
-        )
+        torch.testing.assert_close(negative[rows][pushing], alone[2 * views :].unflatten(0, (views, 2))[pushing])
 
 
 def test_cameras_that_do_not_fit_the_prompts(make):
@@ -120,9 +114,7 @@ def test_libraries_are_found_by_name(tmp_path, monkeypatch):
 
 
 def test_an_unknown_prompt_names_the_nearest(make):
-    with pytest.raises(
-        ValueError, match="prompt 'a red chai' is not among the 3 encoded ones; nearest: a red chair"
-    ):
+    with pytest.raises(ValueError, match="prompt 'a red chai' is not among the 3 encoded ones; nearest: a red chair"):
         make(prompts=PROMPTS)(["a red chai"])
 
 

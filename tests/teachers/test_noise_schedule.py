@@ -54,7 +54,5 @@ def test_every_prediction_type_gives_the_noise_that_was_added():
 
 def test_unknown_prediction_type_names_the_known_ones():
     clean, noise = random_sample()
-    with pytest.raises(
-        ValueError, match="prediction_type: expected one of epsilon, v_prediction, sample, got 'flow'"
-    ):
+    with pytest.raises(ValueError, match="prediction_type: expected one of epsilon, v_prediction, sample, got 'flow'"):
         to_epsilon(noise, clean, TIMESTEPS, ABAR, "flow")

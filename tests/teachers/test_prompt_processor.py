@@ -48,9 +48,7 @@ def test_the_view_that_a_camera_sees(make):
 def test_view_prompts_and_their_order(make):
     processor = make()
     assert list(processor.direction2idx) == ["side", "front", "back", "overhead"]
-    assert processor.prompts_vd == [
-        f"a red chair, {view} view" for view in ("side", "front", "back", "overhead")
-    ]
+    assert processor.prompts_vd == [f"a red chair, {view} view" for view in ("side", "front", "back", "overhead")]
     first = make(view_dependent_prompt_front=True, prompt_back="a car")
     assert first.prompts_vd == [
         "side view of a red chair",
@@ -109,9 +107,7 @@ def test_perp_neg_of_a_batch_is_its_cameras(make):
     positive, unconditional, negative = embeddings.split([4, 4, 8])
     for index, pair in enumerate(pairs):
         alone, weight = output.get_text_embeddings_perp_neg(*cameras(pair))
-        together = torch.cat(
-            [positive[index, None], unconditional[index, None], negative.unflatten(0, (4, 2))[index]]
-        )
+        together = torch.cat([positive[index, None], unconditional[index, None], negative.unflatten(0, (4, 2))[index]])
         assert torch.equal(together, alone) and torch.equal(weights[index, None], weight)
     with pytest.raises(ValueError, match="perp-neg needs view_dependent_prompting"):
         output.get_text_embeddings_perp_neg(*cameras((0, 0)), view_dependent_prompting=False)
@@ -141,9 +137,7 @@ def test_library_prompts(make, tmp_path, monkeypatch):
     library = {"dreamfusion": ["a Red Chair", "a red car", "a blue car"]}
     (tmp_path / "load/prompt_library.json").write_text(json.dumps(library))
     assert make(prompt="lib:chair_red").prompt == "a Red Chair"
-    with pytest.raises(
-        ValueError, match="lib:car: expected one prompt .* got 2, first: 'a red car', 'a blue car'"
-    ):
+    with pytest.raises(ValueError, match="lib:car: expected one prompt .* got 2, first: 'a red car', 'a blue car'"):
         make(prompt="lib:car")
     with pytest.raises(ValueError, match="lib:boat: expected one prompt .* got 0"):
         make(prompt="lib:boat")
@@ -168,9 +162,6 @@ def test_a_third_partys_processor_encodes_by_its_files(tmp_path, monkeypatch):
     assert output.text_embeddings.shape == (1, 2, 3) and output.text_embeddings.unique().item() == 4
     assert output.text_embeddings_vd[FRONT].unique().item() == len("four, front view")
     monkeypatch.delattr(LetterCounts, "spawn_func")  # the files are there now
-    assert (
-        LetterCounts({"prompt": "four", "pretrained_model_name_or_path": "letters"})().text_embeddings.mean()
-        == 4
-    )
+    assert LetterCounts({"prompt": "four", "pretrained_model_name_or_path": "letters"})().text_embeddings.mean() == 4
     with pytest.raises(ValueError, match="encodes no prompts"):
         LetterCounts({"prompt": "five!", "pretrained_model_name_or_path": "letters"})

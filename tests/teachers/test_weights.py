@@ -82,9 +82,7 @@ def test_a_dead_id_resolves_to_its_mirrors():
     assert not set(MIRRORS) & {mirror for mirrors in MIRRORS.values() for mirror in mirrors}
 
 
-@pytest.mark.parametrize(
-    "name", ["stabilityai/stable-diffusion-2-1-base", "pretrained/stable-diffusion-2-1-base"]
-)
+@pytest.mark.parametrize("name", ["stabilityai/stable-diffusion-2-1-base", "pretrained/stable-diffusion-2-1-base"])
 def test_a_dead_id_that_cannot_be_fetched_names_the_mirrors(no_hub, name):
     with pytest.raises(FileNotFoundError) as error:
         check_model(name)
@@ -94,9 +92,7 @@ def test_a_dead_id_that_cannot_be_fetched_names_the_mirrors(no_hub, name):
 
 
 def test_another_id_that_cannot_be_fetched(no_hub):
-    with pytest.raises(
-        FileNotFoundError, match="no folder 'some/model', and no such model from the hub"
-    ) as error:
+    with pytest.raises(FileNotFoundError, match="no folder 'some/model', and no such model from the hub") as error:
         model_folder("some/model")
     assert "mirrors" not in str(error.value)
 

@@ -14,7 +14,9 @@ PROMPTS = [
     "a green robot with purple arms",
 ]
 
-pytestmark = pytest.mark.skipif(not (MINI_SD / "model_index.json").is_file(), reason="this checkout has no assets/teachers/mini-sd")
+pytestmark = pytest.mark.skipif(
+    not (MINI_SD / "model_index.json").is_file(), reason="this checkout has no assets/teachers/mini-sd"
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,11 @@ def pipeline():
 def draw(pipeline, prompts: list[str], seed: int, steps: int = 20) -> torch.Tensor:
     """Pictures [N, 3, 64, 64] in [0, 1]."""
     images = pipeline(
-        prompts, num_inference_steps=steps, guidance_scale=7.5, generator=torch.Generator().manual_seed(seed), output_type="np"
+        prompts,
+        num_inference_steps=steps,
+        guidance_scale=7.5,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="np",
     ).images
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 

@@ -74,7 +74,9 @@ def torus_surface() -> Tensor:
 def prism_surface() -> Tensor:
     outline = torch.cat([segment(p, q) for p, q in zip(TRAPEZOID, TRAPEZOID[1:] + TRAPEZOID[:1])])
     y = steps(0.1 - 0.35, 0.1 + 0.35)
-    sides = torch.stack([outline[:, None, 0].expand(-1, len(y)), y.expand(len(outline), -1), outline[:, None, 1].expand(-1, len(y))], -1)
+    sides = torch.stack(
+        [outline[:, None, 0].expand(-1, len(y)), y.expand(len(outline), -1), outline[:, None, 1].expand(-1, len(y))], -1
+    )
     x, z = torch.meshgrid(steps(-0.5, 0.6), steps(-0.4, 0.5), indexing="ij")
     inside = inside_trapezoid(x, z)
     caps = [torch.stack([x[inside], torch.full_like(x[inside], 0.1 + s * 0.35), z[inside]], -1) for s in (-1, 1)]

@@ -33,7 +33,9 @@ def test_captions_fit(tokenizer):
     assert padded.shape == (3, MAX_LENGTH)
 
 
-@pytest.mark.parametrize("text", ["Zürich at night", "a 漢字 of ink", "wow 😀!?", "x" * 40, "tabs\tand\nlines", "1234 #%&"])
+@pytest.mark.parametrize(
+    "text", ["Zürich at night", "a 漢字 of ink", "wow 😀!?", "x" * 40, "tabs\tand\nlines", "1234 #%&"]
+)
 def test_any_other_text_can_be_encoded_and_read_back(tokenizer, text):
     ids = inner(tokenizer, text)
     assert tokenizer.unk_token_id not in ids and tokenizer.eos_token_id not in ids

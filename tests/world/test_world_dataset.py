@@ -40,7 +40,11 @@ def test_bank(bank, tmp_path):
 
 
 def test_batches_follow_the_generator_alone(bank):
-    first, second, other = sample_batch(bank, 12, generator()), sample_batch(bank, 12, generator()), sample_batch(bank, 12, generator(1))
+    first, second, other = (
+        sample_batch(bank, 12, generator()),
+        sample_batch(bank, 12, generator()),
+        sample_batch(bank, 12, generator(1)),
+    )
     assert torch.equal(first.images, second.images)
     assert first.captions == second.captions and first.specs == second.specs
     assert not torch.equal(first.images, other.images)

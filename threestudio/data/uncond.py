@@ -267,9 +267,7 @@ class RandomCameraDataset(Dataset):
     def __getitem__(self, index: int) -> Dict[str, Any]:
         """One view without the batch axis. Its rays are made here: those of 120 views at once would take 755 MB."""
         one = slice(index, index + 1)
-        cameras = batch_of_cameras(
-            self.c2w[one], self.fovy[one], self.directions_unit_focal, self.cfg.rays_d_normalize
-        )
+        cameras = batch_of_cameras(self.c2w[one], self.fovy[one], self.directions_unit_focal, self.cfg.rays_d_normalize)
         return {
             **{key: value[0] if isinstance(value, Tensor) else value for key, value in cameras.items()},
             "index": index,

@@ -67,7 +67,9 @@ class OccupancyGridEstimator(nn.Module):
             occupied = occupied[torch.randint(occupied.shape[0], (quarter,)).to(occupied.device)]
         return torch.cat([drawn, occupied]).unique()
 
-    def _update(self, cells: Tensor, occ_eval_fn: Callable[[Tensor], Tensor], occ_thre: float, ema_decay: float) -> None:
+    def _update(
+        self, cells: Tensor, occ_eval_fn: Callable[[Tensor], Tensor], occ_thre: float, ema_decay: float
+    ) -> None:
         r = self.resolution
         corner = torch.stack([cells // (r * r), cells // r % r, cells % r], -1)
         unit = (corner + torch.rand(cells.shape[0], 3).to(self.occs)) / r
@@ -106,7 +108,9 @@ class OccupancyGridEstimator(nn.Module):
         if sigma_fn is None or samples.ray_indices.numel() == 0 or (alpha_thre <= 0 and early_stop_eps <= 0):
             return samples
         density = sigma_fn(samples.t_starts, samples.t_ends, samples.ray_indices).reshape(-1).float()
-        _, transmittance, alpha = render_weight_from_density(samples.t_starts, samples.t_ends, density, samples.ray_indices)
+        _, transmittance, alpha = render_weight_from_density(
+            samples.t_starts, samples.t_ends, density, samples.ray_indices
+        )
         alpha_thre = min(alpha_thre, self.occs.mean().item())
         keep = ((transmittance > early_stop_eps) & (alpha >= alpha_thre)).nonzero()[:, 0]
         return RaySamples(*(x[keep] for x in samples))
@@ -157,13 +161,19 @@ class ImportanceEstimator(nn.Module):
             proposal there are num_samples equal intervals.
         """
         if len(prop_sigma_fns) != len(prop_samples):
-            raise UserError(f"prop_sigma_fns and prop_samples: expected as many of each, got {len(prop_sigma_fns)} and {len(prop_samples)}")
+            raise UserError(
+                f"prop_sigma_fns and prop_samples: expected as many of each, got {len(prop_sigma_fns)} and {len(prop_samples)}"
+            )
         if sampling_type not in ("uniform", "lindisp"):
             raise UserError(f"sampling_type: expected uniform or lindisp, got {sampling_type!r}")
         if requires_grad:
-            raise UserError("ImportanceEstimator.sampling: requires_grad=True is for learned proposals, which this estimator has none of")
+            raise UserError(
+                "ImportanceEstimator.sampling: requires_grad=True is for learned proposals, which this estimator has none of"
+            )
         device = next((x.device for x in (near_plane, far_plane) if isinstance(x, Tensor)), None)
-        near, far = (torch.as_tensor(x, dtype=torch.float32, device=device).expand(n_rays) for x in (near_plane, far_plane))
+        near, far = (
+            torch.as_tensor(x, dtype=torch.float32, device=device).expand(n_rays) for x in (near_plane, far_plane)
+        )
         counts = [*prop_samples, num_samples]
         edges = coarse = uniform_edges(near, far, counts[0], stratified, lindisp=sampling_type == "lindisp")
         for sigma_fn, count in zip(prop_sigma_fns, counts[1:]):

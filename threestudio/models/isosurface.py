@@ -143,9 +143,13 @@ def check_surface(level: Tensor) -> None:
     """Raises EmptyFieldError unless the level has both signs."""
     low, high = torch.stack(level.aminmax()).tolist()  # one wait for a GPU
     if not low < 0:
-        raise EmptyFieldError(f"isosurface: the field is empty: no grid vertex is inside (level in [{low:.4g}, {high:.4g}], inside is < 0)")
+        raise EmptyFieldError(
+            f"isosurface: the field is empty: no grid vertex is inside (level in [{low:.4g}, {high:.4g}], inside is < 0)"
+        )
     if not high > 0:
-        raise EmptyFieldError(f"isosurface: every grid vertex is inside (level in [{low:.4g}, {high:.4g}], outside is > 0)")
+        raise EmptyFieldError(
+            f"isosurface: every grid vertex is inside (level in [{low:.4g}, {high:.4g}], outside is > 0)"
+        )
 
 
 # Surface vertices keep this share of an edge from its ends. Where the surface meets a grid vertex, those of all its

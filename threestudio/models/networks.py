@@ -86,7 +86,9 @@ class SphericalHarmonics(nn.Module):
         _check_keys("encoding", config, ("degree",))
         self.degree = int(config.get("degree", 4))
         if n_input_dims != 3 or self.degree < 1:
-            raise UserError(f"SphericalHarmonics: expected 3 inputs and degree >= 1, got {n_input_dims} and {self.degree}")
+            raise UserError(
+                f"SphericalHarmonics: expected 3 inputs and degree >= 1, got {n_input_dims} and {self.degree}"
+            )
         self.n_input_dims, self.n_output_dims = n_input_dims, self.degree**2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,7 +109,16 @@ def _renamed_weights(old: str, new: str) -> Callable[..., None]:
 class HashGrid(nn.Module):
     """Multiresolution hash grid with trainable features. ``backend``: auto, torch, warp or tinycudann."""
 
-    KEYS = ("type", "n_levels", "n_features_per_level", "log2_hashmap_size", "base_resolution", "per_level_scale", "interpolation", "backend")
+    KEYS = (
+        "type",
+        "n_levels",
+        "n_features_per_level",
+        "log2_hashmap_size",
+        "base_resolution",
+        "per_level_scale",
+        "interpolation",
+        "backend",
+    )
 
     def __init__(self, n_input_dims: int, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -194,7 +205,9 @@ class TinyCudaNNEncoding(nn.Module):
 class CompositeEncoding(nn.Module, Updateable):
     """An encoding and, with include_xyz, the input itself (scaled to [-1, 1]) before it."""
 
-    def __init__(self, encoding: nn.Module, include_xyz: bool = False, xyz_scale: float = 2.0, xyz_offset: float = -1.0) -> None:
+    def __init__(
+        self, encoding: nn.Module, include_xyz: bool = False, xyz_scale: float = 2.0, xyz_offset: float = -1.0
+    ) -> None:
         super().__init__()
         self.encoding = encoding
         self.include_xyz, self.xyz_scale, self.xyz_offset = include_xyz, xyz_scale, xyz_offset
@@ -265,7 +278,16 @@ class SphereInitVanillaMLP(nn.Module):
     (include_xyz).
     """
 
-    KEYS = ("activation", "output_activation", "n_neurons", "n_hidden_layers", "sphere_init", "sphere_init_radius", "inside_out", "weight_norm")
+    KEYS = (
+        "activation",
+        "output_activation",
+        "n_neurons",
+        "n_hidden_layers",
+        "sphere_init",
+        "sphere_init_radius",
+        "inside_out",
+        "weight_norm",
+    )
 
     def __init__(self, n_input_dims: int, n_output_dims: int, config: Mapping[str, Any]) -> None:
         super().__init__()

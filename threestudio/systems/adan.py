@@ -26,8 +26,7 @@ class Adan(torch.optim.Optimizer):
     ) -> None:
         if lr < 0 or eps < 0 or len(betas) != 3 or not all(0 <= b < 1 for b in betas):
             raise ValueError(
-                f"Adan needs lr >= 0, eps >= 0 and three betas in [0, 1); "
-                f"got lr={lr}, eps={eps}, betas={betas}"
+                f"Adan needs lr >= 0, eps >= 0 and three betas in [0, 1); got lr={lr}, eps={eps}, betas={betas}"
             )
         defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, no_prox=no_prox)
         super().__init__(params, defaults)

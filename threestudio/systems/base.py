@@ -84,9 +84,7 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         """Called after `configure` and after weights were loaded."""
 
     def load_weights(self, weights: str, ignore_modules: Optional[list[str]] = None) -> None:
-        state_dict, epoch, global_step = load_module_weights(
-            weights, ignore_modules=ignore_modules, map_location="cpu"
-        )
+        state_dict, epoch, global_step = load_module_weights(weights, ignore_modules=ignore_modules, map_location="cpu")
         result = self.load_state_dict(state_dict, strict=False)
         for kind, keys in (("missing", result.missing_keys), ("unknown", result.unexpected_keys)):
             if keys:
@@ -157,15 +155,11 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The step has been ended already; see `end_train_step`."""
 
-    def on_validation_batch_start(
-        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.preprocess_data(batch, "validation")
         self._begin_step(_one_loader(self.trainer.val_dataloaders, dataloader_idx))
 
-    def on_validation_batch_end(
-        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._end_step()
         if self.cfg.cleanup_after_validation_step:
             cleanup()
@@ -174,9 +168,7 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         self.preprocess_data(batch, "test")
         self._begin_step(_one_loader(self.trainer.test_dataloaders, dataloader_idx))
 
-    def on_test_batch_end(
-        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._end_step()
         if self.cfg.cleanup_after_test_step:
             cleanup()
@@ -185,9 +177,7 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         self.preprocess_data(batch, "predict")
         self._begin_step(_one_loader(self.trainer.predict_dataloaders, dataloader_idx))
 
-    def on_predict_batch_end(
-        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._end_step()
 
 
@@ -224,7 +214,14 @@ class BaseLift3DSystem(BaseSystem):
     # Its guidances, by what stands before a loss's name in its weight: lambda_<prefix>X
     guidance_parts: ClassVar[dict[str, str]] = {"": "guidance"}
     # Those of its parts, beside the geometry, whose configs are checked before the first is built.
-    parts: ClassVar[tuple[str, ...]] = ("material", "background", "renderer", "prompt_processor", "guidance", "exporter")
+    parts: ClassVar[tuple[str, ...]] = (
+        "material",
+        "background",
+        "renderer",
+        "prompt_processor",
+        "guidance",
+        "exporter",
+    )
 
     def own_weights(self) -> Optional[LossWeights]:
         """Keys of `loss` that the system itself reads; None: keys are not checked."""
@@ -393,9 +390,7 @@ class BaseLift3DSystem(BaseSystem):
             for key in ("imgs_noisy", "imgs_1step", "imgs_1orig", "imgs_final")
             if key in guidance_eval_out
         ]
-        rows = [
-            [{"type": "rgb", "img": column[i]} for column in columns] for i in range(count)
-        ]
+        rows = [[{"type": "rgb", "img": column[i]} for column in columns] for i in range(count)]
         self.save_image_grid(
             f"it{self.true_global_step}-train.png",
             rows,

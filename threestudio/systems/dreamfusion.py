@@ -21,6 +21,4 @@ class DreamFusion(ScoreDistillationSystem):
 
     def training_step(self, batch: dict, batch_idx: int) -> dict:
         out = self(batch)
-        return self.weighted_sum(
-            {**self.guide(out["comp_rgb"], batch), **volume_losses(out, self.weight)}
-        )
+        return self.weighted_sum({**self.guide(out["comp_rgb"], batch), **volume_losses(out, self.weight)})

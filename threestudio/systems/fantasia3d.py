@@ -30,9 +30,7 @@ class Fantasia3D(ScoreDistillationSystem):
         out = self(batch)
         if self.cfg.texture:
             return self.weighted_sum(self.guide(out["comp_rgb"], batch))
-        return self.weighted_sum(
-            {**self._guide_shape(out, batch), **surface_losses(out["mesh"], self.weight)}
-        )
+        return self.weighted_sum({**self._guide_shape(out, batch), **surface_losses(out["mesh"], self.weight)})
 
     def _guide_shape(self, out: dict, batch: dict) -> dict[str, Tensor]:
         """Normals and mask [B, H, W, 4] shrunk to the latents' size at first (section 3.1), then normals as a picture."""

@@ -89,15 +89,11 @@ class KeyedSteps(pl.Callback):
         if stage == "fit" and trainer.datamodule is not None:
             key_train_loader(trainer.datamodule, trainer, pl_module.run_seed)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         index = trainer.fit_loop.epoch_loop.batch_progress.total.processed
         seed_step(pl_module.run_seed, index, get_rank(), "step")
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         pl_module.end_train_step()
 
     def _seed_evaluation(self, pl_module: Any, stream: str, batch_idx: int) -> None:
@@ -161,9 +157,7 @@ class SkipNonFiniteSteps(pl.Callback):
     def load_state_dict(self, state_dict: dict) -> None:
         self.skipped = state_dict["skipped"]
 
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
         bad = non_finite_gradients(optimizer)
         if not bad:
             return
@@ -179,8 +173,6 @@ class SkipNonFiniteSteps(pl.Callback):
             f"({self.skipped} skipped in all)"
         )
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         # Logged always, so that a log tells a run without skipped steps from one without the check.
         pl_module.log("train/skipped_steps", float(self.skipped))

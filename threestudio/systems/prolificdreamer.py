@@ -38,9 +38,7 @@ class ProlificDreamer(ScoreDistillationSystem):
 
     def configure(self) -> None:
         if self.cfg.stage not in STAGES:
-            raise UserError(
-                f"system.stage: expected one of {', '.join(STAGES)}, got {self.cfg.stage!r}"
-            )
+            raise UserError(f"system.stage: expected one of {', '.join(STAGES)}, got {self.cfg.stage!r}")
         super().configure()
         if not self._guidance_trains():
             self.build_prompts_and_guidance()

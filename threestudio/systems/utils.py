@@ -38,9 +38,7 @@ def _parameters(value: Any, path: str) -> Iterator[nn.Parameter]:
         return iter(list(value.parameters()))
     if isinstance(value, nn.Parameter):
         return iter([value])
-    raise UserError(
-        f"{OPTIMIZER}.params.{path}: expected a module or a parameter, got {type(value).__name__}"
-    )
+    raise UserError(f"{OPTIMIZER}.params.{path}: expected a module or a parameter, got {type(value).__name__}")
 
 
 def _plain(value: Any) -> Any:

@@ -60,9 +60,7 @@ def write_atomically(path: str, write: Callable[[Any], None]) -> None:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Optional[Any] = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Optional[Any] = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         for stale in Path(path).parent.glob(f".{Path(path).name}.*.part"):
             stale.unlink(missing_ok=True)  # of a run that was killed while it wrote
@@ -84,9 +82,7 @@ class CheckpointsToTheEnd(ModelCheckpoint):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._step_before = trainer.global_step
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         is_last = trainer.global_step == trainer.max_steps
         if is_last and self._last_global_step_saved != trainer.global_step:

@@ -162,9 +162,7 @@ class BaseModule(nn.Module, Updateable):
         path, separator, module_name = source.rpartition(":")
         if not separator:
             raise UserError(f"weights: expected 'path.ckpt:module_name', got '{source}'")
-        state_dict, epoch, global_step = load_module_weights(
-            path, module_name=module_name, map_location="cpu"
-        )
+        state_dict, epoch, global_step = load_module_weights(path, module_name=module_name, map_location="cpu")
         self.load_state_dict(state_dict)
         self.do_update_step(epoch, global_step, on_load_weights=True)
 

@@ -23,9 +23,7 @@ from threestudio.utils.program import program_words
 class VersionedCallback(pl.Callback):
     """Saves into `save_root`, or into its next free `version_N`."""
 
-    def __init__(
-        self, save_root: str, version: Optional[int] = None, use_version: bool = True
-    ) -> None:
+    def __init__(self, save_root: str, version: Optional[int] = None, use_version: bool = True) -> None:
         self.save_root = save_root
         self._version = version
         self.use_version = use_version
@@ -60,9 +58,7 @@ class CodeSnapshotCallback(VersionedCallback):
 
     def _code_files(self) -> list[str]:
         command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-        listed = subprocess.run(
-            command, cwd=_CODE_ROOT, capture_output=True, text=True, check=True
-        ).stdout.splitlines()
+        listed = subprocess.run(command, cwd=_CODE_ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
         return [name for name in listed if name.endswith(_CODE_SUFFIXES)]
 
     @rank_zero_only
@@ -167,9 +163,7 @@ class LogsStepRate(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._rate.forget()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._rate.count(trainer.global_step)
         rate = self._rate.per_second()
         if rate is not None:
@@ -224,9 +218,7 @@ class CustomProgressBar(ProgressBar):
         """Losses by their short names, what else was logged for the bar, and skipped steps."""
         logged = trainer.callback_metrics
         metrics = {
-            key.removeprefix("train/"): float(value)
-            for key, value in logged.items()
-            if key.startswith("train/loss")
+            key.removeprefix("train/"): float(value) for key, value in logged.items() if key.startswith("train/loss")
         }
         bar = {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
         skipped = float(logged.get("train/skipped_steps", 0.0))
@@ -249,9 +241,7 @@ class CustomProgressBar(ProgressBar):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._rate.forget()
 
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._rate.count(trainer.global_step)
         last = trainer.global_step == trainer.max_steps
         if last or time.monotonic() - self._last_print >= self._interval:
@@ -304,9 +294,7 @@ class ProgressCallback(pl.Callback):
             file.write(message)
         os.replace(partial, self.save_path)  # a reader never sees half a line
 
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         percent = pl_module.true_global_step / trainer.max_steps * 100
         self.write(f"Generation progress: {percent:.2f}%")
 

@@ -138,9 +138,7 @@ def image_grid(
     grid = np.zeros((height * len(cells), width * columns, 3), dtype=np.uint8)
     for r, row in enumerate(cells):
         for c, cell in enumerate(row):
-            grid[r * height : (r + 1) * height, c * width : (c + 1) * width] = _resized(
-                cell, height, width
-            )
+            grid[r * height : (r + 1) * height, c * width : (c + 1) * width] = _resized(cell, height, width)
     if texts is None:
         return grid
     picture = Image.fromarray(grid)

@@ -168,9 +168,7 @@ def run_in_folder(
     execute(args, cfg, trainer, datamodule, system)
 
 
-def execute(
-    args: Namespace, cfg: DictConfig, trainer: pl.Trainer, datamodule: Any, system: BaseSystem
-) -> None:
+def execute(args: Namespace, cfg: DictConfig, trainer: pl.Trainer, datamodule: Any, system: BaseSystem) -> None:
     if args.train:
         trainer.fit(system, datamodule=datamodule, ckpt_path=cfg.resume)
         trainer.test(system, datamodule=datamodule, verbose=False)
@@ -179,9 +177,7 @@ def execute(
     elif args.test:
         trainer.test(system, datamodule=datamodule, ckpt_path=cfg.resume, verbose=False)
     else:
-        trainer.predict(
-            system, datamodule=datamodule, ckpt_path=cfg.resume, return_predictions=False
-        )
+        trainer.predict(system, datamodule=datamodule, ckpt_path=cfg.resume, return_predictions=False)
 
 
 # ------------------------------------------------------------------------------------ building
@@ -218,9 +214,7 @@ def training_callbacks(
         LearningRateMonitor(logging_interval="step"),
         LogsStepRate(),
         CodeSnapshotCallback(os.path.join(cfg.trial_dir, "code"), use_version=False),
-        ConfigSnapshotCallback(
-            config_paths, cfg, os.path.join(cfg.trial_dir, "configs"), use_version=False
-        ),
+        ConfigSnapshotCallback(config_paths, cfg, os.path.join(cfg.trial_dir, "configs"), use_version=False),
         CommandSnapshot(os.path.join(cfg.trial_dir, "cmd.txt")),
     ]
 

@@ -67,9 +67,7 @@ _MAPS = {
 }
 
 
-def write_material(
-    path: str, material: str, maps: dict[str, Any], map_format: str = "jpg"
-) -> list[str]:
+def write_material(path: str, material: str, maps: dict[str, Any], map_format: str = "jpg") -> list[str]:
     """Writes an MTL file and its textures ([H, W, C] in [0, 1], None = none) beside it."""
     lines = [f"newmtl {material}", "Ka 0.0 0.0 0.0", "Kd 1.0 1.0 1.0", "Ks 0.0 0.0 0.0"]
     written = []

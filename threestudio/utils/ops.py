@@ -95,9 +95,7 @@ def _concatenate(chunks: list) -> Any:
     if isinstance(first, (tuple, list)):
         joined = [_concatenate(list(parts)) for parts in zip(*chunks)]
         return joined if isinstance(first, list) else tuple(joined)
-    raise TypeError(
-        f"chunk_batch joins tensors, and dicts, tuples and lists of them; got {type(first)}"
-    )
+    raise TypeError(f"chunk_batch joins tensors, and dicts, tuples and lists of them; got {type(first)}")
 
 
 def _detached(value: Any) -> Any:
@@ -127,9 +125,7 @@ def chunk_batch(func: Callable, chunk_size: int, *args: Any, **kwargs: Any) -> A
 
     chunks = []
     for start in range(0, max(sizes[0], 1), chunk_size):
-        out = func(
-            *[cut(a, start) for a in args], **{key: cut(v, start) for key, v in kwargs.items()}
-        )
+        out = func(*[cut(a, start) for a in args], **{key: cut(v, start) for key, v in kwargs.items()})
         chunks.append(out if torch.is_grad_enabled() else _detached(out))
     return _concatenate(chunks)
 
@@ -170,9 +166,7 @@ def get_rays(
     elif c2w.ndim == 3 and directions.ndim in (3, 4):  # one camera an image
         rotation, origin = c2w[:, None, None, :3, :3], c2w[:, None, None, :3, 3]
     else:
-        raise ValueError(
-            f"no rays from directions {tuple(directions.shape)} and c2w {tuple(c2w.shape)}"
-        )
+        raise ValueError(f"no rays from directions {tuple(directions.shape)} and c2w {tuple(c2w.shape)}")
     rays_d = (directions[..., None, :] * rotation).sum(dim=-1)
     rays_o = origin.expand(rays_d.shape)
     if noise_scale > 0:  # one offset for all rays, as a slightly wrong camera gives

@@ -49,9 +49,7 @@ class SaverMixin:
         if wandb_config.get("enable"):
             from pytorch_lightning.loggers import WandbLogger
 
-            self._wandb_logger = WandbLogger(
-                project=wandb_config.get("project"), name=wandb_config.get("name")
-            )
+            self._wandb_logger = WandbLogger(project=wandb_config.get("project"), name=wandb_config.get("name"))
 
     def get_loggers(self) -> list:
         return [self._wandb_logger] if self._wandb_logger is not None else []
@@ -62,9 +60,7 @@ class SaverMixin:
 
     # -------------------------------------------------------------------------------- images
 
-    def _save_picture(
-        self, filename: str, picture: np.ndarray, name: Optional[str], step: Optional[int]
-    ) -> str:
+    def _save_picture(self, filename: str, picture: np.ndarray, name: Optional[str], step: Optional[int]) -> str:
         path = self.get_save_path(filename)
         Image.fromarray(picture).save(path)
         self._log_image(name, path, step)
@@ -124,9 +120,7 @@ class SaverMixin:
             raise ValueError(f"save_image takes uint8; got {picture.dtype}")
         return self._save_picture(filename, picture, None, None)
 
-    def save_cubemap(
-        self, filename: str, img: Any, data_range: tuple[float, float] = (0, 1), **kwargs: Any
-    ) -> str:
+    def save_cubemap(self, filename: str, img: Any, data_range: tuple[float, float] = (0, 1), **kwargs: Any) -> str:
         """`img`: [6, H, W, C]."""
         return self._save_picture(filename, images.cubemap_image(img, data_range), None, None)
 

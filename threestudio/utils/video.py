@@ -28,8 +28,9 @@ def write_mp4(path: str, frames: list[np.ndarray], fps: int) -> str:
     import imageio.v2 as imageio
 
     try:
-        with imageio.get_writer(path, format="FFMPEG", fps=fps, codec="libx264", quality=8,
-                                macro_block_size=1, pixelformat="yuv420p") as writer:
+        with imageio.get_writer(
+            path, format="FFMPEG", fps=fps, codec="libx264", quality=8, macro_block_size=1, pixelformat="yuv420p"
+        ) as writer:
             for frame in frames:
                 writer.append_data(_even(frame))
         return path

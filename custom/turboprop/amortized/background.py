@@ -29,7 +29,9 @@ class PlainBackground(BaseBackground):
     def configure(self) -> None:
         low, high = self.cfg.grey_range
         if not 0 <= low <= high <= 1:
-            raise UserError(f"background.grey_range: expected two numbers in [0, 1], the lower first, got {[low, high]}")
+            raise UserError(
+                f"background.grey_range: expected two numbers in [0, 1], the lower first, got {[low, high]}"
+            )
         self.register_buffer("eval_color", torch.tensor(list(self.cfg.eval_color)), persistent=False)
 
     def forward(self, dirs: Tensor) -> Tensor:  # [B, H, W, 3] -> [B, H, W, 3]

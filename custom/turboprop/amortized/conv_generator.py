@@ -44,7 +44,15 @@ class MappingNetwork(nn.Module):
 class SynthesisBlock(nn.Module):
     """Two convolutions at one resolution, the first of which doubles the grid, and the skip output."""
 
-    def __init__(self, in_channels: int, out_channels: int, resolution: int, feature_dim: int, style_dim: int, constant_bias: bool):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        resolution: int,
+        feature_dim: int,
+        style_dim: int,
+        constant_bias: bool,
+    ):
         super().__init__()
         first = resolution == FIRST_RESOLUTION
         self.constant = nn.Parameter(torch.randn(out_channels, *(FIRST_RESOLUTION,) * 3)) if first else None

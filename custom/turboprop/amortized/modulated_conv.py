@@ -86,7 +86,9 @@ def modulated_conv3d(x: Tensor, weight: Tensor, style: Tensor, demodulate: bool)
 class SynthesisLayer(nn.Module):
     """A modulated convolution, optional doubling of the grid, learned constant and noise, leaky ReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, resolution: int, style_dim: int, upsample: bool, constant_bias: bool):
+    def __init__(
+        self, in_channels: int, out_channels: int, resolution: int, style_dim: int, upsample: bool, constant_bias: bool
+    ):
         super().__init__()
         self.affine = EqualizedLinear(style_dim, in_channels, bias=1.0)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3, 3))

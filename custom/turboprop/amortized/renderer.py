@@ -49,7 +49,9 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         # samples whose estimated blending weight is less are not shaded; what they would add, opacity lacks
         min_weight: float = 1e-4
         eval_chunk_size: int = 16384  # rays at once outside training; bounds the memory of large pictures
-        shape_gradient: Scheduled = 1.0  # share of the pictures' gradient that reaches the shape; a number or a schedule
+        shape_gradient: Scheduled = (
+            1.0  # share of the pictures' gradient that reaches the shape; a number or a schedule
+        )
         eikonal_points: int = 4096  # points a step for the eikonal regulariser, half of them near the surface; 0: none
         eikonal_at: str = "points"  # where it looks: at these points, or at the shaded samples, however many they are
 
@@ -68,9 +70,7 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         if not 0 <= cfg.min_weight < 1:
             raise UserError(f"renderer.min_weight: expected at least 0 and less than 1, got {cfg.min_weight:g}")
         if not math.isclose(cfg.radius, geometry.cfg.radius):
-            raise UserError(
-                f"renderer.radius: expected geometry.radius ({geometry.cfg.radius:g}), got {cfg.radius:g}"
-            )
+            raise UserError(f"renderer.radius: expected geometry.radius ({geometry.cfg.radius:g}), got {cfg.radius:g}")
 
         self.update_step(0, 0)
 

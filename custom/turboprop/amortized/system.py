@@ -192,7 +192,9 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
         origins, directions = pixel_rays(cameras.c2w, cameras.fovy, size, size)
         device = cache.table.device
         out = self.renderer(
-            rays_o=origins.to(device), rays_d=directions.to(device), space_cache=cache,
+            rays_o=origins.to(device),
+            rays_d=directions.to(device),
+            space_cache=cache,
             bg_color=cameras.background.to(device).expand(self.cfg.judge_views, 3),
         )
         return {"rgb": out["comp_rgb"].cpu(), "alpha": out["opacity"][..., 0].cpu()}
@@ -216,7 +218,11 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
             [r["prompt"] for r in self._results],
             torch.stack([r["views"]["rgb"] for r in self._results]),
             torch.stack([r["views"]["alpha"] for r in self._results]),
-            cameras.elevation, cameras.azimuth, cameras.distance, cameras.fovy, cameras.background,
+            cameras.elevation,
+            cameras.azimuth,
+            cameras.distance,
+            cameras.fovy,
+            cameras.background,
             meshes=[r["mesh"] for r in self._results],
             judge=self.cfg.judge,
         )
@@ -242,7 +248,9 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
         path = self.get_save_path(f"it{self.true_global_step}-export/prompts.json")
         listing = {p: prompt_slug(p) if done else None for p, done in self._exported.items()}
         Path(path).write_text(json.dumps(listing, indent=2) + "\n")
-        threestudio.info(f"exported {len(self._exported) - len(empty)} of {len(self._exported)} prompts to {Path(path).parent}")
+        threestudio.info(
+            f"exported {len(self._exported) - len(empty)} of {len(self._exported)} prompts to {Path(path).parent}"
+        )
 
 
 @threestudio.register("multiprompt-radience-field-generator-system")

@@ -263,9 +263,7 @@ def norms(scores: Scores, difference: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _weighted(
-    query: Query, scores: Scores, difference: Tensor, render_noise: Optional[Tensor] = None
-) -> Distillation:
+def _weighted(query: Query, scores: Scores, difference: Tensor, render_noise: Optional[Tensor] = None) -> Distillation:
     weights = query.weights().to(difference)
     return Distillation(weights * difference, scores.first, norms(scores, difference), scores.noisy, render_noise)
 

@@ -81,6 +81,4 @@ class MultiviewDiffusionGuidance(MVDreamGuidance):
             raise UserError(f"recon_std_rescale: expected between 0 and 1, got {cfg.recon_std_rescale:g}")
         super().configure(teacher)
         if cfg.recon_loss:
-            self.method = partial(
-                reconstruction_gradient, n_view=cfg.n_view, std_rescale=float(cfg.recon_std_rescale)
-            )
+            self.method = partial(reconstruction_gradient, n_view=cfg.n_view, std_rescale=float(cfg.recon_std_rescale))

@@ -9,6 +9,7 @@ from ..teachers.contract import Teacher
 from ..teachers.noise_schedule import remove_noise
 from ..teachers.sampling import GuidedNoise, ddim_sample, ddim_step
 
+
 @torch.no_grad()
 def guidance_pictures(
     teacher: Teacher,
@@ -38,9 +39,7 @@ def guidance_pictures(
     levels = (timesteps / teacher.num_timesteps).tolist()
     texts: list[str] = [
         f"n{level:.02f}\ne{ele:.01f}\na{azi:.01f}\nc{dist:.02f}"
-        for level, ele, azi, dist in zip(
-            levels, elevation.tolist(), azimuth.tolist(), camera_distances.tolist()
-        )
+        for level, ele, azi, dist in zip(levels, elevation.tolist(), azimuth.tolist(), camera_distances.tolist())
     ]
     return {"bs": noisy.shape[0], "noise_levels": levels, "texts": texts, **pictures}
 

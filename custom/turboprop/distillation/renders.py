@@ -34,9 +34,7 @@ def renders_for(
         images = _resized(rgb, teacher.image_size)
         return Renders(images, teacher.encode(images * 2.0 - 1.0))
     if rgb.shape[-1] != teacher.latent_channels:
-        raise UserError(
-            f"rgb_as_latents: expected latents of {teacher.latent_channels} channels, got {rgb.shape[-1]}"
-        )
+        raise UserError(f"rgb_as_latents: expected latents of {teacher.latent_channels} channels, got {rgb.shape[-1]}")
     return Renders(None, _resized(rgb, teacher.latent_size))
 
 

@@ -93,7 +93,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
             return LowRankTeacher(self._own_denoiser(), teacher, cfg.lora_rank)
         if part_classes(name).get("unet") != "UNet2DConditionModel":
             raise UserError(
-                f"pretrained_model_name_or_path_lora: expected a text-to-image model, or \"\" for the teacher's own "
+                f'pretrained_model_name_or_path_lora: expected a text-to-image model, or "" for the teacher\'s own '
                 f"network; got {name}"
             )
         threestudio.info(f"Loading the network of the renders' score {name} ...")
@@ -149,9 +149,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
             render_guidance_scale=self.cfg.guidance_scale_lora,
         )
         schedule, weighting = self.schedule, self.cfg.weighting_strategy
-        query = drawn_query(
-            schedule, self.teacher, renders.latents, conditions, schedule.guidance_scale, weighting
-        )
+        query = drawn_query(schedule, self.teacher, renders.latents, conditions, schedule.guidance_scale, weighting)
         distilled = distill("vsd", method, query, renders, schedule.grad_clip, self.cfg.use_img_loss)
         loss_lora = self.training_loss(renders.latents.detach(), render_conditions.positive)
         output = {**distilled.output, **schedule.range(), "loss_lora": loss_lora}

@@ -29,6 +29,4 @@ def weight(
         return 1.0 - abar.sqrt()
     if strategy == "unified_fantasia3d":
         return abar**0.25 * (1.0 - abar.sqrt())
-    raise UserError(
-        f"weighting_strategy: expected one of {', '.join(WEIGHTING_STRATEGIES)}, got {strategy!r}"
-    )
+    raise UserError(f"weighting_strategy: expected one of {', '.join(WEIGHTING_STRATEGIES)}, got {strategy!r}")

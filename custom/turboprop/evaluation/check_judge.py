@@ -82,7 +82,9 @@ def check_judge(judge: ClipJudge, by_kind: int = 3, seed: int = 0) -> list[Check
     generator = torch.Generator().manual_seed(seed)
     cameras = evaluation_cameras()
     layers = {name: exact_layers(exact_surface(kind, cameras, SIZE)) for name, kind in KINDS.items()}
-    doubled = {name: exact_layers(exact_surface(janus(kind), cameras, SIZE)) for name, kind in KINDS.items() if kind.has_front}
+    doubled = {
+        name: exact_layers(exact_surface(janus(kind), cameras, SIZE)) for name, kind in KINDS.items() if kind.has_front
+    }
     gallery = [caption(spec) for spec in all_specs(include_held_out=True)]
     texts = embed_texts(judge, gallery)
 

@@ -112,7 +112,11 @@ def embed_texts(judge: ClipJudge, texts: Sequence[str], batch_size: int = 256) -
     features = []
     for start in range(0, len(texts), batch_size):
         tokens = judge.tokenizer(
-            list(texts[start : start + batch_size]), padding=True, truncation=True, max_length=length, return_tensors="pt"
+            list(texts[start : start + batch_size]),
+            padding=True,
+            truncation=True,
+            max_length=length,
+            return_tensors="pt",
         )
         pooled = judge.model.text_model(**tokens.to(device)).pooler_output
         features.append(F.normalize(judge.model.text_projection(pooled), dim=-1))
@@ -139,7 +143,9 @@ def clip_scores(
     ValueError if it lacks a prompt, or if prompts and pictures differ in number.
     """
     if len(prompts) != len(images) or not prompts:
-        raise ValueError(f"one set of views a prompt is needed; got {len(prompts)} prompts, {len(images)} sets of views")
+        raise ValueError(
+            f"one set of views a prompt is needed; got {len(prompts)} prompts, {len(images)} sets of views"
+        )
     texts = list(dict.fromkeys(prompts if gallery is None else gallery))
     missing = [prompt for prompt in prompts if prompt not in texts]
     if missing:

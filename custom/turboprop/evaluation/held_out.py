@@ -59,6 +59,8 @@ def held_out_scores(
     count = len(rgb)
     whole = [psnr(a, b) for a, b in zip(rgb, target_rgb)]
     covered = [m > 0.0 for m in target_coverage[..., 0]]
-    on_object = [psnr(a[m], b[m]) if bool(m.any()) else whole[i] for i, (a, b, m) in enumerate(zip(rgb, target_rgb, covered))]
+    on_object = [
+        psnr(a[m], b[m]) if bool(m.any()) else whole[i] for i, (a, b, m) in enumerate(zip(rgb, target_rgb, covered))
+    ]
     iou = silhouette_iou(opacity[..., 0], target_coverage[..., 0])
     return HeldOutScores(sum(whole) / count, sum(on_object) / count, float(torch.mean(iou)), count)

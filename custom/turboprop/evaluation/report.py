@@ -76,7 +76,9 @@ class EvaluationReport:
 
     def summary_line(self) -> str:
         """The means in one line, for a log."""
-        shown = [f"{title} {_figure(self.mean[name])}" for name, title in COLUMNS.items() if self.mean[name] is not None]
+        shown = [
+            f"{title} {_figure(self.mean[name])}" for name, title in COLUMNS.items() if self.mean[name] is not None
+        ]
         empty = f", {self.empty_meshes} empty meshes" if self.empty_meshes else ""
         count = f"{len(self.prompts)} prompts x {self.views} views"
         return f"{count}: {', '.join(shown)}{empty} (gallery of {len(self.gallery)} texts)"

@@ -1,6 +1,6 @@
 """`turboprop-evaluated`: after testing, a system exports its mesh and is measured against what is known.
 
-    system_type: "dreamfusion-system:turboprop-evaluated"
+system_type: "dreamfusion-system:turboprop-evaluated"
 """
 
 from __future__ import annotations
@@ -141,9 +141,17 @@ class EvaluatedSystem(SystemMixin):
         cameras = evaluation_cameras(self.evaluation.views)
         rgb, opacity = self._render(cameras.c2w, cameras.fovy, cameras.background)
         report = evaluate_views(
-            [self._caption], rgb[None], opacity[None, ..., 0],
-            cameras.elevation, cameras.azimuth, cameras.distance, cameras.fovy, cameras.background,
-            meshes=[mesh], judge=self.evaluation.judge, gallery=self._gallery(),
+            [self._caption],
+            rgb[None],
+            opacity[None, ..., 0],
+            cameras.elevation,
+            cameras.azimuth,
+            cameras.distance,
+            cameras.fovy,
+            cameras.background,
+            meshes=[mesh],
+            judge=self.evaluation.judge,
+            gallery=self._gallery(),
         )
         report.save(folder)
         threestudio.info(report.summary_line())

@@ -40,7 +40,7 @@ class PosedViewsConfig:
 def check_config(cfg: PosedViewsConfig) -> None:
     """Raises UserError with the key that is wrong, or with the file that it names."""
     if bool(cfg.caption) == bool(cfg.train_file or cfg.test_file):
-        raise UserError("data: expected caption, or train_file and test_file; data.caption=\"\" leaves the caption out")
+        raise UserError('data: expected caption, or train_file and test_file; data.caption="" leaves the caption out')
     if not cfg.caption and not (cfg.train_file and cfg.test_file):
         raise UserError("data: expected both train_file and test_file")
     for key in ("size", "batch_size", "n_train_views", "n_test_views"):

@@ -171,9 +171,7 @@ class GaussianSplatting(BaseGeometry):
             state, _, _ = load_module_weights(source, module_name="geometry", map_location="cpu")
             missing = [name for name in parameter_names(0, False) if name not in state]
             if missing:
-                raise UserError(
-                    f"geometry.geometry_convert_from: {source} has no Gaussians (no geometry.{missing[0]})"
-                )
+                raise UserError(f"geometry.geometry_convert_from: {source} has no Gaussians (no geometry.{missing[0]})")
             return self._adapted({name: state[name] for name in SHAPES if name in state})
         if cfg.load_ply_only_vertex:
             return self._at_points(file_points(source, cfg.init_num_pts, "geometry.geometry_convert_from"))

@@ -22,9 +22,7 @@ class FloatLayerNorm(nn.LayerNorm):
 
     def forward(self, values: Tensor) -> Tensor:  # [..., C] -> [..., C]
         with torch.autocast(values.device.type, enabled=False):
-            return F.layer_norm(
-                values.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
-            )
+            return F.layer_norm(values.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
 
 
 class TokenProjection(nn.Module):

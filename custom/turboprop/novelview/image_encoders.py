@@ -110,9 +110,7 @@ class ImageEncoder(nn.Module):
         """The pictures resized to the encoder's side and normalised. Returns [B, 3, S, S], float32."""
         size = (self.image_size, self.image_size)
         corners = self.kind.align_corners
-        resized = F.interpolate(
-            images.float(), size, mode="bicubic", align_corners=corners, antialias=not corners
-        )
+        resized = F.interpolate(images.float(), size, mode="bicubic", align_corners=corners, antialias=not corners)
         mean, std = (resized.new_tensor(values).view(1, 3, 1, 1) for values in self.kind.mean_std)
         return ((resized + 1.0) / 2.0 - mean) / std
 
@@ -123,9 +121,7 @@ class ImageEncoder(nn.Module):
         layers: Sequence[int] = (),  # numbers of the blocks whose hidden states are wanted, from 0
     ) -> EncodedImages:
         with torch.autocast(images.device.type, enabled=False):
-            output = self.model(
-                self.prepared(images).to(self.model.dtype), output_hidden_states=len(layers) > 0
-            )
+            output = self.model(self.prepared(images).to(self.model.dtype), output_hidden_states=len(layers) > 0)
         is_clip = self.kind.model_class == "CLIPVisionModelWithProjection"
         pooled = output.image_embeds if is_clip else output.pooler_output
         count = self.grid**2

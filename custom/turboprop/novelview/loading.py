@@ -66,9 +66,7 @@ def _load_own(name: str, parts: dict[str, str], fourth_number: Optional[str]) ->
     folder = model_folder(name, ("unet", "vae", "scheduler", "conditioning", *encoders))
     settings = read_settings(folder / "conditioning" / "config.json")
     if fourth_number is not None and fourth_number != settings.fourth_number:
-        raise UserError(
-            f"fourth_number: {folder} was trained with {settings.fourth_number}, got {fourth_number}"
-        )
+        raise UserError(f"fourth_number: {folder} was trained with {settings.fourth_number}, got {fourth_number}")
     model = _assembled(folder, settings, "feature_encoder" in parts)
     trained = {key: part for key, part in model.trained_parts().items() if key != "unet"}
     tensors = read_weights(folder, "conditioning")

@@ -44,7 +44,9 @@ class SamplingConfig:
 @dataclass
 class TimestepConfig:
     sampler: str = "truncated_normal"  # or uniform, logit_normal
-    mean: Scheduled = 1000.0  # of the Gaussian, timesteps (logit_normal: in logit units); a number or a schedule over steps
+    mean: Scheduled = (
+        1000.0  # of the Gaussian, timesteps (logit_normal: in logit units); a number or a schedule over steps
+    )
     std: float = 200.0  # likewise
     uniform_share: float = 0.0  # share of the draws that are uniform instead, in [0, 1]
 
@@ -121,9 +123,7 @@ class NovelViewSystem(BaseSystem):
 
     def _rule(self) -> TrainingRule:
         photometric = self.photometric if self.photometric.probability > 0 else None
-        return TrainingRule(
-            self._timestep_sampling(), self.cfg.condition_dropout, photometric, self.cfg.min_snr_gamma
-        )
+        return TrainingRule(self._timestep_sampling(), self.cfg.condition_dropout, photometric, self.cfg.min_snr_gamma)
 
     # ------------------------------------------------------------------------------ training
 

@@ -106,4 +106,3 @@ def loss_by_bin(model: NovelViewModel, batch: dict[str, Any], bins: int) -> Tens
         times = torch.full((len(clean),), timestep, device=clean.device)
         losses.append(denoising_errors(model, clean, condition, times, torch.randn_like(clean)).mean())
     return torch.stack(losses)
-

@@ -74,8 +74,12 @@ def _one_optimizer(system: Any) -> None:
     if guidance is not None:
         for key in ("name", "args"):
             if guidance.get(key) != base.get(key):
-                raise UserError(f"system.optimizer.guidance.{key}: expected that of system.optimizer.base, {base.get(key)}")
+                raise UserError(
+                    f"system.optimizer.guidance.{key}: expected that of system.optimizer.base, {base.get(key)}"
+                )
         if not base.get("params"):
-            raise UserError("system.optimizer.base.params: expected the groups that train beside system.optimizer.guidance")
+            raise UserError(
+                "system.optimizer.base.params: expected the groups that train beside system.optimizer.guidance"
+            )
         base.params.merge_with(guidance.params)
     system.optimizer = base

@@ -109,6 +109,4 @@ def build_window(config: PicardConfig, evaluate: Evaluate, update: OptimizerUpda
         threshold: Any = FixedThreshold(config.threshold)
     else:
         threshold = AdaptiveThreshold(config.threshold, config.ema_decay, config.rule)
-    return PicardWindow(
-        evaluate, update, config.window, threshold, config.distance, config.guess, config.adapt_window
-    )
+    return PicardWindow(evaluate, update, config.window, threshold, config.distance, config.guess, config.adapt_window)

@@ -33,7 +33,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("model", choices=MODELS, help="which model")
     parser.add_argument("--output", type=Path, help="folder to write; default: where the project ships it")
-    parser.add_argument("--work", type=Path, help="folder of checkpoints and pictures; default: outputs/small_models/MODEL")
+    parser.add_argument(
+        "--work", type=Path, help="folder of checkpoints and pictures; default: outputs/small_models/MODEL"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
     parser.add_argument("--steps", type=int, help="optimizer steps in all; more than before goes on from the plateau")
     parser.add_argument("--batch", type=int, help="pictures a step")

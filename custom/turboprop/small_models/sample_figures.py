@@ -156,8 +156,17 @@ class SampleFigures:
             cameras = orbit_camera_numbers(exact.elevation, exact.azimuth, exact.distance, self.camera_encoding)
             generator = torch.Generator().manual_seed(self.seed)
             images = sample_sets(
-                network, self.autoencoder, alphas_cumprod, self.prediction_type, embeddings, captions.of([""]),
-                cameras, self.num_views, self.guidance_scale, self.num_steps, generator,
+                network,
+                self.autoencoder,
+                alphas_cumprod,
+                self.prediction_type,
+                embeddings,
+                captions.of([""]),
+                cameras,
+                self.num_views,
+                self.guidance_scale,
+                self.num_steps,
+                generator,
             )
             figures |= {f"{key}_{name}": value for key, value in self.compare(images, exact, texts).items()}
             rows += [images.unflatten(0, exact.images.shape[:2]), exact.images]
@@ -202,12 +211,15 @@ def nearest_azimuths(images: Tensor, specs: list[ObjectSpec], count: int = 24) -
     fovy = torch.full((count,), math.radians(FOVY_DEG))
     size = images.shape[-1]
     layers = {
-        spec.kind: shaded_coverage(surface_view(spec.shape, c2w, fovy, 2 * size, 2 * size), 2) for spec in {s.kind: s for s in specs}.values()
+        spec.kind: shaded_coverage(surface_view(spec.shape, c2w, fovy, 2 * size, 2 * size), 2)
+        for spec in {s.kind: s for s in specs}.values()
     }
     nearest = []
     for image, spec in zip(images, specs):
         background = torch.cat([image[:, 0], image[:, -1]], -1).median(-1).values
-        exact = composite(layers[spec.kind], role_colors(spec.main, spec.accent).expand(count, -1, -1), background.expand(count, -1))
+        exact = composite(
+            layers[spec.kind], role_colors(spec.main, spec.accent).expand(count, -1, -1), background.expand(count, -1)
+        )
         nearest.append(azimuth[(exact - image).abs().mean((1, 2, 3)).argmin()])
     return torch.stack(nearest)
 

@@ -49,7 +49,9 @@ class Settings:
         else:
             self.report(f"tracing {self.view_count} views of each kind into {path}")
             path.parent.mkdir(parents=True, exist_ok=True)
-            bank = build_view_bank(self.view_count, self.seed, lambda name: self.report(f"traced {name}"), turns, self.workers)
+            bank = build_view_bank(
+                self.view_count, self.seed, lambda name: self.report(f"traced {name}"), turns, self.workers
+            )
             save_view_bank(bank, path)
         if bank.turns % turns:
             raise ValueError(f"{path}: its views come in sets of {bank.turns}, expected {turns}")
@@ -70,7 +72,10 @@ def denoiser_options(settings: Settings, steps: int, learning_rate: float) -> Tr
 
 def computes_bfloat16() -> bool:
     """Whether this CPU has instructions for bf16; without them it is slower than float32."""
-    return bool(torch.backends.cpu.get_cpu_capability().startswith("AVX512")) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (
+        bool(torch.backends.cpu.get_cpu_capability().startswith("AVX512"))
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 def machine() -> str:
@@ -93,7 +98,9 @@ def pipeline_of(folder: Path, device: torch.device) -> Any:
 def revision() -> str:
     """The commit that a model was made at, or "unknown" outside a checkout."""
     here = Path(__file__).resolve().parent
-    result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+    )
     return result.stdout.strip() or "unknown"
 
 

@@ -94,7 +94,11 @@ def _optimizer(parameters: Sequence[nn.Parameter], options: TrainingOptions) -> 
 
 
 def _one_step(
-    recipe: Recipe, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], step: int, options: TrainingOptions
+    recipe: Recipe,
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    step: int,
+    options: TrainingOptions,
 ) -> dict[str, float]:
     """One optimizer step; returns the figures of its last batch, the loss among them."""
     cooldown = options.steps - plateau_end(options.steps, options)
@@ -181,7 +185,9 @@ def _run(
         if state.step % options.report_every == 0 or done:
             rate = (state.step - first) / (time.monotonic() - begun)
             left = (options.steps - state.step) / rate / 60
-            report(f"{recipe.name} {state.step}/{options.steps}: {_shown(figures)}; {rate:.2f} it/s, {left:.0f} min left")
+            report(
+                f"{recipe.name} {state.step}/{options.steps}: {_shown(figures)}; {rate:.2f} it/s, {left:.0f} min left"
+            )
         if state.step % options.figures_every == 0 or done:
             measured = recipe.figures(held["averages"], folder, state.step)
             state.history.append({"step": state.step, "minutes": state.seconds / 60, **measured})

@@ -31,9 +31,7 @@ class GaussianMixtureTeacher(Teacher[TextCondition]):
         ValueError: shapes that do not fit together, or a negative standard deviation.
     """
 
-    def __init__(
-        self, means: Tensor, stds: Sequence[float] | Tensor, alphas_cumprod: Optional[Tensor] = None
-    ) -> None:
+    def __init__(self, means: Tensor, stds: Sequence[float] | Tensor, alphas_cumprod: Optional[Tensor] = None) -> None:
         stds = torch.as_tensor(stds, dtype=means.dtype, device=means.device)
         if means.ndim != 4 or means.shape[-1] != means.shape[-2]:
             raise ValueError(f"means: expected shape [K, C, S, S], got {list(means.shape)}")
@@ -76,9 +74,7 @@ class GaussianMixtureTeacher(Teacher[TextCondition]):
         _, level = signal_and_noise_level(self.alphas_cumprod, timesteps)
         return (level * (weights * offsets).sum(dim=1)).to(noisy.dtype)
 
-    def _log_joint(
-        self, noisy: Tensor, timesteps: Tensor, condition: TextCondition
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _log_joint(self, noisy: Tensor, timesteps: Tensor, condition: TextCondition) -> tuple[Tensor, Tensor, Tensor]:
         """log(w_k N(x; a_t mean_k, v_k)) [B, K], x - a_t mean_k [B, K, C, S, S], v_k = a_t^2 std_k^2 + s_t^2 [B, K]."""
         weights = condition.embeddings[:, 0].to(self.means)  # [B, K]
         signal, level = signal_and_noise_level(self.alphas_cumprod, timesteps, ndim=2)  # [B, 1]

@@ -28,18 +28,14 @@ class LatentDiffusionTeacher(Teacher[TextCondition]):
 
     def __init__(self, unet: Any, vae: Any, alphas_cumprod: Tensor, prediction_type: str) -> None:
         if prediction_type not in PREDICTION_TYPES:
-            raise UserError(
-                f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
-            )
+            raise UserError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
         if unet.config.in_channels != vae.config.latent_channels:
             raise UserError(
                 f"the unet takes {unet.config.in_channels} channels, the vae's latents have "
                 f"{vae.config.latent_channels}: not a text-to-image model"
             )
         if unet.config.addition_embed_type is not None or unet.config.class_embed_type is not None:
-            raise UserError(
-                "the unet needs conditions besides the prompt (as SDXL's does): not a model of this family"
-            )
+            raise UserError("the unet needs conditions besides the prompt (as SDXL's does): not a model of this family")
         self.unet = unet.eval().requires_grad_(False)
         self.vae = vae.eval().requires_grad_(False)
         self.alphas_cumprod = alphas_cumprod.to(device=next(vae.parameters()).device, dtype=torch.float32)
@@ -96,7 +92,4 @@ class LatentDiffusionTeacher(Teacher[TextCondition]):
                 timesteps,
                 encoder_hidden_states=condition.embeddings.to(device=noisy.device, dtype=dtype),
             ).sample
-        return to_epsilon(
-            prediction.to(noisy.dtype), noisy, timesteps, self.alphas_cumprod, self.prediction_type
-        )
-
+        return to_epsilon(prediction.to(noisy.dtype), noisy, timesteps, self.alphas_cumprod, self.prediction_type)

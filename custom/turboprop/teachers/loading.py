@@ -77,6 +77,4 @@ def load_part(part_class: Any, folder: Path, part: str, **options: Any) -> Any:
         return part_class.from_pretrained(str(part_folder(folder, part)), **options)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"pretrained_model_name_or_path: cannot load {part} of {folder}: {reason}"
-        ) from error
+        raise UserError(f"pretrained_model_name_or_path: cannot load {part} of {folder}: {reason}") from error

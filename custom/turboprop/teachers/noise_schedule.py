@@ -70,9 +70,7 @@ def to_epsilon(
         return (signal * prediction + level * noisy).to(prediction.dtype)
     if prediction_type == "sample":
         return ((noisy - signal * prediction) / level).to(prediction.dtype)
-    raise UserError(
-        f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
-    )
+    raise UserError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
 
 
 def prediction_target(
@@ -90,6 +88,4 @@ def prediction_target(
     if prediction_type == "v_prediction":
         signal, level = signal_and_noise_level(alphas_cumprod, timesteps, clean.ndim)
         return (signal * noise - level * clean).to(clean.dtype)
-    raise UserError(
-        f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
-    )
+    raise UserError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")

@@ -25,9 +25,7 @@ class PixelDiffusionTeacher(Teacher[TextCondition]):
 
     def __init__(self, unet: Any, alphas_cumprod: Tensor, prediction_type: str) -> None:
         if prediction_type not in PREDICTION_TYPES:
-            raise UserError(
-                f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
-            )
+            raise UserError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
         config = unet.config
         if config.in_channels != 3 or config.out_channels not in (3, 6):
             raise UserError(

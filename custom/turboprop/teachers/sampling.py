@@ -7,9 +7,7 @@ from torch import Tensor
 
 from .noise_schedule import remove_noise, signal_and_noise_level
 
-GuidedNoise = Callable[
-    [Tensor, Tensor], Tensor
-]  # (noisy [B, C, h, w], timesteps [B]) -> epsilon [B, C, h, w]
+GuidedNoise = Callable[[Tensor, Tensor], Tensor]  # (noisy [B, C, h, w], timesteps [B]) -> epsilon [B, C, h, w]
 
 
 def ddim_step(

@@ -67,9 +67,7 @@ def candidates(name: str) -> Sequence[str]:
     return MIRRORS.get(name, (name,))
 
 
-def model_folder(
-    name: str, parts: Sequence[str] = DENOISER_PARTS + TEXT_PARTS, prefer_half: bool = False
-) -> Path:
+def model_folder(name: str, parts: Sequence[str] = DENOISER_PARTS + TEXT_PARTS, prefer_half: bool = False) -> Path:
     """The local folder of a model, fetched from the hub if `name` is a hub id; its `parts` are checked.
 
     Args:
@@ -160,9 +158,7 @@ def check_folder(folder: Path, parts: Sequence[str] = DENOISER_PARTS + TEXT_PART
         if part in _WEIGHTS_OF_PART and not weight_files(folder, part):
             missing.append(f"{part}/{_WEIGHTS_OF_PART[part]}.safetensors")
     if missing:
-        raise MissingFileError(
-            f"pretrained_model_name_or_path: the model folder {folder} lacks {', '.join(missing)}"
-        )
+        raise MissingFileError(f"pretrained_model_name_or_path: the model folder {folder} lacks {', '.join(missing)}")
     for part in parts:
         for path in sorted(part_folder(folder, part).glob("*.json")):
             read_json(path)
@@ -178,9 +174,7 @@ def weight_files(folder: Path, part: str, prefer_half: bool = False) -> Sequence
     if part not in _WEIGHTS_OF_PART:
         return []
     stem = _WEIGHTS_OF_PART[part]
-    patterns = (
-        (*_HALF_PATTERNS, *_FULL_PATTERNS) if prefer_half else (*_FULL_PATTERNS, *_HALF_PATTERNS)
-    )
+    patterns = (*_HALF_PATTERNS, *_FULL_PATTERNS) if prefer_half else (*_FULL_PATTERNS, *_HALF_PATTERNS)
     for pattern in (*(pattern.format(stem=stem) for pattern in patterns), f"{_PICKLED_NAMES[stem]}.bin"):
         found = sorted(part_folder(folder, part).glob(pattern))
         if found:
@@ -256,9 +250,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(
-            f"pretrained_model_name_or_path: {path} is not valid JSON: {_first_line(error)}"
-        ) from error
+        raise UserError(f"pretrained_model_name_or_path: {path} is not valid JSON: {_first_line(error)}") from error
 
 
 def _check_header(path: Path) -> None:

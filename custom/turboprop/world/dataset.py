@@ -83,9 +83,7 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
 
 
-def build_view_bank(
-    views: int, seed: int, progress=lambda name: None, turns: int = 1, workers: int = 1
-) -> ViewBank:
+def build_view_bank(views: int, seed: int, progress=lambda name: None, turns: int = 1, workers: int = 1) -> ViewBank:
     """Trace `views` views of every kind, about 80 ms of processor time each, in `workers` processes.
 
     With `turns` = 4, views come in fours: a quarter turn apart at one elevation and distance.

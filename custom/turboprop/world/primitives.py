@@ -64,9 +64,7 @@ def cylinder(start: Vector, end: Vector, radius: float, rounding: float = 0.0) -
 
     def distance(points: Tensor) -> Tensor:  # [..., 3] -> [...]
         radial, height, length = _along_axis(points, start, end)
-        q = torch.stack(
-            [radial - (radius - rounding), (height - length / 2).abs() - (length / 2 - rounding)], -1
-        )
+        q = torch.stack([radial - (radius - rounding), (height - length / 2).abs() - (length / 2 - rounding)], -1)
         return q.clamp_min(0).norm(dim=-1) + q.amax(dim=-1).clamp_max(0) - rounding
 
     return distance

@@ -35,9 +35,7 @@ def surface_normal(kind: Kind, points: Tensor) -> Tensor:  # [N, 3] -> [N, 3]
     """Unit outward normals: the gradient of the signed distance, by central differences."""
     step = 1e-3
     offsets = step * torch.eye(3, dtype=points.dtype, device=points.device)
-    gradient = torch.stack(
-        [kind.signed_distance(points + o) - kind.signed_distance(points - o) for o in offsets], -1
-    )
+    gradient = torch.stack([kind.signed_distance(points + o) - kind.signed_distance(points - o) for o in offsets], -1)
     return F.normalize(gradient, dim=-1)
 
 

@@ -33,9 +33,7 @@ def near_the_edges(side):
 
 def each_side_has_its_colour(mesh):
     expected = torch.from_numpy(SIDE_COLORS / 255).float()
-    return all(
-        torch.allclose(colors_at(mesh, near_the_edges(side)), expected[side], atol=0.01) for side in range(6)
-    )
+    return all(torch.allclose(colors_at(mesh, near_the_edges(side)), expected[side], atol=0.01) for side in range(6))
 
 
 def ply(elements, rows, form="ascii"):

@@ -30,7 +30,9 @@ def test_no_material_is_an_activation_or_a_network():
     features = torch.randn(7, 3)
     torch.testing.assert_close(make("no-material")(features=features, unused=1), features.sigmoid())
     mlp = {"otype": "VanillaMLP", "n_neurons": 4, "n_hidden_layers": 1}
-    material = make("no-material", n_output_dims=4, input_feature_dims=3, mlp_network_config=mlp, color_activation="none")
+    material = make(
+        "no-material", n_output_dims=4, input_feature_dims=3, mlp_network_config=mlp, color_activation="none"
+    )
     out = material(features=features.view(1, 7, 3))
     assert out.shape == (1, 7, 4)
     torch.testing.assert_close(out[0], material.network(features))
@@ -54,14 +56,20 @@ def test_diffuse_shading_is_lambert():
     torch.testing.assert_close(material(**s, shading="textureless"), shade.expand(-1, 3))
     torch.testing.assert_close(material(**s, shading="albedo"), albedo)
     torch.testing.assert_close(material(**s, shading="diffuse", ambient_ratio=1.0), albedo)
-    torch.testing.assert_close(material(**s, shading="diffuse", ambient_ratio=0.4), albedo * ((shade - 0.1) / 0.9 * 0.6 + 0.4))
+    torch.testing.assert_close(
+        material(**s, shading="diffuse", ambient_ratio=0.4), albedo * ((shade - 0.1) / 0.9 * 0.6 + 0.4)
+    )
     torch.testing.assert_close(material.export(features=s["features"])["albedo"], albedo)
     assert material.requires_normal
 
 
 def drawn(material, n=400):
     s = surface(4)
-    kinds = {"albedo": material(**s, shading="albedo"), "textureless": material(**s, shading="textureless"), "diffuse": material(**s, shading="diffuse")}
+    kinds = {
+        "albedo": material(**s, shading="albedo"),
+        "textureless": material(**s, shading="textureless"),
+        "diffuse": material(**s, shading="diffuse"),
+    }
     counts = dict.fromkeys(kinds, 0)
     for _ in range(n):
         out = material(**s)

@@ -21,7 +21,11 @@ def test_trains_and_exports(launch_here, tmp_path, tiny_sd_folder):
     trial = tmp_path / "outputs" / "dreamfusion-sd" / "trial"
     checkpoint = trial / "ckpts" / "last.ckpt"
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
-    assert {"geometry.encoding.encoding.encoding.params", "renderer.estimator.occs", "renderer.estimator.binaries"} <= set(state)
+    assert {
+        "geometry.encoding.encoding.encoding.params",
+        "renderer.estimator.occs",
+        "renderer.estimator.binaries",
+    } <= set(state)
     assert all(torch.isfinite(v).all() for v in state.values())
     assert launch_here("--export", f"resume={checkpoint}", *small, config=CONFIG) == 0
     assert (trial / "save" / "it2-export" / "model.glb").stat().st_size > 1000

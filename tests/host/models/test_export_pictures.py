@@ -31,7 +31,9 @@ class Head(BaseImplicitGeometry):
     """A ball with a nose to its front and left: no symmetry hides a wrong axis. Each side has a colour of its own."""
 
     def _inside(self, points):
-        return torch.maximum(0.5 - points.norm(dim=-1, keepdim=True), 0.16 - (points - NOSE.to(points)).norm(dim=-1, keepdim=True))
+        return torch.maximum(
+            0.5 - points.norm(dim=-1, keepdim=True), 0.16 - (points - NOSE.to(points)).norm(dim=-1, keepdim=True)
+        )
 
     def forward_density(self, points):
         return 200.0 * ((self._inside(points) / 0.02) + 0.5).clamp(0, 1)
@@ -148,7 +150,9 @@ def test_the_normal_map_gives_back_what_simplification_took(tmp_path):
     )
     bitangent = np.cross(normal, tangent[:, :3]) * np.sign(tangent[:, 3:])
     size = image.shape[0]
-    texel = image[((1 - uv[:, 1]) * size).astype(int).clip(0, size - 1), (uv[:, 0] * size).astype(int).clip(0, size - 1)]
+    texel = image[
+        ((1 - uv[:, 1]) * size).astype(int).clip(0, size - 1), (uv[:, 0] * size).astype(int).clip(0, size - 1)
+    ]
     bent = texel[:, :1] * tangent[:, :3] + texel[:, 1:2] * bitangent + texel[:, 2:] * normal
     world = torch.from_numpy(point[:, [2, 0, 1]]).float()
     # By the nearest part of the shape, away from the crease between them.
@@ -194,7 +198,9 @@ def gltf_issues():
         pytest.skip("node finds no gltf-validator: npm install --prefix DIR gltf-validator; NODE_PATH=DIR/node_modules")
 
     def issues(path):
-        done = subprocess.run([node, "-e", VALIDATE, str(path)], capture_output=True, text=True, check=True, env=os.environ)
+        done = subprocess.run(
+            [node, "-e", VALIDATE, str(path)], capture_output=True, text=True, check=True, env=os.environ
+        )
         return json.loads(done.stdout)
 
     return issues
@@ -281,7 +287,10 @@ def shape(mesh):
     "mesh, message",
     [
         (Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.long)), "no triangles"),
-        (Mesh(torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, float("nan"), 0]]), torch.tensor([[0, 1, 2]])), "1 of .* 3 vertices"),
+        (
+            Mesh(torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, float("nan"), 0]]), torch.tensor([[0, 1, 2]])),
+            "1 of .* 3 vertices",
+        ),
     ],
 )
 def test_broken_surfaces_leave_the_old_file(tmp_path, mesh, message):

@@ -78,7 +78,9 @@ def test_baked_textures_have_the_surfaces_colours(tmp_path, fmt):
     pytest.importorskip("xatlas")
     output, mesh = export(tmp_path, fmt=fmt, texture_format="png")
     check_ball(mesh)
-    assert output.save_name == ("model.glb" if fmt == "glb" else "model.obj") and not output.params.get("save_vertex_color")
+    assert output.save_name == ("model.glb" if fmt == "glb" else "model.obj") and not output.params.get(
+        "save_vertex_color"
+    )
     # Look the texture up at random points of the surface as a viewer does, v upwards.
     points, faces = trimesh.sample.sample_surface(mesh, 2000, seed=0)
     barycentric = trimesh.triangles.points_to_barycentric(mesh.triangles[faces], points)
@@ -93,7 +95,9 @@ def test_baked_textures_have_the_surfaces_colours(tmp_path, fmt):
     assert (image.reshape(-1, 3) != 0).any(-1).all()  # gaps between charts are filled
 
 
-@pytest.mark.parametrize("config", [{"fmt": "obj"}, {"fmt": "glb", "save_uv": False}, {"fmt": "obj-mtl", "save_texture": False}])
+@pytest.mark.parametrize(
+    "config", [{"fmt": "obj"}, {"fmt": "glb", "save_uv": False}, {"fmt": "obj-mtl", "save_texture": False}]
+)
 def test_vertex_colours(tmp_path, config):
     output, mesh = export(tmp_path, **config)
     check_ball(mesh)
@@ -116,7 +120,10 @@ def test_dummy_exporter_writes_nothing():
     assert threestudio.find("dummy-exporter")({}, geometry=None, material=None, background=None)() == []
 
 
-@pytest.mark.parametrize("config, message", [({"fmt": "usd"}, "fmt.*glb"), ({"context_type": "vulkan"}, "context_type"), ({"texture_size": 0}, "texture_size")])
+@pytest.mark.parametrize(
+    "config, message",
+    [({"fmt": "usd"}, "fmt.*glb"), ({"context_type": "vulkan"}, "context_type"), ({"texture_size": 0}, "texture_size")],
+)
 def test_wrong_configs_are_refused(tmp_path, config, message):
     with pytest.raises(UserError, match=message):
         export(tmp_path, **config)

@@ -11,7 +11,14 @@ from threestudio.models.geometry.base import BaseImplicitGeometry, contract_to_u
 from threestudio.models.isosurface import EmptyFieldError
 from threestudio.utils.errors import UserError
 
-GRID = {"otype": "HashGrid", "n_levels": 4, "n_features_per_level": 2, "log2_hashmap_size": 12, "base_resolution": 4, "per_level_scale": 1.5}
+GRID = {
+    "otype": "HashGrid",
+    "n_levels": 4,
+    "n_features_per_level": 2,
+    "log2_hashmap_size": 12,
+    "base_resolution": 4,
+    "per_level_scale": 1.5,
+}
 
 
 def volume(**config):
@@ -41,7 +48,9 @@ def test_density_biases_by_formula():
     torch.testing.assert_close(flat.forward_density(x), torch.full((200, 1), math.log(1 + math.exp(-1))))
 
 
-@pytest.mark.parametrize("kind, tolerance", [("analytic", 1e-5), ("finite_difference_laplacian", 1e-3), ("finite_difference", 5e-2)])
+@pytest.mark.parametrize(
+    "kind, tolerance", [("analytic", 1e-5), ("finite_difference_laplacian", 1e-3), ("finite_difference", 5e-2)]
+)
 def test_normals_of_a_ball_point_outwards(kind, tolerance):
     x = points()
     out = ball(normal_type=kind)(x, output_normal=True)
@@ -60,7 +69,10 @@ def test_analytic_normals_train_the_field():
 
 
 def test_analytic_normals_match_central_differences_on_a_rough_field():
-    a, b = volume(normal_type="analytic"), volume(normal_type="finite_difference_laplacian", finite_difference_normal_eps=1e-4)
+    a, b = (
+        volume(normal_type="analytic"),
+        volume(normal_type="finite_difference_laplacian", finite_difference_normal_eps=1e-4),
+    )
     nn.init.normal_(a.encoding.encoding.params, std=0.5)
     b.load_state_dict(a.state_dict())
     cosine = F.cosine_similarity(a(points(), True)["normal"], b(points(), True)["normal"], dim=-1)

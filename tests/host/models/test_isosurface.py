@@ -94,7 +94,9 @@ def test_vertices_move_with_the_grid():
 def test_gradcheck_of_marching_tetrahedra():
     vertices, tets = tetrahedral_lattice(2)
     level = torch.linspace(-1, 1.3, vertices.shape[0], dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda v, l: marching_tetrahedra(v, tets, l)[0], (vertices.double().requires_grad_(), level))
+    assert torch.autograd.gradcheck(
+        lambda v, l: marching_tetrahedra(v, tets, l)[0], (vertices.double().requires_grad_(), level)
+    )
 
 
 def test_a_planar_level_gives_a_plane():

@@ -52,7 +52,9 @@ def test_shape_and_colours_are_the_files(few_points, box_file, kind):
     if kind == "custom-mesh":
         config["shape_init"] = f"mesh:{box_file}"
     geometry, material = threestudio.find(kind)(config), threestudio.find("no-material")({})
-    geometry.init_from_mesh(read_start_mesh(box_file, MeshStartConfig(), 1.0), material, steps=300 if kind == "implicit-volume" else 150)
+    geometry.init_from_mesh(
+        read_start_mesh(box_file, MeshStartConfig(), 1.0), material, steps=300 if kind == "implicit-volume" else 150
+    )
     with torch.no_grad():
         surface = geometry.isosurface()
         albedo = material.export(points=surface.v_pos, **geometry.export(points=surface.v_pos))["albedo"]
@@ -118,7 +120,10 @@ SYSTEM = [
     "content, message",
     [
         (b"", "is empty"),
-        (b"glTF" + (2).to_bytes(4, "little") + (4000).to_bytes(4, "little") + b"half of a file", "cut short: 26 of 4000 bytes"),
+        (
+            b"glTF" + (2).to_bytes(4, "little") + (4000).to_bytes(4, "little") + b"half of a file",
+            "cut short: 26 of 4000 bytes",
+        ),
         (None, "no file"),
     ],
 )

@@ -60,7 +60,17 @@ def test_hash_grid_starts_small():
 
 
 def test_vanilla_mlp_is_its_layers_without_bias():
-    mlp = get_mlp(5, 2, {"otype": "VanillaMLP", "activation": "ReLU", "output_activation": "sigmoid", "n_neurons": 7, "n_hidden_layers": 2})
+    mlp = get_mlp(
+        5,
+        2,
+        {
+            "otype": "VanillaMLP",
+            "activation": "ReLU",
+            "output_activation": "sigmoid",
+            "n_neurons": 7,
+            "n_hidden_layers": 2,
+        },
+    )
     x = torch.randn(9, 5)
     w = [layer.weight for layer in mlp.layers]
     assert [tuple(v.shape) for v in w] == [(7, 5), (7, 7), (2, 7)] and len(list(mlp.parameters())) == 3
@@ -81,7 +91,13 @@ def test_sphere_init_is_a_sphere(inside_out):
         3,
         1,
         {"otype": "HashGrid", **GRID, "include_xyz": True},
-        {"otype": "SphereInitVanillaMLP", "n_neurons": 256, "n_hidden_layers": 2, "sphere_init_radius": 0.6, "inside_out": inside_out},
+        {
+            "otype": "SphereInitVanillaMLP",
+            "n_neurons": 256,
+            "n_hidden_layers": 2,
+            "sphere_init_radius": 0.6,
+            "inside_out": inside_out,
+        },
     )
     x = torch.rand(500, 3)
     expected = (2 * x - 1).norm(dim=-1) - 0.6

@@ -12,7 +12,9 @@ from threestudio.utils.errors import UserError
 
 
 def config(**keys):
-    return parse_structured(RandomCameraDataModuleConfig, {"height": 8, "width": 12, "eval_height": 6, "eval_width": 8, **keys})
+    return parse_structured(
+        RandomCameraDataModuleConfig, {"height": 8, "width": 12, "eval_height": 6, "eval_width": 8, **keys}
+    )
 
 
 def draw(seed=0, **keys):
@@ -37,7 +39,9 @@ def test_cameras_are_right_for_every_batch_size(batch_size):
     rotation = b["c2w"][:, :3, :3]
     torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).expand(batch_size, 3, 3), atol=1e-5, rtol=0)
     torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(batch_size))
-    torch.testing.assert_close(F.normalize(b["camera_positions"], dim=-1), rotation[:, :, 2], atol=1e-5, rtol=0)  # -z looks at 0
+    torch.testing.assert_close(
+        F.normalize(b["camera_positions"], dim=-1), rotation[:, :, 2], atol=1e-5, rtol=0
+    )  # -z looks at 0
     assert (rotation[:, 2, 1] >= -1e-6).all() and rotation[:, 2, 0].abs().max() < 1e-5  # up is up, right is level
     e, a, d = b["elevation"].deg2rad(), b["azimuth"].deg2rad(), b["camera_distances"]
     expected = d[:, None] * torch.stack([e.cos() * a.cos(), e.cos() * a.sin(), e.sin()], -1)
@@ -63,13 +67,23 @@ def test_rays_without_normalization_have_unit_depth():
 
 
 def test_draws_stay_in_their_ranges_and_follow_the_seed():
-    b = draw(batch_size=2000, elevation_range=[-10, 60], azimuth_range=[-90, 30], camera_distance_range=[1, 2], fovy_range=[30, 50], height=1, width=1)
+    b = draw(
+        batch_size=2000,
+        elevation_range=[-10, 60],
+        azimuth_range=[-90, 30],
+        camera_distance_range=[1, 2],
+        fovy_range=[30, 50],
+        height=1,
+        width=1,
+    )
     for key, low, high in (("elevation", -10, 60), ("azimuth", -90, 30), ("camera_distances", 1, 2)):
         assert low - 1e-4 <= b[key].min() < low + 1 and high - 1 < b[key].max() <= high + 1e-4, key
     assert math.radians(30) <= b["fovy"].min() and b["fovy"].max() <= math.radians(50)
     lights = b["light_positions"].norm(dim=-1)
     assert lights.min() >= 0.8 - 1e-5 and lights.max() <= 1.5 + 1e-5
-    assert torch.equal(draw(seed=3)["rays_d"], draw(seed=3)["rays_d"]) and not torch.equal(draw(seed=3)["c2w"], draw(seed=4)["c2w"])
+    assert torch.equal(draw(seed=3)["rays_d"], draw(seed=3)["rays_d"]) and not torch.equal(
+        draw(seed=3)["c2w"], draw(seed=4)["c2w"]
+    )
 
 
 def test_elevations_are_uniform_in_angle_or_on_the_sphere():
@@ -96,14 +110,18 @@ def test_magic3d_lights_are_above_the_camera_side():
 
 
 def test_stages_switch_at_milestones():
-    dataset = RandomCameraIterableDataset(config(height=[4, 8], width=[6, 10], batch_size=[3, 1], resolution_milestones=[100]))
+    dataset = RandomCameraIterableDataset(
+        config(height=[4, 8], width=[6, 10], batch_size=[3, 1], resolution_milestones=[100])
+    )
     for step, shape in ((0, (3, 4, 6, 3)), (99, (3, 4, 6, 3)), (100, (1, 8, 10, 3)), (5, (3, 4, 6, 3))):
         dataset.do_update_step(0, step)
         assert dataset.collate(None)["rays_d"].shape == shape
 
 
 def test_angles_widen_progressively():
-    dataset = RandomCameraIterableDataset(config(progressive_until=100, elevation_range=[-10, 90], azimuth_range=[-180, 180]))
+    dataset = RandomCameraIterableDataset(
+        config(progressive_until=100, elevation_range=[-10, 90], azimuth_range=[-180, 180])
+    )
     assert dataset.elevation_range == (15, 15) and dataset.azimuth_range == (0, 0)
     dataset.do_update_step(0, 50)
     assert dataset.elevation_range == (2.5, 52.5) and dataset.azimuth_range == (-90, 90)
@@ -116,12 +134,16 @@ def test_evaluation_orbits():
     assert val.azimuth.tolist() == [0, 90, 180, 270] and test.azimuth.tolist() == [0, 180, 360]
     view = val[1]
     assert view["rays_o"].shape == (6, 8, 3) and view["index"] == 1
-    torch.testing.assert_close(view["camera_positions"][:2], torch.tensor([0, 1.5 * math.cos(math.radians(15))]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        view["camera_positions"][:2], torch.tensor([0, 1.5 * math.cos(math.radians(15))]), atol=1e-6, rtol=0
+    )
     torch.testing.assert_close(view["light_positions"], view["camera_positions"])
 
 
 def test_data_module_loaders():
-    data = threestudio.find("random-camera-datamodule")({"height": 4, "width": 4, "eval_height": 4, "eval_width": 4, "n_test_views": 3, "batch_size": 2})
+    data = threestudio.find("random-camera-datamodule")(
+        {"height": 4, "width": 4, "eval_height": 4, "eval_width": 4, "n_test_views": 3, "batch_size": 2}
+    )
     data.setup()
     assert next(iter(data.train_dataloader()))["rays_o"].shape == (2, 4, 4, 3)
     views = list(data.test_dataloader())

@@ -49,11 +49,19 @@ def scene(estimator="occgrid", background=(0.2, 0.4, 0.6), material="no-material
 
 def batch(n_views=2):
     data = threestudio.find("random-camera-datamodule")(
-        {"n_test_views": n_views, "eval_height": SIZE, "eval_width": SIZE, "eval_camera_distance": 2.0, "eval_fovy_deg": 50}
+        {
+            "n_test_views": n_views,
+            "eval_height": SIZE,
+            "eval_width": SIZE,
+            "eval_camera_distance": 2.0,
+            "eval_fovy_deg": 50,
+        }
     )
     data.setup("test")
     views = [next(iter([view])) for view in data.test_dataloader()]
-    return {k: torch.cat([v[k] for v in views]) if isinstance(views[0][k], torch.Tensor) else views[0][k] for k in views[0]}
+    return {
+        k: torch.cat([v[k] for v in views]) if isinstance(views[0][k], torch.Tensor) else views[0][k] for k in views[0]
+    }
 
 
 def chord(rays_o, rays_d, radius=0.5):
@@ -66,7 +74,13 @@ def chord(rays_o, rays_d, radius=0.5):
 @pytest.mark.parametrize("estimator", ["occgrid", "importance"])
 def test_ball_has_its_closed_form(estimator):
     torch.manual_seed(0)
-    renderer = scene(estimator, height=3.0, num_samples_per_ray=1024, num_samples_per_ray_importance=1024, prune_alpha_threshold=False).eval()
+    renderer = scene(
+        estimator,
+        height=3.0,
+        num_samples_per_ray=1024,
+        num_samples_per_ray_importance=1024,
+        prune_alpha_threshold=False,
+    ).eval()
     rays = batch()
     with torch.no_grad():
         out = renderer(**rays)
@@ -89,7 +103,9 @@ def test_estimators_agree_on_a_smooth_field():
     images = []
     for estimator in ("occgrid", "importance"):
         torch.manual_seed(0)
-        renderer = scene(estimator, soft=True, height=20.0, num_samples_per_ray_importance=128, prune_alpha_threshold=False).eval()
+        renderer = scene(
+            estimator, soft=True, height=20.0, num_samples_per_ray_importance=128, prune_alpha_threshold=False
+        ).eval()
         with torch.no_grad():
             images.append(renderer(**rays))
     for key in ("comp_rgb", "opacity", "depth"):
@@ -99,12 +115,32 @@ def test_estimators_agree_on_a_smooth_field():
 
 @pytest.mark.parametrize("estimator", ["occgrid", "importance"])
 def test_training_outputs_have_upstreams_names_and_shapes(estimator):
-    renderer = scene(estimator, material="diffuse-with-point-light-material", return_comp_normal=True, return_normal_perturb=True)
+    renderer = scene(
+        estimator, material="diffuse-with-point-light-material", return_comp_normal=True, return_normal_perturb=True
+    )
     out = renderer(**batch())
-    for key, channels in {"comp_rgb": 3, "comp_rgb_fg": 3, "comp_rgb_bg": 3, "opacity": 1, "depth": 1, "z_variance": 1, "comp_normal": 3}.items():
+    for key, channels in {
+        "comp_rgb": 3,
+        "comp_rgb_fg": 3,
+        "comp_rgb_bg": 3,
+        "opacity": 1,
+        "depth": 1,
+        "z_variance": 1,
+        "comp_normal": 3,
+    }.items():
         assert out[key].shape == (2, SIZE, SIZE, channels), key
     n = out["ray_indices"].shape[0]
-    for key, channels in {"weights": 1, "t_points": 1, "t_intervals": 1, "t_dirs": 3, "points": 3, "density": 1, "features": 3, "normal": 3, "normal_perturb": 3}.items():
+    for key, channels in {
+        "weights": 1,
+        "t_points": 1,
+        "t_intervals": 1,
+        "t_dirs": 3,
+        "points": 3,
+        "density": 1,
+        "features": 3,
+        "normal": 3,
+        "normal_perturb": 3,
+    }.items():
         assert out[key].shape == (n, channels), key
     assert (out["ray_indices"].diff() >= 0).all()
     per_ray = torch.zeros(2 * SIZE * SIZE).index_add(0, out["ray_indices"], out["weights"][:, 0])
@@ -166,7 +202,16 @@ def test_gradients_reach_the_field_and_repeat_bit_for_bit():
     def run():
         torch.manual_seed(0)
         geometry = threestudio.find("implicit-volume")(
-            {"pos_encoding_config": {"otype": "HashGrid", "n_levels": 3, "n_features_per_level": 2, "log2_hashmap_size": 8, "base_resolution": 4, "per_level_scale": 1.5}}
+            {
+                "pos_encoding_config": {
+                    "otype": "HashGrid",
+                    "n_levels": 3,
+                    "n_features_per_level": 2,
+                    "log2_hashmap_size": 8,
+                    "base_resolution": 4,
+                    "per_level_scale": 1.5,
+                }
+            }
         )
         renderer = threestudio.find("nerf-volume-renderer")(
             {"num_samples_per_ray": 32},
@@ -194,7 +239,11 @@ def test_scene_parts_are_not_the_renderers_modules():
 
 @pytest.mark.parametrize(
     "config, message",
-    [({"estimator": "proposal"}, "proposal.*occgrid"), ({"estimator": "grid"}, "estimator.*occgrid"), ({"num_samples_per_ray": 0}, "num_samples_per_ray")],
+    [
+        ({"estimator": "proposal"}, "proposal.*occgrid"),
+        ({"estimator": "grid"}, "estimator.*occgrid"),
+        ({"num_samples_per_ray": 0}, "num_samples_per_ray"),
+    ],
 )
 def test_wrong_configs_are_refused(config, message):
     with pytest.raises(UserError, match=message):
@@ -257,7 +306,9 @@ def test_sampling_covers_the_ball_whatever_is_pruned():
     torch.manual_seed(0)
     pruned = scene(soft=True).eval()
     full = scene(soft=True, grid_prune=False, prune_alpha_threshold=False).eval()
-    counts = [r._sample(rays["rays_o"].reshape(-1, 3), rays["rays_d"].reshape(-1, 3)).t_starts.numel() for r in (pruned, full)]
+    counts = [
+        r._sample(rays["rays_o"].reshape(-1, 3), rays["rays_d"].reshape(-1, 3)).t_starts.numel() for r in (pruned, full)
+    ]
     assert counts[0] < counts[1] / 4
     with torch.no_grad():
         difference = (pruned(**rays)["comp_rgb"] - full(**rays)["comp_rgb"]).abs()

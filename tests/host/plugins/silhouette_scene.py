@@ -18,7 +18,9 @@ class SilhouetteSystem(BaseLift3DSystem):
 
     def training_step(self, batch, batch_idx):
         out = self.renderer(**batch)
-        disc = (batch["rays_d"] * -torch.nn.functional.normalize(batch["camera_positions"], dim=-1)[:, None, None]).sum(-1) > 0.95
+        disc = (batch["rays_d"] * -torch.nn.functional.normalize(batch["camera_positions"], dim=-1)[:, None, None]).sum(
+            -1
+        ) > 0.95
         red = torch.tensor([1.0, 0.0, 0.0]).to(out["comp_rgb"])
         loss = ((out["opacity"][..., 0] - disc.float()) ** 2).mean() + ((out["comp_rgb"] - red) ** 2).mean()
         if "mesh" in out:

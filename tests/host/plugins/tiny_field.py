@@ -88,9 +88,7 @@ class Field(BaseModule):
 
     def configure(self):
         n = self.cfg.n_neurons
-        self.layers = nn.Sequential(
-            nn.Linear(3, n), nn.ReLU(), nn.Dropout(self.cfg.dropout), nn.Linear(n, 1)
-        )
+        self.layers = nn.Sequential(nn.Linear(3, n), nn.ReLU(), nn.Dropout(self.cfg.dropout), nn.Linear(n, 1))
         self.register_buffer("average", torch.zeros(n))  # changes at the end of a step
 
     def update_step_end(self, epoch, global_step):

@@ -41,7 +41,9 @@ class NeuralEnvironmentMapBackground(BaseBackground):
 
     def configure(self) -> None:
         if self.cfg.eval_color is not None and len(self.cfg.eval_color) != self.cfg.n_output_dims:
-            raise UserError(f"background.eval_color: expected {self.cfg.n_output_dims} numbers, got {list(self.cfg.eval_color)}")
+            raise UserError(
+                f"background.eval_color: expected {self.cfg.n_output_dims} numbers, got {list(self.cfg.eval_color)}"
+            )
         self.encoding = get_encoding(3, self.cfg.dir_encoding_config)
         self.network = get_mlp(self.encoding.n_output_dims, self.cfg.n_output_dims, self.cfg.mlp_network_config)
 

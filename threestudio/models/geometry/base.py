@@ -80,12 +80,16 @@ class BaseImplicitGeometry(BaseGeometry):
         isosurface: bool = True  # whether a surface can be extracted
         isosurface_method: str = "mt"  # mt: marching tetrahedra, differentiable; mc-cpu: marching cubes
         isosurface_resolution: int = 128  # grid resolution along an axis
-        isosurface_threshold: Union[float, str] = 0.0  # field value of the surface (float), or "auto": mean of the field where it is > 1e-5
+        isosurface_threshold: Union[float, str] = (
+            0.0  # field value of the surface (float), or "auto": mean of the field where it is > 1e-5
+        )
         isosurface_chunk: int = 0  # grid points per field query; 0: all at once while gradients are kept, else 262144
         isosurface_coarse_to_fine: bool = True  # a first pass finds a tight box for the second
         isosurface_deformable_grid: bool = False  # whether forward_field also moves the grid (mt only)
         isosurface_remove_outliers: bool = True  # drop small components
-        isosurface_outlier_n_faces_threshold: Union[int, float] = 0.01  # least faces of a component; float: fraction of the largest
+        isosurface_outlier_n_faces_threshold: Union[int, float] = (
+            0.01  # least faces of a component; float: fraction of the largest
+        )
 
     cfg: Config
 
@@ -132,7 +136,9 @@ class BaseImplicitGeometry(BaseGeometry):
         Raises EmptyFieldError, naming threshold and the field's range, where there is no surface.
         """
         if not self.cfg.isosurface:
-            raise UserError("geometry.isosurface: this geometry was configured not to give a surface (isosurface=false)")
+            raise UserError(
+                "geometry.isosurface: this geometry was configured not to give a surface (isosurface=false)"
+            )
         self._initialize_isosurface_helper()
         if self.cfg.isosurface_coarse_to_fine:
             with torch.no_grad():
@@ -184,7 +190,9 @@ class BaseImplicitGeometry(BaseGeometry):
             return float(threshold)
         solid = field[field > 1e-5]
         if solid.numel() == 0:
-            raise EmptyFieldError(f"isosurface: the field is empty: no value above 1e-5 (highest {field.max().item():.4g}), so threshold 'auto' is undefined")
+            raise EmptyFieldError(
+                f"isosurface: the field is empty: no value above 1e-5 (highest {field.max().item():.4g}), so threshold 'auto' is undefined"
+            )
         threshold = solid.mean().item()
         threestudio.info(f"isosurface_threshold auto: {threshold:.4g}")
         return threshold

@@ -29,7 +29,9 @@ class CustomMesh(BaseExplicitGeometry):
         pos_encoding_config: dict = field(default_factory=hash_grid_defaults)
         mlp_network_config: dict = field(default_factory=mlp_defaults)
         shape_init: str = ""  # mesh:<file>, required
-        shape_init_params: Optional[Any] = None  # size of the mesh (largest coordinate, world units), null: as in its file
+        shape_init_params: Optional[Any] = (
+            None  # size of the mesh (largest coordinate, world units), null: as in its file
+        )
         shape_init_mesh_up: str = "+z"  # the mesh file's axis that points up
         shape_init_mesh_front: str = "+x"  # the mesh file's axis that points to the front
 

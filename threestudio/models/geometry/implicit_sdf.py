@@ -15,7 +15,12 @@ from threestudio.models.geometry.implicit_volume import hash_grid_defaults, mlp_
 from threestudio.models.geometry.mesh_start import distance_shape_loss, fit_to_mesh
 from threestudio.models.geometry.normals import NORMAL_TYPES, analytic_gradient, finite_difference_gradient
 from threestudio.models.geometry.shape_fit import fit_signed_distance
-from threestudio.models.geometry.shape_init import check_shape_init, note_given_shape, parametric_distance, shape_distance
+from threestudio.models.geometry.shape_init import (
+    check_shape_init,
+    note_given_shape,
+    parametric_distance,
+    shape_distance,
+)
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.mesh import Mesh
 from threestudio.models.networks import ProgressiveBandHashGrid, get_encoding, get_mlp
@@ -51,7 +56,11 @@ class ImplicitSDF(BaseImplicitGeometry):
         super().configure()
         cfg = self.cfg
         self._check_config()
-        self._bias = parametric_distance(cfg.sdf_bias, cfg.sdf_bias_params, "sdf_bias") if isinstance(cfg.sdf_bias, str) else None
+        self._bias = (
+            parametric_distance(cfg.sdf_bias, cfg.sdf_bias_params, "sdf_bias")
+            if isinstance(cfg.sdf_bias, str)
+            else None
+        )
         self.encoding = get_encoding(cfg.n_input_dims, cfg.pos_encoding_config)
         n, mlp = self.encoding.n_output_dims, cfg.mlp_network_config
         self.sdf_network = get_mlp(n, 1, mlp)
@@ -75,7 +84,9 @@ class ImplicitSDF(BaseImplicitGeometry):
         if eps == "progressive":
             otype = cfg.pos_encoding_config.get("otype")
             if otype != "ProgressiveBandHashGrid":
-                raise UserError(f"geometry.finite_difference_normal_eps: progressive needs pos_encoding_config.otype=ProgressiveBandHashGrid, got {otype}")
+                raise UserError(
+                    f"geometry.finite_difference_normal_eps: progressive needs pos_encoding_config.otype=ProgressiveBandHashGrid, got {otype}"
+                )
         elif isinstance(eps, str) or not eps > 0:
             raise UserError(f"geometry.finite_difference_normal_eps: expected a number > 0 or progressive, got {eps!r}")
         check_shape_init(cfg.shape_init, cfg.shape_init_params, cfg.shape_init_mesh_up, cfg.shape_init_mesh_front)
@@ -139,7 +150,9 @@ class ImplicitSDF(BaseImplicitGeometry):
         """points [N, 3] on the surface -> features [N, n_feature_dims]."""
         if self.cfg.n_feature_dims == 0:
             return {}
-        return {"features": self.feature_network(self._encode(points)).view(*points.shape[:-1], self.cfg.n_feature_dims)}
+        return {
+            "features": self.feature_network(self._encode(points)).view(*points.shape[:-1], self.cfg.n_feature_dims)
+        }
 
     # ----------------------------------------------------------------------------- start
 
@@ -152,15 +165,24 @@ class ImplicitSDF(BaseImplicitGeometry):
         if not cfg.shape_init or self._shape_initialized or (self.shape_is_given and not cfg.force_shape_init):
             return
         target = shape_distance(
-            cfg.shape_init, cfg.shape_init_params, cfg.shape_init_mesh_up, cfg.shape_init_mesh_front, cfg.radius, self.bbox.device
+            cfg.shape_init,
+            cfg.shape_init_params,
+            cfg.shape_init_mesh_up,
+            cfg.shape_init_mesh_front,
+            cfg.radius,
+            self.bbox.device,
         )
         error = fit_signed_distance(self, target, self.cfg.radius, label=cfg.shape_init)
-        threestudio.info(f"shape_init: the field follows {cfg.shape_init} to {error:.2g} world units (root mean square)")
+        threestudio.info(
+            f"shape_init: the field follows {cfg.shape_init} to {error:.2g} world units (root mean square)"
+        )
         self.shape_is_given = self._shape_initialized = True
 
     def init_from_mesh(self, mesh: Mesh, material: BaseMaterial, steps: int) -> None:
         """Fits distances and features to the mesh; ``shape_init`` is left alone from then on."""
-        fit_to_mesh(self, material, mesh, self.cfg.radius, steps, distance_shape_loss(self.forward_sdf, self.cfg.radius))
+        fit_to_mesh(
+            self, material, mesh, self.cfg.radius, steps, distance_shape_loss(self.forward_sdf, self.cfg.radius)
+        )
         self.shape_is_given = self._shape_initialized = True
 
     # ------------------------------------------------------------------------- life cycle
@@ -176,7 +198,9 @@ class ImplicitSDF(BaseImplicitGeometry):
         self.finite_difference_normal_eps = self._eps_now()  # the encoding has been updated before
 
     @staticmethod
-    def create_from(other: BaseGeometry, cfg: Optional[Any] = None, copy_net: bool = True, **kwargs: Any) -> "ImplicitSDF":
+    def create_from(
+        other: BaseGeometry, cfg: Optional[Any] = None, copy_net: bool = True, **kwargs: Any
+    ) -> "ImplicitSDF":
         """Copies another implicit-sdf's field; its feature network too with copy_net and equal n_feature_dims."""
         if not isinstance(other, ImplicitSDF):
             raise TypeError(f"implicit-sdf cannot be made from {other.__class__.__name__}")

@@ -35,7 +35,13 @@ def hash_grid_defaults() -> dict:
 
 
 def mlp_defaults() -> dict:
-    return {"otype": "VanillaMLP", "activation": "ReLU", "output_activation": "none", "n_neurons": 64, "n_hidden_layers": 1}
+    return {
+        "otype": "VanillaMLP",
+        "activation": "ReLU",
+        "output_activation": "none",
+        "n_neurons": 64,
+        "n_hidden_layers": 1,
+    }
 
 
 @threestudio.register("implicit-volume")
@@ -73,14 +79,20 @@ class ImplicitVolume(BaseImplicitGeometry):
 
     def _check_config(self) -> None:
         if self.cfg.normal_type not in NORMAL_TYPES:
-            raise UserError(f"geometry.normal_type: expected one of {choices(NORMAL_TYPES)}, got {self.cfg.normal_type!r}")
+            raise UserError(
+                f"geometry.normal_type: expected one of {choices(NORMAL_TYPES)}, got {self.cfg.normal_type!r}"
+            )
         bias = self.cfg.density_bias
         if isinstance(bias, str) and bias not in DENSITY_BIASES:
-            raise UserError(f"geometry.density_bias: expected a number or one of {', '.join(DENSITY_BIASES)}, got {bias!r}")
+            raise UserError(
+                f"geometry.density_bias: expected a number or one of {', '.join(DENSITY_BIASES)}, got {bias!r}"
+            )
         anneal = self.cfg.anneal_density_blob_std_config
         keys = ("min_anneal_step", "max_anneal_step", "density_blob_std_start", "density_blob_std_end")
         if anneal is not None and set(anneal) != set(keys):
-            raise UserError(f"geometry.anneal_density_blob_std_config: expected the keys {', '.join(keys)}, got {', '.join(anneal)}")
+            raise UserError(
+                f"geometry.anneal_density_blob_std_config: expected the keys {', '.join(keys)}, got {', '.join(anneal)}"
+            )
 
     def density_bias_at(self, points: Tensor) -> Union[float, Tensor]:
         """points [..., 3] -> what is added to the network's output [..., 1].
@@ -153,7 +165,9 @@ class ImplicitVolume(BaseImplicitGeometry):
         """points [N, 3] on the surface -> features [N, n_feature_dims]."""
         if self.cfg.n_feature_dims == 0:
             return {}
-        return {"features": self.feature_network(self._encode(points)).view(*points.shape[:-1], self.cfg.n_feature_dims)}
+        return {
+            "features": self.feature_network(self._encode(points)).view(*points.shape[:-1], self.cfg.n_feature_dims)
+        }
 
     def raw_density(self, points: Tensor) -> Tensor:
         """points [..., 3] -> density before its activation [..., 1]."""

@@ -36,7 +36,9 @@ class TetrahedraSDFGrid(BaseExplicitGeometry):
         isosurface_resolution: int = 128  # half cells of the grid along an axis
         isosurface_deformable_grid: bool = True  # whether the grid's vertices move, each by up to one half cell
         isosurface_remove_outliers: bool = False  # drop small components
-        isosurface_outlier_n_faces_threshold: Union[int, float] = 0.01  # least faces of a component; float: fraction of the largest
+        isosurface_outlier_n_faces_threshold: Union[int, float] = (
+            0.01  # least faces of a component; float: fraction of the largest
+        )
         n_input_dims: int = 3  # of a point
         n_feature_dims: int = 3  # features that the material sees; 0: none
         pos_encoding_config: dict = field(default_factory=hash_grid_defaults)
@@ -110,7 +112,9 @@ class TetrahedraSDFGrid(BaseExplicitGeometry):
                 "tetrahedra-sdf-grid has no surface: give geometry.shape_init, system.geometry_convert_from or weights, "
                 "for there is nothing to start from"
             )
-        return f"tetrahedra-sdf-grid: the surface is empty: signed distances are in [{low:.4g}, {high:.4g}], inside is < 0"
+        return (
+            f"tetrahedra-sdf-grid: the surface is empty: signed distances are in [{low:.4g}, {high:.4g}], inside is < 0"
+        )
 
     def forward(self, points: Tensor, output_normal: bool = False) -> Dict[str, Tensor]:
         """points [..., 3] in world units -> features [..., n_feature_dims]; normals are the mesh's."""
@@ -136,7 +140,12 @@ class TetrahedraSDFGrid(BaseExplicitGeometry):
         if not cfg.shape_init or self._shape_initialized or (self.shape_is_given and not cfg.force_shape_init):
             return
         distance = shape_distance(
-            cfg.shape_init, cfg.shape_init_params, cfg.shape_init_mesh_up, cfg.shape_init_mesh_front, cfg.radius, self.sdf.device
+            cfg.shape_init,
+            cfg.shape_init_params,
+            cfg.shape_init_mesh_up,
+            cfg.shape_init_mesh_front,
+            cfg.radius,
+            self.sdf.device,
         )
         self._take_distances(distance, f"geometry.shape_init: {cfg.shape_init}")
 
@@ -168,7 +177,9 @@ class TetrahedraSDFGrid(BaseExplicitGeometry):
         super()._load_from_state_dict(*args, **kwargs)
 
     @staticmethod
-    def create_from(other: BaseGeometry, cfg: Optional[Any] = None, copy_net: bool = True, **kwargs: Any) -> "TetrahedraSDFGrid":
+    def create_from(
+        other: BaseGeometry, cfg: Optional[Any] = None, copy_net: bool = True, **kwargs: Any
+    ) -> "TetrahedraSDFGrid":
         """The surface of another geometry on a grid; with copy_net also its encoding and feature network.
 
         Another tetrahedra-sdf-grid of the same resolution is copied as it is. Of implicit-volume and implicit-sdf the
@@ -191,7 +202,9 @@ class TetrahedraSDFGrid(BaseExplicitGeometry):
     def _copy_grid(self, other: "TetrahedraSDFGrid") -> None:
         ours, theirs = self.cfg.isosurface_resolution, other.cfg.isosurface_resolution
         if ours != theirs:
-            raise UserError(f"geometry.isosurface_resolution: expected {theirs}, that of the geometry to convert from, got {ours}")
+            raise UserError(
+                f"geometry.isosurface_resolution: expected {theirs}, that of the geometry to convert from, got {ours}"
+            )
         self.isosurface_bbox.copy_(other.isosurface_bbox)
         self.sdf.copy_(other.sdf)
         self._copy_deformation(other.deformation)
@@ -216,13 +229,21 @@ class TetrahedraSDFGrid(BaseExplicitGeometry):
         if deformation is None:
             return
         if self.deformation is None:
-            threestudio.warn("geometry.isosurface_deformable_grid=false: the previous geometry's moved grid is straightened, its surface shifts a little")
+            threestudio.warn(
+                "geometry.isosurface_deformable_grid=false: the previous geometry's moved grid is straightened, its surface shifts a little"
+            )
             return
         self.deformation.copy_(deformation)
 
     def _copy_features(self, other: BaseGeometry) -> None:
-        if isinstance(other, TetrahedraSDFGrid) and not other.has_features or other.cfg.n_feature_dims != self.cfg.n_feature_dims:
-            threestudio.warn("geometry_convert_inherit_texture: the previous geometry has no features of this kind: they start anew")
+        if (
+            isinstance(other, TetrahedraSDFGrid)
+            and not other.has_features
+            or other.cfg.n_feature_dims != self.cfg.n_feature_dims
+        ):
+            threestudio.warn(
+                "geometry_convert_inherit_texture: the previous geometry has no features of this kind: they start anew"
+            )
             return
         try:
             self.encoding.load_state_dict(other.encoding.state_dict())

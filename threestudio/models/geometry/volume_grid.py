@@ -65,13 +65,17 @@ class VolumeGrid(BaseImplicitGeometry):
         if len(size) != 3 or min(size) < 2:
             raise UserError(f"geometry.grid_size: expected three numbers >= 2, got {list(cfg.grid_size)}")
         if size[0] * size[1] * size[2] * (1 + cfg.n_feature_dims) > MOST_VOXELS:
-            raise UserError(f"geometry.grid_size: {size} with {cfg.n_feature_dims} features holds more than {MOST_VOXELS} values")
+            raise UserError(
+                f"geometry.grid_size: {size} with {cfg.n_feature_dims} features holds more than {MOST_VOXELS} values"
+            )
         if isinstance(cfg.density_bias, str) and cfg.density_bias != "blob":
             raise UserError(f"geometry.density_bias: expected a number or blob, got {cfg.density_bias!r}")
         if cfg.normal_type not in NORMAL_TYPES:
             raise UserError(f"geometry.normal_type: expected one of {choices(NORMAL_TYPES)}, got {cfg.normal_type!r}")
         if not cfg.finite_difference_normal_eps > 0:
-            raise UserError(f"geometry.finite_difference_normal_eps: expected > 0, got {cfg.finite_difference_normal_eps}")
+            raise UserError(
+                f"geometry.finite_difference_normal_eps: expected > 0, got {cfg.finite_difference_normal_eps}"
+            )
         get_activation(cfg.density_activation)
 
     # ----------------------------------------------------------------------------- field
@@ -153,10 +157,14 @@ class VolumeGrid(BaseImplicitGeometry):
             target = profile(mesh_distance(mesh, self.grid.device)(points))
             self.grid[0, 0] = ((target - self._bias(points)) * torch.exp(-self.density_scale))[..., 0]
         if cfg.n_feature_dims > 0:
-            fit_to_mesh(self, material, mesh, cfg.radius, steps, learning_rate=0.1)  # of voxels, which nothing amplifies
+            fit_to_mesh(
+                self, material, mesh, cfg.radius, steps, learning_rate=0.1
+            )  # of voxels, which nothing amplifies
 
     @staticmethod
-    def create_from(other: BaseGeometry, cfg: Optional[Any] = None, copy_net: bool = True, **kwargs: Any) -> "VolumeGrid":
+    def create_from(
+        other: BaseGeometry, cfg: Optional[Any] = None, copy_net: bool = True, **kwargs: Any
+    ) -> "VolumeGrid":
         """Another volume-grid resampled to this one's size; with copy_net its features too, where as many."""
         if not isinstance(other, VolumeGrid):
             raise TypeError(f"volume-grid cannot be made from {other.__class__.__name__}")
@@ -164,7 +172,9 @@ class VolumeGrid(BaseImplicitGeometry):
         same = volume.cfg.n_feature_dims == other.cfg.n_feature_dims
         n = volume.grid.shape[1] if copy_net and same else 1
         with torch.no_grad():
-            volume.grid[:, :n] = F.interpolate(other.grid[:, :n], volume.grid.shape[2:], mode="trilinear", align_corners=False)
+            volume.grid[:, :n] = F.interpolate(
+                other.grid[:, :n], volume.grid.shape[2:], mode="trilinear", align_corners=False
+            )
             volume.density_scale.copy_(other.density_scale)
         return volume
 

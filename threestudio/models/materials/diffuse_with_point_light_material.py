@@ -84,7 +84,9 @@ class DiffuseWithPointLightMaterial(BaseMaterial):
     def _draw_shading(self) -> str:
         if not self.training:
             return "albedo" if self.ambient_only or self.cfg.ambient_only_on_test else "diffuse"
-        shaded, textureless = (torch.rand(2) < torch.tensor([self.cfg.diffuse_prob, self.cfg.textureless_prob])).tolist()
+        shaded, textureless = (
+            torch.rand(2) < torch.tensor([self.cfg.diffuse_prob, self.cfg.textureless_prob])
+        ).tolist()
         if self.ambient_only or not shaded:
             return "albedo"
         return "textureless" if textureless else "diffuse"

@@ -53,5 +53,7 @@ class NoMaterial(BaseMaterial):
             return {}
         color = self(features, **kwargs).clamp(0, 1)
         if color.shape[-1] < 3:
-            raise UserError(f"no-material: colours have {color.shape[-1]} channels, an exported texture needs at least 3")
+            raise UserError(
+                f"no-material: colours have {color.shape[-1]} channels, an exported texture needs at least 3"
+            )
         return {"albedo": color[..., :3]}

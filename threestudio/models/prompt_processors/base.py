@@ -26,6 +26,7 @@ from threestudio.models.prompt_processors.views import (
 from threestudio.utils.base import BaseObject
 from threestudio.utils.errors import MissingFileError, UserError
 
+
 def hash_prompt(model: str, prompt: str) -> str:
     """The name, without ending, of the cache file of a prompt's embedding under a text model."""
     return hashlib.md5(f"{model}-{prompt}".encode()).hexdigest()
@@ -122,9 +123,7 @@ class PromptProcessor(BaseObject):
 
     def configure(self) -> None:
         if self.cfg.use_prompt_debiasing:
-            raise UserError(
-                "use_prompt_debiasing: prompt debiasing is not supported; expected false, got true"
-            )
+            raise UserError("use_prompt_debiasing: prompt debiasing is not supported; expected false, got true")
         self._cache_dir = ".threestudio_cache/text_embeddings"
         self.directions = self.make_directions()
         self.direction2idx = {direction.name: index for index, direction in enumerate(self.directions)}
@@ -135,9 +134,7 @@ class PromptProcessor(BaseObject):
         self.prompts_vd = [
             self.cfg.get(f"prompt_{direction.name}") or direction.prompt(plain) for direction in self.directions
         ]
-        self.negative_prompts_vd = [
-            direction.negative_prompt(self.negative_prompt) for direction in self.directions
-        ]
+        self.negative_prompts_vd = [direction.negative_prompt(self.negative_prompt) for direction in self.directions]
         self.prepare_text_embeddings()
 
     def make_directions(self) -> list[DirectionConfig]:
@@ -173,9 +170,7 @@ class PromptProcessor(BaseObject):
         """The embedding [N, D] of each of some distinct prompts. Here: by `spawn_func` and its cache files."""
         os.makedirs(self._cache_dir, exist_ok=True)
         missing = [
-            prompt
-            for prompt in prompts
-            if not (self.cfg.use_cache and os.path.isfile(self._cache_file(prompt)))
+            prompt for prompt in prompts if not (self.cfg.use_cache and os.path.isfile(self._cache_file(prompt)))
         ]
         if missing:
             self.spawn_func(self.cfg.pretrained_model_name_or_path, missing, self._cache_dir)
@@ -198,9 +193,7 @@ class PromptProcessor(BaseObject):
         return torch.load(path, map_location=self.device, weights_only=True)
 
     def _cache_file(self, prompt: str) -> str:
-        return os.path.join(
-            self._cache_dir, f"{hash_prompt(self.cfg.pretrained_model_name_or_path, prompt)}.pt"
-        )
+        return os.path.join(self._cache_dir, f"{hash_prompt(self.cfg.pretrained_model_name_or_path, prompt)}.pt")
 
     def __call__(self) -> PromptProcessorOutput:
         cfg = self.cfg
@@ -225,15 +218,11 @@ def _library_prompt(keywords: str) -> str:
     """The one prompt of load/prompt_library.json that has all words of `word_word`, whatever their case."""
     path = Path("load/prompt_library.json")
     if not path.is_file():
-        raise UserError(
-            f"system.prompt_processor.prompt=lib:{keywords}: there is no {path} in the working directory"
-        )
+        raise UserError(f"system.prompt_processor.prompt=lib:{keywords}: there is no {path} in the working directory")
     try:
         prompts = json.loads(path.read_text(encoding="utf-8"))["dreamfusion"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f'{path}: expected JSON of the form {{"dreamfusion": ["...", ...]}}, got {error!r}'
-        ) from error
+        raise UserError(f'{path}: expected JSON of the form {{"dreamfusion": ["...", ...]}}, got {error!r}') from error
     words = keywords.lower().split("_")
     found = [prompt for prompt in prompts if all(word in prompt.lower() for word in words)]
     if len(found) != 1:

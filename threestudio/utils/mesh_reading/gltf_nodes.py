@@ -77,13 +77,16 @@ def _composed(translation: np.ndarray, rotation: np.ndarray, scale: np.ndarray) 
     """Matrix [4, 4] of a translation [3], a quaternion xyzw [4] and a scale [3], the scale first."""
     x, y, z, w = rotation / max(float(np.linalg.norm(rotation)), 1e-30)
     matrix = np.eye(4)
-    matrix[:3, :3] = np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    ) * scale
+    matrix[:3, :3] = (
+        np.array(
+            [
+                [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+                [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+                [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+            ]
+        )
+        * scale
+    )
     matrix[:3, 3] = translation
     return matrix
 

@@ -162,9 +162,7 @@ class PicardWindow:
         differs = switched(state, guess) or (self.threshold.value == 0 and not identical(state, guess))
         return torch.cat([sums, sums.new_tensor([float(differs)])])
 
-    def _compared(
-        self, rows: List[Tensor], rates: List[List[float]], elements: List[int]
-    ) -> List[Comparison]:
+    def _compared(self, rows: List[Tensor], rates: List[List[float]], elements: List[int]) -> List[Comparison]:
         """What each row says of its guess. One transfer from the device, and one sum over ranks."""
         if not rows:
             return []

@@ -83,9 +83,7 @@ class MiniJudge:
         output = model(pixel_values=normalized_pixels(images, IMAGE_SIZE, PIXEL_MEAN, PIXEL_STD), **tokens)
         cosines = (output.image_embeds @ output.text_embeds.T).float()
         scale = model.logit_scale.exp()
-        loss = contrastive_loss(
-            output.image_embeds.float(), output.text_embeds.float(), captions, len(specs), scale
-        )
+        loss = contrastive_loss(output.image_embeds.float(), output.text_embeds.float(), captions, len(specs), scale)
         shown = cosines.detach()
         own = shown[: len(specs)].diagonal()
         first = (own >= shown[: len(specs)].amax(-1) - 1e-6).float().mean()

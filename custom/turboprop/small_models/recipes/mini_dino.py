@@ -19,7 +19,13 @@ from ...novelview.image_encoders import IMAGENET_MEAN_STD, ImageEncoder, quiet_t
 from ...world.dataset import IMAGE_SIZE, ViewBank, sample_backgrounds
 from ...world.objects import KINDS
 from ..self_distillation import (
-    PrototypeHead, balanced_targets, crops, follow, patch_loss, random_masks, view_loss,
+    PrototypeHead,
+    balanced_targets,
+    crops,
+    follow,
+    patch_loss,
+    random_masks,
+    view_loss,
 )
 from ..settings import Settings, history_table, machine, revision
 from ..training import TrainingOptions, train
@@ -44,8 +50,12 @@ def make_encoder() -> Any:
 
     return Dinov2Model(
         Dinov2Config(
-            hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, image_size=IMAGE_SIZE,
-            patch_size=PATCH_SIZE, use_mask_token=True,
+            hidden_size=WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            image_size=IMAGE_SIZE,
+            patch_size=PATCH_SIZE,
+            use_mask_token=True,
         )
     )
 
@@ -193,8 +203,15 @@ def run(settings: Settings) -> bool:
     steps, batch = settings.steps or DEFAULT_STEPS, settings.batch or DEFAULT_BATCH
     recipe = MiniDino(bank, batch, steps, settings.seed, settings.device)
     options = TrainingOptions(
-        steps=steps, learning_rate=settings.learning_rate or DEFAULT_RATE, warmup=50, cooldown=0.5,
-        weight_decay=0.04, betas=(0.9, 0.999), gradient_clip=3.0, bfloat16=settings.device.type == "cuda", seed=settings.seed,
+        steps=steps,
+        learning_rate=settings.learning_rate or DEFAULT_RATE,
+        warmup=50,
+        cooldown=0.5,
+        weight_decay=0.04,
+        betas=(0.9, 0.999),
+        gradient_clip=3.0,
+        bfloat16=settings.device.type == "cuda",
+        seed=settings.seed,
         figures_every=100,
     )
     averages, state = train(recipe, options, settings.work, settings.report)
@@ -203,12 +220,28 @@ def run(settings: Settings) -> bool:
     encoder = copy.deepcopy(recipe.modules["teacher"]["encoder"])
     save_encoder(settings.output, encoder)
     card = CARD.format(
-        parameters=sum(p.numel() for p in encoder.parameters()) / 1e6, layers=LAYERS, width=WIDTH, patch=PATCH_SIZE,
-        size=IMAGE_SIZE, views=bank.views, command=settings.command, steps=steps, batch=batch, large=LARGE_CROPS,
-        small=SMALL_CROPS, small_size=SMALL_SIZE, rate=options.learning_rate, warmup=options.warmup,
-        cooldown=options.cooldown, precision="bfloat16 autocast" if options.bfloat16 else "float32",
-        seed=options.seed, revision=revision(), minutes=state.seconds / 60, machine=machine(),
-        known=FIGURE_VIEWS * FIGURE_OBJECTS * len(KINDS), history=history_table(state),
+        parameters=sum(p.numel() for p in encoder.parameters()) / 1e6,
+        layers=LAYERS,
+        width=WIDTH,
+        patch=PATCH_SIZE,
+        size=IMAGE_SIZE,
+        views=bank.views,
+        command=settings.command,
+        steps=steps,
+        batch=batch,
+        large=LARGE_CROPS,
+        small=SMALL_CROPS,
+        small_size=SMALL_SIZE,
+        rate=options.learning_rate,
+        warmup=options.warmup,
+        cooldown=options.cooldown,
+        precision="bfloat16 autocast" if options.bfloat16 else "float32",
+        seed=options.seed,
+        revision=revision(),
+        minutes=state.seconds / 60,
+        machine=machine(),
+        known=FIGURE_VIEWS * FIGURE_OBJECTS * len(KINDS),
+        history=history_table(state),
     )
     (settings.output / "README.md").write_text(card)
     settings.report(f"wrote {settings.output}")

@@ -79,7 +79,9 @@ class MiniMultiView:
         text = text.repeat_interleave(views, 0)
         timesteps = linear_density_timesteps(count, len(self.alphas_cumprod), generator)
         timesteps = timesteps.repeat_interleave(views).to(self.device)
-        means, deviations, cameras = (x[chosen[:, None], view].flatten(0, 1) for x in (pool.means, pool.deviations, pool.cameras))
+        means, deviations, cameras = (
+            x[chosen[:, None], view].flatten(0, 1) for x in (pool.means, pool.deviations, pool.cameras)
+        )
         draws = torch.randn(2, *means.shape, generator=generator).to(self.device)
         latents, noise = means + deviations * draws[0], draws[1]
         no_camera = single and float(torch.rand((), generator=generator)) < NO_CAMERA_SHARE
@@ -152,11 +154,26 @@ def run(settings: Settings) -> bool:
     ceilings = {f"ceiling_{key}": value for key, value in measure.ceilings().items()}
     card = CARD.format(
         parameters=sum(p.numel() for p in averages["unet"].parameters()) / 1e6,
-        views=bank.views, turns=bank.turns, pool=POOL_SETS * bank.turns, period=POOL_PERIOD, command=settings.command,
-        steps=options.steps, batch=recipe.batch_sets * NUM_VIEWS, rate=options.learning_rate, warmup=options.warmup,
-        cooldown=options.cooldown, decay=options.average_decay, seed=options.seed, revision=revision(),
-        precision="bfloat16 autocast" if options.bfloat16 else "float32", minutes=state.seconds / 60,
-        machine=machine(), scale=measure.guidance_scale, count=measure.count, history=history_table(state), **ceilings,
+        views=bank.views,
+        turns=bank.turns,
+        pool=POOL_SETS * bank.turns,
+        period=POOL_PERIOD,
+        command=settings.command,
+        steps=options.steps,
+        batch=recipe.batch_sets * NUM_VIEWS,
+        rate=options.learning_rate,
+        warmup=options.warmup,
+        cooldown=options.cooldown,
+        decay=options.average_decay,
+        seed=options.seed,
+        revision=revision(),
+        precision="bfloat16 autocast" if options.bfloat16 else "float32",
+        minutes=state.seconds / 60,
+        machine=machine(),
+        scale=measure.guidance_scale,
+        count=measure.count,
+        history=history_table(state),
+        **ceilings,
     )
     (settings.output / "README.md").write_text(card)
     settings.report(f"wrote {settings.output}")

@@ -118,7 +118,14 @@ class MiniTextToImage:
     name = "mini-sd"
 
     def __init__(
-        self, bank: ViewBank, autoencoder: Any, tokenizer: Any, batch: int, pool_sets: int, period: int, settings: Settings
+        self,
+        bank: ViewBank,
+        autoencoder: Any,
+        tokenizer: Any,
+        batch: int,
+        pool_sets: int,
+        period: int,
+        settings: Settings,
     ) -> None:
         torch.manual_seed(settings.seed)
         text_encoder, unet = make_text_encoder(tokenizer), make_unet()
@@ -137,7 +144,9 @@ class MiniTextToImage:
         tokens = tokenizer(self.texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         self.tokens = tokens.to(self.device)
         self.judge = load_judge(JUDGE)
-        self.samples = {name: exact_sets(1, 4, held, 99, FIGURE_KINDS) for name, held in (("seen", False), ("held_out", True))}
+        self.samples = {
+            name: exact_sets(1, 4, held, 99, FIGURE_KINDS) for name, held in (("seen", False), ("held_out", True))
+        }
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The squared error of the predicted noise, weighted by 1 / alphas_cumprod up to a limit: [].
@@ -261,11 +270,25 @@ def run(settings: Settings) -> bool:
     save_pipeline(settings.output, autoencoder, tokenizer, averages["text_encoder"], averages["unet"])
     millions = {name: sum(p.numel() for p in module.parameters()) / 1e6 for name, module in averages.items()}
     card = CARD.format(
-        views=bank.views, pool=POOL_SETS, period=POOL_PERIOD, command=settings.command, steps=options.steps,
-        text_parameters=millions["text_encoder"], unet_parameters=millions["unet"], batch=batch,
-        rate=options.learning_rate, warmup=options.warmup, cooldown=options.cooldown, decay=options.average_decay,
-        precision="bfloat16 autocast" if options.bfloat16 else "float32", seed=options.seed, largest=LARGEST_WEIGHT,
-        revision=revision(), minutes=state.seconds / 60, machine=machine(), history=history_table(state),
+        views=bank.views,
+        pool=POOL_SETS,
+        period=POOL_PERIOD,
+        command=settings.command,
+        steps=options.steps,
+        text_parameters=millions["text_encoder"],
+        unet_parameters=millions["unet"],
+        batch=batch,
+        rate=options.learning_rate,
+        warmup=options.warmup,
+        cooldown=options.cooldown,
+        decay=options.average_decay,
+        precision="bfloat16 autocast" if options.bfloat16 else "float32",
+        seed=options.seed,
+        largest=LARGEST_WEIGHT,
+        revision=revision(),
+        minutes=state.seconds / 60,
+        machine=machine(),
+        history=history_table(state),
     )
     (settings.output / "README.md").write_text(card)
     settings.report(f"wrote {settings.output}")

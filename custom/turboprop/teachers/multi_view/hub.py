@@ -22,9 +22,7 @@ PUBLISHED = {
         "sd-v2.1-base-4view.pt",
         ("ashawkey/mvdream-sd2.1-diffusers", "lzq49/mvdream-sd21-diffusers"),
     ),
-    "sd-v1.5-4view": PublishedModel(
-        "MVDream/MVDream", "sd-v1.5-4view.pt", ("yanqinJiang/mvdream-sd1.5-diffusers",)
-    ),
+    "sd-v1.5-4view": PublishedModel("MVDream/MVDream", "sd-v1.5-4view.pt", ("yanqinJiang/mvdream-sd1.5-diffusers",)),
 }
 
 

@@ -46,9 +46,7 @@ def fill(
         converted = convert(dict(tensors))
         for key, value in expected.items():
             if converted[key].shape != value.shape:
-                problems.append(
-                    f"{origins[key]}: expected shape {list(value.shape)}, got {list(converted[key].shape)}"
-                )
+                problems.append(f"{origins[key]}: expected shape {list(value.shape)}, got {list(converted[key].shape)}")
     if problems:
         raise UserError(f"not the {part} of MVDream: {'; '.join(problems[:_NAMED])}")
     network.load_state_dict({key: converted[key] for key in expected}, assign=True)
@@ -60,9 +58,7 @@ def key_origins(tensors: Mapping[str, Tensor], convert: Converter) -> dict[str, 
     `convert` is asked about tensors of the same shapes in which each entry is the number of its key.
     """
     names = list(tensors)
-    numbered = {
-        name: torch.tensor(float(number)).expand(tensors[name].shape) for number, name in enumerate(names)
-    }
+    numbered = {name: torch.tensor(float(number)).expand(tensors[name].shape) for number, name in enumerate(names)}
     return {key: names[int(value.flatten()[0])] for key, value in convert(numbered).items()}
 
 
@@ -119,8 +115,4 @@ def text_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     blocks = {int(key.split(".")[2]) for key in tensors if key.startswith("transformer.resblocks.")}
     last = f"transformer.resblocks.{max(blocks, default=0)}."
-    return {
-        key: value
-        for key, value in tensors.items()
-        if key not in UNUSED_TEXT_KEYS and not key.startswith(last)
-    }
+    return {key: value for key, value in tensors.items() if key not in UNUSED_TEXT_KEYS and not key.startswith(last)}

@@ -73,9 +73,7 @@ class MultiViewTeacher(Teacher[MultiViewCondition]):
         image_size: Optional[int] = None,  # pixels
     ) -> None:
         if prediction_type not in PREDICTION_TYPES:
-            raise UserError(
-                f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
-            )
+            raise UserError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
         config = network.unet.config
         if config.in_channels != vae.config.latent_channels:
             raise UserError(
@@ -122,9 +120,7 @@ class MultiViewTeacher(Teacher[MultiViewCondition]):
         scheduler = load_part(DDPMScheduler, folder, "scheduler")
         if options.enable_channels_last_format:
             network = network.to(memory_format=torch.channels_last)
-        return cls(
-            network.to(device), vae.to(device), scheduler.alphas_cumprod, scheduler.config.prediction_type
-        )
+        return cls(network.to(device), vae.to(device), scheduler.alphas_cumprod, scheduler.config.prediction_type)
 
     @classmethod
     def from_original(
@@ -198,6 +194,4 @@ class MultiViewTeacher(Teacher[MultiViewCondition]):
                 cameras,
                 condition.num_views,
             )
-        return to_epsilon(
-            prediction.to(noisy.dtype), noisy, timesteps, self.alphas_cumprod, self.prediction_type
-        )
+        return to_epsilon(prediction.to(noisy.dtype), noisy, timesteps, self.alphas_cumprod, self.prediction_type)

@@ -137,12 +137,8 @@ class MultiPromptProcessor(BaseObject):
             half_precision=cfg.half_precision_embeddings,
         )
         self._uncond = embeddings.local_embeddings[0]  # [N, D]
-        self._local = embeddings.local_embeddings[1:].unflatten(
-            0, (len(names), PLAIN + 1)
-        )  # [P, 5, N, D], on the CPU
-        self._global = embeddings.global_embeddings[1:].unflatten(0, (len(names), PLAIN + 1))[
-            :, PLAIN
-        ]  # [P, D]
+        self._local = embeddings.local_embeddings[1:].unflatten(0, (len(names), PLAIN + 1))  # [P, 5, N, D], on the CPU
+        self._global = embeddings.global_embeddings[1:].unflatten(0, (len(names), PLAIN + 1))[:, PLAIN]  # [P, D]
 
     def _view_prompts(self, name: str) -> list[str]:
         """The four view prompts of a prompt, whose words for the view are not cut off."""
@@ -182,9 +178,7 @@ class MultiPromptProcessor(BaseObject):
         if cfg.prompt_library:
             return load_prompt_library(cfg.prompt_library)
         if cfg.prompts is None:
-            raise UserError(
-                "prompt processor: expected prompt_library (a JSON file or name) or prompts, got neither"
-            )
+            raise UserError("prompt processor: expected prompt_library (a JSON file or name) or prompts, got neither")
         return prompt_list(cfg.prompts)
 
 

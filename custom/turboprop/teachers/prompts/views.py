@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..token_limit import TokenLimit
 
+
 def shortened_for_views(prompt: str, forms: Sequence[Callable[[str], str]], limit: TokenLimit) -> str:
     """The prompt, or its longest start with which all `forms` of it, one for each view, fit the text model.
 
