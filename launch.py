@@ -8,7 +8,6 @@ Installed, it is the command `turboprop`.
 import argparse
 import os
 import sys
-from typing import Optional
 
 
 def parse_arguments(argv: list[str], program: str = "launch.py") -> tuple[argparse.Namespace, list[str]]:
@@ -56,7 +55,7 @@ def parse_arguments(argv: list[str], program: str = "launch.py") -> tuple[argpar
     return args, overrides
 
 
-def select_gpus(gpu: Optional[str]) -> int:
+def select_gpus(gpu: str | None) -> int:
     """Shows torch the chosen devices alone; must run before it is imported. Returns their number.
 
     With CUDA_VISIBLE_DEVICES set, `gpu` counts among the devices that it lists. Raises ValueError.
@@ -90,7 +89,7 @@ def _listed(ids: str) -> list[str]:
     return [i.strip() for i in ids.split(",") if i.strip()]
 
 
-def main(argv: Optional[list[str]] = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     try:
         args, overrides = parse_arguments(sys.argv[1:], sys.argv[0]) if argv is None else parse_arguments(argv)

@@ -20,7 +20,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Optional
 
 import torch
 
@@ -70,7 +69,7 @@ class Bench:
         groups = [texts] if system == "3dconv" else [(text,) for text in texts]
         return [Run(system, teacher, captions, method, scale, seed, group, search) for group in groups]
 
-    def record(self, run: Run) -> tuple[Optional[dict], str]:
+    def record(self, run: Run) -> tuple[dict | None, str]:
         """The record of a run that is finished and holds, and its state in words."""
         record = record_of(run, self.settings)
         if record is None:
@@ -81,7 +80,7 @@ class Bench:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         return None, f"stale: {', '.join(changed[:3])}{more} changed"
 
-    def done(self, run: Run) -> Optional[dict]:
+    def done(self, run: Run) -> dict | None:
         """The record of a run, which is launched if there is none that holds; None if it fails, or in a dry run."""
         record, state = self.record(run)
         if self.args.dry_run:
@@ -101,7 +100,7 @@ class Bench:
         print(f"  {record['seconds']:.0f} s: {figures}", flush=True)
         return record
 
-    def best_scale(self, system: str, teacher: str, captions: str, method: str) -> Optional[float]:
+    def best_scale(self, system: str, teacher: str, captions: str, method: str) -> float | None:
         """The scale of a method: its own, the only one asked for, or the best on the two prompts of the search."""
         if METHODS[method].scale is not None:
             return METHODS[method].scale
@@ -148,7 +147,7 @@ def search_score(records: list[dict]) -> float:
     return (sum(entry["iou"] for entry in prompts) - sum(errors)) / len(prompts)
 
 
-def parse(argv: Optional[list[str]]) -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
@@ -188,7 +187,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     return Settings(args.outputs.resolve(), args.threads, teachers, changes)
 
 
-def main(argv: Optional[list[str]] = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
         bench = Bench(args, settings_of(args))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Optional
 
 from distillation_runs import CAPTIONS, METHODS, NERF_KINDS, SEARCHED
 
@@ -67,7 +66,7 @@ class Cell:
         return METHODS[self.method].title
 
 
-def _mean(values: Sequence[Optional[float]]) -> Optional[float]:
+def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return mean(known) if known else None
 

@@ -9,9 +9,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any
 
 from omegaconf import OmegaConf
 from turboprop.teachers.weights import part_classes, part_folder
@@ -32,7 +33,7 @@ class Method:
     title: str
     guidance_type: str
     keys: dict[str, Any] = field(default_factory=dict)  # of system.guidance
-    scale: Optional[float] = None  # guidance scale; None: the best of its own, which a search finds
+    scale: float | None = None  # guidance scale; None: the best of its own, which a search finds
     paper: str = ""  # its name in the paper's tables
 
 
@@ -107,7 +108,7 @@ class Settings:
     changes: dict[str, tuple[str, ...]]  # system: key=value, given by the user
 
 
-def specs_of(system: str, search: bool, count: Optional[int]) -> tuple[ObjectSpec, ...]:
+def specs_of(system: str, search: bool, count: int | None) -> tuple[ObjectSpec, ...]:
     """The objects of a system's table, or of the search; `count`: the first so many."""
     if search:
         return SEARCHED
@@ -178,7 +179,7 @@ def digest_of_config(found: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
-def record_of(run: Run, settings: Settings) -> Optional[dict]:
+def record_of(run: Run, settings: Settings) -> dict | None:
     path = settings.outputs / run.folder / "run.json"
     return json.loads(path.read_text()) if path.is_file() else None
 

@@ -23,7 +23,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-
 from reporting import machine, write_report  # noqa: E402
 
 from threestudio.ops.gaussian_rasterization import (  # noqa: E402

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
@@ -66,7 +66,7 @@ def run_part(part: str, args: argparse.Namespace) -> None:
             written(Row("the part", error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
 
 
-def started(part: str, seconds: float, dry_run: bool, folder: Path) -> List[Dict[str, Any]]:
+def started(part: str, seconds: float, dry_run: bool, folder: Path) -> list[dict[str, Any]]:
     """The rows of a part, run in a process that is ended when its time is over."""
     result, errors = folder / f"{part}.jsonl", folder / f"{part}.log"
     command = [sys.executable, __file__, "--part", part, "--result", str(result), "--seconds", f"{seconds:.0f}"]
@@ -95,7 +95,7 @@ def shown(value: Any) -> str:
     return f"{value:.2e}" if value and abs(value) < 1e-2 else f"{value:.4g}"
 
 
-def table(rows: List[Dict[str, Any]]) -> List[str]:
+def table(rows: list[dict[str, Any]]) -> list[str]:
     columns = list(dict.fromkeys(name for row in rows for name in row["figures"]))
     lines = [f"| | {' | '.join(columns)} |", f"| --- {'| ---: ' * len(columns)}|"] if columns else ["| |", "| --- |"]
     for row in rows:
@@ -119,7 +119,7 @@ def versions() -> str:
     return ", ".join(found)
 
 
-def report(parts: Dict[str, List[Dict[str, Any]]], seconds: float, where: str) -> str:
+def report(parts: dict[str, list[dict[str, Any]]], seconds: float, where: str) -> str:
     lines = ["# On a GPU", "", f"`python benchmarks/gpu.py` on {where}; {versions()}; {seconds:.0f} s in all."]
     lines += ["A row with words in its figures' place did not go through."]
     for part, rows in parts.items():

@@ -15,14 +15,13 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, Dict, List
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-
 from reporting import machine, write_report  # noqa: E402
 
 from threestudio.ops.hash_grid import HashGridLayout, available_backends, hash_grid  # noqa: E402
@@ -77,7 +76,7 @@ def encode(backend: str, positions: torch.Tensor, table: torch.Tensor) -> torch.
     return hash_grid(positions, table, LAYOUT, backend=backend)
 
 
-def passes(backend: str, positions: torch.Tensor, table: torch.Tensor) -> Dict[str, Callable[[], None]]:
+def passes(backend: str, positions: torch.Tensor, table: torch.Tensor) -> dict[str, Callable[[], None]]:
     x = positions.clone().requires_grad_()
 
     def forward() -> None:
@@ -105,13 +104,13 @@ def seconds(function: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def measure(device: torch.device, n_points: int, repeats: int) -> Dict[str, Dict[str, List[float]]]:
+def measure(device: torch.device, n_points: int, repeats: int) -> dict[str, dict[str, list[float]]]:
     """Seconds of every round, by pass and backend; a first round, with compilation, is not counted."""
     generator = torch.Generator().manual_seed(SEED)
     positions = torch.rand(n_points, 3, generator=generator).to(device)
     table = torch.randn(LAYOUT.n_entries, LAYOUT.n_features, generator=generator).to(device).requires_grad_()
     work = {backend: passes(backend, positions, table) for backend in [*available_backends(device), *NAIVE]}
-    times: Dict[str, Dict[str, List[float]]] = {name: {backend: [] for backend in work} for name in PASSES}
+    times: dict[str, dict[str, list[float]]] = {name: {backend: [] for backend in work} for name in PASSES}
     for round_index in range(repeats + 1):
         for name in PASSES:
             for backend in work:

@@ -22,7 +22,7 @@ from representations import run
 
 sys.path.insert(0, str(ROOT))
 
-from threestudio.utils.extensions import load_extensions  # noqa: E402
+from threestudio.utils.extensions import load_extensions
 
 load_extensions()
 

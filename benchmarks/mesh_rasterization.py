@@ -16,16 +16,15 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, Dict, List, Tuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-
 from reporting import machine, write_report  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from threestudio.data.cameras import (  # noqa: E402
     batch_of_cameras,
@@ -43,7 +42,7 @@ MOST_FACES_OF_TORCH, MOST_PIXELS_OF_TORCH = 100_000, 256  # beyond, plain torch 
 PARTS = ("visibility and interpolation", "and outlines", "and backward")
 
 
-def sphere(n_faces: int, device: torch.device) -> Tuple[Tensor, Tensor]:
+def sphere(n_faces: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Vertices [V, 3] and about n_faces faces [F, 3] of a sphere in rings of a radius that waves a little."""
     n = max(2, round(math.sqrt(n_faces / 4)))
     polar, azimuth = torch.meshgrid(
@@ -67,7 +66,7 @@ def cameras(n_views: int, size: int, device: torch.device) -> Tensor:
     return batch_of_cameras(c2w, fovy, unit_focal_directions(size, size), True)["mvp_mtx"].to(device)
 
 
-def passes(backend: str, n_faces: int, size: int, n_views: int, device: torch.device) -> Dict[str, Callable[[], None]]:
+def passes(backend: str, n_faces: int, size: int, n_views: int, device: torch.device) -> dict[str, Callable[[], None]]:
     v_pos, faces = sphere(n_faces, device)
     mvp = cameras(n_views, size, device)
     v_pos.requires_grad_()
@@ -104,9 +103,9 @@ def seconds(function: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def take_turns(work: Dict[str, Callable[[], None]], repeats: int, device: torch.device) -> Dict[str, List[float]]:
+def take_turns(work: dict[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of every round by name; a first round, with compilation, is not counted."""
-    times: Dict[str, List[float]] = {name: [] for name in work}
+    times: dict[str, list[float]] = {name: [] for name in work}
     for round_index in range(repeats + 1):
         for name, function in work.items():
             taken = seconds(function, device)
@@ -192,7 +191,7 @@ def markdown(result: dict) -> str:
     backends = list(result["parts"][PARTS[0]])
     head = "|" + "---|" * (1 + len(backends))
 
-    def cell(seconds_of: Dict[str, float], backend: str) -> str:
+    def cell(seconds_of: dict[str, float], backend: str) -> str:
         text = f"{seconds_of[backend] * 1000:.1f} ms"
         if backend == "torch" or "torch" not in seconds_of:
             return text

@@ -20,7 +20,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -85,7 +85,7 @@ class RandomPrompts(BaseObject):
         width = SD21_UNET["cross_attention_dim"]
         self.embeddings = torch.randn(2, 77, width, generator=torch.Generator().manual_seed(0)).to(self.device)
 
-    def __call__(self) -> "RandomPrompts":
+    def __call__(self) -> RandomPrompts:
         return self
 
     def get_text_embeddings(self, elevation: Tensor, *others: Any) -> Tensor:
@@ -104,7 +104,7 @@ class Times(pl.Callback):
         self.ends.append(self.clock())
 
 
-def run(args: argparse.Namespace, batch: int, window: int, executor: str | None) -> Dict[str, Any]:
+def run(args: argparse.Namespace, batch: int, window: int, executor: str | None) -> dict[str, Any]:
     """Seconds a step, of each round but the first; and on a GPU the most memory, in bytes."""
     given = [f"data.batch_size={batch}", f"seed={args.seed}"]
     base = load_config(str(args.config)).system_type
@@ -130,10 +130,10 @@ def run(args: argparse.Namespace, batch: int, window: int, executor: str | None)
     return {"seconds": [(later - ended) / window for ended, later in zip(ends, ends[1:])], "memory": memory}
 
 
-def measure(args: argparse.Namespace) -> List[Dict[str, Any]]:
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for batch, window in itertools.product(args.batches, args.windows):
-        found: Dict[str, List[Dict[str, Any]]] = {way: [] for way in WAYS}
+        found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
         for _ in range(args.repeats):
             for way, executor in WAYS.items():
                 found[way].append(run(args, batch, window, executor))
@@ -144,7 +144,7 @@ def measure(args: argparse.Namespace) -> List[Dict[str, Any]]:
     return rows
 
 
-def table(rows: List[Dict[str, Any]]) -> List[str]:
+def table(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "| batch | window | step by step (s) | in_process (s) | batched (s) | batched: faster by | memory (GiB) |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | --- |",

@@ -28,7 +28,6 @@ import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -46,8 +45,8 @@ class Run:
     steps: int
     base: float  # seconds on one device
     picard: float  # seconds on eight
-    strides: Tuple[float, float]  # of 7, under the published rule: smallest and largest estimate
-    jobs: Tuple[str, ...]  # of benchmarks/picard.py, the nearest first; the first with a window that fits counts
+    strides: tuple[float, float]  # of 7, under the published rule: smallest and largest estimate
+    jobs: tuple[str, ...]  # of benchmarks/picard.py, the nearest first; the first with a window that fits counts
 
     @property
     def gradient(self) -> float:
@@ -91,7 +90,7 @@ def expected_largest(count: int) -> float:
     return sum(width * (1 - normal.cdf(x) ** count - normal.cdf(-x) ** count) for x in grid)
 
 
-def round_overhead(rows: List[dict], window: int, stride: float, devices: int) -> float:
+def round_overhead(rows: list[dict], window: int, stride: float, devices: int) -> float:
     """Seconds of a rank and round where it was measured, from the nearest window."""
     near = min(rows, key=lambda row: abs(math.log(row["window"] / window)))
     seconds = {part: value * window / near["window"] for part, value in near["seconds"].items()}
@@ -100,43 +99,43 @@ def round_overhead(rows: List[dict], window: int, stride: float, devices: int) -
     return (seconds["round"] - seconds["finiteness"] + steps) / devices + own
 
 
-def round_seconds(run: Run, machine: Machine, overheads: List[dict], window: int, stride: float, devices: int) -> float:
+def round_seconds(run: Run, machine: Machine, overheads: list[dict], window: int, stride: float, devices: int) -> float:
     gradients = run.gradient * machine.slowest(devices) + machine.exchange(devices)
     overhead = round_overhead(overheads, window, stride, devices) * machine.memory_ratio
     return math.ceil(window / devices) * gradients + overhead
 
 
-def seconds_of(run: Run, machine: Machine, overheads: List[dict], window: int, stride: float, devices: int) -> float:
+def seconds_of(run: Run, machine: Machine, overheads: list[dict], window: int, stride: float, devices: int) -> float:
     """Seconds of a whole run on `devices`, of which no more compute than the window has slots."""
     devices = min(devices, window)
     return run.steps / stride * round_seconds(run, machine, overheads, window, stride, devices)
 
 
-def published_layout(run: Run, machine: Machine, overheads: List[dict], stride: float) -> float:
+def published_layout(run: Run, machine: Machine, overheads: list[dict], stride: float) -> float:
     """Window 7, one device that rolls all of it out; 7 states leave it and 7 gradients come, one after another."""
     overhead = round_overhead(overheads, 7, stride, 1) * machine.memory_ratio
     travel = 2 * 7 * BYTES / machine.device_bandwidth
     return run.steps / stride * (run.gradient * machine.slowest(7) + overhead + travel)
 
 
-def measured_strides(rows: List[dict]) -> Dict[Tuple[str, int, str], float]:
+def measured_strides(rows: list[dict]) -> dict[tuple[str, int, str], float]:
     """Mean over the seeds, by job, window and rule."""
-    found: Dict[Tuple[str, int, str], List[float]] = {}
+    found: dict[tuple[str, int, str], list[float]] = {}
     for row in rows:
         if row.get("stride") is not None:
             found.setdefault((row["job"], row["window"], row["rule"]), []).append(row["stride"])
     return {key: statistics.mean(values) for key, values in found.items()}
 
 
-def windows_that_fit(job: str, strides: Dict[Tuple[str, int, str], float], devices: int) -> List[int]:
+def windows_that_fit(job: str, strides: dict[tuple[str, int, str], float], devices: int) -> list[int]:
     return [window for of, window, _ in strides if of == job and window <= devices]
 
 
-def job_of(run: Run, strides: Dict[Tuple[str, int, str], float], devices: int) -> Optional[str]:
+def job_of(run: Run, strides: dict[tuple[str, int, str], float], devices: int) -> str | None:
     return next((job for job in run.jobs if windows_that_fit(job, strides, devices)), None)
 
 
-def published_table(machine: Machine, overheads: List[dict]) -> List[str]:
+def published_table(machine: Machine, overheads: list[dict]) -> list[str]:
     lines = [
         "| run | steps | gradient (s) | one device (s) | measured on 8 (s) | speed-up "
         "| model, stride 4.9 to 5.4 (s) | speed-up |",
@@ -152,7 +151,7 @@ def published_table(machine: Machine, overheads: List[dict]) -> List[str]:
     return lines
 
 
-def our_table(machine: Machine, overheads: List[dict], strides: dict, devices: int) -> Tuple[List[str], List[dict]]:
+def our_table(machine: Machine, overheads: list[dict], strides: dict, devices: int) -> tuple[list[str], list[dict]]:
     lines = [
         "| run | strides of | window | rule | stride | devices at work | seconds | speed-up | paper, on 8 |",
         "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -176,7 +175,7 @@ def our_table(machine: Machine, overheads: List[dict], strides: dict, devices: i
     return lines, rows
 
 
-def worth_table(machine: Machine, overheads: List[dict]) -> List[str]:
+def worth_table(machine: Machine, overheads: list[dict]) -> list[str]:
     """What a full window of 64 would bring, by its stride, of which nothing is assumed."""
     lines = [
         "| run | round of 64 slots on 64 devices (s) | speed-up for each step of the stride |",

@@ -27,8 +27,9 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -82,17 +83,17 @@ class Clock:
         setattr(owner, function, timed)
 
 
-def shapes_of(log2_table: int) -> Dict[str, tuple]:
+def shapes_of(log2_table: int) -> dict[str, tuple]:
     """Shapes of the parameters of a hash grid of 16 levels and of the networks of a NeRF beside it."""
     layout = HashGridLayout(log2_hashmap_size=log2_table, per_level_scale=1.4472692012786865)
     return {"grid": (layout.n_entries, 2), "density.0": (64, 32), "density.1": (4, 64), "background.0": (16, 16)}
 
 
-def elements_of(shapes: Dict[str, tuple]) -> int:
+def elements_of(shapes: dict[str, tuple]) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-def largest_shard(shapes: Dict[str, tuple], ranks: int) -> Dict[str, tuple]:
+def largest_shard(shapes: dict[str, tuple], ranks: int) -> dict[str, tuple]:
     from turboprop.picard.processes.sharding import Sharding
 
     sharding = Sharding({name: torch.empty(shape) for name, shape in shapes.items()}, ranks)
@@ -100,7 +101,7 @@ def largest_shard(shapes: Dict[str, tuple], ranks: int) -> Dict[str, tuple]:
     return {piece.name: tuple(sharding.shape_of(piece)) for piece in pieces}
 
 
-def measure_round(shapes: Dict[str, tuple], window: int, settings: dict, rounds: int, device: torch.device) -> dict:
+def measure_round(shapes: dict[str, tuple], window: int, settings: dict, rounds: int, device: torch.device) -> dict:
     """Median seconds of a round by part, after one that is not counted."""
     from turboprop.picard.engine import window as engine
     from turboprop.picard.engine.state import Evaluation, State
@@ -120,7 +121,7 @@ def measure_round(shapes: Dict[str, tuple], window: int, settings: dict, rounds:
         **settings,
     )
 
-    def evaluate(points: List[Any]) -> List[Any]:
+    def evaluate(points: list[Any]) -> list[Any]:
         return [Evaluation.of(ready[point.step % len(ready)]) for point in points]
 
     picard = engine.PicardWindow(
@@ -249,7 +250,7 @@ def measure(args: argparse.Namespace) -> dict:
     return {**speeds, "bandwidth": args.bandwidth, "gradient_seconds": args.gradient_seconds, "rows": rows}
 
 
-def shares(row: dict, wires: Dict[str, float], gradient: float) -> dict:
+def shares(row: dict, wires: dict[str, float], gradient: float) -> dict:
     """Shares of a round, without true steps: on one device (there with them, too) and on P ranks, by wire."""
     whole, shard, window = row["seconds"], row["shard_seconds"], row["window"]
     steps = whole["round"] + whole["true steps"]
@@ -266,7 +267,7 @@ def shares(row: dict, wires: Dict[str, float], gradient: float) -> dict:
     return found
 
 
-def one_device(rows: List[dict]) -> List[str]:
+def one_device(rows: list[dict]) -> list[str]:
     titles = [*PARTS, "round (ms)", "share", "true steps (ms)", "share with them"]
     lines = []
     for row in rows:
@@ -276,7 +277,7 @@ def one_device(rows: List[dict]) -> List[str]:
     return table(titles, lines)
 
 
-def many_ranks(rows: List[dict], bandwidth: float) -> List[str]:
+def many_ranks(rows: list[dict], bandwidth: float) -> list[str]:
     wires = (("gloo", "gloo here"), ("wire", f"{bandwidth / 1e9:g} GB/s"))
     titles = ["a rank's rollout (ms)", "its true steps (ms)"]
     titles += [title for _, name in wires for title in (f"exchange, {name} (ms)", "share")]
@@ -289,7 +290,7 @@ def many_ranks(rows: List[dict], bandwidth: float) -> List[str]:
     return table(titles, lines)
 
 
-def labels(row: dict) -> List[str]:
+def labels(row: dict) -> list[str]:
     return [row["size"], row["optimizer"], str(row["window"])]
 
 
@@ -297,7 +298,7 @@ def ms(seconds: float) -> str:
     return f"{1e3 * seconds:.1f}"
 
 
-def table(titles: List[str], lines: List[List[str]]) -> List[str]:
+def table(titles: list[str], lines: list[list[str]]) -> list[str]:
     rows = ["| " + " | ".join(cells) + " |" for cells in [["parameters", "optimizer", "window", *titles], *lines]]
     return [rows[0], "| --- | --- |" + " ---: |" * (len(titles) + 1), *rows[1:]]
 

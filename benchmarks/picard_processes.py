@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -32,7 +32,7 @@ LIGHT = {  # of each job: what the end of training need not do here
 WAYS = ("step by step", "one process", "two processes")
 
 
-def work(arguments: List[str], clock_file: str) -> None:
+def work(arguments: list[str], clock_file: str) -> None:
     """One process of a run: launch.py, with a clock that is mixed into the system."""
     import threestudio
     from launch import main
@@ -41,7 +41,7 @@ def work(arguments: List[str], clock_file: str) -> None:
     class Clock:
         """Times the trainer's own steps: it stands before Picard's mixin, which computes slots behind it."""
 
-        times: List[float] = []
+        times: list[float] = []
 
         def on_train_batch_start(self, batch: Any, batch_idx: int, *rest: Any) -> Any:
             self.times.append(time.perf_counter())
@@ -85,7 +85,7 @@ def small_config(job: str, folder: Path) -> tuple[Path, str]:
     return folder / "config.yaml", config.system_type.split(":")[0]
 
 
-def finish(process: subprocess.Popen, folder: Path, warm_up: int) -> Dict[str, float]:
+def finish(process: subprocess.Popen, folder: Path, warm_up: int) -> dict[str, float]:
     """Seconds a step after the warm-up, and of Picard's rounds there what they were like and where the time went."""
     if process.wait() != 0:
         raise SystemExit(f"{folder / 'log.txt'} ended with {process.returncode}")
@@ -106,7 +106,7 @@ def finish(process: subprocess.Popen, folder: Path, warm_up: int) -> Dict[str, f
     return result
 
 
-def rounds_of(folder: Path) -> Optional[List[Dict[str, str]]]:
+def rounds_of(folder: Path) -> list[dict[str, str]] | None:
     file = folder / "run" / "run" / "save" / "picard.csv"
     if not file.is_file():
         return None
@@ -114,11 +114,11 @@ def rounds_of(folder: Path) -> Optional[List[Dict[str, str]]]:
         return list(csv.DictReader(table))
 
 
-def measure(args: argparse.Namespace) -> List[Dict[str, Any]]:
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """For each repeat the ways by turns, and two runs step by step at once."""
     rows = []
     for repeat in range(args.repeats):
-        row: Dict[str, Any] = {}
+        row: dict[str, Any] = {}
         for way in (*WAYS, "two at once")[:: 1 if repeat % 2 == 0 else -1]:
             kind = "step by step" if way == "two at once" else way
             folders = [fresh(args.outputs / f"{way.replace(' ', '_')}{i}") for i in range(2 if way != kind else 1)]
@@ -138,7 +138,7 @@ def fresh(folder: Path) -> Path:
     return folder
 
 
-def report(args: argparse.Namespace, rows: List[Dict[str, Any]]) -> str:
+def report(args: argparse.Namespace, rows: list[dict[str, Any]]) -> str:
     from reporting import processor
 
     def middle(way: str, name: str) -> float:

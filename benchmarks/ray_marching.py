@@ -15,15 +15,14 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, Dict, List, Tuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-
 from reporting import machine, write_report  # noqa: E402
 
 from threestudio.ops.ray_marching import march_occupied  # noqa: E402
@@ -40,7 +39,7 @@ PASSES = ("marching", "compositing", "compositing, backward")
 
 def scene(
     n_rays: int, n_steps: int, device: torch.device
-) -> Tuple[Callable[[str], RaySamples], RaySamples, torch.Tensor, torch.Tensor]:
+) -> tuple[Callable[[str], RaySamples], RaySamples, torch.Tensor, torch.Tensor]:
     """The marching itself, its samples [S], and density [S] and colours [S, 3] there."""
     generator = torch.Generator().manual_seed(SEED)
     o = F.normalize(torch.randn(n_rays, 3, generator=generator), dim=-1) * 2.5
@@ -60,7 +59,7 @@ def scene(
     return march, samples, density * 5, torch.stack(colors, -1)
 
 
-def passes(n_rays: int, n_steps: int, device: torch.device) -> Tuple[Dict[str, Callable[[str], None]], int]:
+def passes(n_rays: int, n_steps: int, device: torch.device) -> tuple[dict[str, Callable[[str], None]], int]:
     march, samples, density, colors = scene(n_rays, n_steps, device)
     x, c = density.clone().requires_grad_(), colors.clone().requires_grad_()
 
@@ -109,11 +108,11 @@ def megabytes(function: Callable[[str], object], backend: str, device: torch.dev
     return most / 2**20
 
 
-def measure(device: torch.device, repeats: int) -> List[dict]:
+def measure(device: torch.device, repeats: int) -> list[dict]:
     rows = []
     for n_rays, n_steps in SIZES:
         work, n_samples = passes(n_rays, n_steps, device)
-        times: Dict[str, Dict[str, List[float]]] = {name: {b: [] for b in BACKENDS} for name in work}
+        times: dict[str, dict[str, list[float]]] = {name: {b: [] for b in BACKENDS} for name in work}
         for round_index in range(repeats + 1):  # a first round, with compilation, is not counted
             for name, function in work.items():
                 for backend in BACKENDS:

@@ -1,8 +1,8 @@
 """What all tests share: the bundled plugin is loaded as the launcher loads it, and skips."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import pytest
 

@@ -5,8 +5,8 @@ up a CUDA device. So on a machine with one, each test sees it only if it is mark
 """
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator
 
 import torch
 

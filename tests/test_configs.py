@@ -3,8 +3,8 @@
 With tiny real models in the big ones' place, at the smallest sizes.
 """
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Callable, Iterator
 
 import pytest
 import torch
@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 import threestudio
 from launch import main
 from threestudio.systems.loss_weights import (
-    checked_loss,
     GuidanceLosses,
     LossWeights,
+    checked_loss,
     returned_losses,
     with_distillation_weight,
 )

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-
 SENTENCES = ("a red chair, front view", "a blue car, side view", "back view of a red car", "a chair, overhead view")
 
 

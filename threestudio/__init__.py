@@ -5,7 +5,7 @@ Importing this package registers everything that the host itself brings. Extensi
 """
 
 import logging
-from typing import Callable
+from collections.abc import Callable
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
@@ -72,4 +72,4 @@ def find(name: str) -> type:
     return type(f"{main_name}.{sub_names}", (*subs, main), {})
 
 
-from . import data, models, systems  # noqa: E402,F401
+from . import data, models, systems  # noqa: E402

@@ -6,17 +6,18 @@ largest in values and gradients, relative to the largest value of the reference.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu_parts.shared import Row, Setting, guarded, median_seconds
 
-Work = Tuple[Sequence[str], Callable[[str], List[Tensor]]]  # backends beside torch, and what one of them gives
+Work = tuple[Sequence[str], Callable[[str], list[Tensor]]]  # backends beside torch, and what one of them gives
 
 
-def with_gradients(out: Sequence[Tensor], inputs: Sequence[Tensor]) -> List[Tensor]:
+def with_gradients(out: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
     """The outputs, and the gradients of a fixed weighting of them."""
     weights = [torch.sin(torch.arange(x.numel(), device=x.device, dtype=x.dtype)).view_as(x) for x in out]
     total = sum((x * w).sum() for x, w in zip(out, weights))
@@ -39,7 +40,7 @@ def hash_grid_work(setting: Setting) -> Work:
     return available_backends(setting.device), run
 
 
-def packed_samples(setting: Setting) -> Tuple[Tensor, Tensor, int]:
+def packed_samples(setting: Setting) -> tuple[Tensor, Tensor, int]:
     n_rays, per_ray = (16, 8) if setting.tiny else (2**14, 64)
     ray = torch.arange(n_rays, device=setting.device).repeat_interleave(per_ray)
     return drawn(setting, n_rays * per_ray), ray, n_rays
@@ -51,7 +52,7 @@ def volume_rendering_work(setting: Setting) -> Work:
     depth, ray, n_rays = packed_samples(setting)
     depth, colors = (0.1 * depth).requires_grad_(), drawn(setting, depth.shape[0], 3).requires_grad_()
 
-    def run(backend: str) -> List[Tensor]:
+    def run(backend: str) -> list[Tensor]:
         weights = weights_of_depth(depth, ray, backend)[0]
         return with_gradients([accumulate_along_rays(weights, colors, ray, n_rays, backend)], [depth, colors])
 
@@ -69,7 +70,7 @@ def ray_marching_work(setting: Setting) -> Work:
     direction = torch.nn.functional.normalize(target - origin, dim=-1)
     near, far = torch.full((n_rays,), 1.5, device=setting.device), torch.full((n_rays,), 4.5, device=setting.device)
 
-    def run(backend: str) -> List[Tensor]:
+    def run(backend: str) -> list[Tensor]:
         samples = march_occupied(origin, direction, near, far, step, binaries, bbox, backend)
         return [samples.t_starts, samples.ray_indices.float()]
 
@@ -87,7 +88,7 @@ def mesh_work(setting: Setting) -> Work:
     colors = drawn(setting, v_pos.shape[0], 3).requires_grad_()
     mvp = torch.eye(4, device=setting.device).repeat(1 if setting.tiny else 4, 1, 1)
 
-    def run(backend: str) -> List[Tensor]:
+    def run(backend: str) -> list[Tensor]:
         fragments = rasterize(v_pos, faces, mvp, size, size, backend=backend)
         return with_gradients([interpolate(colors, faces, fragments, backend)], [v_pos, colors])
 
@@ -106,7 +107,7 @@ def gaussians_work(setting: Setting) -> Work:
     c2w[:, 2, 3] = 2.0
     intrinsics = intrinsics_from_fov(torch.tensor([0.8], device=setting.device), size, size)
 
-    def run(backend: str) -> List[Tensor]:
+    def run(backend: str) -> list[Tensor]:
         image = rasterize_gaussians_batch(
             means, quaternions, scales, opacities, colors, c2w, intrinsics, size, size, backend=backend
         )
@@ -134,9 +135,9 @@ def largest_difference(got: Sequence[Tensor], expected: Sequence[Tensor]) -> flo
 def rows(setting: Setting) -> Iterator[Row]:
     repeats = 1 if setting.tiny else 10
     for name, make in OPS.items():
-        prepared: Dict[str, Any] = {}
+        prepared: dict[str, Any] = {}
 
-        def reference() -> Dict[str, Any]:
+        def reference() -> dict[str, Any]:
             prepared["backends"], prepared["run"] = make(setting)
             prepared["expected"] = prepared["run"]("torch")
             # The reference of the Gaussians takes long: fewer rounds of it.
@@ -148,7 +149,7 @@ def rows(setting: Setting) -> Iterator[Row]:
             if backend == "torch" or "seconds" not in prepared:
                 continue
 
-            def other(backend: str = backend) -> Dict[str, Any]:
+            def other(backend: str = backend) -> dict[str, Any]:
                 difference = largest_difference(prepared["run"](backend), prepared["expected"])
                 seconds = median_seconds(lambda: prepared["run"](backend), setting.device, repeats)
                 faster = prepared["seconds"] / seconds

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator
+from typing import Any
 
 import threestudio
 from benchmarks import picard_batched
@@ -36,7 +37,7 @@ def register(setting: Setting) -> None:
             return RandomPrompts(teacher.unet.config.cross_attention_dim, setting.device)
 
 
-def compared(setting: Setting, batch: int) -> Dict[str, Any]:
+def compared(setting: Setting, batch: int) -> dict[str, Any]:
     small = existing_keys(load_config(str(CONFIG)), TINY) if setting.tiny else ["data.width=64", "data.height=64"]
     ours = ["system.guidance.teacher_type=benchmark-gpu-teacher", "system.prompt_processor_type=benchmark-gpu-prompts"]
     window = 2 if setting.tiny else WINDOW

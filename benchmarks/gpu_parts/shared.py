@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Callable, Dict, Optional
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -16,10 +17,10 @@ class Row:
     """One line of a table; `error` stands in the figures' place where the work did not go through."""
 
     what: str
-    figures: Dict[str, Any] = field(default_factory=dict)  # by column; numbers, or words
-    error: Optional[str] = None
+    figures: dict[str, Any] = field(default_factory=dict)  # by column; numbers, or words
+    error: str | None = None
 
-    def as_dict(self) -> Dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -34,7 +35,7 @@ class Setting:
         return time.monotonic() > self.deadline
 
 
-def guarded(what: str, setting: Setting, work: Callable[[], Dict[str, Any]]) -> Row:
+def guarded(what: str, setting: Setting, work: Callable[[], dict[str, Any]]) -> Row:
     """The row of one piece of work: its figures, or in one line why there are none."""
     if setting.late:
         return Row(what, error="left out: the part's time was over")
@@ -65,7 +66,7 @@ def median_seconds(work: Callable[[], Any], device: torch.device, repeats: int, 
     return statistics.median(seconds)
 
 
-def existing_keys(config: DictConfig, wanted: Dict[str, Any]) -> list[str]:
+def existing_keys(config: DictConfig, wanted: dict[str, Any]) -> list[str]:
     """Overrides for those of the keys that the config has as plain values."""
     found = {key: OmegaConf.select(config, key, throw_on_missing=False) for key in wanted}
     return [

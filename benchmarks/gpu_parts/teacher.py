@@ -6,16 +6,17 @@ the encoder's backward pass. Time does not depend on weights.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, Dict, Iterator
+from typing import Any
 
 import torch
+from turboprop.teachers.latent_diffusion import LatentDiffusionTeacher
+from turboprop.teachers.noise_schedule import scaled_linear_alphas_cumprod
 
 import threestudio
 from benchmarks.gpu_parts.shared import Row, Setting, guarded, median_seconds
 from benchmarks.picard_batched import SD21_UNET, SD21_VAE
-from turboprop.teachers.latent_diffusion import LatentDiffusionTeacher
-from turboprop.teachers.noise_schedule import scaled_linear_alphas_cumprod
 
 TINY_UNET = {
     "sample_size": 8, "block_out_channels": (32, 64), "attention_head_dim": 8, "cross_attention_dim": 16,
@@ -83,14 +84,14 @@ def bare(teacher: LatentDiffusionTeacher, rgb: torch.Tensor) -> Any:
     return step
 
 
-def measured(setting: Setting, batch: int) -> Dict[str, Any]:
+def measured(setting: Setting, batch: int) -> dict[str, Any]:
     device, repeats = setting.device, 1 if setting.tiny else 8
     teacher = random_teacher(setting.tiny, device)
     rgb = torch.rand(batch, 64, 64, 3, device=device).requires_grad_()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     alone = median_seconds(bare(teacher, rgb), device, repeats)
-    figures: Dict[str, Any] = {"bare (ms)": 1e3 * alone}
+    figures: dict[str, Any] = {"bare (ms)": 1e3 * alone}
     whole = median_seconds(guided(teacher, rgb, torch.ones(batch, device=device)), device, repeats)
     figures |= {"guided (ms)": 1e3 * whole, "guided / bare": whole / alone, "pictures/s": batch / whole}
     if device.type == "cuda":

@@ -6,8 +6,9 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any
 
 from benchmarks.gpu_parts.shared import Row, Setting, guarded
 
@@ -23,7 +24,7 @@ GROUPS = {
 }  # fmt: skip
 
 
-def counted(setting: Setting, paths: list[str]) -> Dict[str, Any]:
+def counted(setting: Setting, paths: list[str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "pytest", "-m", "gpu and not slow", "-q", "--tb=line", "-p", "no:cacheprovider"]
     command += paths
     left = max(setting.deadline - time.monotonic(), 1)
@@ -37,7 +38,7 @@ def counted(setting: Setting, paths: list[str]) -> Dict[str, Any]:
         return {"result": counts, "seconds": left}
     last = done.stdout.strip().splitlines()[-1:] or done.stderr.strip().splitlines()[-1:] or ["no output"]
     failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
-    figures: Dict[str, Any] = {"result": last[0].strip("= "), "seconds": time.monotonic() - start}
+    figures: dict[str, Any] = {"result": last[0].strip("= "), "seconds": time.monotonic() - start}
     return figures | ({"failed": ", ".join(failed[:12])} if failed else {})
 
 

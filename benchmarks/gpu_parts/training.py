@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -32,8 +33,8 @@ class Watch(pl.Callback):
 
     def __init__(self, setting: Setting, device: torch.device) -> None:
         self.setting, self.device = setting, device
-        self.ends: List[float] = []
-        self.losses: List[float] = []
+        self.ends: list[float] = []
+        self.losses: list[float] = []
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         synchronize(self.device)
@@ -66,10 +67,10 @@ def train(name: str, setting: Setting, device: torch.device) -> Watch:
     return watch
 
 
-def compared(name: str, setting: Setting) -> Dict[str, Any]:
+def compared(name: str, setting: Setting) -> dict[str, Any]:
     """Means over the first steps: draws of one seed differ between devices, so single losses do not compare."""
     ours = train(name, setting, setting.device)
-    figures: Dict[str, Any] = {"steps/s": ours.steps_a_second, "loss, first steps": mean(ours.losses)}
+    figures: dict[str, Any] = {"steps/s": ours.steps_a_second, "loss, first steps": mean(ours.losses)}
     if setting.device.type == "cuda":
         figures["memory (GiB)"] = torch.cuda.max_memory_allocated() / 2**30
         torch.cuda.reset_peak_memory_stats()
@@ -81,7 +82,7 @@ def compared(name: str, setting: Setting) -> Dict[str, Any]:
     return {**figures, "loss, first steps, CPU": mean(beside.losses), "steps/s, CPU": beside.steps_a_second}
 
 
-def mean(losses: List[float]) -> float:
+def mean(losses: list[float]) -> float:
     first = losses[: STEPS["cpu"]]
     return sum(first) / len(first)
 

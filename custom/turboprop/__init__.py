@@ -8,7 +8,7 @@ if tuple(int(part) for part in threestudio.__version__.split(".")[:2]) < (0, 2):
 
 marks_schedules(__name__)
 
-from . import (  # noqa: E402, F401
+from . import (  # noqa: E402
     amortized,
     distillation,
     evaluation,

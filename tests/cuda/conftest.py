@@ -1,7 +1,7 @@
 """Each test of this folder runs on a simulated CUDA device, and where there is one, marked gpu, on a real one."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Callable, Iterator
 
 import pytest
 import torch

@@ -7,10 +7,11 @@ of a launch lies on the launch's device is checked. (The kernels' CUDA builds ar
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 from pytest import MonkeyPatch

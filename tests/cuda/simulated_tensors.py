@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class CudaTensor(HeldTensor):
     """A tensor of cuda:0, as far as Python sees."""
 
     @staticmethod
-    def __new__(cls, on_cpu: Tensor) -> "CudaTensor":
+    def __new__(cls, on_cpu: Tensor) -> CudaTensor:
         # To C++ it lies on the CPU: in a build without CUDA, autograd has no queue for another device.
         return Tensor._make_wrapper_subclass(
             cls,

@@ -1,7 +1,6 @@
 """threestudio's methods on a CUDA device: each trains, tests and exports through the command line."""
 
-from pathlib import Path
-from typing import Iterator
+from collections.abc import Iterator
 
 import pytest
 

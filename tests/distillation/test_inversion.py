@@ -4,9 +4,9 @@ import pytest
 import torch
 from turboprop.distillation import Conditions, Query, ddim_inversion, sdi_gradient, sds_gradient
 from turboprop.distillation.inversion import inversion_step, posterior_std
-from turboprop.teachers.sampling import ddim_sample, ddim_step
 from turboprop.teachers import GaussianMixtureTeacher, TextCondition
 from turboprop.teachers.noise_schedule import signal_and_noise_level
+from turboprop.teachers.sampling import ddim_sample, ddim_step
 
 import threestudio
 

@@ -1,15 +1,14 @@
 """The shipped judge is right on true renders and not fooled by wrong ones; and how it is trained."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from turboprop.evaluation.check_judge import check_judge
-from turboprop.evaluation.clip_metrics import embed_texts, load_judge
+from turboprop.evaluation.clip_metrics import embed_texts
 from turboprop.evaluation.judge_pictures import degrade, hard_negatives, pictures_of_nothing, recolored
-from turboprop.world.captions import ObjectSpec, caption
 from turboprop.small_models.recipes.judge import contrastive_loss
+from turboprop.world.captions import ObjectSpec, caption
 from turboprop.world.dataset import sample_specs
 
 

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 import trimesh
+from turboprop.gaussians.geometry import GaussianSplatting
+from turboprop.gaussians.ply import read_3dgs_ply, write_3dgs_ply
 
 import threestudio
 from threestudio.utils.errors import UserError
-from turboprop.gaussians.geometry import GaussianSplatting
-from turboprop.gaussians.ply import read_3dgs_ply, write_3dgs_ply
 
 SMALL = {"init_num_pts": 20, "isosurface_resolution": 24}
 

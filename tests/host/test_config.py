@@ -1,7 +1,7 @@
 """Strict configs: what passes, what fails, and what the failure says."""
 
 from dataclasses import dataclass, field
-from typing import Any, Optional, Union
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -21,17 +21,17 @@ class Inner:
 @dataclass
 class Part:
     radius: float = 1.0
-    threshold: Union[float, str] = 0.5
-    maybe: Optional[float] = None
+    threshold: float | str = 0.5
+    maybe: float | None = None
     count: int = 3
     size: Any = 64
-    words: Optional[str] = None
+    words: str | None = None
     flag: bool = True
     text: str = ""
     span: Tuple[float, float] = (0.0, 1.0)
     milestones: List[int] = field(default_factory=list)
     nested: dict = field(default_factory=dict)
-    optional_nested: Optional[dict] = None
+    optional_nested: dict | None = None
     inner: Inner = field(default_factory=Inner)
 
 
@@ -109,7 +109,7 @@ class Marked:
     """The config of a package that marks the keys which take schedules."""
 
     scale: Scheduled = 1.0
-    clip: Optional[Scheduled] = None
+    clip: Scheduled | None = None
     ratio: float = 0.1
     count: int = 1
 

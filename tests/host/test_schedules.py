@@ -1,12 +1,12 @@
 """C: values that change with the step."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 
-from threestudio.utils.misc import C
 from threestudio.utils.config import parse_structured
-from dataclasses import dataclass
+from threestudio.utils.misc import C
 
 
 @pytest.mark.parametrize("step, expected", [(0, 1.0), (10, 1.0), (15, 2.0), (20, 3.0), (99, 3.0)])

@@ -314,7 +314,7 @@ def test_tasks_meet_where_they_ask_for_the_same():
         found = [scheduler.ask(Question("a", index)) for _ in range(questions)]
         return [*found, scheduler.ask(Question("last", index, patient=True))]
 
-    results = scheduler.run([lambda: task(1, 1), lambda: task(2, 3), lambda: task(3, 2), lambda: []], None)
+    results = scheduler.run([lambda: task(1, 1), lambda: task(2, 3), lambda: task(3, 2), list], None)
     assert results == [[10, 10], [20, 20, 20, 20], [30, 30, 30], []]
     assert log == [("a", [1, 2, 3]), ("a", [2, 3]), ("a", [2]), ("last", [1, 2, 3])]
 

@@ -231,7 +231,7 @@ def test_gaussians_with_a_teacher_that_learns(systems):
 
 
 @pytest.fixture()
-def generator(tmp_path, monkeypatch, tiny_sd_folder, text_cache):  # noqa: F811
+def generator(tmp_path, monkeypatch, tiny_sd_folder, text_cache):
     """Trains the generator of configs/asd-3dconv.yaml with VSD in ASD's place: a folder's name, then keys."""
     from tests.test_main_job import CONFIG, SMALL, library, model
 

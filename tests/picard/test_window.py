@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from typing import Callable
+from collections.abc import Callable
 
 import pytest
 import torch

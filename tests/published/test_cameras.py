@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from turboprop.world.cameras import orbit_c2w, pixel_rays
 
 from threestudio.data.cameras import (
     batch_of_poses,
@@ -25,7 +26,6 @@ from threestudio.utils.ops import (
     get_ray_directions,
     get_rays,
 )
-from turboprop.world.cameras import orbit_c2w, pixel_rays
 
 RIGHT_ANGLE = torch.tensor([math.pi / 2])
 FRONT = torch.tensor([[[0.0, 0, 1, 1], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]])  # at (1, 0, 0), looks at the origin

@@ -1,9 +1,9 @@
 """The world's CLIP tokenizer."""
 
 import pytest
-from turboprop.world.captions import VIEWS, all_specs, caption
 from turboprop.small_models.recipes.mini_sd import make_scheduler, make_text_encoder, make_unet, save_pipeline
 from turboprop.small_models.recipes.mini_vae import make_autoencoder
+from turboprop.world.captions import VIEWS, all_specs, caption
 from turboprop.world.tokenizer import MAX_LENGTH, build_tokenizer, byte_pair_merges, world_words
 
 

@@ -1,3 +1,3 @@
 """Data modules: what a step looks from, and at."""
 
-from threestudio.data import image, uncond  # noqa: F401
+from threestudio.data import image, uncond

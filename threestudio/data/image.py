@@ -6,9 +6,10 @@ import bisect
 import math
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Dict, Iterator, List, Optional
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -33,7 +34,7 @@ from threestudio.utils.errors import UserError
 class SingleImageDataModuleConfig:
     height: Any = 96  # of the picture while training, pixels; a list has one for each stage
     width: Any = 96  # the same; borders are added to a picture of another shape
-    resolution_milestones: List[int] = field(default_factory=lambda: [])  # steps at which the next stage begins
+    resolution_milestones: list[int] = field(default_factory=list)  # steps at which the next stage begins
     default_elevation_deg: float = 0.0  # where the picture was taken from, degrees
     default_azimuth_deg: float = -180.0  # degrees, from +x to +y
     default_camera_distance: float = 1.2  # world units from the origin
@@ -74,7 +75,7 @@ class ReferenceViewsIterableDataset(IterableDataset, Updateable):
         self.soft_mask = soft_mask
         sizes = {"height": cfg.height, "width": cfg.width}
         self.heights, self.widths, self.milestones = stages_of(sizes, cfg.resolution_milestones)
-        self.random_pose_generator: Optional[RandomCameraIterableDataset] = None
+        self.random_pose_generator: RandomCameraIterableDataset | None = None
         if cfg.use_random_camera:
             with _keys_of_random_cameras():
                 self.random_pose_generator = RandomCameraIterableDataset(random_camera_config(cfg))
@@ -104,7 +105,7 @@ class ReferenceViewsIterableDataset(IterableDataset, Updateable):
         count = len(self.views)
         return torch.arange(count) if count <= self.cfg.batch_size else torch.randperm(count)[: self.cfg.batch_size]
 
-    def collate(self, batch: Any) -> Dict[str, Any]:
+    def collate(self, batch: Any) -> dict[str, Any]:
         """The cameras of some pictures, as random-camera-datamodule has them, with the pictures as rgb [B, H, W, 3] and
         mask [B, H, W, 1], bool, or alpha where it is soft; ref_depth, ref_normal where required, else None;
         random_camera, a batch of its own."""
@@ -145,7 +146,7 @@ class ReferenceViewsDataModule(pl.LightningDataModule, ABC):
     def reference_views(self) -> ReferenceViews:
         """Reads the pictures."""
 
-    def setup(self, stage: Optional[str] = None) -> None:
+    def setup(self, stage: str | None = None) -> None:
         if stage in (None, "fit"):
             self.train_dataset = ReferenceViewsIterableDataset(self.cfg, self.reference_views(), self.soft_mask)
         cameras = random_camera_config(self.cfg)
@@ -175,7 +176,7 @@ class ReferenceViewsDataModule(pl.LightningDataModule, ABC):
 class SingleImageDataModule(ReferenceViewsDataModule):
     """One picture, taken from a given place."""
 
-    def __init__(self, cfg: Optional[Any] = None) -> None:
+    def __init__(self, cfg: Any | None = None) -> None:
         super().__init__()
         self.cfg = parse_structured(SingleImageDataModuleConfig, cfg)
         check_config(self.cfg)

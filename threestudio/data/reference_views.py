@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -22,8 +21,8 @@ class ReferenceViews:
     pictures: tuple[Tensor, ...]  # V of [H, W, 4] in [0, 1], sRGB with straight alpha
     c2w: Tensor  # [V, 4, 4], OpenGL axes
     fovy: Tensor  # [V], radians
-    depths: Optional[tuple[Tensor, ...]] = None  # V of [H, W, 1], in any unit
-    normals: Optional[tuple[Tensor, ...]] = None  # V of [H, W, 3], (1 - n) / 2 of world normals n
+    depths: tuple[Tensor, ...] | None = None  # V of [H, W, 1], in any unit
+    normals: tuple[Tensor, ...] | None = None  # V of [H, W, 3], (1 - n) / 2 of world normals n
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -41,7 +40,7 @@ class ReferenceViews:
         return cartesian_to_spherical(self.c2w[:, :3, 3])[1].rad2deg()
 
     def __getitem__(self, which: Tensor) -> ReferenceViews:  # [N], integer
-        def chosen(values: Optional[tuple[Tensor, ...]]) -> Optional[tuple[Tensor, ...]]:
+        def chosen(values: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
             return None if values is None else tuple(values[index] for index in which.tolist())
 
         pictures = tuple(self.pictures[index] for index in which.tolist())
@@ -52,7 +51,7 @@ class ReferenceViews:
         aspect = width / height
         pictures = torch.stack([resized(padded(p, aspect), height, width) for p in self.pictures])
 
-        def maps(given: Optional[tuple[Tensor, ...]]) -> Optional[Tensor]:
+        def maps(given: tuple[Tensor, ...] | None) -> Tensor | None:
             if given is None:
                 return None
             return torch.stack([resized_channels(padded(values, aspect), height, width) for values in given])
@@ -68,8 +67,8 @@ class SizedViews:
     rgb: Tensor  # [V, H, W, 3] in [0, 1], not multiplied by alpha
     alpha: Tensor  # [V, H, W, 1] in [0, 1]
     mask: Tensor  # [V, H, W, 1], bool
-    depth: Optional[Tensor]  # [V, H, W, 1]
-    normal: Optional[Tensor]  # [V, H, W, 3]
+    depth: Tensor | None  # [V, H, W, 1]
+    normal: Tensor | None  # [V, H, W, 3]
 
     def on_white(self) -> Tensor:  # [V, H, W, 3]
         return self.rgb * self.alpha + (1 - self.alpha)

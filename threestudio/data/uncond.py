@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -20,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 import threestudio
 from threestudio.data.cameras import (
     batch_of_cameras,
-    look_at_origin,
     look_at,
+    look_at_origin,
     spherical_to_cartesian,
     unit_focal_directions,
 )
@@ -38,21 +39,21 @@ class RandomCameraDataModuleConfig:
     height: Any = 64  # pixels; a list has one for each stage between resolution_milestones
     width: Any = 64  # the same
     batch_size: Any = 1  # cameras a step; the same
-    resolution_milestones: List[int] = field(default_factory=lambda: [])  # steps at which the next stage begins
+    resolution_milestones: list[int] = field(default_factory=list)  # steps at which the next stage begins
     eval_height: int = 512  # pixels of validation and test views
     eval_width: int = 512
     eval_batch_size: int = 1  # kept for upstream's configs; views are rendered one at a time
     n_val_views: int = 1  # equally spaced over the circle
     n_test_views: int = 120  # equally spaced, first and last at the same place
-    elevation_range: Tuple[float, float] = (-10, 90)  # degrees
-    azimuth_range: Tuple[float, float] = (-180, 180)  # degrees, from +x to +y
-    camera_distance_range: Tuple[float, float] = (1, 1.5)  # world units from the origin
-    fovy_range: Tuple[float, float] = (40, 70)  # vertical field of view, degrees
+    elevation_range: tuple[float, float] = (-10, 90)  # degrees
+    azimuth_range: tuple[float, float] = (-180, 180)  # degrees, from +x to +y
+    camera_distance_range: tuple[float, float] = (1, 1.5)  # world units from the origin
+    fovy_range: tuple[float, float] = (40, 70)  # vertical field of view, degrees
     camera_perturb: float = 0.1  # position: uniform in +- this, world units
     center_perturb: float = 0.2  # point looked at: standard deviation, world units
     up_perturb: float = 0.02  # up vector: standard deviation
     light_position_perturb: float = 1.0  # light direction around the camera's: standard deviation
-    light_distance_range: Tuple[float, float] = (0.8, 1.5)  # world units from the origin
+    light_distance_range: tuple[float, float] = (0.8, 1.5)  # world units from the origin
     eval_elevation_deg: float = 15.0  # degrees
     eval_camera_distance: float = 1.5  # world units
     eval_fovy_deg: float = 70.0  # degrees
@@ -63,7 +64,7 @@ class RandomCameraDataModuleConfig:
     rays_d_normalize: bool = True  # whether ray directions have unit length
 
 
-def _stages(value: Any, key: str) -> List[int]:
+def _stages(value: Any, key: str) -> list[int]:
     stages = list(value) if isinstance(value, (list, tuple, ListConfig)) else [value]
     for stage in stages:
         if isinstance(stage, bool) or not isinstance(stage, int) or stage < 1:
@@ -71,7 +72,7 @@ def _stages(value: Any, key: str) -> List[int]:
     return stages
 
 
-def stages_of(values: Dict[str, Any], milestones: Any) -> List[List[int]]:
+def stages_of(values: dict[str, Any], milestones: Any) -> list[list[int]]:
     """The values of each key for each stage, in lists of one length; last the steps at which stages begin, -1 first.
 
     `values` has a number, or one for each stage, for each key of `data`. Raises UserError with the key that is wrong.
@@ -112,7 +113,7 @@ def _check_config(cfg: RandomCameraDataModuleConfig) -> None:
         raise UserError(f"data.light_sample_strategy: expected dreamfusion or magic3d, got {strategy!r}")
 
 
-def _uniform(n: int, bounds: Tuple[float, float]) -> Tensor:
+def _uniform(n: int, bounds: tuple[float, float]) -> Tensor:
     return torch.rand(n) * (bounds[1] - bounds[0]) + bounds[0]
 
 
@@ -156,7 +157,7 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
         while True:
             yield {}
 
-    def collate(self, batch: Any) -> Dict[str, Any]:
+    def collate(self, batch: Any) -> dict[str, Any]:
         """Draws a batch of cameras; see ``batch_of_cameras`` for what it holds."""
         n = self.batch_size
         elevation, azimuth = self.draw_elevation(n), self._draw_azimuth()  # [B], degrees
@@ -172,7 +173,7 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
         elevation: Tensor,  # [B], degrees
         azimuth: Tensor,  # [B], degrees
         distances: Tensor,  # [B]
-    ) -> Dict[str, Any]:
+    ) -> dict[str, Any]:
         """The batch of these cameras, at the stage's size; draws a light for each."""
         light_positions = self._draw_lights(c2w[:, :3, 3])
         return {
@@ -264,7 +265,7 @@ class RandomCameraDataset(Dataset):
     def __len__(self) -> int:
         return self.n_views
 
-    def __getitem__(self, index: int) -> Dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """One view without the batch axis. Its rays are made here: those of 120 views at once would take 755 MB."""
         one = slice(index, index + 1)
         cameras = batch_of_cameras(self.c2w[one], self.fovy[one], self.directions_unit_focal, self.cfg.rays_d_normalize)
@@ -277,7 +278,7 @@ class RandomCameraDataset(Dataset):
             "camera_distances": self.camera_distances[index],
         }
 
-    def collate(self, batch: List[Dict[str, Any]]) -> Dict[str, Any]:
+    def collate(self, batch: list[dict[str, Any]]) -> dict[str, Any]:
         batch = torch.utils.data.default_collate(batch)
         return {**batch, "height": self.cfg.eval_height, "width": self.cfg.eval_width}
 
@@ -286,11 +287,11 @@ class RandomCameraDataset(Dataset):
 class RandomCameraDataModule(pl.LightningDataModule):
     cfg: RandomCameraDataModuleConfig
 
-    def __init__(self, cfg: Optional[Any] = None) -> None:
+    def __init__(self, cfg: Any | None = None) -> None:
         super().__init__()
         self.cfg = parse_structured(RandomCameraDataModuleConfig, cfg)
 
-    def setup(self, stage: Optional[str] = None) -> None:
+    def setup(self, stage: str | None = None) -> None:
         if stage in (None, "fit"):
             self.train_dataset = RandomCameraIterableDataset(self.cfg)
         if stage in (None, "fit", "validate"):
@@ -298,7 +299,7 @@ class RandomCameraDataModule(pl.LightningDataModule):
         if stage in (None, "test", "predict"):
             self.test_dataset = RandomCameraDataset(self.cfg, "test")
 
-    def general_loader(self, dataset: Any, batch_size: Optional[int], collate_fn: Any = None) -> DataLoader:
+    def general_loader(self, dataset: Any, batch_size: int | None, collate_fn: Any = None) -> DataLoader:
         return DataLoader(dataset, num_workers=0, batch_size=batch_size, collate_fn=collate_fn)
 
     def train_dataloader(self) -> DataLoader:

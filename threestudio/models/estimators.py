@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, List, Optional, Tuple, Union
+from collections.abc import Callable
 
 import torch
 import torch.nn as nn
@@ -85,7 +85,7 @@ class OccupancyGridEstimator(nn.Module):
         self,
         rays_o: Tensor,
         rays_d: Tensor,
-        sigma_fn: Optional[SigmaFn] = None,
+        sigma_fn: SigmaFn | None = None,
         near_plane: float = 0.0,
         far_plane: float = 1e10,
         render_step_size: float = 1e-3,
@@ -138,16 +138,16 @@ class ImportanceEstimator(nn.Module):
     @torch.no_grad()
     def sampling(
         self,
-        prop_sigma_fns: List[Callable[[Tensor, Tensor], Tensor]],
-        prop_samples: List[int],
+        prop_sigma_fns: list[Callable[[Tensor, Tensor], Tensor]],
+        prop_samples: list[int],
         num_samples: int,
         n_rays: int,
-        near_plane: Union[float, Tensor],
-        far_plane: Union[float, Tensor],
+        near_plane: float | Tensor,
+        far_plane: float | Tensor,
         sampling_type: str = "uniform",
         stratified: bool = False,
         requires_grad: bool = False,
-    ) -> Tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Samples n_rays rays from near_plane to far_plane (numbers, or one for each ray [n_rays]).
 
         Args:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from functools import lru_cache
-from typing import Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -28,7 +27,7 @@ class EmptyFieldError(UserError):
 class IsosurfaceHelper(nn.Module, ABC):
     """Base: a fixed set of grid vertices in ``points_range`` and a way from levels on them to a mesh."""
 
-    points_range: Tuple[float, float] = (0.0, 1.0)
+    points_range: tuple[float, float] = (0.0, 1.0)
 
     @property
     @abstractmethod
@@ -36,7 +35,7 @@ class IsosurfaceHelper(nn.Module, ABC):
         """Grid vertices [N, 3] in ``points_range``."""
 
     @abstractmethod
-    def forward(self, level: Tensor, deformation: Optional[Tensor] = None) -> Mesh:
+    def forward(self, level: Tensor, deformation: Tensor | None = None) -> Mesh:
         """level [N] or [N, 1], negative inside; deformation [N, 3] in grid units or None."""
 
     def close_border(self, level: Tensor) -> Tensor:
@@ -58,7 +57,7 @@ class MarchingCubeCPUHelper(IsosurfaceHelper):
     def grid_vertices(self) -> Tensor:
         return _regular_grid(self.resolution)
 
-    def forward(self, level: Tensor, deformation: Optional[Tensor] = None) -> Mesh:
+    def forward(self, level: Tensor, deformation: Tensor | None = None) -> Mesh:
         from skimage.measure import marching_cubes
 
         if deformation is not None:
@@ -89,7 +88,7 @@ class MarchingTetrahedraHelper(IsosurfaceHelper):
         vertices, tets = tetrahedral_lattice(resolution)
         self.register_buffer("_grid_vertices", vertices, persistent=False)
         self.register_buffer("indices", tets, persistent=False)
-        self._all_edges: Optional[Tensor] = None
+        self._all_edges: Tensor | None = None
 
     @property
     def grid_vertices(self) -> Tensor:
@@ -106,7 +105,7 @@ class MarchingTetrahedraHelper(IsosurfaceHelper):
         """Limits a displacement [N, 3] to one grid unit, so that no tetrahedron can turn inside out by much."""
         return (self.points_range[1] - self.points_range[0]) / self.resolution * torch.tanh(deformation)
 
-    def forward(self, level: Tensor, deformation: Optional[Tensor] = None) -> Mesh:
+    def forward(self, level: Tensor, deformation: Tensor | None = None) -> Mesh:
         check_surface(level)
         vertices = self.grid_vertices
         if deformation is not None:
@@ -159,7 +158,7 @@ MARGIN = 1e-3
 _TET_EDGES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
 
 
-def marching_tetrahedra(vertices: Tensor, tets: Tensor, level: Tensor) -> Tuple[Tensor, Tensor]:
+def marching_tetrahedra(vertices: Tensor, tets: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
     """Zero level set of a level that is linear in each tetrahedron (Doi and Koide 1991).
 
     Args:
@@ -197,7 +196,7 @@ def marching_tetrahedra(vertices: Tensor, tets: Tensor, level: Tensor) -> Tuple[
 
 
 @lru_cache(maxsize=1)
-def _tetrahedron_table() -> Tuple[Tensor, Tensor]:
+def _tetrahedron_table() -> tuple[Tensor, Tensor]:
     """Edges that make the triangles of each of the 16 sign cases: [16, 2, 3] and how many there are [16].
 
     Made by geometry, not typed in: the triangles of the reference tetrahedron's edge midpoints are turned so
@@ -228,7 +227,7 @@ def _tetrahedron_table() -> Tuple[Tensor, Tensor]:
 
 
 @lru_cache(maxsize=2)
-def tetrahedral_lattice(resolution: int) -> Tuple[Tensor, Tensor]:
+def tetrahedral_lattice(resolution: int) -> tuple[Tensor, Tensor]:
     """Body-centred cubic lattice that fills [0, 1]^3: vertices [N, 3] and tetrahedra [T, 4] of positive volume.
 
     Two neighbouring cell centres and an edge of the face between them span one tetrahedron; faces on the

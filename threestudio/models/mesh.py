@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional, Union
+from typing import Any
 
 import torch
-from threestudio.utils.errors import UserError
 import torch.nn.functional as F
 from torch import Tensor
+
+from threestudio.utils.errors import UserError
 
 
 class Mesh:
@@ -26,13 +27,13 @@ class Mesh:
             raise UserError(f"t_pos_idx: expected [Nf, 3], got {list(t_pos_idx.shape)}")
         self.v_pos = v_pos
         self.t_pos_idx = t_pos_idx
-        self.extras: Dict[str, Any] = dict(extras)
-        self._v_nrm: Optional[Tensor] = None
-        self._v_tng: Optional[Tensor] = None
-        self._v_tex: Optional[Tensor] = None
-        self._t_tex_idx: Optional[Tensor] = None
-        self._v_rgb: Optional[Tensor] = None
-        self._edges: Optional[Tensor] = None
+        self.extras: dict[str, Any] = dict(extras)
+        self._v_nrm: Tensor | None = None
+        self._v_tng: Tensor | None = None
+        self._v_tex: Tensor | None = None
+        self._t_tex_idx: Tensor | None = None
+        self._v_rgb: Tensor | None = None
+        self._edges: Tensor | None = None
 
     def add_extra(self, name: str, value: Any) -> None:
         self.extras[name] = value
@@ -70,7 +71,7 @@ class Mesh:
         return self._t_tex_idx
 
     @property
-    def v_rgb(self) -> Optional[Tensor]:
+    def v_rgb(self) -> Tensor | None:
         """Vertex colours [Nv, 3] in [0, 1], or None where none were set."""
         return self._v_rgb
 
@@ -91,7 +92,7 @@ class Mesh:
             self._edges = pairs.unique(dim=0)
         return self._edges
 
-    def remove_outlier(self, outlier_n_faces_threshold: Union[int, float]) -> "Mesh":
+    def remove_outlier(self, outlier_n_faces_threshold: int | float) -> Mesh:
         """Drops connected components with too few faces; gradients to ``v_pos`` are kept.
 
         Args:
@@ -115,8 +116,8 @@ class Mesh:
 
     def unwrap_uv(
         self,
-        xatlas_chart_options: Optional[Dict[str, Any]] = None,
-        xatlas_pack_options: Optional[Dict[str, Any]] = None,
+        xatlas_chart_options: dict[str, Any] | None = None,
+        xatlas_pack_options: dict[str, Any] | None = None,
     ) -> None:
         """Makes a texture atlas with xatlas. Options are attributes of xatlas.ChartOptions and PackOptions."""
         import numpy as np
@@ -203,7 +204,7 @@ def face_components(t_pos_idx: Tensor, n_vertices: int) -> Tensor:
     return torch.from_numpy(label.astype(np.int64)).to(t_pos_idx.device)
 
 
-def _set_options(target: Any, options: Dict[str, Any], key: str) -> None:
+def _set_options(target: Any, options: dict[str, Any], key: str) -> None:
     known = [name for name in dir(target) if not name.startswith("_")]
     for name, value in options.items():
         if name not in known:

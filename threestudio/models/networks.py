@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from typing import Any, Callable, Dict, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -99,7 +100,7 @@ def _renamed_weights(old: str, new: str) -> Callable[..., None]:
     """A hook before loading that takes the weights of one name for those of another: a hash grid's and a banded one's
     are the same, so each loads the other's, as in upstream."""
 
-    def rename(module: nn.Module, state_dict: Dict[str, Any], prefix: str, *others: Any) -> None:
+    def rename(module: nn.Module, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         if prefix + old in state_dict and prefix + new not in state_dict:
             state_dict[prefix + new] = state_dict.pop(prefix + old)
 
@@ -221,7 +222,7 @@ class CompositeEncoding(nn.Module, Updateable):
         return torch.cat([x * self.xyz_scale + self.xyz_offset, encoded], -1)
 
 
-ENCODINGS: Dict[str, type] = {
+ENCODINGS: dict[str, type] = {
     "Identity": Identity,
     "Frequency": Frequency,
     "ProgressiveBandFrequency": ProgressiveBandFrequency,
@@ -323,7 +324,7 @@ def _sphere_init(layers: Iterable[nn.Linear], radius: float, inside_out: bool) -
     nn.init.constant_(last.bias, -sign * radius)
 
 
-NETWORKS: Dict[str, type] = {
+NETWORKS: dict[str, type] = {
     "VanillaMLP": VanillaMLP,
     "SphereInitVanillaMLP": SphereInitVanillaMLP,
     # tiny-cuda-nn's two networks are bias-free linear layers too; here they run as such.
@@ -359,7 +360,7 @@ def create_network_with_input_encoding(
     return NetworkWithInputEncoding(encoding, get_mlp(encoding.n_output_dims, n_output_dims, network_config))
 
 
-def _plain(config: Mapping[str, Any]) -> Dict[str, Any]:
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     from omegaconf import DictConfig, OmegaConf
 
     return OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)

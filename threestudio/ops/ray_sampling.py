@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Tuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ class RaySamples(NamedTuple):
 
 def ray_aabb_intersect(
     rays_o: Tensor, rays_d: Tensor, bbox: Tensor, near: float = 0.0, far: float = 1e10
-) -> Tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Where rays enter and leave a box, cut to [near, far] (slab method, Kay and Kajiya 1986).
 
     Args:

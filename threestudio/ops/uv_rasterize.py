@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Tuple
-
 import torch
 from torch import Tensor
 
 TEXELS_AT_ONCE = 2**22  # bounds the memory of a bake
 
 
-def rasterize_uv(v_tex: Tensor, t_tex_idx: Tensor, height: int, width: int) -> Tuple[Tensor, Tensor]:
+def rasterize_uv(v_tex: Tensor, t_tex_idx: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Which triangle covers the centre of each texel, and where.
 
     Args:
@@ -36,7 +34,7 @@ def rasterize_uv(v_tex: Tensor, t_tex_idx: Tensor, height: int, width: int) -> T
     return winner.view(height, width), barycentric.view(height, width, 3)
 
 
-def _parts(count: Tensor) -> Tuple[Tensor, ...]:
+def _parts(count: Tensor) -> tuple[Tensor, ...]:
     """Ranges of triangle indices whose bounding boxes have about TEXELS_AT_ONCE texels together, at least one each."""
     group = (count.cumsum(0) - 1).clamp(min=0) // TEXELS_AT_ONCE
     sizes = group.unique_consecutive(return_counts=True)[1].tolist()
@@ -45,7 +43,7 @@ def _parts(count: Tensor) -> Tuple[Tensor, ...]:
 
 def _texels_inside(
     corners: Tensor, low: Tensor, extent: Tensor, count: Tensor, part: Tensor, width: int
-) -> Tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Texel and triangle index of each pair of the triangles `part` where the triangle covers the texel's centre."""
     # Every texel of every triangle's bounding box, packed.
     count = count[part]

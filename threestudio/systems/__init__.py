@@ -1,13 +1,13 @@
 """The systems: what a training step is, and what it logs, saves and exports."""
 
-from threestudio.systems import (  # noqa: F401
+from threestudio.systems import (
     base,
     dreamfusion,
     fantasia3d,
     imagedreamfusion,
     latentnerf,
-    magic123,
     magic3d,
+    magic123,
     prolificdreamer,
     sdi,
     sjc,

@@ -1,6 +1,7 @@
 """Adan (Xie et al. 2022, "Adan: Adaptive Nesterov Momentum Algorithm"), Algorithm 1."""
 
-from typing import Any, Callable, Optional
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -41,7 +42,7 @@ class Adan(torch.optim.Optimizer):
         return torch.clamp(max_grad_norm / (norm + 1e-12), max=1.0)
 
     @torch.no_grad()
-    def step(self, closure: Optional[Callable[[], Any]] = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,7 +1,7 @@
 """Base classes of systems: the Lightning modules that own a training step."""
 
 from dataclasses import dataclass, field, is_dataclass
-from typing import Any, ClassVar, Optional
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch.nn.functional as F
@@ -42,9 +42,9 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         # whichever it is, unless it has one under its own name
         loss: dict = field(default_factory=dict)
         optimizer: dict = field(default_factory=dict)  # name, args, params
-        scheduler: Optional[dict] = None  # name, args, interval
-        weights: Optional[str] = None  # checkpoint to start from (weights alone); default none
-        weights_ignore_modules: Optional[list[str]] = None  # modules not to take from it
+        scheduler: dict | None = None  # name, args, interval
+        weights: str | None = None  # checkpoint to start from (weights alone); default none
+        weights_ignore_modules: list[str] | None = None  # modules not to take from it
         cleanup_after_validation_step: bool = False  # free cached memory after each
         cleanup_after_test_step: bool = False  # free cached memory after each
 
@@ -54,9 +54,9 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         super().__init__()
         self.cfg = parse_structured(self.Config, cfg)
         self._check_values()
-        self._save_dir: Optional[str] = None
+        self._save_dir: str | None = None
         self._resumed = resumed
-        self._evaluated_at: Optional[tuple[int, int]] = None  # (epoch, step) of the checkpoint
+        self._evaluated_at: tuple[int, int] | None = None  # (epoch, step) of the checkpoint
         self.run_seed = 0  # every random draw of a step is keyed by it; set by the launcher
         self.dataset: Any = None  # of the stage that runs
         self.create_loggers(self.cfg.loggers)
@@ -83,7 +83,7 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
     def post_configure(self) -> None:
         """Called after `configure` and after weights were loaded."""
 
-    def load_weights(self, weights: str, ignore_modules: Optional[list[str]] = None) -> None:
+    def load_weights(self, weights: str, ignore_modules: list[str] | None = None) -> None:
         state_dict, epoch, global_step = load_module_weights(weights, ignore_modules=ignore_modules, map_location="cpu")
         result = self.load_state_dict(state_dict, strict=False)
         for kind, keys in (("missing", result.missing_keys), ("unknown", result.unexpected_keys)):
@@ -192,10 +192,10 @@ class BaseLift3DSystem(BaseSystem):
     class Config(BaseSystem.Config):
         geometry_type: str = ""  # registered name, as all *_type
         geometry: dict = field(default_factory=dict)
-        geometry_convert_from: Optional[str] = None  # checkpoint of another stage; default none
+        geometry_convert_from: str | None = None  # checkpoint of another stage; default none
         geometry_convert_inherit_texture: bool = False  # take over its texture's network too
         geometry_convert_override: dict = field(default_factory=dict)  # of its geometry's config
-        init_from_mesh: Optional[str] = None  # mesh file whose shape and colours training starts from
+        init_from_mesh: str | None = None  # mesh file whose shape and colours training starts from
         init_from_mesh_options: dict = field(default_factory=dict)  # size, up, front, steps
         material_type: str = ""
         material: dict = field(default_factory=dict)
@@ -223,7 +223,7 @@ class BaseLift3DSystem(BaseSystem):
         "exporter",
     )
 
-    def own_weights(self) -> Optional[LossWeights]:
+    def own_weights(self) -> LossWeights | None:
         """Keys of `loss` that the system itself reads; None: keys are not checked."""
         return None
 
@@ -271,7 +271,7 @@ class BaseLift3DSystem(BaseSystem):
         self.geometry.init_from_mesh(mesh, self.material, options.steps)
         threestudio.info(f"The scene starts from {path}: {mesh.t_pos_idx.shape[0]:,} faces")
 
-    def _check_loss(self, shown: Optional[tuple[str, ...]] = None) -> None:
+    def _check_loss(self, shown: tuple[str, ...] | None = None) -> None:
         """Raises UserError for a key of `loss` that nothing reads, or a weight that is missing, as far as is known.
 
         Gives the method's own loss its weight where the config has `lambda_distillation`. `shown` is what a step has

@@ -4,8 +4,9 @@ Two callbacks that every system brings along, and the train loader's wrapper. Bo
 before the checkpoint callback, so a checkpoint holds the state after the whole step.
 """
 
+from collections.abc import Iterator
 from functools import wraps
-from typing import Any, Iterator
+from typing import Any
 
 import pytorch_lightning as pl
 import torch

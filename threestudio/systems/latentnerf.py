@@ -1,7 +1,6 @@
 """Latent-NeRF (Metzer et al. 2022): a field of latents, and a refinement of it in colours."""
 
 from dataclasses import dataclass
-from typing import Optional
 
 import threestudio
 from threestudio.systems.latent_scene import LatentSceneSystem
@@ -14,7 +13,7 @@ from threestudio.utils.errors import UserError
 class LatentNeRF(LatentSceneSystem):
     @dataclass
     class Config(LatentSceneSystem.Config):
-        guide_shape: Optional[str] = None  # Sketch-Shape's guide mesh; only null is supported
+        guide_shape: str | None = None  # Sketch-Shape's guide mesh; only null is supported
         refinement: bool = False  # the second stage: the material turns latents to colours before rendering
 
     cfg: Config

@@ -1,7 +1,8 @@
 """The one check of `system.loss`: every key is read by the system or weighs a loss of a guidance."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Optional, Sequence
+from typing import Any
 
 import threestudio
 from threestudio.utils.errors import UserError, nearest_names, with_suggestion
@@ -31,7 +32,7 @@ class GuidanceLosses:
     """What a guidance of a system returns at each step."""
 
     guidance_type: str
-    names: Optional[tuple[str, ...]]  # X of each loss_X, the method's own first; None: its class does not say
+    names: tuple[str, ...] | None  # X of each loss_X, the method's own first; None: its class does not say
     prefix: str = ""  # the weight of loss_X is lambda_<prefix>X
 
     @property
@@ -39,7 +40,7 @@ class GuidanceLosses:
         return tuple(f"lambda_{self.prefix}{name}" for name in self.names or ())
 
 
-def returned_losses(guidance_class: Any, guidance_config: Any = None) -> Optional[tuple[str, ...]]:
+def returned_losses(guidance_class: Any, guidance_config: Any = None) -> tuple[str, ...] | None:
     """X of each `loss_X` that every step returns with this config, the method's own first; without one, with any.
 
     A guidance says so by a classmethod of this name; those of other authors need not have it: None.
@@ -71,7 +72,7 @@ def with_distillation_weight(loss: Any, each_step: Sequence[str], guidance_type:
     return {f"lambda_{each_step[0]}": weight, **resolved}
 
 
-def checked_loss(loss: Any, own: Optional[LossWeights], guidances: Sequence[GuidanceLosses]) -> dict[str, Any]:
+def checked_loss(loss: Any, own: LossWeights | None, guidances: Sequence[GuidanceLosses]) -> dict[str, Any]:
     """`loss` with `lambda_distillation` resolved, for the first guidance.
 
     A weight of a loss that only other guidances return is let through; a line says that nobody reads it, unless the

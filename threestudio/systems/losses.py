@@ -1,6 +1,6 @@
 """Losses on what a renderer gives, as pure functions; systems choose among them and weigh them."""
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F

@@ -2,8 +2,9 @@
 
 import inspect
 import warnings
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf

@@ -1,6 +1,7 @@
 """What systems show of a render: the cells of a row of pictures."""
 
-from typing import Any, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "comp_rgb": ("rgb", {"data_format": "HWC"}),

@@ -7,7 +7,8 @@ import collections.abc
 import inspect
 import sys
 import typing
-from typing import Any, Callable, Literal, Mapping, Optional
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from threestudio.utils.errors import UserError, with_suggestion
 from threestudio.utils.value_checks import alternatives, expected, fits, shown, type_name
@@ -100,7 +101,7 @@ def tried(build: Callable[[dict[str, Any]], Any], given: dict[str, Any], key: st
         raise UserError(f"{key}.{name}: {reason}; got {shown(given[name])}") from error
 
 
-def _culprit(build: Callable[[dict[str, Any]], Any], given: dict[str, Any]) -> Optional[str]:
+def _culprit(build: Callable[[dict[str, Any]], Any], given: dict[str, Any]) -> str | None:
     """The argument without which `build` succeeds; None where no single one is to blame."""
     for name in given:
         try:

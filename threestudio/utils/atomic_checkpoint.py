@@ -1,8 +1,9 @@
 """Checkpoints that a crash at any moment leaves whole: the old one, or the new one."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, Callable, Optional
+from typing import IO, Any
 
 import pytorch_lightning as pl
 import torch
@@ -17,7 +18,7 @@ class _TellingFile:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self.error: Optional[OSError] = None
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         try:
@@ -37,7 +38,7 @@ def write_atomically(path: str, write: Callable[[Any], None]) -> None:
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    telling: Optional[_TellingFile] = None
+    telling: _TellingFile | None = None
     try:
         with open(temporary, "wb") as file:
             telling = _TellingFile(file)
@@ -60,7 +61,7 @@ def write_atomically(path: str, write: Callable[[Any], None]) -> None:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Optional[Any] = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         for stale in Path(path).parent.glob(f".{Path(path).name}.*.part"):
             stale.unlink(missing_ok=True)  # of a run that was killed while it wrote
@@ -74,7 +75,7 @@ class CheckpointsToTheEnd(ModelCheckpoint):
     about checkpoints, and StoppedByHand is raised.
     """
 
-    def __init__(self, stop: Optional[NotesStopSignals] = None, **arguments: Any) -> None:
+    def __init__(self, stop: NotesStopSignals | None = None, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._stop = stop
         self._step_before = 0

@@ -4,10 +4,11 @@ Each step, the host calls `update_step` on everything that it reaches from the s
 before their owner, and each thing exactly once however many paths lead to it.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Iterator, Optional
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
 from threestudio.utils.misc import get_device, load_module_weights
 
-_visited: ContextVar[Optional[set[int]]] = ContextVar("visited", default=None)
+_visited: ContextVar[set[int] | None] = ContextVar("visited", default=None)
 
 
 class Configurable:
@@ -144,7 +145,7 @@ class BaseModule(nn.Module, Updateable):
 
     @dataclass
     class Config:
-        weights: Optional[str] = None  # "path.ckpt:module_name" to start from; default none
+        weights: str | None = None  # "path.ckpt:module_name" to start from; default none
 
     cfg: Config
 

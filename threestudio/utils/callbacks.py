@@ -7,9 +7,10 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks.progress.progress_bar import ProgressBar
@@ -23,7 +24,7 @@ from threestudio.utils.program import program_words
 class VersionedCallback(pl.Callback):
     """Saves into `save_root`, or into its next free `version_N`."""
 
-    def __init__(self, save_root: str, version: Optional[int] = None, use_version: bool = True) -> None:
+    def __init__(self, save_root: str, version: int | None = None, use_version: bool = True) -> None:
         self.save_root = save_root
         self._version = version
         self.use_version = use_version
@@ -97,7 +98,7 @@ class ConfigSnapshotCallback(VersionedCallback):
         config_paths: Sequence[str],
         config: Any,
         save_root: str,
-        version: Optional[int] = None,
+        version: int | None = None,
         use_version: bool = True,
     ) -> None:
         super().__init__(save_root, version, use_version)
@@ -147,7 +148,7 @@ class StepRate:
         """What comes next is no step: its time is not to count."""
         self._times.clear()
 
-    def per_second(self) -> Optional[float]:
+    def per_second(self) -> float | None:
         if len(self._times) < 2:
             return None
         (start, first), (end, last) = self._times[0], self._times[-1]

@@ -8,7 +8,7 @@ import os
 import typing
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from datetime import datetime
-from typing import Any, Optional
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -64,7 +64,7 @@ for _name, _resolver in _RESOLVERS.items():
 # --------------------------------------------------------------------- checking of single values
 
 
-def _container_kind(hint: Any) -> Optional[type]:
+def _container_kind(hint: Any) -> type | None:
     origin = typing.get_origin(hint) or hint
     if origin in (list, tuple, dict):
         return origin
@@ -218,14 +218,14 @@ class ExperimentConfig:
     tag: str = ""  # of the trial
     seed: int = 0  # every random draw of the run is keyed by it
     use_timestamp: bool = True  # whether the trial's folder name ends in the time of its start; one process alone
-    timestamp: Optional[str] = None  # "@YYYYmmdd-HHMMSS", set at the start
+    timestamp: str | None = None  # "@YYYYmmdd-HHMMSS", set at the start
     stamped_now: bool = False  # set: whether the timestamp is of this start, so that its folder is one nobody has
     exp_root_dir: str = "outputs"
     exp_dir: str = ""  # set: {exp_root_dir}/{name}
     trial_name: str = ""  # set: {tag}{timestamp}
     trial_dir: str = ""  # set: {exp_dir}/{trial_name}
     n_gpus: int = 1  # set: number of devices
-    resume: Optional[str] = None  # path of a checkpoint
+    resume: str | None = None  # path of a checkpoint
 
     data_type: str = ""  # registered name of the data module
     data: dict = field(default_factory=dict)
@@ -318,9 +318,7 @@ def _read_overrides(cli_args: list[str]) -> DictConfig:
     return OmegaConf.merge(*overrides) if overrides else OmegaConf.create()
 
 
-def load_config(
-    *yamls: str, cli_args: Optional[list[str]] = None, from_string: bool = False, **kwargs: Any
-) -> DictConfig:
+def load_config(*yamls: str, cli_args: list[str] | None = None, from_string: bool = False, **kwargs: Any) -> DictConfig:
     """The checked ExperimentConfig of YAML files (or strings), then overrides, then `kwargs`.
 
     Nothing is written: the trial's folder is made by the run, not by reading its config.

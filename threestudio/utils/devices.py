@@ -1,15 +1,16 @@
 """Which device a run is on: the trainer's, so that what is built before it and beside it lies where it trains."""
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Iterator, Optional
+from typing import Any
 
 import torch
 
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 _LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "SLURM_LOCALID", *_RANK_VARIABLES)
-_of_run: ContextVar[Optional[torch.device]] = ContextVar("device_of_run", default=None)
+_of_run: ContextVar[torch.device | None] = ContextVar("device_of_run", default=None)
 
 
 def _first_integer(variables: tuple[str, ...]) -> int:

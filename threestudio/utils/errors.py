@@ -1,7 +1,7 @@
 """The error that means: the user's input is wrong, and this line says how."""
 
 import difflib
-from typing import Iterable
+from collections.abc import Iterable
 
 
 class UserError(ValueError):

@@ -18,10 +18,10 @@ import importlib.machinery
 import importlib.util
 import sys
 import traceback
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Optional, Sequence
 
 import threestudio
 
@@ -45,8 +45,8 @@ class _OneIdentity(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self.first_names: dict[str, str] = {}  # second name of a plugin -> its first
 
     def find_spec(
-        self, fullname: str, path: Optional[Sequence[str]] = None, target: Optional[ModuleType] = None
-    ) -> Optional[importlib.machinery.ModuleSpec]:
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
         for second, first in self.first_names.items():
             if fullname == second or fullname.startswith(f"{second}."):
                 return importlib.machinery.ModuleSpec(fullname, self, origin=first + fullname[len(second) :])
@@ -86,7 +86,7 @@ def extension_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _imported_already(file: Path) -> Optional[str]:
+def _imported_already(file: Path) -> str | None:
     """The name under which Python has the plugin of this file, or is importing it now."""
     for name, module in list(sys.modules.items()):
         if (getattr(module, "__file__", None) or "") == str(file):
@@ -154,7 +154,7 @@ def plugin_folders() -> dict[str, Path]:
     return {name: file.parent for name, file in _loaded.items() if file.name == "__init__.py"}
 
 
-def load_extensions(folder: Optional[Path] = None) -> list[str]:
+def load_extensions(folder: Path | None = None) -> list[str]:
     """Loads every plugin in `folder` that is not loaded yet; returns the names of the new ones.
 
     Without a folder: those in the one beside the threestudio package, then installed ones. Raises ExtensionError.

@@ -7,7 +7,6 @@ this project or of a library, and keeps its traceback.
 import sys
 import traceback
 from dataclasses import dataclass
-from typing import Optional
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
@@ -25,8 +24,8 @@ FAILURE_EXIT_CODE = 1
 class RunSoFar:
     """How far a run has come, for what is said when it ends early."""
 
-    cfg: Optional[DictConfig] = None
-    trainer: Optional[pl.Trainer] = None
+    cfg: DictConfig | None = None
+    trainer: pl.Trainer | None = None
     started: bool = False  # got past building: training, validation, testing or export has begun
     trained: bool = False  # training has begun
 
@@ -39,7 +38,7 @@ class RunSoFar:
         return "" if self.cfg is None else self.cfg.trial_dir
 
 
-def report(error: BaseException, verbose: bool, code: int, line: Optional[str] = None) -> int:
+def report(error: BaseException, verbose: bool, code: int, line: str | None = None) -> int:
     """Prints the one line of an error, after its traceback with `verbose`. Returns `code`."""
     if verbose:
         traceback.print_exception(error, file=sys.stderr)
@@ -48,7 +47,7 @@ def report(error: BaseException, verbose: bool, code: int, line: Optional[str] =
     return code
 
 
-def reported(error: Exception, so_far: RunSoFar, verbose: bool) -> Optional[int]:
+def reported(error: Exception, so_far: RunSoFar, verbose: bool) -> int | None:
     """The exit code of an error that is meant for the user, whose line is printed; None for any other."""
     if isinstance(error, (UserError, ExtensionError)):
         return report(error, verbose, USAGE_EXIT_CODE)

@@ -3,8 +3,8 @@
 import errno
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator, Optional
 
 from threestudio.utils.misc import load_checkpoint
 from threestudio.utils.trial_folder import last_checkpoint
@@ -24,7 +24,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             waiting += [e for e in (current.__context__, current.__cause__) if e is not None]
 
 
-def full_disk_error(error: BaseException, folder: str) -> Optional[OSError]:
+def full_disk_error(error: BaseException, folder: str) -> OSError | None:
     """The OSError behind `error` that says that the disk, or the user's share of it, is full; None if there is none.
 
     A program that writes for this one (ffmpeg's videos) tells no reason: then the disk of `folder` itself is asked.

@@ -1,6 +1,6 @@
 """Meshes to binary glTF 2.0: y up and front +z, as glTF demands, with a material that is not metal."""
 
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,15 +19,15 @@ def write_glb(
     path: str,
     v_pos: np.ndarray,  # [V, 3]
     t_pos_idx: np.ndarray,  # [F, 3]
-    v_nrm: Optional[np.ndarray] = None,  # [V, 3]
-    v_rgb: Optional[np.ndarray] = None,  # [V, 3], sRGB in [0, 1]
-    v_tex: Optional[np.ndarray] = None,  # [T, 2], v down as in images
-    t_tex_idx: Optional[np.ndarray] = None,  # [F, 3]
-    base_color: Optional[np.ndarray] = None,  # [H, W, 3], sRGB in [0, 1]
-    metallic: Optional[np.ndarray] = None,  # [H, W, 1] in [0, 1]
-    roughness: Optional[np.ndarray] = None,  # [H, W, 1] in [0, 1]
-    normal_map: Optional[np.ndarray] = None,  # [H, W, 3] in [0, 1], +y up
-    v_tng: Optional[np.ndarray] = None,  # [T, 4] by texture coordinate, with the normal map: see texture_baking
+    v_nrm: np.ndarray | None = None,  # [V, 3]
+    v_rgb: np.ndarray | None = None,  # [V, 3], sRGB in [0, 1]
+    v_tex: np.ndarray | None = None,  # [T, 2], v down as in images
+    t_tex_idx: np.ndarray | None = None,  # [F, 3]
+    base_color: np.ndarray | None = None,  # [H, W, 3], sRGB in [0, 1]
+    metallic: np.ndarray | None = None,  # [H, W, 1] in [0, 1]
+    roughness: np.ndarray | None = None,  # [H, W, 1] in [0, 1]
+    normal_map: np.ndarray | None = None,  # [H, W, 3] in [0, 1], +y up
+    v_tng: np.ndarray | None = None,  # [T, 4] by texture coordinate, with the normal map: see texture_baking
 ) -> str:
     """Writes one mesh with vertex colours or textures."""
     import trimesh
@@ -91,9 +91,9 @@ def _finish(tree: dict[str, Any], attributes: list[str]) -> None:
 
 def _textured_material(
     base_color: np.ndarray,
-    metallic: Optional[np.ndarray],
-    roughness: Optional[np.ndarray],
-    normal_map: Optional[np.ndarray],
+    metallic: np.ndarray | None,
+    roughness: np.ndarray | None,
+    normal_map: np.ndarray | None,
 ) -> Any:
     import trimesh
 

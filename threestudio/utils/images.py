@@ -1,6 +1,6 @@
 """Tensors and arrays to 8-bit RGB pictures, and grids of them."""
 
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 import numpy as np
 import torch
@@ -79,8 +79,8 @@ def uv_image(
 
 def grayscale_image(
     image: Any,  # [H, W]
-    data_range: Optional[tuple[float, float]] = None,
-    cmap: Optional[str] = "jet",
+    data_range: tuple[float, float] | None = None,
+    cmap: str | None = "jet",
 ) -> np.ndarray:  # [H, W, 3], uint8
     """A map of one value a pixel in the colours of a matplotlib colour map, or in greys."""
     image = np.nan_to_num(to_numpy(image).astype(np.float32))
@@ -128,7 +128,7 @@ def _cell_size(cells: list[np.ndarray], align: Align) -> tuple[int, int]:
 def image_grid(
     imgs: list,  # a row of {"type", "img", "kwargs"}, or a list of rows
     align: Align = "max",
-    texts: Optional[list[str]] = None,  # lines written into the upper left corner
+    texts: list[str] | None = None,  # lines written into the upper left corner
 ) -> np.ndarray:  # [H, W, 3], uint8
     """Pictures side by side, all resized to one size."""
     rows = [imgs] if isinstance(imgs[0], dict) else imgs

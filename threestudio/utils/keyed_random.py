@@ -7,8 +7,8 @@ and a resumed or replayed step draws the same numbers as the first time.
 
 import hashlib
 import random
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator
 
 import numpy as np
 import torch

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import warnings
 from argparse import Namespace
-from typing import Any, Optional
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -109,7 +109,7 @@ def _run(
     cfg: DictConfig,
     trainer_args: dict[str, Any],
     checkpoint_args: dict[str, Any],
-    checkpoint: Optional[dict],
+    checkpoint: dict | None,
     so_far: RunSoFar,
     signals: StopSignals,
 ) -> None:
@@ -230,7 +230,7 @@ def _go_on_after_restart(cfg: DictConfig) -> None:
         threestudio.info(f"Restart {restart_count()} by torchrun: {where}")
 
 
-def _checked_resume(cfg: DictConfig, args: Namespace) -> Optional[dict]:
+def _checked_resume(cfg: DictConfig, args: Namespace) -> dict | None:
     """The checkpoint of `resume=`, read whole: it is known to be good before any work."""
     cfg.resume = cfg.resume or None  # resume="" is none
     if cfg.resume is None:

@@ -3,7 +3,7 @@
 import ctypes
 import os
 import sys
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -32,7 +32,7 @@ def keep_freed_memory() -> bool:
     return all([mallopt(name, value) == 1 for name, value in settings])
 
 
-def free_memory(device: torch.device) -> Optional[int]:
+def free_memory(device: torch.device) -> int | None:
     """Bytes that are free on the device; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

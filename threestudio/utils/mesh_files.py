@@ -1,7 +1,8 @@
 """Meshes to OBJ with materials, PLY and STL; axes are written as they are given. GLB: see glb_files.py."""
 
 import os
-from typing import Any, Iterable, Optional
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,12 +21,12 @@ def _face_template(corners: Iterable[str]) -> str:
 def obj_text(
     v_pos: np.ndarray,  # [V, 3]
     t_pos_idx: np.ndarray,  # [F, 3]
-    v_nrm: Optional[np.ndarray] = None,  # [V, 3]
-    v_tex: Optional[np.ndarray] = None,  # [T, 2], v down as in images
-    t_tex_idx: Optional[np.ndarray] = None,  # [F, 3]
-    v_rgb: Optional[np.ndarray] = None,  # [V, 3], in [0, 1]
-    mtllib: Optional[str] = None,
-    material: Optional[str] = None,
+    v_nrm: np.ndarray | None = None,  # [V, 3]
+    v_tex: np.ndarray | None = None,  # [T, 2], v down as in images
+    t_tex_idx: np.ndarray | None = None,  # [F, 3]
+    v_rgb: np.ndarray | None = None,  # [V, 3], in [0, 1]
+    mtllib: str | None = None,
+    material: str | None = None,
 ) -> str:
     """The text of an OBJ file."""
     parts = [f"mtllib {mtllib}\n" if mtllib else "", "g object\n"]
@@ -93,8 +94,8 @@ def write_ply(
     path: str,
     v_pos: np.ndarray,  # [V, 3]
     t_pos_idx: np.ndarray,  # [F, 3]
-    v_nrm: Optional[np.ndarray] = None,  # [V, 3]
-    v_rgb: Optional[np.ndarray] = None,  # [V, 3], in [0, 1]
+    v_nrm: np.ndarray | None = None,  # [V, 3]
+    v_rgb: np.ndarray | None = None,  # [V, 3], in [0, 1]
 ) -> str:
     """Writes a binary PLY; colours have 8 bits a channel."""
     import trimesh

@@ -4,7 +4,7 @@ import gc
 import math
 import os
 import re
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from packaging import version
@@ -90,8 +90,8 @@ def load_checkpoint(path: str, map_location: Any = "cpu") -> dict:
 
 def load_module_weights(
     path: str,
-    module_name: Optional[str] = None,
-    ignore_modules: Optional[list[str]] = None,
+    module_name: str | None = None,
+    ignore_modules: list[str] | None = None,
     map_location: Any = None,
 ) -> tuple[dict[str, torch.Tensor], int, int]:
     """(state_dict, epoch, global_step) of a checkpoint.

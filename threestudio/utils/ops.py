@@ -4,7 +4,8 @@ World: right-handed, z up. Cameras: c2w, OpenGL axes (x right, y up, looking alo
 """
 
 import math
-from typing import Any, Callable, Optional, Union
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def get_activation(name: Optional[str]) -> Callable[[Tensor], Tensor]:
+def get_activation(name: str | None) -> Callable[[Tensor], Tensor]:
     """The activation of that name: one of the above, or any function of torch.nn.functional."""
     name = "none" if name is None else name.lower()
     activation = _ACTIVATIONS.get(name, getattr(F, name, None))
@@ -133,8 +134,8 @@ def chunk_batch(func: Callable, chunk_size: int, *args: Any, **kwargs: Any) -> A
 def get_ray_directions(
     H: int,
     W: int,
-    focal: Union[float, tuple[float, float]],  # in pixels; (fx, fy) or one for both
-    principal: Optional[tuple[float, float]] = None,  # (cx, cy) in pixels; default the centre
+    focal: float | tuple[float, float],  # in pixels; (fx, fy) or one for both
+    principal: tuple[float, float] | None = None,  # (cx, cy) in pixels; default the centre
     use_pixel_centers: bool = True,
 ) -> Tensor:  # [H, W, 3]
     """Ray directions in camera space, not normalized (z = -1)."""
@@ -213,8 +214,8 @@ def get_mvp_matrix(c2w: Tensor, proj_mtx: Tensor) -> Tensor:
 
 def get_cam_info_gaussian(
     c2w: Tensor,  # [..., 4, 4]
-    fovx: Union[float, Tensor],  # radians
-    fovy: Union[float, Tensor],  # radians
+    fovx: float | Tensor,  # radians
+    fovy: float | Tensor,  # radians
     znear: float,
     zfar: float,
 ) -> tuple[Tensor, Tensor, Tensor]:

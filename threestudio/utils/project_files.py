@@ -5,8 +5,9 @@ working folder has goes before. Else `assets/` and `configs/` are looked for in 
 of each plugin, `custom/<plugin>/` in the folder of that plugin, wherever it is installed.
 """
 
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, Iterator
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 

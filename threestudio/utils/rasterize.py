@@ -6,7 +6,7 @@ index plus one, 0 where no face is seen. New code has less to carry with threest
 
 from __future__ import annotations
 
-from typing import Any, Optional, Tuple, Union
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class NVDiffRasterizerContext:
         device: where the tensors are; kept as an attribute for callers that read it.
     """
 
-    def __init__(self, context_type: str, device: Union[torch.device, str]) -> None:
+    def __init__(self, context_type: str, device: torch.device | str) -> None:
         check_context_type(context_type)
         self.context_type = context_type
         self.device = torch.device(device)
@@ -35,7 +35,7 @@ class NVDiffRasterizerContext:
         """verts [V, 3], mvp_mtx [B, 4, 4] -> clip space [B, V, 4]."""
         return clip_positions(verts, mvp_mtx.to(verts))
 
-    def rasterize(self, pos: Tensor, tri: Tensor, resolution: Union[int, Tuple[int, int]]) -> Tuple[Tensor, Tensor]:
+    def rasterize(self, pos: Tensor, tri: Tensor, resolution: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
         """pos: clip space [B, V, 4]; tri: [F, 3]; resolution: (height, width), or one number for both.
 
         Returns:
@@ -61,7 +61,7 @@ class NVDiffRasterizerContext:
         )
         return rast, rast.new_zeros(*rast.shape[:3], 0)
 
-    def rasterize_one(self, pos: Tensor, tri: Tensor, resolution: Union[int, Tuple[int, int]]) -> Tuple[Tensor, Tensor]:
+    def rasterize_one(self, pos: Tensor, tri: Tensor, resolution: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Rasterizes one view: pos [V, 4] -> [H, W, 4], [H, W, 0]."""
         rast, rast_db = self.rasterize(pos[None], tri, resolution)
         return rast[0], rast_db[0]
@@ -75,9 +75,9 @@ class NVDiffRasterizerContext:
         attr: Tensor,
         rast: Tensor,
         tri: Tensor,
-        rast_db: Optional[Tensor] = None,
+        rast_db: Tensor | None = None,
         diff_attrs: Any = None,
-    ) -> Tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """attr [V, C] or [B or 1, V, C] -> [B, H, W, C], and an image of no channels (derivatives by pixel)."""
         if diff_attrs is not None:
             raise UserError("interpolate: diff_attrs: derivatives by pixel are not available here, leave it None")
@@ -85,8 +85,8 @@ class NVDiffRasterizerContext:
         return values, values.new_zeros(*values.shape[:3], 0)
 
     def interpolate_one(
-        self, attr: Tensor, rast: Tensor, tri: Tensor, rast_db: Optional[Tensor] = None, diff_attrs: Any = None
-    ) -> Tuple[Tensor, Tensor]:
+        self, attr: Tensor, rast: Tensor, tri: Tensor, rast_db: Tensor | None = None, diff_attrs: Any = None
+    ) -> tuple[Tensor, Tensor]:
         """attr [V, C], rast [1, H, W, 4] -> [1, H, W, C], [1, H, W, 0]."""
         return self.interpolate(attr[None], rast, tri, rast_db, diff_attrs)
 
@@ -100,7 +100,7 @@ def check_context_type(context_type: str) -> None:
         )
 
 
-def world_of_clip(clip: Tensor) -> Tuple[Tensor, Tensor]:
+def world_of_clip(clip: Tensor) -> tuple[Tensor, Tensor]:
     """A world that these clip-space vertices [V, 4] could have come from: positions [V, 3] and a matrix [4, 4].
 
     Rays need a space where faces are flat and the vertices have a fourth coordinate of one. Any matrix takes such a

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Optional
 
 import torch.distributed as dist
 
@@ -14,7 +13,7 @@ def restart_count() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
-def checkpoint_to_restart_from(folder: str) -> Optional[str]:
+def checkpoint_to_restart_from(folder: str) -> str | None:
     """The last.ckpt in `folder` that this run has written, if this is a restart.
 
     At the first start, a last.ckpt that lies there is of an earlier run in the same folder. It is noted by its time, so

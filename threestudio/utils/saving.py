@@ -3,8 +3,9 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from threestudio.utils.staged_files import staged
 
 
 class SaverMixin:
-    _save_dir: Optional[str] = None
+    _save_dir: str | None = None
     _wandb_logger: Any = None
 
     # ------------------------------------------------------------------------------ where to
@@ -54,13 +55,13 @@ class SaverMixin:
     def get_loggers(self) -> list:
         return [self._wandb_logger] if self._wandb_logger is not None else []
 
-    def _log_image(self, name: Optional[str], path: str, step: Optional[int]) -> None:
+    def _log_image(self, name: str | None, path: str, step: int | None) -> None:
         if name is not None and self._wandb_logger is not None:
             self._wandb_logger.log_image(key=name, images=[path], step=step)
 
     # -------------------------------------------------------------------------------- images
 
-    def _save_picture(self, filename: str, picture: np.ndarray, name: Optional[str], step: Optional[int]) -> str:
+    def _save_picture(self, filename: str, picture: np.ndarray, name: str | None, step: int | None) -> str:
         path = self.get_save_path(filename)
         Image.fromarray(picture).save(path)
         self._log_image(name, path, step)
@@ -72,8 +73,8 @@ class SaverMixin:
         img: Any,  # [H, W, C], or [C, H, W]
         data_format: str = "HWC",
         data_range: tuple[float, float] = (0, 1),
-        name: Optional[str] = None,
-        step: Optional[int] = None,
+        name: str | None = None,
+        step: int | None = None,
     ) -> str:
         picture = images.rgb_image(img, data_format, data_range)
         return self._save_picture(filename, picture, name, step)
@@ -93,10 +94,10 @@ class SaverMixin:
         self,
         filename: str,
         img: Any,  # [H, W]
-        data_range: Optional[tuple[float, float]] = None,
-        cmap: Optional[str] = "jet",
-        name: Optional[str] = None,
-        step: Optional[int] = None,
+        data_range: tuple[float, float] | None = None,
+        cmap: str | None = "jet",
+        name: str | None = None,
+        step: int | None = None,
     ) -> str:
         picture = images.grayscale_image(img, data_range, cmap)
         return self._save_picture(filename, picture, name, step)
@@ -106,9 +107,9 @@ class SaverMixin:
         filename: str,
         imgs: list,
         align: images.Align = "max",
-        name: Optional[str] = None,
-        step: Optional[int] = None,
-        texts: Optional[list[str]] = None,
+        name: str | None = None,
+        step: int | None = None,
+        texts: list[str] | None = None,
     ) -> str:
         """`imgs` is a row of `{"type": "rgb|uv|grayscale", "img", "kwargs"}`, or a list of rows."""
         return self._save_picture(filename, images.image_grid(imgs, align, texts), name, step)
@@ -131,8 +132,8 @@ class SaverMixin:
         matcher: str,
         save_format: str = "mp4",
         fps: int = 30,
-        name: Optional[str] = None,
-        step: Optional[int] = None,
+        name: str | None = None,
+        step: int | None = None,
     ) -> str:
         """A video of the pictures in the folder `img_dir` of the save folder.
 

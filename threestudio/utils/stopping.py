@@ -10,7 +10,7 @@ import threading
 import time
 from argparse import Namespace
 from types import FrameType
-from typing import Any, Optional
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -51,7 +51,7 @@ class StopSignals:
             signal.signal(signum, handler)
         self._previous = {}
 
-    def _handle(self, signum: int, frame: Optional[FrameType]) -> None:
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
         if not self.training:
             raise StoppedByHand
         under_torchrun = dist.is_torchelastic_launched()
@@ -71,7 +71,7 @@ class NotesStopSignals(pl.Callback):
 
     def __init__(self, signals: StopSignals) -> None:
         self.signals = signals
-        self._group: Optional[dist.ProcessGroup] = None
+        self._group: dist.ProcessGroup | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.signals.install()  # over Lightning's, which waits for other processes within the handler
@@ -100,7 +100,7 @@ class NotesStopSignals(pl.Callback):
         return bool(answer.item())
 
 
-def resume_command(cfg: DictConfig, program: str, gpu: Optional[str]) -> Optional[str]:
+def resume_command(cfg: DictConfig, program: str, gpu: str | None) -> str | None:
     """The command that goes on with a trial from its last checkpoint; None without one."""
     last = last_checkpoint(cfg.trial_dir)
     if last is None:
@@ -116,7 +116,7 @@ def resume_command(cfg: DictConfig, program: str, gpu: Optional[str]) -> Optiona
     return shlex.join([*words, "--config", parsed, "--train", *flags, f"resume={last}"])
 
 
-def stop_line(cfg: DictConfig, trains: bool, args: Namespace, step: Optional[int]) -> str:
+def stop_line(cfg: DictConfig, trains: bool, args: Namespace, step: int | None) -> str:
     """What a run that was stopped says last."""
     if not trains:
         return "Stopped by hand."

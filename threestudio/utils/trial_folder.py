@@ -3,9 +3,10 @@
 import errno
 import os
 import socket
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Iterator, Optional
+from typing import IO
 
 from omegaconf import DictConfig
 
@@ -17,7 +18,7 @@ from threestudio.utils.restarts import restart_count
 LOCK_FILE = ".lock"  # in the trial's folder; who holds it writes itself into it
 
 
-def last_checkpoint(trial_dir: str) -> Optional[Path]:
+def last_checkpoint(trial_dir: str) -> Path | None:
     """The newest checkpoint of a trial, by its time: each is whole, as they are written aside and renamed."""
     found = sorted(Path(trial_dir, "ckpts").glob("*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name))
     return found[-1] if found else None
@@ -110,7 +111,7 @@ def _try_lock(file: IO[str]) -> bool:
     return True
 
 
-def _held_by(trial_dir: str) -> Optional[str]:
+def _held_by(trial_dir: str) -> str | None:
     """Who trains in the folder now; None for nobody."""
     try:
         with open(os.path.join(trial_dir, LOCK_FILE), "r+", encoding="utf-8") as file:

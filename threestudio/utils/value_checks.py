@@ -3,7 +3,8 @@
 import math
 import types
 import typing
-from typing import Annotated, Any, Iterable, Literal, Optional, Union
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Union
 
 from omegaconf import ListConfig, OmegaConf
 
@@ -121,7 +122,7 @@ def check_elements(value: Any, hint: Any, key: str) -> None:
             raise expected(f"{key}[{index}]", element, item)
 
 
-def fits(value: Any, hint: Any) -> Optional[bool]:
+def fits(value: Any, hint: Any) -> bool | None:
     """Whether a plain value is of type `hint`; None where the hint is of a kind that cannot be told here."""
     origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin in (Union, types.UnionType):

@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Iterable
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image

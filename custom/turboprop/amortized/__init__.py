@@ -1,3 +1,3 @@
 """Prompt-amortized generators, their data, renderer and system."""
 
-from . import background, data, exporter, geometry, renderer, system  # noqa: F401
+from . import background, data, exporter, geometry, renderer, system

@@ -7,22 +7,22 @@ near grey is what the small teachers were shown most.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Tuple
+
+import torch
+from torch import Tensor
 
 import threestudio
-import torch
 from threestudio.models.background.base import BaseBackground
 from threestudio.utils.errors import UserError
-from torch import Tensor
 
 
 @threestudio.register("turboprop-plain-background")
 class PlainBackground(BaseBackground):
     @dataclass
     class Config(BaseBackground.Config):
-        grey_range: Tuple[float, float] = (0.3, 0.8)  # brightness while training, uniform, in [0, 1]
+        grey_range: tuple[float, float] = (0.3, 0.8)  # brightness while training, uniform, in [0, 1]
         tint: float = 0.04  # each channel differs from the grey by at most this
-        eval_color: Tuple[float, float, float] = (0.55, 0.55, 0.55)  # sRGB outside training, in [0, 1]
+        eval_color: tuple[float, float, float] = (0.55, 0.55, 0.55)  # sRGB outside training, in [0, 1]
 
     cfg: Config
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from threestudio.utils.errors import UserError
 from torch import Tensor, nn
+
+from threestudio.utils.errors import UserError
 
 from .modulated_conv import EqualizedLinear, SynthesisLayer, ToFeatures, activation_layout, normalize_second_moment
 

@@ -6,16 +6,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import pytorch_lightning as pl
-import threestudio
 import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+import threestudio
 from threestudio.data.uncond import RandomCameraDataModuleConfig, RandomCameraDataset, RandomCameraIterableDataset
 from threestudio.utils.base import Updateable
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
-from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..multi_view.view_sets import ViewSets
 from ..teachers.prompts.library import load_prompt_library, prompt_list
@@ -26,7 +27,7 @@ class MultiPromptCameraConfig(RandomCameraDataModuleConfig):
     """Cameras as random-camera-datamodule's; `batch_size` counts prompts."""
 
     prompt_library: str = ""  # a JSON file {"train": [...], "val": [...], "test": [...]}, or the name of one in load/
-    prompts: Optional[List[str]] = None  # a list of prompts, in place of a library
+    prompts: list[str] | None = None  # a list of prompts, in place of a library
     n_view: int = 1  # cameras for each prompt of a step
     # The cameras of a prompt are one set: at equal steps of azimuth, with one elevation, distance and field of view,
     # as multi-view teachers want them. false: each camera is drawn by itself, in a sector of azimuth of its own.
@@ -35,13 +36,13 @@ class MultiPromptCameraConfig(RandomCameraDataModuleConfig):
     eval_noise_seed: int = 0  # the noise of validation, test and export: one for all prompts
 
 
-def prompts_at(prompts: List[str], step: int, count: int) -> List[str]:
+def prompts_at(prompts: list[str], step: int, count: int) -> list[str]:
     """The `count` prompts of a step: passes over the whole list, each in an order of its own.
 
     A function of the step alone. Every prompt comes once a pass; a step takes as many of the
     next pass as it still needs.
     """
-    chosen: List[str] = []
+    chosen: list[str] = []
     position = step * count
     while len(chosen) < count:
         turn, offset = divmod(position, len(prompts))
@@ -55,7 +56,7 @@ def prompts_at(prompts: List[str], step: int, count: int) -> List[str]:
 class MultiPromptIterableDataset(IterableDataset, Updateable):
     """Endless batches: P prompts, V cameras each, prompt by prompt."""
 
-    def __init__(self, cfg: Any, prompts: List[str], views: List[int], view_sets: Optional[ViewSets]) -> None:
+    def __init__(self, cfg: Any, prompts: list[str], views: list[int], view_sets: ViewSets | None) -> None:
         """`views`: cameras of a step, one number for each stage. `view_sets`: None draws each camera by itself."""
         super().__init__()
         self.cfg, self.prompts, self.view_sets = cfg, prompts, view_sets
@@ -72,14 +73,14 @@ class MultiPromptIterableDataset(IterableDataset, Updateable):
         while True:
             yield {}
 
-    def collate(self, batch: Any) -> Dict[str, Any]:
+    def collate(self, batch: Any) -> dict[str, Any]:
         """One step: what threestudio's cameras hold [P * V, ...], and prompt (P texts), noise [P, Z]."""
         count = self.cameras.batch_size // self.cfg.n_view
         cameras = self._single_cameras(count) if self.view_sets is None else self.view_sets.draw(self.cameras)
         noise = torch.randn(count, self.cfg.noise_dim)
         return {**cameras, "prompt": prompts_at(self.prompts, self.step, count), "noise": noise}
 
-    def _single_cameras(self, count: int) -> Dict[str, Any]:
+    def _single_cameras(self, count: int) -> dict[str, Any]:
         """Cameras drawn one by one, for `count` prompts."""
         cameras = self.cameras.collate({})
         # They come in sectors of azimuth: give each prompt V sectors far from one another.
@@ -90,7 +91,7 @@ class MultiPromptIterableDataset(IterableDataset, Updateable):
 class PromptOrbitDataset(Dataset):
     """One item a prompt: all cameras of the evaluation orbit."""
 
-    def __init__(self, cfg: Any, prompts: List[str], split: str) -> None:
+    def __init__(self, cfg: Any, prompts: list[str], split: str) -> None:
         super().__init__()
         self.prompts = prompts
         self.orbit = RandomCameraDataset(cfg, split)
@@ -100,12 +101,12 @@ class PromptOrbitDataset(Dataset):
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def __getitem__(self, index: int) -> Dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         cameras = self.orbit.collate([self.orbit[i] for i in range(len(self.orbit))])
         return {**cameras, "index": index, "prompt": [self.prompts[index]], "noise": self.noise}
 
 
-def _the_item(items: List[Dict[str, Any]]) -> Dict[str, Any]:
+def _the_item(items: list[dict[str, Any]]) -> dict[str, Any]:
     (item,) = items
     return item
 
@@ -116,7 +117,7 @@ class MultiPromptCameraDataModule(pl.LightningDataModule):
 
     config_class = MultiPromptCameraConfig
 
-    def __init__(self, cfg: Optional[Any] = None) -> None:
+    def __init__(self, cfg: Any | None = None) -> None:
         super().__init__()
         self.cfg = parse_structured(self.config_class, cfg)
         self.sets = self.view_sets()
@@ -130,20 +131,20 @@ class MultiPromptCameraDataModule(pl.LightningDataModule):
         else:
             raise UserError("data: expected prompt_library (a JSON file or name) or prompts, got neither")
 
-    def view_sets(self) -> Optional[ViewSets]:
+    def view_sets(self) -> ViewSets | None:
         """How the cameras of a prompt are drawn together; None: each by itself."""
         sets = ViewSets(self.cfg.n_view)
         return sets if self.cfg.view_sets else None
 
-    def views_of_stages(self) -> List[int]:
+    def views_of_stages(self) -> list[int]:
         """Cameras of a step, one number for each stage."""
         return [size * self.cfg.n_view for size in self.batch_sizes()]
 
-    def batch_sizes(self) -> List[int]:
+    def batch_sizes(self) -> list[int]:
         """`batch_size`, one number for each stage."""
         return [self.cfg.batch_size] if isinstance(self.cfg.batch_size, int) else list(self.cfg.batch_size)
 
-    def setup(self, stage: Optional[str] = None) -> None:
+    def setup(self, stage: str | None = None) -> None:
         if stage in (None, "fit"):
             prompts = self.library.split("train")
             self.train_dataset = MultiPromptIterableDataset(self.cfg, prompts, self.views, self.sets)
@@ -180,7 +181,7 @@ class MultiPromptMultiViewConfig(MultiPromptCameraConfig):
     n_view: int = 1  # cameras of a set
     view_sets: bool = True  # false: each camera is drawn by itself
     relative_radius: bool = True  # camera_distance_range is in units of 1 / tan(fovy / 2)
-    zoom_range: Tuple[float, float] = (1.0, 1.0)  # factors on the field of view once the distance is set
+    zoom_range: tuple[float, float] = (1.0, 1.0)  # factors on the field of view once the distance is set
 
 
 @threestudio.register("multiprompt-multiview-camera-datamodule")
@@ -189,11 +190,11 @@ class ScaleDreamerMultiViewDataModule(MultiPromptCameraDataModule):
 
     config_class = MultiPromptMultiViewConfig
 
-    def view_sets(self) -> Optional[ViewSets]:
+    def view_sets(self) -> ViewSets | None:
         sets = ViewSets(self.cfg.n_view, self.cfg.relative_radius, tuple(self.cfg.zoom_range))
         return sets if self.cfg.view_sets else None
 
-    def views_of_stages(self) -> List[int]:
+    def views_of_stages(self) -> list[int]:
         sets = ViewSets(self.cfg.n_view)
         for views in self.batch_sizes():
             sets.sets_in(views)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, List
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 import threestudio
-import torch
 from threestudio.models.background.base import BaseBackground
 from threestudio.models.exporters.base import Exporter, ExporterOutput
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.utils.errors import UserError
-from torch import Tensor
 
 from .field import SpaceCache
 from .meshing import MeshStatistics, extract_mesh
@@ -29,7 +30,7 @@ class PromptMeshExporter(Exporter):
 
     @dataclass
     class Config(Exporter.Config):
-        fmt: List[str] = field(default_factory=lambda: ["obj", "glb"])  # any of obj, glb, ply, stl
+        fmt: list[str] = field(default_factory=lambda: ["obj", "glb"])  # any of obj, glb, ply, stl
         save_name: str = "model"  # file name before its ending
         resolution: int = 96  # points of the marching cubes grid along an axis
         min_component: float = 0.02  # pieces with fewer faces than this share of the largest piece are dropped
@@ -44,7 +45,7 @@ class PromptMeshExporter(Exporter):
         if self.cfg.resolution < 8:
             raise UserError(f"exporter.resolution: expected at least 8, got {self.cfg.resolution}")
 
-    def mesh_of(self, cache: SpaceCache) -> "tuple[trimesh.Trimesh, MeshStatistics]":
+    def mesh_of(self, cache: SpaceCache) -> tuple[trimesh.Trimesh, MeshStatistics]:
         """The mesh of a cache of one prompt. Raises EmptyField."""
         field_ = self.geometry.field_of(cache)
 
@@ -54,6 +55,6 @@ class PromptMeshExporter(Exporter):
         with torch.no_grad():
             return extract_mesh(field_, color_of, self.cfg.resolution, self.cfg.min_component)
 
-    def __call__(self) -> List[ExporterOutput]:
+    def __call__(self) -> list[ExporterOutput]:
         """Nothing: there is no mesh without a prompt."""
         return []

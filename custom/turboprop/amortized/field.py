@@ -25,7 +25,7 @@ class SpaceCache:
     def prompts(self) -> int:
         return self.table.shape[0] // self.resolution**3
 
-    def select(self, index: int) -> "SpaceCache":
+    def select(self, index: int) -> SpaceCache:
         """The cache of one prompt."""
         size = self.resolution**3
         return SpaceCache(self.table[index * size : (index + 1) * size], self.resolution)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional
+from typing import Any
+
+import torch
+from torch import Tensor
 
 import threestudio
-import torch
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.utils.errors import UserError
-from torch import Tensor
 
 from .conv_generator import ConvGenerator
 from .field import Field, FieldHeads, SpaceCache, make_cache
@@ -29,7 +30,7 @@ class ConvNetGeometry(BaseGeometry):
         hidden_dim: int = 64  # width of the two heads
         n_feature_dims: int = 3  # colour logits by point
         # Width of the synthesis network at 4^3, 8^3, ...; the last is the grid's resolution.
-        channels: List[int] = field(default_factory=lambda: [512, 512, 512, 256, 128, 64])
+        channels: list[int] = field(default_factory=lambda: [512, 512, 512, 256, 128, 64])
         constant_bias_up_to: int = 64  # largest resolution whose layers learn a bias by voxel
         layer_noise: bool = True  # noise of learned strength in every layer while training
         sphere_radius: float = 0.8  # the first shape, the same for every prompt, world units
@@ -73,7 +74,7 @@ class ConvNetGeometry(BaseGeometry):
     def field_of(self, cache: SpaceCache) -> Field:
         return Field(self.heads, cache, self.cfg.radius)
 
-    def forward(self, points: Tensor, space_cache: SpaceCache, output_normal: bool = False) -> Dict[str, Tensor]:
+    def forward(self, points: Tensor, space_cache: SpaceCache, output_normal: bool = False) -> dict[str, Tensor]:
         """points [P, N, 3] of each prompt, world units -> sdf [P, N, 1], features [P, N, C] and, if asked, sdf_grad, normal [P, N, 3]."""
         prompts, count = points.shape[:2]
         if prompts != space_cache.prompts:
@@ -93,7 +94,7 @@ class ConvNetGeometry(BaseGeometry):
         return output
 
     @staticmethod
-    def create_from(other: BaseGeometry, cfg: Optional[Any] = None, **kwargs: Any) -> "ConvNetGeometry":
+    def create_from(other: BaseGeometry, cfg: Any | None = None, **kwargs: Any) -> ConvNetGeometry:
         raise TypeError(f"a prompt-conditioned generator cannot be made from a {type(other).__name__}")
 
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from threestudio.ops.mesh_rasterization import interpolate, rasterize
 from torch import Tensor
 from torch.nn import functional as F
+
+from threestudio.ops.mesh_rasterization import interpolate, rasterize
 
 if TYPE_CHECKING:
     import trimesh
@@ -18,7 +19,7 @@ SUPERSAMPLE = 2  # pixels along the side of a pixel that are averaged
 
 @torch.no_grad()
 def mesh_pictures(
-    mesh: "trimesh.Trimesh",  # with colours by vertex, world units
+    mesh: trimesh.Trimesh,  # with colours by vertex, world units
     mvp: Tensor,  # [V, 4, 4], world to clip space
     height: int,
     width: int,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from threestudio.utils.glb_files import write_glb
 from torch import Tensor
+
+from threestudio.utils.glb_files import write_glb
 
 from .field import Field
 
@@ -42,7 +44,7 @@ def query_grid(field: Field, resolution: int) -> np.ndarray:
 
 def extract_mesh(
     field: Field, color_of: Callable[[Tensor, Tensor], Tensor], resolution: int, min_component: float
-) -> tuple["trimesh.Trimesh", MeshStatistics]:
+) -> tuple[trimesh.Trimesh, MeshStatistics]:
     """The zero level of one prompt's field, closed at the cube's sides, without small pieces.
 
     color_of(points [N, 3], features [N, F]) -> sRGB [N, 3] in [0, 1]. `min_component` is the
@@ -70,7 +72,7 @@ def extract_mesh(
     return mesh, MeshStatistics(len(mesh.faces), len(mesh.vertices), bool(mesh.is_watertight), dropped)
 
 
-def _without_small_pieces(mesh: "trimesh.Trimesh", min_component: float) -> tuple["trimesh.Trimesh", int]:
+def _without_small_pieces(mesh: trimesh.Trimesh, min_component: float) -> tuple[trimesh.Trimesh, int]:
     import trimesh
 
     pieces = trimesh.graph.connected_components(mesh.face_adjacency, nodes=np.arange(len(mesh.faces)), min_len=1)
@@ -91,7 +93,7 @@ def _vertex_colors(field: Field, color_of: Callable[[Tensor, Tensor], Tensor], v
     return np.concatenate([(rgb * 255).round(), np.full((len(rgb), 1), 255.0)], 1).astype(np.uint8)
 
 
-def write_mesh(mesh: "trimesh.Trimesh", path: str) -> None:
+def write_mesh(mesh: trimesh.Trimesh, path: str) -> None:
     """Write OBJ (world axes, z up, colours by vertex) or GLB (glTF axes, y up), by the path's ending."""
     if path.endswith(".glb"):
         write_glb(path, mesh.vertices, mesh.faces, v_rgb=mesh.visual.vertex_colors[:, :3] / 255.0)

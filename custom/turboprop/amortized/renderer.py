@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Dict, NamedTuple, Optional
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 import threestudio
-import torch
 from threestudio.models.background.base import BaseBackground
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
@@ -16,11 +18,9 @@ from threestudio.models.renderers.surface_density import volsdf_density
 from threestudio.utils.errors import UserError
 from threestudio.utils.misc import C
 from threestudio.utils.value_checks import Scheduled
-from torch import Tensor
 
 from .field import Field, SpaceCache, forward_differences, points_ahead
 from .volsdf import PackedSamples, composite, propose_samples
-
 
 EIKONAL_AT = ("points", "samples")
 
@@ -84,12 +84,12 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         self,
         rays_o: Tensor,  # [B, H, W, 3]
         rays_d: Tensor,  # [B, H, W, 3] unit
-        space_cache: Optional[SpaceCache] = None,  # of P prompts
-        noise: Optional[Tensor] = None,  # [P, Z], with text_embed, in place of a cache
-        text_embed: Optional[Tensor] = None,  # [P, T]
-        bg_color: Optional[Tensor] = None,  # [B, 3] or [B, H, W, 3] in [0, 1], in place of the background
+        space_cache: SpaceCache | None = None,  # of P prompts
+        noise: Tensor | None = None,  # [P, Z], with text_embed, in place of a cache
+        text_embed: Tensor | None = None,  # [P, T]
+        bg_color: Tensor | None = None,  # [B, 3] or [B, H, W, 3] in [0, 1], in place of the background
         **kwargs: Any,  # the rest of the batch, for the material
-    ) -> Dict[str, Any]:
+    ) -> dict[str, Any]:
         """Pictures comp_rgb, comp_rgb_fg, comp_rgb_bg, opacity, depth, comp_normal [B, H, W, *]; in training also sdf_grad [N, 3]."""
         if space_cache is None:
             space_cache = self.geometry.generate_space_cache(noise, text_embed)
@@ -128,7 +128,7 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
             randomized=cfg.randomized and self.training,
         )
 
-    def _background(self, rays_d: Tensor, bg_color: Optional[Tensor]) -> Tensor:
+    def _background(self, rays_d: Tensor, bg_color: Tensor | None) -> Tensor:
         """Colours behind rays [B, H, W, 3] -> [B, H, W, 3]."""
         background = self.background(dirs=rays_d) if bg_color is None else bg_color
         return background[:, None, None].expand_as(rays_d) if background.ndim == 2 else background
@@ -146,7 +146,7 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
 
     def _render_for_training(
         self, field: Field, lattice: Tensor, samples: PackedSamples, rays: Rays
-    ) -> tuple[Tensor, Dict[str, Tensor]]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Colour, depth and opacity of R rays [R, 5]; and sdf_grad [N, 3], if the eikonal regulariser is asked for."""
         cfg, epsilon = self.cfg, self.geometry.cfg.finite_difference_eps
         points, owner = samples.points(rays.origins, rays.directions), rays.owner[samples.ray]
@@ -176,7 +176,7 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         color = self.material(features=logits, viewdirs=directions, positions=points)
         return torch.cat([color, samples.middle[:, None]], -1)
 
-    def _assemble(self, pictures: Tensor, background: Tensor) -> Dict[str, Any]:
+    def _assemble(self, pictures: Tensor, background: Tensor) -> dict[str, Any]:
         """pictures [B, H, W, C] of rays and what is behind them [B, H, W, 3] -> images by threestudio's names."""
         color, depth, opacity = pictures[..., :3], pictures[..., 3:4], pictures[..., -1:]
         output = {

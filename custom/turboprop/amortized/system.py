@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
+
+import torch
+from torch import Tensor
 
 import threestudio
-import torch
 from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import eikonal_loss, opaque_loss, sparsity_loss
 from threestudio.systems.score_distillation import ScoreDistillationSystem
 from threestudio.utils.errors import UserError
-from torch import Tensor
 
 from .field import SpaceCache
 from .losses import coverage
@@ -34,8 +35,8 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
         min_coverage: float = 0.1  # share of a picture that an object should cover at least; see lambda_coverage
         max_coverage: float = 0.6  # and at most; 1: no limit
         # shares of its pictures outside which a prompt's object counts as lost: the run names it then
-        lost_coverage: Tuple[float, float] = (0.02, 0.7)
-        judge: Optional[str] = None  # CLIP model (folder or hub id) that scores the result at the end; null: no scores
+        lost_coverage: tuple[float, float] = (0.02, 0.7)
+        judge: str | None = None  # CLIP model (folder or hub id) that scores the result at the end; null: no scores
         judge_views: int = 8  # views of each prompt that the judge sees
         judge_size: int = 64  # their side, pixels
         sheet_views: int = 4  # views of each prompt on a contact sheet
@@ -56,7 +57,7 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
                 f"system.max_coverage: expected more than min_coverage and at most 1, got {self.cfg.max_coverage:g}"
             )
         self.lost_objects = LostObjects(*self.cfg.lost_coverage)
-        self._shown: Dict[str, Tensor] = {}  # views of each prompt for the contact sheet
+        self._shown: dict[str, Tensor] = {}  # views of each prompt for the contact sheet
         super().configure()
 
     def open_teacher(self) -> None:
@@ -81,11 +82,11 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
 
     # ------------------------------------------------------------------------------ train
 
-    def forward(self, batch: Dict[str, Any]) -> Dict[str, Any]:
+    def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
         prompts = self.prompt_processor(batch["prompt"])
         return self.renderer(**batch, text_embed=prompts.global_embeddings)
 
-    def training_step(self, batch: Dict[str, Any], batch_idx: int) -> Dict[str, Tensor]:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         out = self(batch)
         losses = self.guide(out["comp_rgb"], batch)
         losses["loss_sparsity"] = sparsity_loss(out["opacity"])
@@ -99,7 +100,7 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
         self.log("train/lost_objects", float(len(self.lost_objects.lost)), prog_bar=True)
         return self.weighted_sum(losses)
 
-    def ask_guidance(self, images: Tensor, batch: Dict[str, Any], **options: bool) -> Dict[str, Any]:
+    def ask_guidance(self, images: Tensor, batch: dict[str, Any], **options: bool) -> dict[str, Any]:
         return self.guidance(images, self.prompt_processor(batch["prompt"]), **batch, **options)
 
     def _log_scalar(self, name: str, value: Any) -> None:
@@ -126,7 +127,7 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
             self.save_image(filename, contact_sheet(list(self._shown), list(self._shown.values())))
         self._shown = {}
 
-    def validation_step(self, batch: Dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         (prompt,) = batch["prompt"]
         stride = max(1, batch["height"] // self.cfg.validation_size)
         rays = {key: batch[key][:, stride // 2 :: stride, stride // 2 :: stride] for key in ("rays_o", "rays_d")}
@@ -136,14 +137,14 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
         self._save_sheet(f"it{self.true_global_step}-val.png")
 
     def on_test_epoch_start(self) -> None:
-        self._results: List[Dict[str, Any]] = []
+        self._results: list[dict[str, Any]] = []
         self._build_exporter()
 
     def _build_exporter(self) -> None:
         parts = {"geometry": self.geometry, "material": self.material, "background": self.background}
         self.exporter = self._build("exporter", **parts)
 
-    def test_step(self, batch: Dict[str, Any], batch_idx: int) -> None:
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         (prompt,) = batch["prompt"]
         folder = f"it{self.true_global_step}-test/{prompt_slug(prompt)}"
         cache = self.cache_of(prompt, batch["noise"])
@@ -159,7 +160,7 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
             result["views"] = self._judge_views(cache)
         self._results.append(result)
 
-    def _turntable(self, batch: Dict[str, Any], cache: SpaceCache, mesh: Any) -> Tuple[Tensor, Tensor]:
+    def _turntable(self, batch: dict[str, Any], cache: SpaceCache, mesh: Any) -> tuple[Tensor, Tensor]:
         """Colours and normals [V, H, W, 3] in [0, 1] of what is exported; of an empty field, of the field."""
         if mesh is None:
             out = self.renderer(**batch, space_cache=cache)
@@ -183,7 +184,7 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
         )
         return mesh
 
-    def _judge_views(self, cache: SpaceCache) -> Dict[str, Tensor]:
+    def _judge_views(self, cache: SpaceCache) -> dict[str, Tensor]:
         """Pictures [V, S, S, 3] and opacities [V, S, S] from the judge's cameras."""
         from ..evaluation.cameras import evaluation_cameras
         from ..world.cameras import pixel_rays
@@ -237,9 +238,9 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
     def on_predict_start(self) -> None:
         self.build_prompts()
         self._build_exporter()
-        self._exported: Dict[str, bool] = {}
+        self._exported: dict[str, bool] = {}
 
-    def predict_step(self, batch: Dict[str, Any], batch_idx: int) -> None:
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         (prompt,) = batch["prompt"]
         self._exported[prompt] = self.export_prompt(prompt, self.cache_of(prompt, batch["noise"])) is not None
 

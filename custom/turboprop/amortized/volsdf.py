@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from threestudio.models.renderers.surface_density import volsdf_density
 from threestudio.ops.ray_sampling import distances_at_shares, ray_aabb_intersect, uniform_edges
 from threestudio.ops.volume_rendering.reference import render_weight_from_density_dense
-from torch import Tensor
 
 from .voxel_sampling import corner_weights
 

@@ -1,6 +1,6 @@
 """Distillation methods as pure functions of a teacher, and the registered guidances."""
 
-from . import guidance, mvdream, stable_diffusion, unified, variational  # noqa: F401
+from . import guidance, mvdream, stable_diffusion, unified, variational
 from .inversion import ddim_inversion, sdi_gradient
 from .methods import (
     METHODS,

@@ -6,7 +6,7 @@ of a table, and a method is swapped by one line of a config.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, make_dataclass
-from typing import Any, ClassVar, Optional
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,7 @@ class TeacherGuidance(BaseObject):
     upstream_scale: ClassVar[bool] = False
     refuses_latents: ClassVar[str] = ""  # the name of a guidance of rendered images alone
 
-    def configure(self, teacher: Optional[Teacher] = None) -> None:
+    def configure(self, teacher: Teacher | None = None) -> None:
         check_guidance_config(self.cfg)
         self.weighting = self.cfg.weighting_strategy
         self.teacher = self._build_teacher() if teacher is None else teacher
@@ -116,8 +116,8 @@ class TeacherGuidance(BaseObject):
         camera_distances: Tensor,  # [B]
         rgb_as_latents: bool = False,
         guidance_eval: bool = False,  # also return pictures of what the teacher sees
-        c2w: Optional[Tensor] = None,  # [B, 4, 4], for teachers that want to know
-        fovy: Optional[Tensor] = None,  # [B], radians
+        c2w: Tensor | None = None,  # [B, 4, 4], for teachers that want to know
+        fovy: Tensor | None = None,  # [B], radians
         **kwargs: Any,  # the rest of the batch
     ) -> dict[str, Any]:
         """One step's losses and figures, as `distill` names them; min_step, max_step; eval with guidance_eval."""
@@ -144,8 +144,8 @@ class TeacherGuidance(BaseObject):
     def decode_latents(
         self,
         latents: Tensor,  # [B, C, H, W]
-        latent_height: Optional[int] = None,
-        latent_width: Optional[int] = None,
+        latent_height: int | None = None,
+        latent_width: int | None = None,
     ) -> Tensor:
         """Pictures [B, 3, h, w] in [0, 1] of latents, resized before to `latent_height` and `latent_width`.
 
@@ -174,7 +174,7 @@ class DistillationGuidance(TeacherGuidance):
         check_method(checked.method)
         return losses_named(checked.method, checked.use_img_loss)
 
-    def configure(self, teacher: Optional[Teacher] = None) -> None:
+    def configure(self, teacher: Teacher | None = None) -> None:
         check_method(self.cfg.method)
         self.loss_name, self.method = self.cfg.method, METHODS[self.cfg.method]
         super().configure(teacher)

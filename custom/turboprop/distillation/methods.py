@@ -14,7 +14,6 @@ VSD takes its second teacher by keyword; with that bound it has the signature. S
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -33,7 +32,7 @@ class Distillation:
     scalars: dict[str, Tensor]  # to log
     noisy: Tensor  # [B, C, h, w], the latents at t
     # [B, C, h, w], the noise at t as the renders' own score has it; None: the noise that was added
-    render_noise: Optional[Tensor] = None
+    render_noise: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ class Conditions:
 
     positive: Condition  # of B samples
     unconditional: Condition  # of B samples
-    negatives: Optional[Condition] = None  # of B * K samples, ordered (b0 k0), (b0 k1), (b1 k0), ...
-    negative_weights: Optional[Tensor] = None  # [B, K], <= 0: how far each negative pushes away
+    negatives: Condition | None = None  # of B * K samples, ordered (b0 k0), (b0 k1), (b1 k0), ...
+    negative_weights: Tensor | None = None  # [B, K], <= 0: how far each negative pushes away
 
     def take(self, count: int) -> "Conditions":
         """The conditions of the first `count` samples."""
@@ -132,7 +131,7 @@ class Scores:
     first: Tensor  # guided, at t
     positive: Tensor  # conditional, at t
     unconditional: Tensor  # at t
-    shifted: Optional[Tensor]  # conditional, at t'; None where it was not asked for
+    shifted: Tensor | None  # conditional, at t'; None where it was not asked for
 
 
 def ask_teacher(
@@ -141,8 +140,8 @@ def ask_teacher(
     conditions: Conditions,
     timesteps: Tensor,  # [B]
     guidance_scale: float,
-    noisy_shifted: Optional[Tensor] = None,  # [B, C, h, w], at t'
-    shifted_timesteps: Optional[Tensor] = None,  # [B], t'
+    noisy_shifted: Tensor | None = None,  # [B, C, h, w], at t'
+    shifted_timesteps: Tensor | None = None,  # [B], t'
 ) -> Scores:
     """One call of the teacher: over 2B latents, B more for t', and B * K more for perp-neg."""
     batch_size = noisy.shape[0]
@@ -263,7 +262,7 @@ def norms(scores: Scores, difference: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _weighted(query: Query, scores: Scores, difference: Tensor, render_noise: Optional[Tensor] = None) -> Distillation:
+def _weighted(query: Query, scores: Scores, difference: Tensor, render_noise: Tensor | None = None) -> Distillation:
     weights = query.weights().to(difference)
     return Distillation(weights * difference, scores.first, norms(scores, difference), scores.noisy, render_noise)
 

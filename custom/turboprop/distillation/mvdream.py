@@ -5,7 +5,6 @@ Any other guidance takes a multi-view teacher too, with `n_view`; what these add
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Optional
 
 import threestudio
 from threestudio.utils.errors import UserError
@@ -26,17 +25,17 @@ class MVDreamGuidance(DistillationGuidance):
     @dataclass
     class Config(DistillationGuidance.Config):
         model_name: str = "sd-v2.1-base-4view"  # or sd-v1.5-4view; fetched where the next two name nothing
-        ckpt_path: Optional[str] = None  # a file of MVDream's weights, or a model folder
+        ckpt_path: str | None = None  # a file of MVDream's weights, or a model folder
         pretrained_model_name_or_path: str = ""  # a folder, file or hub id; ckpt_path goes before it
         camera_condition_type: str = "rotation"  # only this: c2w, its position on the unit sphere
         view_dependent_prompting: bool = False
         n_view: int = 4  # views of a set
-        image_size: Optional[int] = None  # side of the pictures that the teacher sees, pixels; null: its own (256)
+        image_size: int | None = None  # side of the pictures that the teacher sees, pixels; null: its own (256)
         shared_timesteps: bool = True  # one timestep, and one shift, for all sets of a step
 
     cfg: Config
 
-    def configure(self, teacher: Optional[Teacher] = None) -> None:
+    def configure(self, teacher: Teacher | None = None) -> None:
         from ..teachers.multi_view.teacher import MultiViewTeacher
 
         cfg = self.cfg
@@ -74,7 +73,7 @@ class MultiviewDiffusionGuidance(MVDreamGuidance):
 
     cfg: Config
 
-    def configure(self, teacher: Optional[Teacher] = None) -> None:
+    def configure(self, teacher: Teacher | None = None) -> None:
         cfg = self.cfg
         check_choice("method", cfg.method, ("sds",))
         if not 0 <= cfg.recon_std_rescale <= 1:

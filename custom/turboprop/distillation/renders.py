@@ -1,12 +1,13 @@
 """What a step rendered and from where, as a teacher takes it."""
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from threestudio.utils.errors import UserError
 from torch import Tensor
+
+from threestudio.utils.errors import UserError
 
 from ..teachers.contract import Cameras, Condition, Teacher
 from .methods import Conditions
@@ -16,7 +17,7 @@ from .methods import Conditions
 class Renders:
     """Renders at a teacher's sizes."""
 
-    images: Optional[Tensor]  # [B, 3, S, S] in [0, 1], with a graph; None where latents were rendered
+    images: Tensor | None  # [B, 3, S, S] in [0, 1], with a graph; None where latents were rendered
     latents: Tensor  # [B, C, h, w], with a graph
 
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Optional
 
 import torch
+from torch import Tensor
+
 from threestudio.utils.base import Updateable
 from threestudio.utils.errors import UserError
 from threestudio.utils.misc import C
 from threestudio.utils.value_checks import Scheduled, schedule_values
-from torch import Tensor
 
 from .timesteps import (
     sample_timesteps,
@@ -27,7 +27,7 @@ Course = Callable[[float, float, float], float]
 class ScheduleConfig:
     guidance_scale: Scheduled = 7.5  # s of eps_u + s (eps_c - eps_u); a number or a schedule
     # largest entry of the gradient at the latents, and of that at the images; a number, a schedule or null
-    grad_clip: Optional[Scheduled] = None
+    grad_clip: Scheduled | None = None
     # fractions of the diffusion schedule: numbers or schedules [start_step, start, end, end_step]
     min_step_percent: Scheduled = 0.02
     max_step_percent: Scheduled = 0.98
@@ -41,7 +41,7 @@ class ScheduleConfig:
     plus_ratio: float = 0.1  # ASD: the shift is at most this times (t - T_min)
     plus_random: bool = True  # ASD: the shift is random below that, not equal to it
     # ASD: T_min as a fraction; null is the annealed min_step
-    plus_min_step_percent: Optional[float] = None
+    plus_min_step_percent: float | None = None
 
 
 def check_schedule_config(cfg: ScheduleConfig) -> None:
@@ -60,15 +60,15 @@ class Schedule(Updateable):
     min_step: int  # the range of timesteps, both ends included
     max_step: int
     guidance_scale: float
-    grad_clip: Optional[float]
+    grad_clip: float | None
 
     def __init__(
         self,
         cfg: ScheduleConfig,
         num_timesteps: int,
         device: torch.device,  # where timesteps are drawn
-        course: Optional[Course] = None,  # of a single timestep; None: HiFA's with sqrt_anneal, else a range
-        inversion_steps: Optional[int] = None,  # SDI: t' is up to a step of so many later than t; None: ASD's t'
+        course: Course | None = None,  # of a single timestep; None: HiFA's with sqrt_anneal, else a range
+        inversion_steps: int | None = None,  # SDI: t' is up to a step of so many later than t; None: ASD's t'
     ) -> None:
         check_schedule_config(cfg)
         self.cfg, self.num_timesteps, self.device = cfg, num_timesteps, device

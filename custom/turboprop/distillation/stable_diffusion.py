@@ -6,11 +6,12 @@ usual one. (VSD has the usual form there; see variational.py.)
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Optional
+from typing import Any
+
+from torch import Tensor
 
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
-from torch import Tensor
 
 from ..teachers.contract import Teacher
 from .guidance import DistillationGuidance, GuidanceConfig, TeacherGuidance, losses_named, register_names
@@ -42,7 +43,7 @@ class StableDiffusionGuidance(DistillationGuidance):
 
     cfg: Config
 
-    def configure(self, teacher: Optional[Teacher] = None) -> None:
+    def configure(self, teacher: Teacher | None = None) -> None:
         check_token_merging(self.cfg)
         super().configure(teacher)
         if self.cfg.use_sjc:
@@ -73,7 +74,7 @@ class StableDiffusionSDIGuidance(TeacherGuidance):
         """X of each loss_X of a step with this config, the method's own first; without one, of any."""
         return losses_named("sdi", cfg is None or parse_structured(cls.Config, cfg).use_img_loss)
 
-    def configure(self, teacher: Optional[Teacher] = None) -> None:
+    def configure(self, teacher: Teacher | None = None) -> None:
         cfg = self.cfg
         check_token_merging(cfg)
         for key, least in (("inversion_n_steps", 1), ("inversion_eta", 0)):

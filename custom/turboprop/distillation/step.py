@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from threestudio.utils.errors import UserError
 from torch import Tensor
+
+from threestudio.utils.errors import UserError
 
 from ..teachers.contract import Cameras, Teacher
 from .methods import Conditions, Distillation, Method, Query, guided_noise
@@ -59,7 +60,7 @@ def distill(
     method: Method,
     query: Query,  # about the latents of `renders`
     renders: Renders,
-    grad_clip: Optional[float] = None,  # largest entry of a gradient
+    grad_clip: float | None = None,  # largest entry of a gradient
     image_loss: bool = False,
 ) -> Distilled:
     """The losses of a method.
@@ -83,15 +84,15 @@ def distill(
     return Distilled(output, query, result.noisy)
 
 
-def _clipped(gradient: Tensor, largest: Optional[float]) -> Tensor:
+def _clipped(gradient: Tensor, largest: float | None) -> Tensor:
     return gradient if largest is None else gradient.clamp(-largest, largest)
 
 
 def _image_loss(
-    images: Optional[Tensor],  # [B, 3, H, W] in [0, 1]
+    images: Tensor | None,  # [B, 3, H, W] in [0, 1]
     query: Query,
     result: Distillation,
-    grad_clip: Optional[float],
+    grad_clip: float | None,
 ) -> Tensor:
     """HiFA's distance in image space (Zhu and Zhuang 2023, arXiv 2305.18766, equation 9).
 

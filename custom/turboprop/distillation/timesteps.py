@@ -6,8 +6,9 @@ Random numbers come from torch's global generator of the device.
 from typing import Any
 
 import torch
-from threestudio.utils.errors import UserError
 from torch import Tensor
+
+from threestudio.utils.errors import UserError
 
 
 def timestep_range(min_percent: float, max_percent: float, num_timesteps: int) -> tuple[int, int]:

@@ -6,14 +6,15 @@ It is composed of the guidances of this folder: its own keys are theirs under ot
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
+
+from torch import Tensor
 
 import threestudio
 from threestudio.utils.base import BaseModule
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
 from threestudio.utils.value_checks import Scheduled
-from torch import Tensor
 
 from ..teachers.contract import Teacher
 from .guidance import DistillationGuidance, check_choice, losses_named
@@ -39,18 +40,18 @@ class UnifiedConfig(BaseModule.Config):
     weighting_strategy: str = "dreamfusion"  # w(t): dreamfusion, uniform or fantasia3d, see weighting.weight
     min_step_percent: Scheduled = 0.02  # fractions of the diffusion schedule: numbers or schedules
     max_step_percent: Scheduled = 0.98
-    grad_clip: Optional[Scheduled] = None  # largest entry of the gradient; a number, a schedule or null
+    grad_clip: Scheduled | None = None  # largest entry of the gradient; a number, a schedule or null
     return_rgb_1step_orig: bool = False  # only false is supported
     return_rgb_multistep_orig: bool = False  # only false is supported
     n_rgb_multistep_orig_steps: int = 4  # accepted
     half_precision_weights: bool = True  # float16; always float32 on a CPU
-    vsd_phi_model_name_or_path: Optional[str] = None  # vsd: the network under the adapters; null: the teacher's own
+    vsd_phi_model_name_or_path: str | None = None  # vsd: the network under the adapters; null: the teacher's own
     vsd_guidance_scale_phi: float = 1.0  # vsd: s between the renders' score with the camera and without
     vsd_use_lora: bool = True  # only true is supported
     vsd_lora_cfg_training: bool = False  # vsd: a tenth of the samples trains without its camera
     vsd_lora_n_timestamp_samples: int = 1  # vsd: noise levels of each render that a step trains on
     vsd_use_camera_condition: bool = True  # only true is supported
-    vsd_camera_condition_type: Optional[str] = "extrinsics"  # vsd: extrinsics or mvp
+    vsd_camera_condition_type: str | None = "extrinsics"  # vsd: extrinsics or mvp
 
 
 def check_unified(cfg: UnifiedConfig) -> None:
@@ -106,16 +107,16 @@ class StableDiffusionUnifiedGuidance(BaseModule):
     class Config(UnifiedConfig):
         pretrained_model_name_or_path: str = "runwayml/stable-diffusion-v1-5"
         view_dependent_prompting: bool = True  # ", front view" and the like, by the camera
-        controlnet_model_name_or_path: Optional[str] = None  # only null is supported
-        preprocessor: Optional[str] = None  # accepted
+        controlnet_model_name_or_path: str | None = None  # only null is supported
+        preprocessor: str | None = None  # accepted
         control_scale: float = 1.0  # accepted
-        lora_model_name_or_path: Optional[str] = None  # only null is supported
+        lora_model_name_or_path: str | None = None  # only null is supported
         enable_memory_efficient_attention: bool = False  # accepted; torch's fused attention is always used
         enable_sequential_cpu_offload: bool = False  # the denoiser's weights stay on the CPU between uses
         enable_attention_slicing: bool = False  # less memory, slower
         enable_channels_last_format: bool = False
         token_merging: bool = False  # only false is supported
-        token_merging_params: Optional[dict] = field(default_factory=dict)
+        token_merging_params: dict | None = field(default_factory=dict)
         sqrt_anneal: bool = False  # HiFA: one timestep, from max to min as the square root of the run's progress
         trainer_max_steps: int = 25000  # the length of the run, for sqrt_anneal
         use_img_loss: bool = True  # HiFA: also the distance between the render and the guided clean image
@@ -130,7 +131,7 @@ class StableDiffusionUnifiedGuidance(BaseModule):
         trained = cfg is None or checked.guidance_type == "vsd"
         return (*losses_named("sd", cfg is None or checked.use_img_loss), *(["train_phi"] if trained else []))
 
-    def configure(self, teacher: Optional[Teacher] = None, render_teacher: Optional[Teacher] = None) -> None:
+    def configure(self, teacher: Teacher | None = None, render_teacher: Teacher | None = None) -> None:
         cfg = self.cfg
         check_unified(cfg)
         for key in ("controlnet_model_name_or_path", "lora_model_name_or_path", "token_merging"):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
 
     @dataclass
     class Config(GuidanceConfig):  # the keys of ASD (plus_*) have no part in it
-        weights: Optional[str] = None  # "path.ckpt:module_name" to start from; default none
+        weights: str | None = None  # "path.ckpt:module_name" to start from; default none
         # the network that the adapters are put on: "" is the teacher's own; else a text-to-image model with the
         # teacher's latents and text
         pretrained_model_name_or_path_lora: str = ""
@@ -74,7 +74,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
         """The optimizer's arguments for its weights, where the config has no group for them."""
         return {"lr": self.cfg.learning_rate, "eps": 1.0e-8}  # a scene's eps may be far above adapters' gradients
 
-    def configure(self, teacher: Optional[Teacher] = None, render_teacher: Optional[Teacher] = None) -> None:
+    def configure(self, teacher: Teacher | None = None, render_teacher: Teacher | None = None) -> None:
         cfg = self.cfg
         check_choice("camera_condition_type", cfg.camera_condition_type, CAMERA_CONDITIONS)
         if cfg.lora_n_timestamp_samples < 1:
@@ -127,7 +127,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
         c2w: Tensor,  # [B, 4, 4]
         rgb_as_latents: bool = False,
         guidance_eval: bool = False,  # also return pictures of what the teacher sees
-        fovy: Optional[Tensor] = None,  # [B], radians
+        fovy: Tensor | None = None,  # [B], radians
         **kwargs: Any,  # the rest of the batch
     ) -> dict[str, Any]:
         """One step's losses and figures.
@@ -165,7 +165,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
         camera_distances: Tensor,  # [B]
         mvp_mtx: Tensor,  # [B, 4, 4]
         c2w: Tensor,  # [B, 4, 4]
-        fovy: Optional[Tensor] = None,  # [B], radians
+        fovy: Tensor | None = None,  # [B], radians
     ) -> Conditions:
         """What the teacher of the renders is asked: the prompt without a view, with the camera and without it.
 
@@ -207,8 +207,8 @@ class VariationalScoreDistillationGuidance(BaseModule):
         camera_distances: Tensor,  # [B]
         seed: int = 0,
         num_steps: int = 25,
-        c2w: Optional[Tensor] = None,  # [B, 4, 4]
-        fovy: Optional[Tensor] = None,  # [B], radians
+        c2w: Tensor | None = None,  # [B, 4, 4]
+        fovy: Tensor | None = None,  # [B], radians
         **kwargs: Any,  # the rest of the batch
     ) -> Tensor:
         """Pictures of the teacher, from noise. Returns [B, H, W, 3] in [0, 1]. Global generators stay as they are."""
@@ -226,7 +226,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
         c2w: Tensor,  # [B, 4, 4]
         seed: int = 0,
         num_steps: int = 25,
-        fovy: Optional[Tensor] = None,  # [B], radians
+        fovy: Tensor | None = None,  # [B], radians
         **kwargs: Any,  # the rest of the batch
     ) -> Tensor:
         """The same of the teacher of the renders: what it has learned of the scene from these cameras."""
@@ -240,7 +240,7 @@ _NO_OFFLOAD = (
 )
 
 
-def denoiser_of(teacher: Teacher) -> Optional[Denoiser]:
+def denoiser_of(teacher: Teacher) -> Denoiser | None:
     """The network of a teacher, with its schedule; None where it has none, as one in closed form."""
     if isinstance(teacher, (LatentDiffusionTeacher, PixelDiffusionTeacher)):
         return Denoiser(teacher.unet, teacher.alphas_cumprod, teacher.prediction_type)

@@ -1,6 +1,7 @@
 """The weight w(t) of a distillation gradient."""
 
 from torch import Tensor
+
 from threestudio.utils.errors import UserError
 
 WEIGHTING_STRATEGIES = ("sds", "uniform", "fantasia3d", "unified_dreamfusion", "unified_fantasia3d")

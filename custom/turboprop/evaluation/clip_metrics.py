@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from threestudio.utils.errors import MissingFileError, UserError
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from threestudio.utils.errors import MissingFileError, UserError
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from threestudio.utils.errors import UserError
 from torch import Tensor
+
+from threestudio.utils.errors import UserError
 
 COVERED = 0.5  # a pixel belongs to a silhouette above this opacity
 CERTAIN_GAIN = 0.25  # share of the way between turned and right at which a view counts in full

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from threestudio.utils.errors import UserError
 from torch import Tensor
+
+from threestudio.utils.errors import UserError
 
 from ..world.captions import ObjectSpec, all_specs, allowed_specs, caption
 from ..world.render import SurfaceView

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import threestudio
 import torch
+from torch import Tensor
+
+import threestudio
 from threestudio.data.cameras import batch_of_poses, unit_focal_directions
 from threestudio.data.image import ReferenceViewsDataModule
 from threestudio.data.reference_views import ReferenceViews
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
-from torch import Tensor
 
 from ..system_mixin import SystemMixin
 from ..teachers.prompts.library import load_prompt_library

@@ -1,3 +1,3 @@
 """Fitting a representation to pictures with known cameras: the data, and the loss as a guidance."""
 
-from . import data, guidance  # noqa: F401
+from . import data, guidance

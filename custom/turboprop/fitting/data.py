@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytorch_lightning as pl
-import threestudio
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+import threestudio
 from threestudio.data.cameras import batch_of_poses, unit_focal_directions
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
 from threestudio.utils.value_checks import is_number_list
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..world.captions import parse_caption
 from .posed_views import PosedViews, folder_views, spiral_c2w, world_views

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 import threestudio
 from threestudio.utils.base import BaseObject
 from threestudio.utils.errors import UserError
-from torch import Tensor
 
 
 def robust_loss(difference: Tensor, delta: float) -> Tensor:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import threestudio
 import torch
-from threestudio.utils.errors import MissingFileError, UserError
 from torch import Tensor
+
+import threestudio
+from threestudio.utils.errors import MissingFileError, UserError
 
 from ..world.cameras import orbit_c2w
 from ..world.captions import ObjectSpec

@@ -1,3 +1,3 @@
 """3D Gaussians: splatting, densification, system, files."""
 
-from . import background, exporter, files, geometry, material, renderer, system, training  # noqa: F401
+from . import background, exporter, files, geometry, material, renderer, system, training

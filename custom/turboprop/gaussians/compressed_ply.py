@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+
 from threestudio.utils.errors import UserError
 from threestudio.utils.mesh_reading.ply_tables import Table
 

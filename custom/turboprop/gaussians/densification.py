@@ -8,11 +8,12 @@ global generator, and from it each Gaussian's own by its name.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
-from threestudio.ops.gaussian_rasterization.projection import rotation_matrices
 from torch import Tensor
+
+from threestudio.ops.gaussian_rasterization.projection import rotation_matrices
 
 from .names import children, normals_by_name
 from .parameters import Parameters, activate
@@ -20,7 +21,7 @@ from .parameters import Parameters, activate
 SPLIT_SHRINK = 1.6  # Kerbl et al. 2023, section 5.2: scales of the two children are divided by it
 RESET_FACTOR = 2.0  # a reset leaves opacities at this times the opacity below which Gaussians are removed
 
-Moments = Dict[str, Dict[str, Tensor]]  # parameter: the optimizer's averages by name, each shaped as the parameter
+Moments = dict[str, dict[str, Tensor]]  # parameter: the optimizer's averages by name, each shaped as the parameter
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class DensityControl:
     def resets_at(self, step: int) -> bool:
         return _due(step, self.opacity_reset_interval, 1, self.densify_until_iter)
 
-    def next_event(self, step: int) -> Optional[int]:
+    def next_event(self, step: int) -> int | None:
         """The first step after `step` at which something may change, or None."""
         last = max(self.densify_until_iter, self.prune_until_iter)
         for later in range(step + 1, last):
@@ -71,11 +72,11 @@ class Statistics(NamedTuple):
     max_radius: Tensor  # [N] pixels, largest radius on a screen
 
     @staticmethod
-    def zeros(like: Tensor) -> "Statistics":  # [N, ...]
+    def zeros(like: Tensor) -> Statistics:  # [N, ...]
         zero = torch.zeros(like.shape[0], dtype=torch.float32, device=like.device)
         return Statistics(zero, zero.clone(), zero.clone())
 
-    def plus(self, others: "Statistics") -> "Statistics":
+    def plus(self, others: Statistics) -> Statistics:
         """What these views and others have shown."""
         return Statistics(
             self.gradient_sum + others.gradient_sum,
@@ -108,7 +109,7 @@ class Change(NamedTuple):
         mask = self.is_new.view(-1, *(1,) * (values.dim() - 1))
         return torch.where(mask, torch.zeros_like(values[:1]), values[self.parents])
 
-    def then(self, later: "Change") -> "Change":
+    def then(self, later: Change) -> Change:
         return Change(self.parents[later.parents], self.is_new[later.parents] | later.is_new)
 
 
@@ -138,7 +139,7 @@ def observe(
 @torch.no_grad()
 def density_control_step(
     control: DensityControl, state: GaussianState, step: int, isotropic: bool = False
-) -> tuple[GaussianState, Optional[Change]]:
+) -> tuple[GaussianState, Change | None]:
     """What is due after optimizer step number `step` (1 after the first).
 
     Returns the state and, if the number or order of Gaussians changed, the change. The given state is left as it is.

@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from threestudio.ops.gaussian_rasterization.projection import rotation_matrices
 from torch import Tensor
+
+from threestudio.ops.gaussian_rasterization.projection import rotation_matrices
 
 from .parameters import Gaussians
 

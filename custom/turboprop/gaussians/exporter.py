@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List
 
 import threestudio
 from threestudio.models.background.base import BaseBackground
@@ -39,7 +38,7 @@ class GaussianMeshExporter(Exporter):
                 f"exporter_type: gaussian-mesh-exporter is for gaussian-splatting, got {type(geometry).__name__}"
             )
 
-    def __call__(self) -> List[ExporterOutput]:
+    def __call__(self) -> list[ExporterOutput]:
         """point_cloud.ply, and the mesh; without one, and with a warning, where the Gaussians have no surface."""
         if self.cfg.fmt in HOST_FORMATS:
             config = {"fmt": self.cfg.fmt, "save_name": self.cfg.save_name}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 import threestudio
-import torch
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.mesh import Mesh
 from threestudio.utils.errors import UserError
 from threestudio.utils.misc import C, load_module_weights
 from threestudio.utils.value_checks import Scheduled
-from torch import Tensor, nn
 
 from .densification import Change, DensityControl, GaussianState, Statistics, density_control_step, observe
 from .density_field import sample_field
@@ -197,7 +198,7 @@ class GaussianSplatting(BaseGeometry):
         return with_normals(with_sh_degree(parameters, self.cfg.sh_degree), self.cfg.pred_normal)
 
     @staticmethod
-    def create_from(other: BaseGeometry, cfg: Optional[Any] = None, **kwargs: Any) -> "GaussianSplatting":
+    def create_from(other: BaseGeometry, cfg: Any | None = None, **kwargs: Any) -> GaussianSplatting:
         """Gaussians on the surface of another geometry, with its mesh's colours or grey; or copies of Gaussians."""
         geometry = GaussianSplatting(cfg)
         if isinstance(other, GaussianSplatting):
@@ -213,7 +214,7 @@ class GaussianSplatting(BaseGeometry):
 
     # ---------------------------------------------------------------------------------------- the numbers
 
-    def raw(self) -> Dict[str, nn.Parameter]:
+    def raw(self) -> dict[str, nn.Parameter]:
         """The trainable numbers by name, each [N, ...]."""
         return {name: self._parameters[name] for name in parameter_names(self.cfg.sh_degree, self.cfg.pred_normal)}
 
@@ -242,7 +243,7 @@ class GaussianSplatting(BaseGeometry):
         self.set_statistics(Statistics.zeros(self.means))
         self.names = first_names(self.count, self.means.device)
 
-    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Takes over the number of Gaussians that are loaded; torch calls this for every way of loading. Gaussians
         that were saved without names get new ones."""
         loaded = state_dict.get(f"{prefix}means")
@@ -261,7 +262,7 @@ class GaussianSplatting(BaseGeometry):
         self.active_sh_degree = min(self.cfg.sh_degree, global_step // self.cfg.sh_degree_interval)
         self.color_limit = self._schedule("color_clip", epoch, global_step)
 
-    def learning_rates(self, epoch: int, step: int) -> Dict[str, float]:
+    def learning_rates(self, epoch: int, step: int) -> dict[str, float]:
         """By parameter, at the optimizer step that follows `step` finished ones."""
         keys = {name: LEARNING_RATES[name] for name in self.raw()}
         return {name: factor * self._schedule(key, epoch, step, "exp") for name, (key, factor) in keys.items()}
@@ -277,7 +278,7 @@ class GaussianSplatting(BaseGeometry):
             largest_scale=BIG_POINT * cfg.radius if cfg.prune_big_points else float("inf"),
         )
 
-    def next_structure_change(self, epoch: int, step: int) -> Optional[int]:
+    def next_structure_change(self, epoch: int, step: int) -> int | None:
         """The first number of finished steps after `step` at which Gaussians may be exchanged; None: never again."""
         return self.density_control(epoch, step).next_event(step)
 
@@ -285,7 +286,7 @@ class GaussianSplatting(BaseGeometry):
         """Adds B views to the statistics; see densification.observe."""
         self.set_statistics(observe(self.statistics, gradients, radii, visible, height, width))
 
-    def density_step(self, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> Optional[Change]:
+    def density_step(self, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> Change | None:
         """Changes the Gaussians as is due after optimizer step number `step`, and the optimizer's state with them."""
         control = self.density_control(epoch, step)
         if not (control.densifies_at(step) or control.prunes_at(step) or control.resets_at(step)):
@@ -320,7 +321,7 @@ class GaussianSplatting(BaseGeometry):
         return base_colors(self.raw(), self.color_limit)
 
     @torch.no_grad()
-    def export(self, points: Tensor, **kwargs: Any) -> Dict[str, Any]:
+    def export(self, points: Tensor, **kwargs: Any) -> dict[str, Any]:
         """Features at points [P, 3]: the logits of the colours there, of which a material's sigmoid makes colours."""
         color = sample_field(points, self.gaussians(), self.colors()).color
         return {"features": torch.logit(color, eps=1e-4)}

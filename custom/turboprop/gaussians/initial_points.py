@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional, Tuple, Union
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from threestudio.models.mesh import Mesh
 from threestudio.utils.errors import UserError
 from threestudio.utils.mesh_reading import GREY, load_mesh_file
 from threestudio.utils.surface_sampling import cumulative_areas, draw_on_surface
-from torch import Tensor
 
 from .parameters import Parameters
 from .ply import PlyVertices, gaussians_of, holds_gaussians, points_of, read_ply_vertices
@@ -44,7 +46,7 @@ def sphere_points(count: int, radius: float) -> ColoredPoints:
 def surface_points(
     v_pos: Tensor,  # [V, 3]
     t_pos_idx: Tensor,  # [F, 3]
-    color_at: Optional[ColorAt],  # None: grey
+    color_at: ColorAt | None,  # None: grey
     count: int,
 ) -> ColoredPoints:
     """Points drawn uniformly from a surface. Raises UserError for one without area."""
@@ -60,7 +62,7 @@ def vertex_color_at(v_rgb: Tensor, t_pos_idx: Tensor) -> ColorAt:
     return lambda face, weights: (weights[..., None] * v_rgb[t_pos_idx[face]]).sum(1)
 
 
-def mesh_color_at(mesh: Mesh) -> Optional[ColorAt]:
+def mesh_color_at(mesh: Mesh) -> ColorAt | None:
     """The colours of a mesh as its file has them, textures included; else its vertices'; None where it has none."""
     if mesh.extras.get("has_colors"):
         return mesh.extras["colors"].at
@@ -74,7 +76,7 @@ def mesh_points(mesh: Mesh, count: int) -> ColoredPoints:
     return surface_points(mesh.v_pos.detach(), mesh.t_pos_idx, mesh_color_at(mesh), count)
 
 
-def file_points(path: Union[str, Path], count: int, key: str = "mesh file") -> ColoredPoints:
+def file_points(path: str | Path, count: int, key: str = "mesh file") -> ColoredPoints:
     """All points of a point cloud (PLY without faces), or `count` points of a mesh's surface.
 
     key: what an error message begins with. Raises UserError, in one line with the path, for what is neither.
@@ -88,8 +90,8 @@ def file_points(path: Union[str, Path], count: int, key: str = "mesh file") -> C
 
 
 def read_gaussians_or_points(
-    path: Union[str, Path], count: int, key: str = "mesh file"
-) -> Tuple[Optional[Parameters], Optional[ColoredPoints]]:
+    path: str | Path, count: int, key: str = "mesh file"
+) -> tuple[Parameters | None, ColoredPoints | None]:
     """(raw parameters, None) of a 3D Gaussian PLY, else (None, ColoredPoints). Raises as file_points."""
     path = str(path)
     if path.lower().endswith(".ply") and os.path.isfile(path) and holds_gaussians(path):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
 
 from threestudio.systems.losses import opaque_loss, sparsity_loss
 from threestudio.utils.loss import tv_loss
-from torch import Tensor
 
 from .parameters import Gaussians
 
@@ -32,7 +34,7 @@ def _total_variation(image: Tensor) -> Tensor:  # [B, H, W, C] -> []
 
 # loss: its function, of the Gaussians or of the renderer's output
 GAUSSIAN_LOSSES = {"position": position_loss, "opacity": opacity_loss, "scales": scales_loss}
-PICTURE_LOSSES: Dict[str, Callable[[Dict[str, Any]], Tensor]] = {
+PICTURE_LOSSES: dict[str, Callable[[dict[str, Any]], Tensor]] = {
     "tv_loss": lambda out: _total_variation(out["comp_rgb"]),
     "depth_tv_loss": lambda out: _total_variation(out["depth"]),
     "sparsity": lambda out: sparsity_loss(out["opacity"]),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Any
 
-import threestudio
 import torch
-from threestudio.models.materials.base import BaseMaterial
-from threestudio.utils.errors import UserError
 from torch import Tensor
 from torch.nn import functional as F
+
+import threestudio
+from threestudio.models.materials.base import BaseMaterial
+from threestudio.utils.errors import UserError
 
 
 class GaussianDiffuseMaterial(BaseMaterial):
@@ -18,8 +19,8 @@ class GaussianDiffuseMaterial(BaseMaterial):
 
     @dataclass
     class Config(BaseMaterial.Config):
-        ambient_light_color: Tuple[float, float, float] = (0.1, 0.1, 0.1)  # light from everywhere
-        diffuse_light_color: Tuple[float, float, float] = (0.9, 0.9, 0.9)  # light of the point
+        ambient_light_color: tuple[float, float, float] = (0.1, 0.1, 0.1)  # light from everywhere
+        diffuse_light_color: tuple[float, float, float] = (0.9, 0.9, 0.9)  # light of the point
         ambient_only_steps: int = 1000  # training steps that show colours only
         diffuse_prob: float = 0.75  # after them: how often there is shading
         textureless_prob: float = 0.5  # of those: how often the colour is white
@@ -44,8 +45,8 @@ class GaussianDiffuseMaterial(BaseMaterial):
         positions: Tensor,  # [..., 3]
         shading_normal: Tensor,  # [..., 3] unit
         light_positions: Tensor,  # [..., 3]
-        ambient_ratio: Optional[float] = None,  # share of ambient light, in place of the configured lights
-        shading: Optional[str] = None,  # albedo, textureless or diffuse, in place of the draw
+        ambient_ratio: float | None = None,  # share of ambient light, in place of the configured lights
+        shading: str | None = None,  # albedo, textureless or diffuse, in place of the draw
         **kwargs: Any,
     ) -> Tensor:
         """Colours [..., 3]."""
@@ -61,7 +62,7 @@ class GaussianDiffuseMaterial(BaseMaterial):
             return features * light
         raise UserError(f"shading: expected albedo, textureless or diffuse, got {shading!r}")
 
-    def _lights(self, ambient_ratio: Optional[float]) -> Tuple[Union[float, Tensor], Union[float, Tensor]]:
+    def _lights(self, ambient_ratio: float | None) -> tuple[float | Tensor, float | Tensor]:
         if ambient_ratio is not None:
             return ambient_ratio, 1 - ambient_ratio
         if self.training and self.cfg.soft_shading:
@@ -77,7 +78,7 @@ class GaussianDiffuseMaterial(BaseMaterial):
             return "albedo"
         return "textureless" if textureless < self.cfg.textureless_prob else "diffuse"
 
-    def export(self, features: Tensor, **kwargs: Any) -> Dict[str, Any]:
+    def export(self, features: Tensor, **kwargs: Any) -> dict[str, Any]:
         """The geometry exports logits of its colours."""
         return {"albedo": torch.sigmoid(features[..., :3])}
 

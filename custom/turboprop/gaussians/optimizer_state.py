@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Dict
-
 import torch
 from torch import Tensor, nn
 
 from .densification import Moments
 
 
-def read_moments(optimizer: torch.optim.Optimizer, parameters: Dict[str, nn.Parameter]) -> Moments:
+def read_moments(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> Moments:
     """The optimizer's averages of these parameters: every entry of its state that is shaped as the parameter."""
     return {
         name: {key: value for key, value in optimizer.state[parameter].items() if _is_moment(value, parameter)}
@@ -25,8 +23,8 @@ def _is_moment(value: object, parameter: Tensor) -> bool:
 
 def exchange_parameters(
     optimizer: torch.optim.Optimizer,
-    old: Dict[str, nn.Parameter],
-    new: Dict[str, nn.Parameter],
+    old: dict[str, nn.Parameter],
+    new: dict[str, nn.Parameter],
     moments: Moments,  # of the new ones
 ) -> None:
     """Puts new parameters in the place of old ones, with their moments; other state by parameter (steps) moves over."""

@@ -7,7 +7,7 @@ of spherical harmonics (Kerbl et al. 2023, 3D Gaussian Splatting, section 4 and 
 from __future__ import annotations
 
 import math
-from typing import Dict, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ LARGEST_LOGIT = 10.0
 # What a file's log scale of minus infinity, of a Gaussian that is flat, becomes: a millionth of a world unit.
 LEAST_LOG_SCALE = math.log(1e-6)
 
-Parameters = Dict[str, Tensor]  # each [N, ...]
+Parameters = dict[str, Tensor]  # each [N, ...]
 
 
 class Gaussians(NamedTuple):

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Dict, NamedTuple, Optional, Union
+from typing import NamedTuple, Union
 
 import numpy as np
-import threestudio
 import torch
+from torch import Tensor
+
+import threestudio
 from threestudio.utils.errors import UserError
 from threestudio.utils.mesh_reading.part import unit_colors
 from threestudio.utils.mesh_reading.ply_tables import read_ply_header, read_ply_tables
-from torch import Tensor
 
 from .compressed_ply import decompressed, is_compressed
 from .parameters import LARGEST_LOGIT, LEAST_LOG_SCALE, Parameters
@@ -36,7 +37,7 @@ _GAUSSIAN = (
 
 
 class PlyVertices(NamedTuple):
-    columns: Dict[str, np.ndarray]  # each [N]
+    columns: dict[str, np.ndarray]  # each [N]
     has_faces: bool
 
 
@@ -68,12 +69,12 @@ def holds_gaussians(path: PathLike) -> bool:
     return (is_compressed(names) or is_gaussian_ply(names)) and header.rows("face") == 0
 
 
-def is_gaussian_ply(names: Union[Dict[str, np.ndarray], list]) -> bool:
+def is_gaussian_ply(names: dict[str, np.ndarray] | list) -> bool:
     """Whether vertices with these columns are 3D Gaussians."""
     return "f_dc_0" in names or "opacity" in names and "rot_0" in names
 
 
-def _columns(path: PathLike, columns: Dict[str, np.ndarray], names: tuple, wanted_for: str) -> np.ndarray:
+def _columns(path: PathLike, columns: dict[str, np.ndarray], names: tuple, wanted_for: str) -> np.ndarray:
     """[N, len(names)] float32, which may hold infinite numbers and such that are none."""
     missing = [name for name in names if name not in columns]
     if missing:
@@ -92,7 +93,7 @@ def _check_finite(path: PathLike, table: np.ndarray, names: tuple) -> np.ndarray
     return table
 
 
-def points_of(path: PathLike, columns: Dict[str, np.ndarray]) -> tuple[Tensor, Optional[Tensor]]:
+def points_of(path: PathLike, columns: dict[str, np.ndarray]) -> tuple[Tensor, Tensor | None]:
     """Points [N, 3] and, where the file has red, green and blue or f_dc_0..2, colours [N, 3] in [0, 1]."""
     table = _check_finite(path, _columns(path, columns, _POSITION, "points"), _POSITION)
     points = torch.from_numpy(table)
@@ -115,7 +116,7 @@ def read_3dgs_ply(path: PathLike) -> Parameters:
     return gaussians_of(path, read_ply_vertices(path).columns)
 
 
-def gaussians_of(path: PathLike, columns: Dict[str, np.ndarray]) -> Parameters:
+def gaussians_of(path: PathLike, columns: dict[str, np.ndarray]) -> Parameters:
     """Raw parameters of Gaussians given by a file's columns.
 
     What a Gaussian may come near to but not be is replaced, with a warning that counts the rows: infinite opacities,

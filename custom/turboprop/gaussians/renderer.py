@@ -6,10 +6,13 @@ All take the host's whole batch and answer images by the names of other renderer
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 import threestudio
-import torch
 from threestudio.models.background.base import BaseBackground
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
@@ -17,8 +20,6 @@ from threestudio.models.renderers.base import Rasterizer
 from threestudio.ops.gaussian_rasterization import BACKENDS, GaussianImage, rasterize_gaussians_batch
 from threestudio.ops.gaussian_rasterization.projection import intrinsics_from_fov
 from threestudio.utils.errors import UserError
-from torch import Tensor
-from torch.nn import functional as F
 
 from .depth_normals import camera_directions, normals_from_depth
 from .geometry import GaussianSplatting
@@ -42,7 +43,7 @@ class GaussianRasterizer(Rasterizer):
     class Config(Rasterizer.Config):
         debug: bool = False  # check every picture for NaN and infinity
         invert_bg_prob: float = 1.0  # while training: how often the colour is used as it is, else inverted
-        back_ground_color: Tuple[float, float, float] = (1.0, 1.0, 1.0)  # sRGB in [0, 1]
+        back_ground_color: tuple[float, float, float] = (1.0, 1.0, 1.0)  # sRGB in [0, 1]
         near: float = 0.01  # Gaussians whose mean is nearer to the camera are left out; world units
         backend: str = "auto"  # auto, torch, warp or gsplat
 
@@ -63,17 +64,17 @@ class GaussianRasterizer(Rasterizer):
         super().configure(geometry, material, background)
         color = torch.tensor([float(c) for c in self.cfg.back_ground_color])
         self.register_buffer("back_ground_color", color, persistent=False)
-        self._views: List[TrainingViews] = []
+        self._views: list[TrainingViews] = []
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         self._views = []  # of a step that nobody took them from
 
-    def take_training_views(self) -> List[TrainingViews]:
+    def take_training_views(self) -> list[TrainingViews]:
         """The views drawn since the last call, for density control."""
         views, self._views = self._views, []
         return views
 
-    def batch_forward(self, batch: Dict[str, Any]) -> Dict[str, Any]:
+    def batch_forward(self, batch: dict[str, Any]) -> dict[str, Any]:
         """threestudio-3dgs's name for a whole batch."""
         return self(**batch)
 
@@ -83,11 +84,11 @@ class GaussianRasterizer(Rasterizer):
         fovy: Tensor,  # [B] radians
         height: int,
         width: int,
-        rays_d: Optional[Tensor] = None,  # [B, H, W, 3] any length; only a background module needs them
-        bg_color: Optional[Tensor] = None,  # [3], [B, 3] or [B, H, W, 3], in place of the background
-        light_positions: Optional[Tensor] = None,  # [B, 3]; only shading needs them
+        rays_d: Tensor | None = None,  # [B, H, W, 3] any length; only a background module needs them
+        bg_color: Tensor | None = None,  # [3], [B, 3] or [B, H, W, 3], in place of the background
+        light_positions: Tensor | None = None,  # [B, 3]; only shading needs them
         **kwargs: Any,  # the rest of the batch
-    ) -> Dict[str, Any]:
+    ) -> dict[str, Any]:
         """Images [B, H, W, C] and, by Gaussian, viewspace_points [B, N, 2], radii and visibility_filter [B, N].
 
         comp_rgb; comp_rgb_fg, multiplied by opacity; comp_rgb_bg; opacity; depth, world units along the ray, multiplied
@@ -123,8 +124,8 @@ class GaussianRasterizer(Rasterizer):
         )  # fmt: skip
 
     def _images(
-        self, image: GaussianImage, directions: Tensor, c2w: Tensor, light_positions: Optional[Tensor]
-    ) -> Dict[str, Tensor]:
+        self, image: GaussianImage, directions: Tensor, c2w: Tensor, light_positions: Tensor | None
+    ) -> dict[str, Tensor]:
         output = {
             "comp_rgb_fg": image.color[..., :3],
             "opacity": image.opacity,
@@ -144,7 +145,7 @@ class GaussianRasterizer(Rasterizer):
             return F.normalize(image.color[..., 3:6], dim=-1)
         return normals_from_depth(image.depth / image.opacity.clamp(min=1e-6), directions, c2w)
 
-    def _background_image(self, opacity: Tensor, rays_d: Optional[Tensor], bg_color: Optional[Tensor]) -> Tensor:
+    def _background_image(self, opacity: Tensor, rays_d: Tensor | None, bg_color: Tensor | None) -> Tensor:
         """[B, H, W, 3]"""
         shape = (*opacity.shape[:3], 3)
         if bg_color is None:
@@ -152,14 +153,14 @@ class GaussianRasterizer(Rasterizer):
         bg_color = bg_color.to(opacity)
         return (bg_color[:, None, None] if bg_color.dim() == 2 else bg_color).expand(shape)
 
-    def _own_background(self, shape: Tuple[int, ...], rays_d: Optional[Tensor]) -> Tensor:
+    def _own_background(self, shape: tuple[int, ...], rays_d: Tensor | None) -> Tensor:
         color = self.back_ground_color
         if self.training and torch.rand(()).item() >= self.cfg.invert_bg_prob:
             color = 1 - color
         return color.expand(shape)
 
 
-def _check_finite(output: Dict[str, Tensor]) -> None:
+def _check_finite(output: dict[str, Tensor]) -> None:
     for name, value in output.items():
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"renderer.debug: {name} has values that are not finite")
@@ -168,7 +169,7 @@ def _check_finite(output: Dict[str, Tensor]) -> None:
 class GaussianRasterizerWithBackground(GaussianRasterizer):
     """The background module behind the Gaussians, by the direction of each ray."""
 
-    def _own_background(self, shape: Tuple[int, ...], rays_d: Optional[Tensor]) -> Tensor:
+    def _own_background(self, shape: tuple[int, ...], rays_d: Tensor | None) -> Tensor:
         if rays_d is None:
             raise ValueError("diff-gaussian-rasterizer-background: the batch has no rays_d")
         return self.background(dirs=F.normalize(rays_d, dim=-1))
@@ -186,8 +187,8 @@ class GaussianRasterizerWithShading(GaussianRasterizerWithBackground):
     gives_normals = True
 
     def _images(
-        self, image: GaussianImage, directions: Tensor, c2w: Tensor, light_positions: Optional[Tensor]
-    ) -> Dict[str, Tensor]:
+        self, image: GaussianImage, directions: Tensor, c2w: Tensor, light_positions: Tensor | None
+    ) -> dict[str, Tensor]:
         output = super()._images(image, directions, c2w, light_positions)
         if light_positions is None:
             raise ValueError("diff-gaussian-rasterizer-shading: the batch has no light_positions")

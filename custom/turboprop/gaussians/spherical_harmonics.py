@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 
 import torch
-from threestudio.ops.spherical_harmonics import real_spherical_harmonics
 from torch import Tensor
+
+from threestudio.ops.spherical_harmonics import real_spherical_harmonics
 
 MAX_DEGREE = 3
 DC = math.sqrt(1 / (4 * math.pi))  # the basis function of degree 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict
+from typing import Any
+
+import torch
+from torch import Tensor
 
 import threestudio
-import torch
 from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.score_distillation import ScoreDistillationSystem
-from torch import Tensor
 
 from .losses import GAUSSIAN_LOSSES, PICTURE_LOSSES
 from .training import GaussianTraining
@@ -29,20 +30,20 @@ class GaussianSplattingSystem(GaussianTraining, ScoreDistillationSystem):
     def own_weights(self) -> LossWeights:
         return LossWeights(optional=tuple(f"lambda_{name}" for name in (*GAUSSIAN_LOSSES, *PICTURE_LOSSES)))
 
-    def forward(self, batch: Dict[str, Any]) -> Dict[str, Any]:
+    def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
         return self.renderer.batch_forward(batch)
 
-    def training_step(self, batch: Dict[str, Any], batch_idx: int) -> Dict[str, Tensor]:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         out = self(batch)
         return self.weighted_sum({**self.guide(out["comp_rgb"], batch), **self._regularizers(out)})
 
-    def _regularizers(self, out: Dict[str, Any]) -> Dict[str, Tensor]:
+    def _regularizers(self, out: dict[str, Any]) -> dict[str, Tensor]:
         gaussians = self.geometry.gaussians()
         losses = {f"loss_{name}": loss(gaussians) for name, loss in GAUSSIAN_LOSSES.items() if self.weight(name) != 0}
         losses.update({f"loss_{name}": loss(out) for name, loss in PICTURE_LOSSES.items() if self.weight(name) != 0})
         return losses
 
-    def validation_step(self, batch: Dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
         if self.cfg.visualize_samples and int(batch["index"][0]) == 0:
             with torch.no_grad():

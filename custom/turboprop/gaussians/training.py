@@ -9,11 +9,12 @@ draws, and all that it goes by is in the checkpoint: a resumed run changes the s
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any
 
-import threestudio
 import torch
 from omegaconf import OmegaConf
+
+import threestudio
 from threestudio.systems.utils import parse_optimizer, with_guidance_group
 from threestudio.utils.errors import UserError
 
@@ -49,7 +50,7 @@ def optimizer_config(system: Any) -> Any:
 class GaussianTraining:
     """Mixed with a system that has a GaussianSplatting geometry and a renderer of this folder."""
 
-    def configure_optimizers(self) -> Dict[str, Any]:
+    def configure_optimizers(self) -> dict[str, Any]:
         if not isinstance(self.geometry, GaussianSplatting):
             raise UserError(f"system.geometry_type: expected gaussian-splatting, got a {type(self.geometry).__name__}")
         if self.cfg.scheduler is not None:

@@ -1,3 +1,3 @@
 """What multi-view teachers ask of a training: cameras in sets, and threestudio-mvdream's modules by their names."""
 
-from . import background, data, system  # noqa: F401
+from . import background, data, system

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import threestudio
 from torch import Tensor
+
+import threestudio
 
 HostBackground = threestudio.find("neural-environment-map-background")
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any
 
 import pytorch_lightning as pl
+from torch.utils.data import DataLoader, IterableDataset
+
 import threestudio
 from threestudio.data.uncond import RandomCameraDataModuleConfig, RandomCameraDataset, RandomCameraIterableDataset
 from threestudio.utils.base import Updateable
 from threestudio.utils.config import parse_structured
-from torch.utils.data import DataLoader, IterableDataset
 
 from .view_sets import ViewSets
 
@@ -21,7 +23,7 @@ class MultiViewCameraConfig(RandomCameraDataModuleConfig):
 
     n_view: int = 1  # cameras of a set
     relative_radius: bool = True  # camera_distance_range is in units of 1 / tan(fovy / 2)
-    zoom_range: Tuple[float, float] = (1.0, 1.0)  # factors on the field of view once the distance is set
+    zoom_range: tuple[float, float] = (1.0, 1.0)  # factors on the field of view once the distance is set
 
 
 class MultiViewIterableDataset(IterableDataset, Updateable):
@@ -41,7 +43,7 @@ class MultiViewIterableDataset(IterableDataset, Updateable):
         while True:
             yield {}
 
-    def collate(self, batch: Any) -> Dict[str, Any]:
+    def collate(self, batch: Any) -> dict[str, Any]:
         """What threestudio's cameras hold, set by set."""
         return self.sets.draw(self.cameras)
 
@@ -52,12 +54,12 @@ class MultiViewCameraDataModule(pl.LightningDataModule):
 
     cfg: MultiViewCameraConfig
 
-    def __init__(self, cfg: Optional[Any] = None) -> None:
+    def __init__(self, cfg: Any | None = None) -> None:
         super().__init__()
         self.cfg = parse_structured(MultiViewCameraConfig, cfg)
         self.sets = ViewSets(self.cfg.n_view, self.cfg.relative_radius, tuple(self.cfg.zoom_range))
 
-    def setup(self, stage: Optional[str] = None) -> None:
+    def setup(self, stage: str | None = None) -> None:
         if stage in (None, "fit"):
             self.train_dataset = MultiViewIterableDataset(self.cfg, self.sets)
         if stage in (None, "fit", "validate"):

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from threestudio.data.uncond import RandomCameraIterableDataset
 from threestudio.utils.errors import UserError
-from torch import Tensor
 
 
 @dataclass(frozen=True)

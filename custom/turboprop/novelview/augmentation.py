@@ -8,8 +8,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from threestudio.utils.errors import UserError
 from torch import Tensor
+
+from threestudio.utils.errors import UserError
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 # RGB to luma and two colour differences in which a turn is a change of hue (YIQ, NTSC 1953).

@@ -6,9 +6,10 @@ from +z is theta = 90 degrees - e.
 """
 
 import torch
+from torch import Tensor
+
 from threestudio.data.cameras import cartesian_to_spherical
 from threestudio.utils.errors import UserError
-from torch import Tensor
 
 POSE_NUMBERS = 4
 # What the fourth number is. zero123 and zero123-xl: the difference of the distances. stable-zero123: the polar angle of

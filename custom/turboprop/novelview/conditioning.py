@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from threestudio.utils.errors import UserError
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from threestudio.utils.errors import UserError
 
 from .camera_pose import POSE_NUMBERS
 

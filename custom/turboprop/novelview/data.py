@@ -7,17 +7,18 @@ resumed run sees the same batches.
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import pytorch_lightning as pl
-import threestudio
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import threestudio
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
 from threestudio.utils.keyed_random import step_key
 from threestudio.utils.misc import get_rank
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from .latent_cache import LatentCache, open_latent_cache
 from .renders import BrokenFolder, FolderIndex, open_index, read_camera, read_render, split_of, view_numbers
@@ -67,9 +68,7 @@ class ViewPairs(Dataset):
     target_moments [2, C, h, w] in the place of target_image.
     """
 
-    def __init__(
-        self, index: FolderIndex, numbers: range, image_size: int, latents: Optional[LatentCache] = None
-    ) -> None:
+    def __init__(self, index: FolderIndex, numbers: range, image_size: int, latents: LatentCache | None = None) -> None:
         self.index, self.numbers, self.image_size, self.latents = index, numbers, image_size, latents
 
     def __getitem__(self, key: int) -> dict[str, Any]:

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threestudio.utils.errors import UserError
 import torch
-from threestudio.utils.keyed_random import step_key
 from torch import Tensor
+
+from threestudio.utils.errors import UserError
+from threestudio.utils.keyed_random import step_key
 
 from .picture_quality import BACKBONES, QualityMeter
 from .renders import BrokenFolder, evaluation_folders, read_view, view_numbers

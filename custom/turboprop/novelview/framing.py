@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from threestudio.utils.picture_files import COVERED, padded
-from threestudio.utils.errors import UserError
 from torch import Tensor
+
+from threestudio.utils.errors import UserError
+from threestudio.utils.picture_files import COVERED, padded
 
 MODES = ("auto", "center", "keep")
 

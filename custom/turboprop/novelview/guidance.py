@@ -7,15 +7,16 @@ All are the distillation guidance of the text teachers with another teacher and 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Optional
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
 
 import threestudio
-import torch
 from threestudio.data.reference_views import ReferenceViews
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
 from threestudio.utils.value_checks import Scheduled
-from torch import Tensor
 
 from ..distillation.guidance import DistillationGuidance
 from ..distillation.methods import Conditions
@@ -75,9 +76,9 @@ class NovelViewGuidance(DistillationGuidance):
         framing: dict = field(default_factory=dict)  # how a single picture is centred and scaled, see framing
 
     cfg: Config
-    fourth_number: ClassVar[Optional[str]] = None  # of the model's relative camera; None: as the model says
+    fourth_number: ClassVar[str | None] = None  # of the model's relative camera; None: as the model says
 
-    def configure(self, teacher: Optional[Teacher] = None, views: Optional[ReferenceViews] = None) -> None:
+    def configure(self, teacher: Teacher | None = None, views: ReferenceViews | None = None) -> None:
         super().configure(teacher)
         if not isinstance(self.teacher, NovelViewTeacher):
             raise UserError(
@@ -111,7 +112,7 @@ class NovelViewGuidance(DistillationGuidance):
         return super().__call__(rgb, prompt_utils, *cameras, rgb_as_latents, guidance_eval, **kwargs)
 
 
-def load_novel_view_teacher(cfg: Any, device: torch.device, fourth_number: Optional[str] = None) -> NovelViewTeacher:
+def load_novel_view_teacher(cfg: Any, device: torch.device, fourth_number: str | None = None) -> NovelViewTeacher:
     """The teacher that a guidance's config names."""
     threestudio.info(f"Loading the novel-view model {cfg.pretrained_model_name_or_path} ...")
     return NovelViewTeacher.from_pretrained(

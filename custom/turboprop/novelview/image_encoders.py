@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from threestudio.utils.errors import UserError
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from threestudio.utils.errors import UserError
 
 CLIP_MEAN_STD = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threestudio.utils.errors import MissingFileError, UserError
 import torch
 from torch import Tensor
+
+from threestudio.utils.errors import MissingFileError, UserError
 
 from .renders import BrokenFolder, FolderIndex, open_index, read_render, view_numbers
 

@@ -13,11 +13,12 @@ import copy
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
-from threestudio.utils.errors import UserError
 from torch import Tensor
+
+from threestudio.utils.errors import UserError
 
 from ..teachers.loading import load_part
 from ..teachers.weights import model_folder, part_classes, part_folder, weight_files, weight_variant
@@ -37,7 +38,7 @@ def fourth_number_of(name: str) -> str:
 
 def load_novel_view_model(
     pretrained_model_name_or_path: str,  # a folder, a hub id, or a .ckpt file
-    fourth_number: Optional[str] = None,  # of foreign files; None: by their name
+    fourth_number: str | None = None,  # of foreign files; None: by their name
 ) -> NovelViewModel:
     """The model in one of the layouts above, float32, on the CPU, in evaluation mode.
 
@@ -61,7 +62,7 @@ def load_novel_view_model(
     )
 
 
-def _load_own(name: str, parts: dict[str, str], fourth_number: Optional[str]) -> NovelViewModel:
+def _load_own(name: str, parts: dict[str, str], fourth_number: str | None) -> NovelViewModel:
     encoders = [part for part in ("image_encoder", "feature_encoder") if part in parts]
     folder = model_folder(name, ("unet", "vae", "scheduler", "conditioning", *encoders))
     settings = read_settings(folder / "conditioning" / "config.json")
@@ -186,7 +187,7 @@ def save_novel_view_model(
     model: NovelViewModel,
     folder: Path,
     dtype: torch.dtype = torch.float32,  # of the saved weights
-    shared: Optional[dict[str, str]] = None,  # parts that are elsewhere, and where, as `weights.part_folder` has it
+    shared: dict[str, str] | None = None,  # parts that are elsewhere, and where, as `weights.part_folder` has it
 ) -> None:
     """Writes our own layout; what was there under the same names is overwritten."""
     shared = shared or {}

@@ -5,12 +5,13 @@ It is composed, not derived: UNet2DConditionModel, AutoencoderKL, frozen image e
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
 
 import torch
-from threestudio.utils.errors import UserError
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from threestudio.utils.errors import UserError
 
 from ..teachers.noise_schedule import PREDICTION_TYPES, to_epsilon
 from .camera_pose import check_fourth_number
@@ -107,7 +108,7 @@ class NovelViewModel(nn.Module):
         settings: NovelViewSettings,
         alphas_cumprod: Tensor,
         prediction_type: str = "epsilon",
-        feature_encoder: Optional[ImageEncoder] = None,
+        feature_encoder: ImageEncoder | None = None,
     ) -> None:
         super().__init__()
         settings.check()
@@ -121,7 +122,7 @@ class NovelViewModel(nn.Module):
         self.register_buffer("alphas_cumprod", alphas_cumprod.float(), persistent=False)
         width = image_encoder.pooled_width if settings.tokens == "pooled" else image_encoder.width
         self.tokens = TokenProjection(width, int(unet.config.cross_attention_dim), settings.normalize_tokens)
-        self.injection: Optional[FeatureInjection] = None
+        self.injection: FeatureInjection | None = None
         if settings.feature_layers:
             source = self._feature_source
             wrong = [layer for layer in settings.feature_layers if not 0 <= layer < source.num_layers]
@@ -189,8 +190,8 @@ class NovelViewModel(nn.Module):
     def encode_view(
         self,
         images: Tensor,  # [B, 3, S, S] in [-1, 1], of the autoencoder's size
-        latents: Optional[Tensor] = None,  # [B, 4, h, w], of `input_latents`, where they are known
-        seen: Optional[Tensor] = None,  # [B, 3, S, S], what the encoders see, where that differs
+        latents: Tensor | None = None,  # [B, 4, h, w], of `input_latents`, where they are known
+        seen: Tensor | None = None,  # [B, 3, S, S], what the encoders see, where that differs
     ) -> EncodedView:
         """What the frozen parts say about input views."""
         if latents is None:
@@ -206,7 +207,7 @@ class NovelViewModel(nn.Module):
         self,
         view: EncodedView,  # of B views
         pose: Tensor,  # [B, 4], see camera_pose
-        dropout: Optional[ConditionDropout] = None,  # what is left out, in training
+        dropout: ConditionDropout | None = None,  # what is left out, in training
     ) -> NovelViewCondition:
         """The UNet's condition; differentiable in the trained layers."""
         vectors = view.vectors

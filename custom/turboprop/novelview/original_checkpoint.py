@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from threestudio.utils.errors import MissingFileError, UserError
 from torch import Tensor, nn
+
+from threestudio.utils.errors import MissingFileError, UserError
 
 from ..teachers.noise_schedule import scaled_linear_alphas_cumprod
 from .image_encoders import ImageEncoder

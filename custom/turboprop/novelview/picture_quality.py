@@ -1,11 +1,12 @@
 """How near drawn views are to the true ones: PSNR, SSIM, and LPIPS where a package for it is there."""
 
 from collections.abc import Callable
-from typing import Any, Optional
+from typing import Any
 
 import torch
-from threestudio.utils.errors import UserError
 from torch import Tensor
+
+from threestudio.utils.errors import UserError
 
 from ..evaluation.picture_metrics import psnr_of_each, structural_similarity_of_each
 
@@ -13,7 +14,7 @@ BACKBONES = ("vgg", "alex", "squeeze")
 Perceptual = Callable[[Tensor, Tensor], Tensor]  # two of [B, 3, S, S] in [0, 1] -> [B]
 
 
-def perceptual_distance(backbone: str, device: torch.device) -> tuple[Optional[Perceptual], str]:
+def perceptual_distance(backbone: str, device: torch.device) -> tuple[Perceptual | None, str]:
     """LPIPS (Zhang et al. 2018, arXiv 1801.03924) with one backbone, and how it was computed; or None, and why.
 
     Of the package `lpips`, else of torchmetrics with torchvision.

@@ -15,14 +15,15 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import threestudio
 import torch
+from torch import Tensor
+
+import threestudio
 from threestudio.data.cameras import spherical_to_cartesian
 from threestudio.data.reference_views import ReferenceViews, orbit_camera
+from threestudio.utils.errors import UserError
 from threestudio.utils.ops import invert_pose
 from threestudio.utils.picture_files import padded, read_object
-from threestudio.utils.errors import UserError
-from torch import Tensor
 
 from ..fitting.transforms_file import pinhole, read_frames
 from .framing import FramingConfig, framed, is_framed

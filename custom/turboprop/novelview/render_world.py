@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from threestudio.utils.errors import UserError
 import torch
 from torch import Tensor
+
+from threestudio.utils.errors import UserError
 
 from ..world.cameras import orbit_c2w
 from ..world.captions import ObjectSpec, all_specs, caption, held_out

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from threestudio.utils.errors import MissingFileError, UserError
 import torch
 from torch import Tensor
+
+from threestudio.utils.errors import MissingFileError, UserError
 
 from ..fitting.posed_views import read_picture
 from ..teachers.text import cache_folder

@@ -1,11 +1,11 @@
 """New views from noise: DDIM with classifier-free guidance."""
 
 from collections.abc import Callable
-from typing import Optional
 
 import torch
-from threestudio.utils.errors import UserError
 from torch import Tensor
+
+from threestudio.utils.errors import UserError
 
 from ..teachers.noise_schedule import remove_noise
 from .condition import NovelViewCondition
@@ -35,7 +35,7 @@ def sample_latents(
     num_steps: int = 50,
     guidance_scale: float = 3.0,  # 1: the null condition is not asked
     eta: float = 1.0,  # 0: deterministic; 1: as noisy as DDPM, which zero-1-to-3 uses
-    step_noise: Optional[Callable[[int], Tensor]] = None,  # [B, C, h, w] of step 0, 1, ...; None: torch's generator
+    step_noise: Callable[[int], Tensor] | None = None,  # [B, C, h, w] of step 0, 1, ...; None: torch's generator
 ) -> Tensor:
     """Latents of the views that the condition asks for. Returns [B, C, h, w], in the unit that the diffusion runs in.
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+
 from threestudio.utils.errors import MissingFileError, UserError
 
 from ..teachers.loading import load_part

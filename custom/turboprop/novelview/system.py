@@ -5,15 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 import threestudio
-import torch
 from threestudio.systems.base import BaseSystem
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
 from threestudio.utils.value_checks import Scheduled
-from torch import Tensor, nn
 
 from ..small_models.training import average_weights
 from .augmentation import PhotometricAugmentation
@@ -93,11 +94,11 @@ class NovelViewSystem(BaseSystem):
             if part is not None:
                 cast_module(part, FROZEN_TYPES[cfg.frozen_precision])
         self.model.train()
-        self.average: Optional[nn.ModuleDict] = None
+        self.average: nn.ModuleDict | None = None
         if cfg.ema_decay > 0:
             copies = {name: copy.deepcopy(part) for name, part in self.model.trained_parts().items()}
             self.average = nn.ModuleDict(copies).eval().requires_grad_(False)
-        self._meter: Optional[QualityMeter] = None
+        self._meter: QualityMeter | None = None
 
     def _check(self) -> None:
         cfg = self.cfg

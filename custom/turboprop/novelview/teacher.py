@@ -1,7 +1,5 @@
 """A novel-view diffusion model as a teacher: its condition is a picture and the camera from which to see the object."""
 
-from typing import Optional
-
 import torch
 from torch import Tensor
 
@@ -26,7 +24,7 @@ class NovelViewTeacher(Teacher[NovelViewCondition]):
         self.alphas_cumprod = model.alphas_cumprod
         self.latent_channels = model.latent_channels
         self.latent_size, self.image_size = model.latent_size, model.image_size
-        self._last_view: Optional[tuple[Tensor, int, EncodedView]] = None  # picture, its version, what came of it
+        self._last_view: tuple[Tensor, int, EncodedView] | None = None  # picture, its version, what came of it
 
     @classmethod
     def from_pretrained(
@@ -34,7 +32,7 @@ class NovelViewTeacher(Teacher[NovelViewCondition]):
         pretrained_model_name_or_path: str,  # a folder or hub id in one of the known layouts, or a .ckpt file
         device: torch.device | str = "cpu",
         half_precision_weights: bool = False,  # float16 weights and compute; on a CPU always float32
-        fourth_number: Optional[str] = None,  # see camera_pose; None: as the folder says, else zero123's
+        fourth_number: str | None = None,  # see camera_pose; None: as the folder says, else zero123's
     ) -> "NovelViewTeacher":
         """Loads a teacher; see `loading.load_novel_view_model` for the layouts.
 
@@ -48,7 +46,7 @@ class NovelViewTeacher(Teacher[NovelViewCondition]):
         model = load_novel_view_model(pretrained_model_name_or_path, fourth_number=fourth_number)
         return cls(model.cast(torch.float16 if half else torch.float32).to(device))
 
-    def encode(self, images: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         vae = self.model.vae
         with torch.autocast(self.device.type, enabled=False):
             posterior = vae.encode(images.to(vae.dtype)).latent_dist

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from threestudio.utils.errors import UserError
 from torch import Tensor
+
+from threestudio.utils.errors import UserError
 
 
 def uniform_quantile(uniform: Tensor, num_timesteps: int) -> Tensor:  # [B] in (0, 1)

@@ -1,7 +1,7 @@
 """One training step of a novel-view model, and its loss at fixed timesteps: functions of a model and a batch."""
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ class TrainingRule:
 
     timesteps: TimestepSampling
     condition_dropout: float = 0.05  # see condition.draw_condition_dropout
-    photometric: Optional[PhotometricAugmentation] = None  # None: the encoders see the picture as it is
+    photometric: PhotometricAugmentation | None = None  # None: the encoders see the picture as it is
     min_snr_gamma: float = 0.0  # 0: every timestep counts the same
 
 
@@ -46,9 +46,7 @@ def clean_latents(model: NovelViewModel, batch: dict[str, Any], sampled: bool) -
     return target * model.vae.config.scaling_factor, given
 
 
-def encoded_view(
-    model: NovelViewModel, batch: dict[str, Any], given: Tensor, rule: Optional[TrainingRule]
-) -> EncodedView:
+def encoded_view(model: NovelViewModel, batch: dict[str, Any], given: Tensor, rule: TrainingRule | None) -> EncodedView:
     """What the frozen parts say about the batch's input views, whose latents are `given` [B, C, h, w]."""
     images = batch["input_image"]
     seen = None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
+
+from torch import Tensor
 
 import threestudio
 from threestudio.data.reference_views import ReferenceViews
 from threestudio.utils.base import BaseModule
 from threestudio.utils.errors import UserError
 from threestudio.utils.value_checks import Scheduled
-from torch import Tensor
 
 from ..distillation.unified import UnifiedConfig, check_unified, renamed, unified_keys
 from ..teachers.contract import Teacher
@@ -43,7 +44,7 @@ class Zero123UnifiedGuidance(BaseModule):
         """X of each loss_X that every step returns."""
         return ("sd",)
 
-    def configure(self, teacher: Optional[Teacher] = None, views: Optional[ReferenceViews] = None) -> None:
+    def configure(self, teacher: Teacher | None = None, views: ReferenceViews | None = None) -> None:
         check_unified(self.cfg)
         if self.cfg.guidance_type == "vsd":
             raise UserError("guidance_type: zero123-unified-guidance has sds alone; expected sds, got vsd")

@@ -1,3 +1,3 @@
 """Picard iterations: many training steps at once (DreamPropeller, arXiv 2311.17082)."""
 
-from . import dreampropeller, system_mixin  # noqa: F401
+from . import dreampropeller, system_mixin

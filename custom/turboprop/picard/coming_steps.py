@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from threestudio.utils.base import update_if_possible
 from threestudio.utils.keyed_random import seed_step
@@ -22,8 +22,8 @@ class ComingBatches:
 
     def __init__(self, system: Any) -> None:
         self._system = system
-        self._epoch: Optional[int] = None
-        self._batches: Dict[int, Any] = {}
+        self._epoch: int | None = None
+        self._batches: dict[int, Any] = {}
 
     def get(self, index: int, step: int) -> Any:
         """The batch of loader index `index` and step number `step`: a copy, as steps write into their batch."""
@@ -38,7 +38,7 @@ class ComingBatches:
         trainer, seed = self._system.trainer, self._system.run_seed
         self._epoch, self._batches, self._next = trainer.current_epoch, {}, finished_batches(trainer)
         self._loader = plain_train_loader(trainer)
-        self._position: Optional[int] = None  # in an epoch of finite length
+        self._position: int | None = None  # in an epoch of finite length
         epoch = 0
         if math.isfinite(trainer.num_training_batches):
             epoch, self._position = divmod(self._next, int(trainer.num_training_batches))
@@ -80,7 +80,7 @@ def batches_left(trainer: Any, batch_idx: int) -> float:
     return left
 
 
-def coming_settings(system: Any, batch_idx: int, count: int) -> List[GroupSettings]:
+def coming_settings(system: Any, batch_idx: int, count: int) -> list[GroupSettings]:
     """Settings of the optimizer's groups at the next `count` updates, by the schedules that the trainer will step."""
     trainer = system.trainer
     optimizer = trainer.optimizers[0]

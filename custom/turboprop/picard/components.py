@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator, List, Set
+from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -14,14 +15,14 @@ from .contract import SharesParameters
 TORCH_INTERNAL = frozenset(vars(nn.Module())) - {"training"}  # what torch keeps in every module
 
 
-def reachable_components(system: nn.Module) -> List[Any]:
+def reachable_components(system: nn.Module) -> list[Any]:
     """All modules, and all things with an update of each step, that are reached from a system: each once.
 
     Data sets are left out: they draw for all slots, one after the other.
     """
-    found: List[Any] = []
-    seen: Set[int] = set()
-    waiting: List[Any] = [system]
+    found: list[Any] = []
+    seen: set[int] = set()
+    waiting: list[Any] = [system]
     while waiting:
         value = waiting.pop()
         if id(value) in seen or isinstance(value, Dataset):

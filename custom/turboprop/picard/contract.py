@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterable, Mapping, Optional, Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -28,7 +29,7 @@ class UpdatesBuffersAlone(Protocol):
 class ChangesStructure(Protocol):
     """A module whose parameters are now and then exchanged for others, of other shapes."""
 
-    def next_structure_change(self, epoch: int, step: int) -> Optional[int]:
+    def next_structure_change(self, epoch: int, step: int) -> int | None:
         """The first number of finished steps after `step` at which that may happen; None: never again."""
 
 

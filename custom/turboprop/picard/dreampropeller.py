@@ -7,7 +7,8 @@ Facts of its configs and launchers: arXiv 2311.17082, and github.com/alexzhou907
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import threestudio
 from threestudio.utils.errors import UserError

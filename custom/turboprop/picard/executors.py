@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Callable, Dict, List, Optional, Protocol, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,10 @@ from .processes.sharding import Sharding
 class SlotExecutor(Protocol):
     """Computes the slots that are one process's own."""
 
-    def __call__(self, points: Sequence[Point]) -> List[Evaluation]:
+    def __call__(self, points: Sequence[Point]) -> list[Evaluation]:
         """The gradients at all points."""
 
-    def bind(self, trained: Dict[str, nn.Parameter], values: Tensors) -> Dict[str, nn.Parameter]:
+    def bind(self, trained: dict[str, nn.Parameter], values: Tensors) -> dict[str, nn.Parameter]:
         """Gives a slot's values to the system's parameters. Returns those that the slot's gradients come to."""
 
     def backward(self, loss: Tensor) -> None:
@@ -48,10 +49,10 @@ class InProcess:
     def __init__(self, evaluate: Callable[[Point], Evaluation]) -> None:
         self._evaluate = evaluate
 
-    def __call__(self, points: Sequence[Point]) -> List[Evaluation]:
+    def __call__(self, points: Sequence[Point]) -> list[Evaluation]:
         return [self._evaluate(point) for point in points]
 
-    def bind(self, trained: Dict[str, nn.Parameter], values: Tensors) -> Dict[str, nn.Parameter]:
+    def bind(self, trained: dict[str, nn.Parameter], values: Tensors) -> dict[str, nn.Parameter]:
         for name, parameter in trained.items():
             parameter.data = values[name]
         return trained
@@ -70,17 +71,17 @@ class Distributed:
 
     def __init__(
         self,
-        evaluate: Callable[[Sequence[Point]], List[Evaluation]],  # whole points of this rank's own slots
+        evaluate: Callable[[Sequence[Point]], list[Evaluation]],  # whole points of this rank's own slots
         communication: Communication,
         sharding: Sharding,  # to be exchanged where the parameters are
-        dtype: Optional[torch.dtype] = None,  # of gradients on their way; None: as they are
+        dtype: torch.dtype | None = None,  # of gradients on their way; None: as they are
     ) -> None:
         self.sharding = sharding
         self._evaluate = evaluate
         self._communication = communication
         self._dtype = dtype
 
-    def __call__(self, points: Sequence[Point]) -> List[Evaluation]:
+    def __call__(self, points: Sequence[Point]) -> list[Evaluation]:
         mine = collect(self._communication, self.sharding, points)
         evaluations = [self._on_its_way(evaluation) for evaluation in self._evaluate(mine)] if mine else []
         return distribute(self._communication, self.sharding, evaluations, len(points))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 from .engine.window import Round
 from .processes.pace import RoundSeconds
@@ -22,21 +23,21 @@ class RoundFigures(NamedTuple):
 
 class History:
     def __init__(self) -> None:
-        self.rows: List[RoundFigures] = []
-        self.seconds: List[RoundSeconds] = []  # of the same rounds; no two runs have the same
+        self.rows: list[RoundFigures] = []
+        self.seconds: list[RoundSeconds] = []  # of the same rounds; no two runs have the same
         self.missed = 0  # steps whose optimizer settings were not those that the rollout reckoned with
 
     @staticmethod
-    def of(rows: Sequence[Sequence[Any]], seconds: Sequence[Sequence[float]]) -> "History":
+    def of(rows: Sequence[Sequence[Any]], seconds: Sequence[Sequence[float]]) -> History:
         history = History()
         history.rows = [RoundFigures(*row) for row in rows]
         history.seconds = [RoundSeconds(*map(float, row)) for row in seconds]
         return history
 
-    def rows_as_lists(self) -> List[List[Any]]:
+    def rows_as_lists(self) -> list[list[Any]]:
         return [list(row) for row in self.rows]
 
-    def seconds_as_lists(self) -> List[List[float]]:
+    def seconds_as_lists(self) -> list[list[float]]:
         return [list(row) for row in self.seconds]
 
     def add(self, result: Round, seconds: RoundSeconds) -> None:
@@ -52,7 +53,7 @@ class History:
         if steps:
             self.rows[-1] = self.rows[-1]._replace(stride=self.rows[-1].stride - steps, ended_by=ended_by)
 
-    def last_figures(self) -> Dict[str, float]:
+    def last_figures(self) -> dict[str, float]:
         row = self.rows[-1]
         return {name: float(value) for name, value in row._asdict().items() if name not in ("step", "ended_by")}
 

@@ -14,7 +14,7 @@ the windows, which is seldom accepted, would else learn nothing.
 
 from __future__ import annotations
 
-from typing import Dict, Sequence, Set
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from .engine.state import Gradients, State, Tensors
 from .engine.updates import OptimizerUpdate
 
 
-def local_weight_names(module: nn.Module) -> Set[str]:
+def local_weight_names(module: nn.Module) -> set[str]:
     """The full names of the parameters that are no part of the state."""
     return {
         f"{prefix}.{name}" if prefix else name
@@ -41,7 +41,7 @@ class LocalWeights:
         self,
         optimizer: torch.optim.Optimizer,  # of the trainer; has the weights' moments
         update: OptimizerUpdate,  # of the groups of these weights
-        parameters: Dict[str, nn.Parameter],
+        parameters: dict[str, nn.Parameter],
         keeps_all: bool,  # what every slot has taught; else that is for the true steps, see `learn`
     ) -> None:
         self._optimizer = optimizer
@@ -86,7 +86,7 @@ def local_weights_note(groups: Sequence[Sequence[str]], processes: int) -> str:
     )
 
 
-def split_groups(groups: Sequence[Sequence[str]], local: Set[str]) -> tuple:
+def split_groups(groups: Sequence[Sequence[str]], local: set[str]) -> tuple:
     """The groups of the state's parameters, and those of the local weights."""
     state = [[name for name in names if name not in local] for names in groups]
     return state, [[name for name in names if name in local] for names in groups]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +16,10 @@ class RandomState(NamedTuple):
     python: Any
     numpy: Any
     torch: Tensor
-    cuda: Optional[Tensor]
+    cuda: Tensor | None
 
     @staticmethod
-    def now() -> "RandomState":
+    def now() -> RandomState:
         cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         return RandomState(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
 

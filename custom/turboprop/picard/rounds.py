@@ -12,7 +12,7 @@ import math
 import time
 from collections import deque
 from functools import partial
-from typing import Any, Deque, Dict, List, Optional
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -51,10 +51,10 @@ class PicardRounds(pl.Callback):
         self._system = system
         self._own = own  # the system's hooks, without those that are mixed in
         self._history = History()
-        self._accepted: Deque[Evaluation] = deque()  # of coming steps
-        self._serving: Optional[Evaluation] = None  # of the step that runs
-        self._saved_window: Optional[Dict[str, Any]] = None
-        self._shards: Optional[Shards] = None  # of several processes
+        self._accepted: deque[Evaluation] = deque()  # of coming steps
+        self._serving: Evaluation | None = None  # of the step that runs
+        self._saved_window: dict[str, Any] | None = None
+        self._shards: Shards | None = None  # of several processes
 
     # ----------------------------------------------------------------------------- lifecycle
 
@@ -76,8 +76,8 @@ class PicardRounds(pl.Callback):
         trainer, config = self._system.trainer, self.config
         if len(trainer.optimizers) != 1:
             raise UserError(f"picard: expected a system with one optimizer, got {len(trainer.optimizers)}")
-        self._settings: Dict[int, GroupSettings] = {}  # of the optimizer's groups, by step
-        self._shown_parameters: List[int] = []
+        self._settings: dict[int, GroupSettings] = {}  # of the optimizer's groups, by step
+        self._shown_parameters: list[int] = []
         self._restart = True
         self._local_names = local_weight_names(self._system) if config.learning_teacher == "local" else set()
         state_groups, local_groups = split_groups(self._group_names(), self._local_names)
@@ -136,7 +136,7 @@ class PicardRounds(pl.Callback):
             if self.config.report and self._system._save_dir is not None and trainer.is_global_zero:
                 self._history.save(self._system.get_save_path("picard.csv"))
 
-    def save(self, checkpoint: Dict[str, Any]) -> None:
+    def save(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint ends the window: a resumed run goes on from the same state, and no guesses either."""
         if self._history.rows:
             self._history.take_back(len(self._accepted), "a checkpoint")
@@ -145,7 +145,7 @@ class PicardRounds(pl.Callback):
             checkpoint["picard_seconds"] = self._history.seconds_as_lists()  # apart: no two runs have the same
             self._restart = True
 
-    def load(self, checkpoint: Dict[str, Any]) -> None:
+    def load(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("picard")
         if saved is not None:
             self._saved_window = saved["window"]
@@ -166,7 +166,7 @@ class PicardRounds(pl.Callback):
         buffers.install(buffers.real)
         return answer
 
-    def serve_step(self) -> Dict[str, Tensor]:
+    def serve_step(self) -> dict[str, Tensor]:
         """In the place of a training step: the loss and the logs of its slot."""
         self._serving = self._accepted.popleft()
         record: StepRecord = self._serving.extra
@@ -213,7 +213,7 @@ class PicardRounds(pl.Callback):
 
     # -------------------------------------------------------------------------------- rounds
 
-    def _group_names(self) -> List[List[str]]:
+    def _group_names(self) -> list[list[str]]:
         names = {id(parameter): name for name, parameter in self._system.named_parameters()}
         groups = self._system.trainer.optimizers[0].param_groups
         return [[names[id(parameter)] for parameter in group["params"]] for group in groups]
@@ -253,7 +253,7 @@ class PicardRounds(pl.Callback):
         for line in self._pace.warnings(self._slots.seconds):
             threestudio.warn(line)
 
-    def _base(self, step: int, trained: Dict[str, nn.Parameter], auxiliaries: Dict[str, Tensor]) -> State:
+    def _base(self, step: int, trained: dict[str, nn.Parameter], auxiliaries: dict[str, Tensor]) -> State:
         """The true state; of several processes this one's part."""
         if self._shards is None:
             optimizer = self._system.trainer.optimizers[0]
@@ -264,7 +264,7 @@ class PicardRounds(pl.Callback):
             check_agreement(self._shards.communication, auxiliaries, step, "buffers")
         return base
 
-    def _limit(self, batch_index: int) -> Optional[int]:
+    def _limit(self, batch_index: int) -> int | None:
         """The longest window from here: to the end of the epoch or run, or the next change of structure."""
         trainer = self._system.trainer
         left = batches_left(trainer, batch_index)

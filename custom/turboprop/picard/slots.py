@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Dict, List, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class Slot:
     """What a system goes by while it computes a step ahead of the trainer."""
 
     step: int  # finished optimizer steps
-    logs: List[tuple] = field(default_factory=list)  # (arguments, keyword arguments) of self.log
+    logs: list[tuple] = field(default_factory=list)  # (arguments, keyword arguments) of self.log
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         self.logs.append(((name, value.detach() if isinstance(value, Tensor) else value, *args), kwargs))
@@ -37,12 +38,12 @@ class StepRecord(Movable):
     """What a slot's training step leaves besides gradients, to be handed to the true step."""
 
     loss: Tensor  # []
-    logs: List[tuple]  # as Slot's
+    logs: list[tuple]  # as Slot's
     random_state: RandomState  # at the end
-    not_finite: List[str]  # names of parameters whose gradients are not
+    not_finite: list[str]  # names of parameters whose gradients are not
     local_gradients: Gradients  # of local weights, where the true steps update them too; stays in its process
 
-    def to(self, device: torch.device) -> "StepRecord":
+    def to(self, device: torch.device) -> StepRecord:
         return replace(self, loss=self.loss.to(device), logs=moved(self.logs, device))
 
 
@@ -51,11 +52,11 @@ class RoundInputs:
     """What all slots of a round begin with."""
 
     batch_index: int  # the trainer's, of the base
-    trained: Dict[str, nn.Parameter]  # of the state
-    local: Dict[str, nn.Parameter]  # trained in this process alone, see local_weights.py
+    trained: dict[str, nn.Parameter]  # of the state
+    local: dict[str, nn.Parameter]  # trained in this process alone, see local_weights.py
     weights: LocalWeights
     buffers: SystemBuffers
-    executor: Callable[[Sequence[Point]], List[Evaluation]]  # for all slots of a window
+    executor: Callable[[Sequence[Point]], list[Evaluation]]  # for all slots of a window
 
 
 class SlotEvaluator:
@@ -69,9 +70,9 @@ class SlotEvaluator:
         self._batches = batches
         self._accumulated = accumulated
         self.executor: SlotExecutor  # of this process's own slots
-        self.seconds: List[float] = []  # of each slot of the last round
+        self.seconds: list[float] = []  # of each slot of the last round
 
-    def evaluate_all(self, points: Sequence[Point]) -> List[Evaluation]:
+    def evaluate_all(self, points: Sequence[Point]) -> list[Evaluation]:
         """The gradients of a window."""
         inputs = self.inputs
         real = {name: parameter.data for name, parameter in inputs.trained.items()}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,8 +19,8 @@ class SystemBuffers:
     """The buffers of a module by their full names, as they are when this is made."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._places: Dict[str, Tuple[nn.Module, str]] = {}
-        self._kinds: Dict[str, str] = {}
+        self._places: dict[str, tuple[nn.Module, str]] = {}
+        self._kinds: dict[str, str] = {}
         for prefix, owner in module.named_modules():
             kinds = owner.accumulated_buffers if isinstance(owner, AccumulatesBuffers) else {}
             for key, value in owner._buffers.items():
@@ -48,11 +49,11 @@ class SystemBuffers:
         values = {name: value.clone() for name, value in auxiliaries.items()}
         return {**values, **{name: torch.zeros_like(self.real[name]) for name in self._kinds}}
 
-    def marks(self) -> Dict[str, Tuple[int, int]]:
+    def marks(self) -> dict[str, tuple[int, int]]:
         """What differs later where a buffer has been changed or exchanged in between."""
         return {name: (id(value), value._version) for name, value in self.now().items()}
 
-    def changes_since(self, marks: Dict[str, Tuple[int, int]]) -> Changes:
+    def changes_since(self, marks: dict[str, tuple[int, int]]) -> Changes:
         """Raises ValueError for a buffer that is too large to be copied for each slot."""
         found: Changes = {}
         for name, value in self.now().items():
@@ -66,7 +67,7 @@ class SystemBuffers:
             found[name] = Change(self._kinds.get(name, "replace"), value)
         return found
 
-    def split(self, changes: Changes) -> Tuple[Changes, Changes]:
+    def split(self, changes: Changes) -> tuple[Changes, Changes]:
         """Changes of the state, and changes of what steps add to."""
         added = {name: change for name, change in changes.items() if name in self._kinds}
         return {name: change for name, change in changes.items() if name not in added}, added

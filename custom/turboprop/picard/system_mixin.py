@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -23,20 +23,20 @@ class PicardSystem(SystemMixin):
 
     config_group = "picard"
     processes_step_together = True
-    picard_slot: Optional[Slot] = None  # while a step is computed ahead of the trainer
+    picard_slot: Slot | None = None  # while a step is computed ahead of the trainer
 
     def configure(self) -> None:
         self.picard_rounds = PicardRounds(picard_config(self.cfg.picard), self, super())
         super().configure()
 
-    def configure_callbacks(self) -> List[Any]:
+    def configure_callbacks(self) -> list[Any]:
         return [*super().configure_callbacks(), WatchesRanks(self.picard_rounds.config.dead_after), self.picard_rounds]
 
     def on_train_start(self) -> None:
         super().on_train_start()
         self.picard_rounds.start()
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """All ranks must ask for it together, as they do for a checkpoint."""
         self.picard_rounds.gather()
         return super().state_dict(*args, **kwargs)
@@ -45,11 +45,11 @@ class PicardSystem(SystemMixin):
         self.picard_rounds.gather_parameters()
         super().on_validation_model_eval()
 
-    def on_save_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         self.picard_rounds.save(checkpoint)
 
-    def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.picard_rounds.load(checkpoint)
 
@@ -63,7 +63,7 @@ class PicardSystem(SystemMixin):
     def on_train_batch_start(self, batch: Any, batch_idx: int, *args: Any) -> Any:
         return self.picard_rounds.begin_step(batch, batch_idx, *args)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Dict[str, Tensor]:
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         return self.picard_rounds.serve_step()
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

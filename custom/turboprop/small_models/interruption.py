@@ -2,7 +2,7 @@
 
 import signal
 from types import FrameType
-from typing import Any, Optional, Self
+from typing import Any, Self
 
 
 class Interruption:
@@ -18,7 +18,7 @@ class Interruption:
         self._before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
         return self
 
-    def _ask(self, number: int, frame: Optional[FrameType]) -> None:
+    def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         self._restore()
 

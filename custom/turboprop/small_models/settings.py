@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -23,10 +23,10 @@ class Settings:
     work: Path  # checkpoints and pictures of the training
     device: torch.device
     seed: int
-    steps: Optional[int] = None  # None: the recipe's own
-    batch: Optional[int] = None  # None: the recipe's own
-    learning_rate: Optional[float] = None  # None: the recipe's own
-    views: Optional[Path] = None  # a saved view bank; None: one in the work folder
+    steps: int | None = None  # None: the recipe's own
+    batch: int | None = None  # None: the recipe's own
+    learning_rate: float | None = None  # None: the recipe's own
+    views: Path | None = None  # a saved view bank; None: one in the work folder
     view_count: int = 1024  # views of each kind to trace, if the bank is not there
     workers: int = 1  # processes that trace
     command: str = ""  # as it was given, for the card

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import threestudio
 import torch
+
+import threestudio
 
 from .contract import Teacher
 from .loading import LoadingOptions

@@ -7,11 +7,12 @@ method knows which teacher it has. Images inside teachers are [B, 3, H, W] in [-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Optional, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
-from threestudio.utils.errors import UserError
 from torch import Tensor
+
+from threestudio.utils.errors import UserError
 
 from .noise_schedule import add_noise
 
@@ -58,8 +59,8 @@ class Cameras:
     elevation: Tensor  # [B] degrees
     azimuth: Tensor  # [B] degrees
     distance: Tensor  # [B] world units
-    c2w: Optional[Tensor] = None  # [B, 4, 4], OpenGL axes
-    fovy: Optional[Tensor] = None  # [B] radians
+    c2w: Tensor | None = None  # [B, 4, 4], OpenGL axes
+    fovy: Tensor | None = None  # [B] radians
 
     def repeat_interleave(self, count: int) -> "Cameras":
         """Each camera `count` times in a row."""
@@ -92,11 +93,11 @@ class Teacher(ABC, Generic[ConditionT]):
     def encode(
         self,
         images: Tensor,  # [B, 3, image_size, image_size] in [-1, 1]
-        noise: Optional[Tensor] = None,  # [B, C, h, w]; None: drawn from torch's global generator
+        noise: Tensor | None = None,  # [B, C, h, w]; None: drawn from torch's global generator
     ) -> Tensor:
         """Latents of images, in the unit that the diffusion runs in. Returns [B, C, h, w], differentiable in `images`."""
 
-    def encoding_noise(self, images: Tensor) -> Optional[Tensor]:  # [B, 3, H, W]
+    def encoding_noise(self, images: Tensor) -> Tensor | None:  # [B, 3, H, W]
         """What `encode` draws for these images where no noise is given, by the same draws: [B, C, h, w]; here nothing."""
         return None
 
@@ -104,7 +105,7 @@ class Teacher(ABC, Generic[ConditionT]):
     def decode(self, latents: Tensor) -> Tensor:  # [B, C, h, w]
         """Images of latents. Returns [B, 3, image_size, image_size], near [-1, 1], differentiable in `latents`."""
 
-    def condition(self, embeddings: Tensor, cameras: Optional[Cameras], num_views: int = 1) -> Condition:
+    def condition(self, embeddings: Tensor, cameras: Cameras | None, num_views: int = 1) -> Condition:
         """What the teacher is asked about B samples: a text each [B, N, D], and where it wants to know, their cameras.
 
         Samples come in sets of `num_views` of one object. Here the text is all.

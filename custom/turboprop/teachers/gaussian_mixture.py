@@ -6,7 +6,6 @@ The idea of a mixture as an exact denoiser is common; see for instance Karras et
 
 import math
 from collections.abc import Sequence
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -31,7 +30,7 @@ class GaussianMixtureTeacher(Teacher[TextCondition]):
         ValueError: shapes that do not fit together, or a negative standard deviation.
     """
 
-    def __init__(self, means: Tensor, stds: Sequence[float] | Tensor, alphas_cumprod: Optional[Tensor] = None) -> None:
+    def __init__(self, means: Tensor, stds: Sequence[float] | Tensor, alphas_cumprod: Tensor | None = None) -> None:
         stds = torch.as_tensor(stds, dtype=means.dtype, device=means.device)
         if means.ndim != 4 or means.shape[-1] != means.shape[-2]:
             raise ValueError(f"means: expected shape [K, C, S, S], got {list(means.shape)}")
@@ -48,7 +47,7 @@ class GaussianMixtureTeacher(Teacher[TextCondition]):
         schedule = scaled_linear_alphas_cumprod() if alphas_cumprod is None else alphas_cumprod
         self.alphas_cumprod = schedule.to(means)
 
-    def encode(self, images: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """The images themselves; `noise` has no part in it."""
         return images
 

@@ -1,10 +1,11 @@
 """The Stable Diffusion family as a teacher, from a folder in diffusers' layout, at any size."""
 
-from typing import Any, Optional
+from typing import Any
 
 import torch
-from threestudio.utils.errors import UserError
 from torch import Tensor
+
+from threestudio.utils.errors import UserError
 
 from .autoencoder import decode_latents, downsampling, encode_latents, posterior_noise
 from .contract import Teacher, TextCondition
@@ -74,7 +75,7 @@ class LatentDiffusionTeacher(Teacher[TextCondition]):
         vae = load_part(AutoencoderKL, folder, "vae", torch_dtype=options.dtype(device), variant=variant)
         return cls(denoiser.unet, vae.to(device), denoiser.alphas_cumprod, denoiser.prediction_type)
 
-    def encode(self, images: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         return encode_latents(self.vae, images, self.encoding_noise(images) if noise is None else noise)
 
     def encoding_noise(self, images: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from threestudio.utils.errors import UserError
 from torch import Tensor
+
+from threestudio.utils.errors import UserError
 
 from .weights import PIXEL_PARTS, model_folder, part_folder, weight_variant
 

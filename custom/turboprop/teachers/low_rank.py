@@ -7,12 +7,13 @@ ProlificDreamer (Wang et al. 2023, arXiv 2305.16213), section 3.2: the score of 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import torch
-from threestudio.utils.errors import UserError
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from threestudio.utils.errors import UserError
 
 from .contract import Teacher, TextCondition
 from .loading import Denoiser
@@ -76,7 +77,7 @@ class LowRankTeacher(nn.Module, Teacher[CameraCondition]):
         self.multi_view = denoiser.multi_view
         self._layers, adapters = _inject(unet, rank)
         self.adapters = nn.ParameterDict(adapters)
-        self.camera_embedding: Optional[nn.Module] = None
+        self.camera_embedding: nn.Module | None = None
         if not denoiser.multi_view:
             width = unet.time_embedding.linear_2.out_features
             self.camera_embedding = _camera_embedding(width).to(self.device)
@@ -88,10 +89,10 @@ class LowRankTeacher(nn.Module, Teacher[CameraCondition]):
         for layer in self._layers:
             yield from (m for m in layer.modules() if any(id(p) in own for p in m.parameters(recurse=False)))
 
-    def encode(self, images: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         return self._base[0].encode(images, noise)
 
-    def encoding_noise(self, images: Tensor) -> Optional[Tensor]:
+    def encoding_noise(self, images: Tensor) -> Tensor | None:
         return self._base[0].encoding_noise(images)
 
     def decode(self, latents: Tensor) -> Tensor:

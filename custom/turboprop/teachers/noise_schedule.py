@@ -4,8 +4,9 @@ Notation: x_t = a_t x_0 + s_t eps, with a_t = sqrt(alphas_cumprod[t]) and s_t = 
 """
 
 import torch
-from threestudio.utils.errors import UserError
 from torch import Tensor
+
+from threestudio.utils.errors import UserError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 

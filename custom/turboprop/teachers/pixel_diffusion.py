@@ -1,10 +1,11 @@
 """Pixel-space diffusion models as teachers: DeepFloyd IF's first stage, from a folder in diffusers' layout."""
 
-from typing import Any, Optional
+from typing import Any
 
 import torch
-from threestudio.utils.errors import UserError
 from torch import Tensor
+
+from threestudio.utils.errors import UserError
 
 from .contract import Teacher, TextCondition
 from .loading import DEFAULT_OPTIONS, LoadingOptions, load_denoiser
@@ -57,7 +58,7 @@ class PixelDiffusionTeacher(Teacher[TextCondition]):
         denoiser = load_denoiser(pretrained_model_name_or_path, device, options, prefer_half=half)
         return cls(denoiser.unet, denoiser.alphas_cumprod, denoiser.prediction_type)
 
-    def encode(self, images: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """The images themselves; `noise` has no part in it."""
         return images
 

@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional
 
 import torch
 
@@ -87,7 +86,7 @@ def _cache_key(folder: Path, prompts: Sequence[str], half_precision: bool) -> st
     return digest.hexdigest()[:32]
 
 
-def _read_cache(path: Path, count: int) -> Optional[PromptEmbeddings]:
+def _read_cache(path: Path, count: int) -> PromptEmbeddings | None:
     """The embeddings in a cache file; None if there is none, or if it is not whole."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file

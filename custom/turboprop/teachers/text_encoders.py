@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from threestudio.utils.errors import UserError
 from torch import Tensor
+
+from threestudio.utils.errors import UserError
 
 from .weights import part_classes, part_folder, weight_variant
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 
 import torch
-from threestudio.data.cameras import camera_rays, spherical_to_cartesian, unit_focal_directions
 from torch import Tensor
 from torch.nn import functional as F
+
+from threestudio.data.cameras import camera_rays, spherical_to_cartesian, unit_focal_directions
 
 
 def orbit_c2w(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ import dataclasses
 import signal
 import time
 from dataclasses import dataclass
-from typing import Optional
 
 import pytorch_lightning as pl
 import torch
@@ -107,10 +106,10 @@ class FieldSystem(BaseSystem):
         nan_at: list[int] = dataclasses.field(default_factory=list)  # steps whose gradient is made NaN
         slow_s: float = 0.0  # seconds that each step takes longer
         slow_build_s: float = 0.0  # seconds that building takes longer; leaves a file `building`
-        fail_at: Optional[int] = None  # step that raises; -1 is building
-        interrupt_at: Optional[int] = None  # step in whose first batch the run is sent a signal
+        fail_at: int | None = None  # step that raises; -1 is building
+        interrupt_at: int | None = None  # step in whose first batch the run is sent a signal
         interrupt_with: int = int(signal.SIGINT)  # which signal
-        interrupt_validation_at: Optional[int] = None  # step whose validation it is sent in
+        interrupt_validation_at: int | None = None  # step whose validation it is sent in
 
     def configure(self):
         if self.cfg.fail_at == -1:

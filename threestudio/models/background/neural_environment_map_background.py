@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -35,7 +34,7 @@ class NeuralEnvironmentMapBackground(BaseBackground):
         )
         random_aug: bool = False  # while training, sometimes replace the background by random colours
         random_aug_prob: float = 0.5  # how often, in [0, 1]
-        eval_color: Optional[Tuple[float, float, float]] = None  # fixed colour outside training, in [0, 1]
+        eval_color: tuple[float, float, float] | None = None  # fixed colour outside training, in [0, 1]
 
     cfg: Config
 

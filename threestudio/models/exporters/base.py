@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, NamedTuple
 
 import threestudio
 from threestudio.models.background.base import BaseBackground
@@ -18,7 +18,7 @@ class ExporterOutput:
 
     save_name: str
     save_type: str
-    params: Dict[str, Any]
+    params: dict[str, Any]
     summary: str = ""  # what is in it, in words, for the line that is printed of it
 
 
@@ -50,7 +50,7 @@ class Exporter(BaseObject):
     def background(self) -> BaseBackground:
         return self._parts.background
 
-    def __call__(self, *args: Any, **kwargs: Any) -> List[ExporterOutput]:
+    def __call__(self, *args: Any, **kwargs: Any) -> list[ExporterOutput]:
         raise TypeError(f"{type(self).__name__} does not define __call__")
 
 
@@ -58,5 +58,5 @@ class Exporter(BaseObject):
 class DummyExporter(Exporter):
     """Writes nothing."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> List[ExporterOutput]:
+    def __call__(self, *args: Any, **kwargs: Any) -> list[ExporterOutput]:
         return []

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, Optional
 
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.utils.errors import UserError
@@ -29,7 +29,7 @@ def register_export_format(export_format: ExportFormat) -> None:
     _formats[export_format.name] = export_format
 
 
-def find_export_format(name: str) -> Optional[ExportFormat]:
+def find_export_format(name: str) -> ExportFormat | None:
     """The format of that name, None where there is none; a name that is not known yet loads the bundled extensions."""
     if name not in _formats:
         from threestudio.utils.extensions import load_extensions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ class MeshExporter(Exporter):
         save_texture: bool = True  # bake textures; without, or without save_uv, the mesh has vertex colours
         # bake what the mesh's own normals miss as a tangent-space normal map (obj-mtl, glb);
         # null: in a glb whose mesh is simplified
-        save_normal_map: Optional[bool] = None
+        save_normal_map: bool | None = None
         simplify_to: int = 0  # faces to simplify to, colours are baked after; 0: all that there are
         up_axis: str = "auto"  # y: front +z, as glTF has it; z: front +x, as the world has it; auto: y in glb, else z
         texture_size: int = 1024  # texels along a side
@@ -90,7 +90,7 @@ class MeshExporter(Exporter):
         return self.cfg.fmt in TEXTURED and self.cfg.save_uv and self.cfg.save_texture
 
     @torch.no_grad()
-    def __call__(self) -> List[ExporterOutput]:
+    def __call__(self) -> list[ExporterOutput]:
         """Raises EmptyFieldError where the geometry has no surface, UserError where it is no sound mesh."""
         fmt, name = self.cfg.fmt, self.cfg.save_name
         if self._format is not None:
@@ -102,7 +102,7 @@ class MeshExporter(Exporter):
         dense = _checked(self._isosurface())
         mesh = simplify(dense, self.cfg.simplify_to) if self.cfg.simplify_to else dense
         surface = _Surface(self.geometry, self.material, DenseSurface(dense) if mesh is not dense else None, dense)
-        params: Dict[str, Any] = {"mesh": mesh}
+        params: dict[str, Any] = {"mesh": mesh}
         if fmt != "stl":
             params["save_normal"] = self.cfg.save_normal
             params.update(self._appearance(mesh, surface))
@@ -127,7 +127,7 @@ class MeshExporter(Exporter):
             return tensor.device
         return torch.device("cpu")
 
-    def _appearance(self, mesh: Mesh, surface: "_Surface") -> Dict[str, Any]:
+    def _appearance(self, mesh: Mesh, surface: _Surface) -> dict[str, Any]:
         """What the saving functions take beside the mesh: maps, or that the vertices have colours."""
         if not self.textured:
             return {"save_vertex_color": _color_vertices(mesh, surface)}
@@ -137,7 +137,7 @@ class MeshExporter(Exporter):
         mesh.unwrap_uv(dict(self.cfg.xatlas_chart_options), pack)
         texels = texels_of(mesh, size)
         points = texels.interpolate(mesh.v_pos, mesh.t_pos_idx)
-        maps: Dict[str, Any] = {"save_uv": True}
+        maps: dict[str, Any] = {"save_uv": True}
         exported = surface.material_at(points)
         if "albedo" not in exported:
             threestudio.warn("the material exports no albedo: the mesh has no base colour texture")
@@ -150,7 +150,7 @@ class MeshExporter(Exporter):
             maps["save_normal"] = True  # a normal map bends the mesh's own normals
         return maps
 
-    def _wants_normal_map(self, surface: "_Surface") -> bool:
+    def _wants_normal_map(self, surface: _Surface) -> bool:
         if self.cfg.save_normal_map is None:
             return self.cfg.fmt == "glb" and surface.dense is not None
         return self.cfg.save_normal_map
@@ -170,17 +170,15 @@ class MeshExporter(Exporter):
 class _Surface:
     """What the scene shows at points of its surface, or beside it where the mesh was simplified."""
 
-    def __init__(
-        self, geometry: BaseGeometry, material: BaseMaterial, dense: Optional[DenseSurface], full: Mesh
-    ) -> None:
+    def __init__(self, geometry: BaseGeometry, material: BaseMaterial, dense: DenseSurface | None, full: Mesh) -> None:
         self.geometry, self.material, self.dense, self._full = geometry, material, dense, full
 
-    def material_at(self, points: Tensor) -> Dict[str, Tensor]:
+    def material_at(self, points: Tensor) -> dict[str, Tensor]:
         """points [N, 3] -> the channels [N, C] that the material exports."""
         if self.dense is not None:
             points, _ = self.dense.project(points)
 
-        def query(points: Tensor) -> Dict[str, Tensor]:
+        def query(points: Tensor) -> dict[str, Tensor]:
             return self.material.export(points=points, **self.geometry.export(points=points))
 
         return chunk_batch(query, POINTS_AT_ONCE, points)
@@ -191,7 +189,7 @@ class _Surface:
         if not isinstance(self.geometry, BaseImplicitGeometry):
             return normal
 
-        def query(points: Tensor) -> Dict[str, Tensor]:
+        def query(points: Tensor) -> dict[str, Tensor]:
             out = self.geometry(points, output_normal=True)
             return {key: out[key] for key in ("normal",) if key in out}
 
@@ -223,7 +221,7 @@ def _color_vertices(mesh: Mesh, surface: _Surface) -> bool:
     return True
 
 
-def _normal_map(mesh: Mesh, texels: Texels, points: Tensor, surface: _Surface) -> Dict[str, Tensor]:
+def _normal_map(mesh: Mesh, texels: Texels, points: Tensor, surface: _Surface) -> dict[str, Tensor]:
     tangents = atlas_tangents(mesh)
     normals = tangent_space_normals(texels, mesh, tangents, surface.normals_at(points))
     return {"map_Bump": texels.image(normals), "v_tng": tangents}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional, Tuple
-
 import numpy as np
 import torch
 
@@ -14,7 +12,7 @@ from threestudio.models.mesh import Mesh
 TOLERANCES = np.geomspace(1e-4, 5e-2, 40)
 STRIDE = 4  # tolerances between two that are tried before the ones between are
 
-Arrays = Tuple[np.ndarray, np.ndarray]  # vertices [V, 3], triangles [F, 3]
+Arrays = tuple[np.ndarray, np.ndarray]  # vertices [V, 3], triangles [F, 3]
 
 
 def simplify(mesh: Mesh, n_faces: int) -> Mesh:
@@ -44,7 +42,7 @@ def simplify(mesh: Mesh, n_faces: int) -> Mesh:
     return made(collapsed)
 
 
-def _by_quadrics(v_pos: np.ndarray, t_pos_idx: np.ndarray, n_faces: int) -> Optional[Arrays]:
+def _by_quadrics(v_pos: np.ndarray, t_pos_idx: np.ndarray, n_faces: int) -> Arrays | None:
     """Quadric edge collapse (Garland and Heckbert 1997): the best shape for a number of faces, but it may pinch a
     surface at an edge. None where it ends far from the number."""
     import fast_simplification
@@ -53,7 +51,7 @@ def _by_quadrics(v_pos: np.ndarray, t_pos_idx: np.ndarray, n_faces: int) -> Opti
     return (points, faces) if 0 < len(faces) <= 1.1 * n_faces else None
 
 
-def _by_tolerance(v_pos: np.ndarray, t_pos_idx: np.ndarray, n_faces: int) -> Optional[Arrays]:
+def _by_tolerance(v_pos: np.ndarray, t_pos_idx: np.ndarray, n_faces: int) -> Arrays | None:
     """manifold3d's edge collapse, which keeps a manifold one, at the least tolerance that leaves no more than n_faces.
     None where the mesh is no manifold, or no tolerance is enough."""
     import manifold3d
@@ -63,7 +61,7 @@ def _by_tolerance(v_pos: np.ndarray, t_pos_idx: np.ndarray, n_faces: int) -> Opt
         return None
     extent = float((v_pos.max(0) - v_pos.min(0)).max())
 
-    def at(index: int) -> "manifold3d.Manifold":
+    def at(index: int) -> manifold3d.Manifold:
         return solid.simplify(extent * float(TOLERANCES[index]))
 
     enough = next((i for i in range(0, len(TOLERANCES), STRIDE) if 0 < at(i).num_tri() <= n_faces), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Tuple
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +47,7 @@ class DenseSurface:
         self.v_pos, self.v_nrm = mesh.v_pos.detach(), mesh.v_nrm.detach()
         self._tree = cKDTree(self.v_pos.cpu().numpy())
 
-    def project(self, points: Tensor) -> Tuple[Tensor, Tensor]:
+    def project(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """points [N, 3] -> the points of the surface beside them and its unit normals there, [N, 3] each.
 
         To first order: the foot on the tangent plane of the nearest vertex; normals of the three nearest vertices,

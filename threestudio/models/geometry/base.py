@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,14 +51,14 @@ class BaseGeometry(BaseModule):
     cfg: Config
 
     @staticmethod
-    def create_from(other: "BaseGeometry", cfg: Optional[Any] = None, **kwargs: Any) -> "BaseGeometry":
+    def create_from(other: BaseGeometry, cfg: Any | None = None, **kwargs: Any) -> BaseGeometry:
         """Makes a geometry of this class from one of another class, as stage hand-over does."""
         raise TypeError(f"no conversion from {other.__class__.__name__} is defined for this geometry")
 
     def initialize_shape(self) -> None:
         """Gives the geometry the shape that training starts from, where its config names one; called before fitting."""
 
-    def export(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:
+    def export(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """What a mesh exporter needs at points of the surface, e.g. features [N, C]."""
         return {}
 
@@ -80,14 +80,14 @@ class BaseImplicitGeometry(BaseGeometry):
         isosurface: bool = True  # whether a surface can be extracted
         isosurface_method: str = "mt"  # mt: marching tetrahedra, differentiable; mc-cpu: marching cubes
         isosurface_resolution: int = 128  # grid resolution along an axis
-        isosurface_threshold: Union[float, str] = (
+        isosurface_threshold: float | str = (
             0.0  # field value of the surface (float), or "auto": mean of the field where it is > 1e-5
         )
         isosurface_chunk: int = 0  # grid points per field query; 0: all at once while gradients are kept, else 262144
         isosurface_coarse_to_fine: bool = True  # a first pass finds a tight box for the second
         isosurface_deformable_grid: bool = False  # whether forward_field also moves the grid (mt only)
         isosurface_remove_outliers: bool = True  # drop small components
-        isosurface_outlier_n_faces_threshold: Union[int, float] = (
+        isosurface_outlier_n_faces_threshold: int | float = (
             0.01  # least faces of a component; float: fraction of the largest
         )
 
@@ -107,10 +107,10 @@ class BaseImplicitGeometry(BaseGeometry):
         if isinstance(threshold, str) and threshold != "auto":
             raise UserError(f"geometry.isosurface_threshold: expected a number or 'auto', got {threshold!r}")
         self.register_buffer("bbox", torch.tensor([[-r] * 3, [r] * 3], dtype=torch.float32))
-        self.isosurface_helper: Optional[IsosurfaceHelper] = None
+        self.isosurface_helper: IsosurfaceHelper | None = None
         self.unbounded = False
 
-    def forward(self, points: Tensor, output_normal: bool = False) -> Dict[str, Tensor]:
+    def forward(self, points: Tensor, output_normal: bool = False) -> dict[str, Tensor]:
         """points [..., 3] in world units -> density or sdf [..., 1], features [..., C] and, if asked, normals [..., 3]."""
         raise TypeError(f"{type(self).__name__} does not define forward")
 
@@ -122,7 +122,7 @@ class BaseImplicitGeometry(BaseGeometry):
         """points [..., 3] -> signed distance [..., 1], negative inside, for fields that have one."""
         raise TypeError(f"{type(self).__name__} has no signed distance")
 
-    def forward_field(self, points: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
+    def forward_field(self, points: Tensor) -> tuple[Tensor, Tensor | None]:
         """points [..., 3] -> the field that the isosurface threshold refers to [..., 1], grid deformation [..., 3] or None."""
         raise TypeError(f"{type(self).__name__} does not define forward_field")
 
@@ -163,7 +163,7 @@ class BaseImplicitGeometry(BaseGeometry):
         helper = self.isosurface_helper
         deformation_at_stage = fine_stage or not self.cfg.isosurface_coarse_to_fine
 
-        def query(x: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
+        def query(x: Tensor) -> tuple[Tensor, Tensor | None]:
             field, deformation = self.forward_field(scale_tensor(x, helper.points_range, bbox))
             return field, (deformation if deformation_at_stage else None)
 

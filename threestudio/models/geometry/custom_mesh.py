@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional
+from typing import Any
 
 from torch import Tensor
 
@@ -29,9 +29,7 @@ class CustomMesh(BaseExplicitGeometry):
         pos_encoding_config: dict = field(default_factory=hash_grid_defaults)
         mlp_network_config: dict = field(default_factory=mlp_defaults)
         shape_init: str = ""  # mesh:<file>, required
-        shape_init_params: Optional[Any] = (
-            None  # size of the mesh (largest coordinate, world units), null: as in its file
-        )
+        shape_init_params: Any | None = None  # size of the mesh (largest coordinate, world units), null: as in its file
         shape_init_mesh_up: str = "+z"  # the mesh file's axis that points up
         shape_init_mesh_front: str = "+x"  # the mesh file's axis that points to the front
 
@@ -47,7 +45,7 @@ class CustomMesh(BaseExplicitGeometry):
         mesh = load_mesh(path, cfg.shape_init_params, cfg.shape_init_mesh_up, cfg.shape_init_mesh_front, cfg.radius)
         self.register_buffer("v_buffer", mesh.v_pos)  # [Nv, 3]
         self.register_buffer("t_buffer", mesh.t_pos_idx)  # [Nf, 3]
-        self._mesh: Optional[Mesh] = None
+        self._mesh: Mesh | None = None
         if cfg.n_feature_dims > 0:
             self.encoding = get_encoding(cfg.n_input_dims, cfg.pos_encoding_config)
             self.feature_network = get_mlp(self.encoding.n_output_dims, cfg.n_feature_dims, cfg.mlp_network_config)
@@ -58,17 +56,17 @@ class CustomMesh(BaseExplicitGeometry):
             self._mesh = Mesh(self.v_buffer, self.t_buffer)
         return self._mesh
 
-    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         for name in ("v_buffer", "t_buffer"):
             if prefix + name in state_dict:
                 setattr(self, name, state_dict[prefix + name].to(self.v_buffer.device, copy=True))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def forward(self, points: Tensor, output_normal: bool = False) -> Dict[str, Tensor]:
+    def forward(self, points: Tensor, output_normal: bool = False) -> dict[str, Tensor]:
         """points [..., 3] in world units -> features [..., n_feature_dims]; normals are the mesh's."""
         return self.export(points)
 
-    def export(self, points: Tensor, **kwargs: Any) -> Dict[str, Any]:
+    def export(self, points: Tensor, **kwargs: Any) -> dict[str, Any]:
         """points [N, 3] on the surface -> features [N, n_feature_dims]."""
         if self.cfg.n_feature_dims == 0:
             return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,17 +37,17 @@ class ImplicitSDF(BaseImplicitGeometry):
         pos_encoding_config: dict = field(default_factory=hash_grid_defaults)
         mlp_network_config: dict = field(default_factory=mlp_defaults)
         # finite_difference (forward), finite_difference_laplacian (central), pred (a network's), analytic, or null: none
-        normal_type: Optional[str] = "finite_difference"
+        normal_type: str | None = "finite_difference"
         # distance of the differences, world units; progressive: a cell of ProgressiveBandHashGrid's finest open level
-        finite_difference_normal_eps: Union[float, str] = 0.01
-        shape_init: Optional[str] = None  # what training starts from: sphere, ellipsoid, mesh:<file>; null: the network
-        shape_init_params: Optional[Any] = None  # radius | three half axes | size of the mesh, null: as in its file
+        finite_difference_normal_eps: float | str = 0.01
+        shape_init: str | None = None  # what training starts from: sphere, ellipsoid, mesh:<file>; null: the network
+        shape_init_params: Any | None = None  # radius | three half axes | size of the mesh, null: as in its file
         shape_init_mesh_up: str = "+z"  # the mesh file's axis that points up
         shape_init_mesh_front: str = "+x"  # the mesh file's axis that points to the front
         force_shape_init: bool = False  # start from shape_init even where weights were given
-        sdf_bias: Union[float, str] = 0.0  # added to the network's output: a number, sphere or ellipsoid
-        sdf_bias_params: Optional[Any] = None  # radius | three half axes
-        isosurface_threshold: Union[float, str] = 0.0  # distance of the surface
+        sdf_bias: float | str = 0.0  # added to the network's output: a number, sphere or ellipsoid
+        sdf_bias_params: Any | None = None  # radius | three half axes
+        isosurface_threshold: float | str = 0.0  # distance of the surface
         isosurface_remove_outliers: bool = False  # drop small components
 
     cfg: Config
@@ -93,7 +93,7 @@ class ImplicitSDF(BaseImplicitGeometry):
 
     # ----------------------------------------------------------------------------- field
 
-    def forward(self, points: Tensor, output_normal: bool = False) -> Dict[str, Tensor]:
+    def forward(self, points: Tensor, output_normal: bool = False) -> dict[str, Tensor]:
         """points [..., 3] in world units -> sdf [..., 1], features [..., n_feature_dims] and, if asked for, normal and
         shading_normal (unit) and sdf_grad (not normalized) [..., 3]."""
         analytic = output_normal and self.cfg.normal_type == "analytic"
@@ -136,7 +136,7 @@ class ImplicitSDF(BaseImplicitGeometry):
     def forward_sdf(self, points: Tensor) -> Tensor:
         return self.sdf_from_encoding(points, self._encode(points))
 
-    def forward_field(self, points: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
+    def forward_field(self, points: Tensor) -> tuple[Tensor, Tensor | None]:
         encoded = self._encode(points)
         deformation = None
         if self.cfg.isosurface_deformable_grid:
@@ -146,7 +146,7 @@ class ImplicitSDF(BaseImplicitGeometry):
     def forward_level(self, field: Tensor, threshold: float) -> Tensor:
         return field - threshold
 
-    def export(self, points: Tensor, **kwargs: Any) -> Dict[str, Any]:
+    def export(self, points: Tensor, **kwargs: Any) -> dict[str, Any]:
         """points [N, 3] on the surface -> features [N, n_feature_dims]."""
         if self.cfg.n_feature_dims == 0:
             return {}
@@ -198,9 +198,7 @@ class ImplicitSDF(BaseImplicitGeometry):
         self.finite_difference_normal_eps = self._eps_now()  # the encoding has been updated before
 
     @staticmethod
-    def create_from(
-        other: BaseGeometry, cfg: Optional[Any] = None, copy_net: bool = True, **kwargs: Any
-    ) -> "ImplicitSDF":
+    def create_from(other: BaseGeometry, cfg: Any | None = None, copy_net: bool = True, **kwargs: Any) -> ImplicitSDF:
         """Copies another implicit-sdf's field; its feature network too with copy_net and equal n_feature_dims."""
         if not isinstance(other, ImplicitSDF):
             raise TypeError(f"implicit-sdf cannot be made from {other.__class__.__name__}")

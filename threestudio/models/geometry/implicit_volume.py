@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,18 +50,18 @@ class ImplicitVolume(BaseImplicitGeometry):
     class Config(BaseImplicitGeometry.Config):
         n_input_dims: int = 3  # of a point
         n_feature_dims: int = 3  # features that the material sees; 0: none
-        density_activation: Optional[str] = "softplus"  # from network output plus bias to density
-        density_bias: Union[float, str] = "blob_magic3d"  # a number, or a blob: see density_bias_at
+        density_activation: str | None = "softplus"  # from network output plus bias to density
+        density_bias: float | str = "blob_magic3d"  # a number, or a blob: see density_bias_at
         density_blob_scale: float = 10.0  # height of the blob
         density_blob_std: float = 0.5  # its size, world units
         pos_encoding_config: dict = field(default_factory=hash_grid_defaults)
         mlp_network_config: dict = field(default_factory=mlp_defaults)
         # finite_difference (forward), finite_difference_laplacian (central), pred (a network's), analytic, or null: none
-        normal_type: Optional[str] = "finite_difference"
+        normal_type: str | None = "finite_difference"
         finite_difference_normal_eps: float = 0.01  # distance of the differences, world units
-        isosurface_threshold: Union[float, str] = 25.0  # density of the surface, or "auto"
+        isosurface_threshold: float | str = 25.0  # density of the surface, or "auto"
         # min_anneal_step, max_anneal_step, density_blob_std_start, density_blob_std_end: the blob's size over steps
-        anneal_density_blob_std_config: Optional[dict] = None
+        anneal_density_blob_std_config: dict | None = None
 
     cfg: Config
 
@@ -94,7 +94,7 @@ class ImplicitVolume(BaseImplicitGeometry):
                 f"geometry.anneal_density_blob_std_config: expected the keys {', '.join(keys)}, got {', '.join(anneal)}"
             )
 
-    def density_bias_at(self, points: Tensor) -> Union[float, Tensor]:
+    def density_bias_at(self, points: Tensor) -> float | Tensor:
         """points [..., 3] -> what is added to the network's output [..., 1].
 
         blob_dreamfusion: scale exp(-|x|^2 / (2 std^2)) (DreamFusion, appendix A.2);
@@ -107,12 +107,12 @@ class ImplicitVolume(BaseImplicitGeometry):
             return scale * (1 - (points.square().sum(-1, keepdim=True) + 1e-12).sqrt() / std)
         return float(bias)
 
-    def get_activated_density(self, points: Tensor, density: Tensor) -> Tuple[Tensor, Tensor]:
+    def get_activated_density(self, points: Tensor, density: Tensor) -> tuple[Tensor, Tensor]:
         """points [..., 3] in world units, network output [..., 1] -> density before and after activation."""
         raw_density = density + self.density_bias_at(points)
         return raw_density, get_activation(self.cfg.density_activation)(raw_density)
 
-    def forward(self, points: Tensor, output_normal: bool = False) -> Dict[str, Tensor]:
+    def forward(self, points: Tensor, output_normal: bool = False) -> dict[str, Tensor]:
         analytic = output_normal and self.cfg.normal_type == "analytic"
         grad_enabled = torch.is_grad_enabled()
         with torch.set_grad_enabled(grad_enabled or analytic):
@@ -153,7 +153,7 @@ class ImplicitVolume(BaseImplicitGeometry):
         density = self.density_network(self._encode(points)).view(*points.shape[:-1], 1)
         return self.get_activated_density(points, density)[1]
 
-    def forward_field(self, points: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
+    def forward_field(self, points: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.cfg.isosurface_deformable_grid:
             threestudio.warn("implicit-volume does not move the grid: isosurface_deformable_grid is ignored")
         return self.forward_density(points), None
@@ -161,7 +161,7 @@ class ImplicitVolume(BaseImplicitGeometry):
     def forward_level(self, field: Tensor, threshold: float) -> Tensor:
         return -(field - threshold)
 
-    def export(self, points: Tensor, **kwargs: Any) -> Dict[str, Any]:
+    def export(self, points: Tensor, **kwargs: Any) -> dict[str, Any]:
         """points [N, 3] on the surface -> features [N, n_feature_dims]."""
         if self.cfg.n_feature_dims == 0:
             return {}
@@ -182,8 +182,8 @@ class ImplicitVolume(BaseImplicitGeometry):
 
     @staticmethod
     def create_from(
-        other: BaseGeometry, cfg: Optional[Any] = None, copy_net: bool = True, **kwargs: Any
-    ) -> "ImplicitVolume":
+        other: BaseGeometry, cfg: Any | None = None, copy_net: bool = True, **kwargs: Any
+    ) -> ImplicitVolume:
         """Copies another implicit-volume's field; its feature network too with copy_net and equal n_feature_dims."""
         if not isinstance(other, ImplicitVolume):
             raise TypeError(f"implicit-volume cannot be made from {other.__class__.__name__}")

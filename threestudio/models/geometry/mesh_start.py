@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, NamedTuple, Optional, Union
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +32,9 @@ ShapeLoss = Callable[[Tensor, Tensor], Tensor]  # points [N, 3], signed distance
 
 @dataclass
 class MeshStartConfig:
-    size: Optional[float] = None  # half of the mesh's longest side, world units, centred; null: as in its file
-    up: Optional[str] = None  # the file's axis that points up, e.g. +y; null: +y for glb and gltf, else +z
-    front: Optional[str] = None  # the file's axis that points to the front; null: +z for glb and gltf, else +x
+    size: float | None = None  # half of the mesh's longest side, world units, centred; null: as in its file
+    up: str | None = None  # the file's axis that points up, e.g. +y; null: +y for glb and gltf, else +z
+    front: str | None = None  # the file's axis that points to the front; null: +z for glb and gltf, else +x
     steps: int = 1000  # of the fit
 
 
@@ -54,7 +55,7 @@ def read_start_mesh(path: str, cfg: MeshStartConfig, radius: float) -> Mesh:
 class SurfacePoints(NamedTuple):
     points: Tensor  # [N, 3]
     normals: Tensor  # [N, 3] unit
-    rgb: Optional[Tensor]  # [N, 3]; None where the mesh has no colours
+    rgb: Tensor | None  # [N, 3]; None where the mesh has no colours
 
 
 class SurfaceSampler:
@@ -82,9 +83,9 @@ def fit_to_mesh(
     mesh: Mesh,
     radius: float,
     steps: int,
-    shape_loss: Optional[ShapeLoss] = None,
+    shape_loss: ShapeLoss | None = None,
     learning_rate: float = LEARNING_RATE,
-) -> Dict[str, float]:
+) -> dict[str, float]:
     """Trains geometry and material until the material's albedo, and with `shape_loss` the shape, are the mesh's.
 
     Adam on points drawn from torch's global generator. Shape and colours are fitted in the same steps because
@@ -105,7 +106,7 @@ def fit_to_mesh(
     parameters = [p for part in (geometry, material) for p in part.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate, eps=1e-15)
     decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, LAST_SHARE ** (1 / steps))
-    losses: Dict[str, Tensor] = {}
+    losses: dict[str, Tensor] = {}
     with torch.enable_grad(), tqdm(total=steps, desc="init_from_mesh", leave=False, disable=None) as progress:
         for _ in range(steps):
             surface = sampler(POINTS_PER_STEP)
@@ -164,7 +165,7 @@ def _points_around(surface: SurfacePoints, radius: float) -> Tensor:
 def _color_loss(geometry: BaseGeometry, material: BaseMaterial, surface: SurfacePoints, radius: float) -> Tensor:
     shifted = surface.points + surface.normals * torch.randn(surface.points.shape[0], 1) * (0.5 * SHELL * radius)
     points = shifted.clamp(-radius, radius).to(geometry._dummy.device)
-    exported: Dict[str, Any] = material.export(points=points, **geometry.export(points=points))
+    exported: dict[str, Any] = material.export(points=points, **geometry.export(points=points))
     if "albedo" not in exported:
         raise UserError(f"system.init_from_mesh: {type(material).__name__} has no albedo to take the mesh's colours")
     return F.mse_loss(exported["albedo"][:, :3], surface.rgb.to(points))
@@ -180,7 +181,7 @@ class DensityProfile:
         activation: a name of get_activation, of a growing function; width: world units.
     """
 
-    def __init__(self, activation: Optional[str], surface_density: float, width: float) -> None:
+    def __init__(self, activation: str | None, surface_density: float, width: float) -> None:
         self.width = width
         solid = max(2.0 * surface_density, 1.0 / width)  # an opaque skin: a third of the light gets this far into it
         values = (1e-4 * surface_density, surface_density, solid)
@@ -202,12 +203,12 @@ class DensityProfile:
         return loss
 
 
-def surface_density(threshold: Union[float, str]) -> float:
+def surface_density(threshold: float | str) -> float:
     """The density that the mesh's surface gets for a geometry's isosurface_threshold; 25 for "auto"."""
     return 25.0 if isinstance(threshold, str) or threshold <= 0 else float(threshold)
 
 
-def inverse_activation(activation: Optional[str], value: float) -> float:
+def inverse_activation(activation: str | None, value: float) -> float:
     """The number that a growing activation turns into `value`, by bisection in [-50, 1000]."""
     function = get_activation(activation)
     low, high = -50.0, 1000.0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Callable, Optional, Protocol, Tuple
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn as nn
@@ -91,7 +92,7 @@ class _CoarseLevels(nn.Module):
         return F.pad(features, (0, self.n_output_dims - features.shape[-1]))
 
 
-def _coarse(encoding: CompositeEncoding) -> Tuple[nn.Module, Optional[Tuple[HashGrid, nn.Parameter]]]:
+def _coarse(encoding: CompositeEncoding) -> tuple[nn.Module, tuple[HashGrid, nn.Parameter] | None]:
     """The encoding to fit with and, where its table is a copy, the grid and the copy; other encodings as they are."""
     inner, open_levels = encoding.encoding, None
     if isinstance(inner, ProgressiveBandHashGrid):

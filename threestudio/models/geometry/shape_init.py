@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Callable, Dict, Optional, Tuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ def sphere_distance(points: Tensor, radius: float) -> Tensor:
     return (points.square().sum(-1, keepdim=True) + 1e-12).sqrt() - radius
 
 
-def ellipsoid_distance(points: Tensor, half_axes: Tuple[float, float, float]) -> Tensor:
+def ellipsoid_distance(points: Tensor, half_axes: tuple[float, float, float]) -> Tensor:
     """points [..., 3] -> signed distance [..., 1] to an ellipsoid around the origin, exact to first order on it.
 
     An implicit function over the length of its gradient (Taubin 1994): with k0 = |p / a| and k1 = |p / a^2|,
@@ -47,7 +48,7 @@ def parametric_distance(name: str, params: Any, key: str) -> SignedDistance:
     return lambda points: ellipsoid_distance(points, tuple(numbers))
 
 
-def check_shape_init(shape_init: Optional[str], params: Any, up: str, front: str) -> None:
+def check_shape_init(shape_init: str | None, params: Any, up: str, front: str) -> None:
     """Raises UserError where the configured start is impossible; a mesh's file is looked for, not read."""
     if not shape_init:
         return
@@ -66,7 +67,7 @@ def check_shape_init(shape_init: Optional[str], params: Any, up: str, front: str
         raise UserError(f"geometry.shape_init: expected sphere, ellipsoid, mesh:<file> or null, got {shape_init!r}")
 
 
-def note_given_shape(geometry: Any, state_dict: Dict[str, Tensor], prefix: str, *unused: Any) -> None:
+def note_given_shape(geometry: Any, state_dict: dict[str, Tensor], prefix: str, *unused: Any) -> None:
     """Hook before a geometry's weights are loaded: from then on it has a shape, which shape_init leaves alone."""
     if any(key.startswith(prefix) for key in state_dict):
         geometry.shape_is_given = True
@@ -85,7 +86,7 @@ def shape_distance(
     return MeshDistance(mesh.v_pos.to(device), mesh.t_pos_idx.to(device))
 
 
-def load_mesh(path: str, size: Optional[float], up: str, front: str, radius: float) -> Mesh:
+def load_mesh(path: str, size: float | None, up: str, front: str, radius: float) -> Mesh:
     """Reads a mesh (OBJ, PLY, GLB, STL, ...), turns it to the world's axes and places it in the box.
 
     Args:
@@ -105,7 +106,7 @@ def load_mesh(path: str, size: Optional[float], up: str, front: str, radius: flo
 
 def place_in_box(
     v_pos: Tensor,  # [V, 3]
-    size: Optional[float],
+    size: float | None,
     radius: float,
     path: str,
     key: str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Union
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,15 +36,15 @@ class TetrahedraSDFGrid(BaseExplicitGeometry):
         isosurface_resolution: int = 128  # half cells of the grid along an axis
         isosurface_deformable_grid: bool = True  # whether the grid's vertices move, each by up to one half cell
         isosurface_remove_outliers: bool = False  # drop small components
-        isosurface_outlier_n_faces_threshold: Union[int, float] = (
+        isosurface_outlier_n_faces_threshold: int | float = (
             0.01  # least faces of a component; float: fraction of the largest
         )
         n_input_dims: int = 3  # of a point
         n_feature_dims: int = 3  # features that the material sees; 0: none
         pos_encoding_config: dict = field(default_factory=hash_grid_defaults)
         mlp_network_config: dict = field(default_factory=mlp_defaults)
-        shape_init: Optional[str] = None  # what training starts from: sphere, ellipsoid or mesh:<file>
-        shape_init_params: Optional[Any] = None  # radius | three half axes | size of the mesh, null: as in its file
+        shape_init: str | None = None  # what training starts from: sphere, ellipsoid or mesh:<file>
+        shape_init_params: Any | None = None  # radius | three half axes | size of the mesh, null: as in its file
         shape_init_mesh_up: str = "+z"  # the mesh file's axis that points up
         shape_init_mesh_front: str = "+x"  # the mesh file's axis that points to the front
         force_shape_init: bool = False  # start from shape_init even where weights were given
@@ -64,11 +64,11 @@ class TetrahedraSDFGrid(BaseExplicitGeometry):
         if cfg.isosurface_deformable_grid:
             self._register("deformation", torch.zeros(n_vertices, 3))
         else:
-            self.deformation: Optional[Tensor] = None
+            self.deformation: Tensor | None = None
         if self.has_features:
             self.encoding = get_encoding(cfg.n_input_dims, cfg.pos_encoding_config)
             self.feature_network = get_mlp(self.encoding.n_output_dims, cfg.n_feature_dims, cfg.mlp_network_config)
-        self.mesh: Optional[Mesh] = None  # the surface, once made, of a fixed geometry
+        self.mesh: Mesh | None = None  # the surface, once made, of a fixed geometry
         self.shape_is_given = self._shape_initialized = False
         self.register_load_state_dict_pre_hook(note_given_shape)
 
@@ -116,11 +116,11 @@ class TetrahedraSDFGrid(BaseExplicitGeometry):
             f"tetrahedra-sdf-grid: the surface is empty: signed distances are in [{low:.4g}, {high:.4g}], inside is < 0"
         )
 
-    def forward(self, points: Tensor, output_normal: bool = False) -> Dict[str, Tensor]:
+    def forward(self, points: Tensor, output_normal: bool = False) -> dict[str, Tensor]:
         """points [..., 3] in world units -> features [..., n_feature_dims]; normals are the mesh's."""
         return self.export(points)
 
-    def export(self, points: Tensor, **kwargs: Any) -> Dict[str, Any]:
+    def export(self, points: Tensor, **kwargs: Any) -> dict[str, Any]:
         """points [N, 3] on the surface -> features [N, n_feature_dims]."""
         if not self.has_features:
             return {}
@@ -178,8 +178,8 @@ class TetrahedraSDFGrid(BaseExplicitGeometry):
 
     @staticmethod
     def create_from(
-        other: BaseGeometry, cfg: Optional[Any] = None, copy_net: bool = True, **kwargs: Any
-    ) -> "TetrahedraSDFGrid":
+        other: BaseGeometry, cfg: Any | None = None, copy_net: bool = True, **kwargs: Any
+    ) -> TetrahedraSDFGrid:
         """The surface of another geometry on a grid; with copy_net also its encoding and feature network.
 
         Another tetrahedra-sdf-grid of the same resolution is copied as it is. Of implicit-volume and implicit-sdf the
@@ -199,7 +199,7 @@ class TetrahedraSDFGrid(BaseExplicitGeometry):
         return geometry
 
     @torch.no_grad()
-    def _copy_grid(self, other: "TetrahedraSDFGrid") -> None:
+    def _copy_grid(self, other: TetrahedraSDFGrid) -> None:
         ours, theirs = self.cfg.isosurface_resolution, other.cfg.isosurface_resolution
         if ours != theirs:
             raise UserError(
@@ -225,7 +225,7 @@ class TetrahedraSDFGrid(BaseExplicitGeometry):
         self.sdf.copy_(level)
         self._copy_deformation(mesh.extras["grid_deformation"])
 
-    def _copy_deformation(self, deformation: Optional[Tensor]) -> None:
+    def _copy_deformation(self, deformation: Tensor | None) -> None:
         if deformation is None:
             return
         if self.deformation is None:

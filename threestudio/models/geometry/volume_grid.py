@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -33,16 +33,16 @@ MOST_VOXELS = 2**31 - 1  # values of the grid that torch indexes with 32 bits
 class VolumeGrid(BaseImplicitGeometry):
     @dataclass
     class Config(BaseImplicitGeometry.Config):
-        grid_size: Tuple[int, int, int] = (100, 100, 100)  # voxels along x, y and z
+        grid_size: tuple[int, int, int] = (100, 100, 100)  # voxels along x, y and z
         n_feature_dims: int = 3  # features that the material sees; 0: none
-        density_activation: Optional[str] = "softplus"  # from grid value plus bias to density
-        density_bias: Union[float, str] = "blob"  # a number, or blob: density_blob_scale exp(-|x|^2 / (2 std^2))
+        density_activation: str | None = "softplus"  # from grid value plus bias to density
+        density_bias: float | str = "blob"  # a number, or blob: density_blob_scale exp(-|x|^2 / (2 std^2))
         density_blob_scale: float = 5.0  # height of the blob
         density_blob_std: float = 0.5  # its size, world units
         # finite_difference (forward), finite_difference_laplacian (central), pred (from the grid), analytic, or null: none
-        normal_type: Optional[str] = "finite_difference"
+        normal_type: str | None = "finite_difference"
         finite_difference_normal_eps: float = 0.01  # distance of the differences, world units
-        isosurface_threshold: Union[float, str] = "auto"  # density of the surface
+        isosurface_threshold: float | str = "auto"  # density of the surface
 
     cfg: Config
 
@@ -80,7 +80,7 @@ class VolumeGrid(BaseImplicitGeometry):
 
     # ----------------------------------------------------------------------------- field
 
-    def forward(self, points: Tensor, output_normal: bool = False) -> Dict[str, Tensor]:
+    def forward(self, points: Tensor, output_normal: bool = False) -> dict[str, Tensor]:
         """points [..., 3] in world units -> density [..., 1], features [..., n_feature_dims] and, if asked for, unit
         normal and shading_normal [..., 3]."""
         analytic = output_normal and self.cfg.normal_type == "analytic"
@@ -113,7 +113,7 @@ class VolumeGrid(BaseImplicitGeometry):
         """Grid values [..., 1] at points [..., 3] -> density [..., 1]; all values have one learned scale (SJC, appendix)."""
         return get_activation(self.cfg.density_activation)(raw * torch.exp(self.density_scale) + self._bias(points))
 
-    def _bias(self, points: Tensor) -> Union[float, Tensor]:
+    def _bias(self, points: Tensor) -> float | Tensor:
         if self.cfg.density_bias != "blob":
             return float(self.cfg.density_bias)
         spread = points.square().sum(-1, keepdim=True) / self.cfg.density_blob_std**2
@@ -133,7 +133,7 @@ class VolumeGrid(BaseImplicitGeometry):
     def forward_density(self, points: Tensor) -> Tensor:
         return self._density(points, self._interpolate(self.grid[:, :1], points))
 
-    def forward_field(self, points: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
+    def forward_field(self, points: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.cfg.isosurface_deformable_grid:
             threestudio.warn("volume-grid does not move the isosurface's grid: isosurface_deformable_grid is ignored")
         return self.forward_density(points), None
@@ -141,7 +141,7 @@ class VolumeGrid(BaseImplicitGeometry):
     def forward_level(self, field: Tensor, threshold: float) -> Tensor:
         return -(field - threshold)
 
-    def export(self, points: Tensor, **kwargs: Any) -> Dict[str, Any]:
+    def export(self, points: Tensor, **kwargs: Any) -> dict[str, Any]:
         """points [N, 3] on the surface -> features [N, n_feature_dims]."""
         return {} if self.cfg.n_feature_dims == 0 else {"features": self._interpolate(self.grid[:, 1:], points)}
 
@@ -162,9 +162,7 @@ class VolumeGrid(BaseImplicitGeometry):
             )  # of voxels, which nothing amplifies
 
     @staticmethod
-    def create_from(
-        other: BaseGeometry, cfg: Optional[Any] = None, copy_net: bool = True, **kwargs: Any
-    ) -> "VolumeGrid":
+    def create_from(other: BaseGeometry, cfg: Any | None = None, copy_net: bool = True, **kwargs: Any) -> VolumeGrid:
         """Another volume-grid resampled to this one's size; with copy_net its features too, where as many."""
         if not isinstance(other, VolumeGrid):
             raise TypeError(f"volume-grid cannot be made from {other.__class__.__name__}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict
+from typing import Any
 
 from torch import Tensor
 
@@ -26,6 +26,6 @@ class BaseMaterial(BaseModule):
         """features [..., F], viewdirs, positions, light_positions, shading_normal [..., 3], ... -> colours [..., C]."""
         raise TypeError(f"{type(self).__name__} does not define forward")
 
-    def export(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:
+    def export(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """features [..., F] -> texture channels: albedo [..., 3] and, where there are any, metallic, roughness, bump."""
         return {}

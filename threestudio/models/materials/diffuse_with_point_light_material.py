@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,8 @@ SHADINGS = ("albedo", "textureless", "diffuse")
 class DiffuseWithPointLightMaterial(BaseMaterial):
     @dataclass
     class Config(BaseMaterial.Config):
-        ambient_light_color: Tuple[float, float, float] = (0.1, 0.1, 0.1)  # light from everywhere
-        diffuse_light_color: Tuple[float, float, float] = (0.9, 0.9, 0.9)  # light of the point
+        ambient_light_color: tuple[float, float, float] = (0.1, 0.1, 0.1)  # light from everywhere
+        diffuse_light_color: tuple[float, float, float] = (0.9, 0.9, 0.9)  # light of the point
         ambient_only_steps: int = 1000  # training steps before which there is albedo only, in validation too
         diffuse_prob: float = 0.75  # after them: how often there is shading
         textureless_prob: float = 0.5  # of those: how often the albedo is white
@@ -47,8 +47,8 @@ class DiffuseWithPointLightMaterial(BaseMaterial):
         positions: Tensor,
         shading_normal: Tensor,
         light_positions: Tensor,
-        ambient_ratio: Optional[float] = None,
-        shading: Optional[str] = None,
+        ambient_ratio: float | None = None,
+        shading: str | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """Colours [..., 3] in [0, 1].
@@ -72,7 +72,7 @@ class DiffuseWithPointLightMaterial(BaseMaterial):
             return albedo.clamp(0.0, 1.0) * shade
         raise UserError(f"shading: expected one of {', '.join(SHADINGS)}, got {shading!r}")
 
-    def _lights(self, ambient_ratio: Optional[float]) -> Tuple[Any, Any]:
+    def _lights(self, ambient_ratio: float | None) -> tuple[Any, Any]:
         """Ambient and diffuse light colours, [3] or numbers."""
         if ambient_ratio is not None:
             return ambient_ratio, 1.0 - ambient_ratio
@@ -94,5 +94,5 @@ class DiffuseWithPointLightMaterial(BaseMaterial):
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         self.ambient_only = global_step < self.cfg.ambient_only_steps
 
-    def export(self, features: Tensor, **kwargs: Any) -> Dict[str, Any]:
+    def export(self, features: Tensor, **kwargs: Any) -> dict[str, Any]:
         return {"albedo": get_activation(self.cfg.albedo_activation)(features[..., :3]).clamp(0, 1)}

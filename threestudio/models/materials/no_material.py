@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Optional
+from typing import Any
 
 from torch import Tensor
 
@@ -20,8 +20,8 @@ class NoMaterial(BaseMaterial):
     class Config(BaseMaterial.Config):
         n_output_dims: int = 3  # channels of the colour
         color_activation: str = "sigmoid"  # last activation, see utils.ops.get_activation
-        input_feature_dims: Optional[int] = None  # features into the network; only with mlp_network_config
-        mlp_network_config: Optional[dict] = None  # None: the features themselves are the colour before activation
+        input_feature_dims: int | None = None  # features into the network; only with mlp_network_config
+        mlp_network_config: dict | None = None  # None: the features themselves are the colour before activation
         requires_normal: bool = False  # ask the geometry for normals, as if this material shaded
 
     cfg: Config
@@ -47,7 +47,7 @@ class NoMaterial(BaseMaterial):
             )
         return get_activation(self.cfg.color_activation)(features)
 
-    def export(self, features: Optional[Tensor] = None, **kwargs: Any) -> Dict[str, Any]:
+    def export(self, features: Tensor | None = None, **kwargs: Any) -> dict[str, Any]:
         """Nothing of a geometry without features, as stages that train a shape alone have."""
         if features is None or self.cfg.n_output_dims == 0:
             return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -42,5 +42,5 @@ class StableDiffusionLatentAdapterMaterial(BaseMaterial):
             )
         return ((features @ self.adapter + 1.0) / 2.0).clamp(0.0, 1.0)
 
-    def export(self, features: Tensor, **kwargs: Any) -> Dict[str, Any]:
+    def export(self, features: Tensor, **kwargs: Any) -> dict[str, Any]:
         return {"albedo": self(features)}

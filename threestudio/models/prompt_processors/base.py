@@ -9,7 +9,6 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -106,10 +105,10 @@ class PromptProcessor(BaseObject):
         prompt: str = "a hamburger"
 
         # the prompt of a view, where it is not the prompt with a phrase for the view
-        prompt_front: Optional[str] = None
-        prompt_side: Optional[str] = None
-        prompt_back: Optional[str] = None
-        prompt_overhead: Optional[str] = None
+        prompt_front: str | None = None
+        prompt_side: str | None = None
+        prompt_back: str | None = None
+        prompt_overhead: str | None = None
         negative_prompt: str = ""
         pretrained_model_name_or_path: str = "runwayml/stable-diffusion-v1-5"  # a local folder or a hub id
         use_cache: bool = True  # keep embeddings on disk
@@ -117,7 +116,7 @@ class PromptProcessor(BaseObject):
 
         use_prompt_debiasing: bool = False  # only false is supported
         pretrained_model_name_or_path_prompt_debiasing: str = "bert-base-uncased"
-        prompt_debiasing_mask_ids: Optional[list[int]] = None
+        prompt_debiasing_mask_ids: list[int] | None = None
 
     cfg: Config
 

@@ -5,8 +5,8 @@ The views always stand in the order side, front, back, overhead. Angles are in d
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Callable, Sequence
 
 import torch
 from torch import Tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -33,7 +33,7 @@ class Renderer(BaseModule):
         r = float(self.cfg.radius)
         self.register_buffer("bbox", torch.tensor([[-r] * 3, [r] * 3], dtype=torch.float32))
 
-    def forward(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """A whole batch of the data module as keywords -> images [B, H, W, C] by name."""
         raise TypeError(f"{type(self).__name__} does not define forward")
 

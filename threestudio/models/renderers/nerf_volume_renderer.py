@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,9 +43,9 @@ class NeRFVolumeRenderer(VolumeRenderer):
         ema_decay: float = 0.95  # occgrid: share of a cell's value that is left by its next update
         grid_prune: bool = True  # occgrid: skip cells found empty; false: every sample in the cube is shaded
         prune_alpha_threshold: bool = True  # occgrid with grid_prune: skip samples of opacity < 0.01
-        proposal_network_config: Optional[dict] = None  # of estimator=proposal, which is not available here
-        prop_optimizer_config: Optional[dict] = None  # the same
-        prop_scheduler_config: Optional[dict] = None  # the same
+        proposal_network_config: dict | None = None  # of estimator=proposal, which is not available here
+        prop_optimizer_config: dict | None = None  # the same
+        prop_scheduler_config: dict | None = None  # the same
         num_samples_per_ray_proposal: int = 64  # the same
         num_samples_per_ray_importance: int = 64  # importance: equal intervals of a ray, shaded with the others
 
@@ -66,7 +66,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
         rays_o: Tensor,
         rays_d: Tensor,
         light_positions: Tensor,
-        bg_color: Optional[Tensor] = None,
+        bg_color: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Images of B cameras.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -87,7 +87,7 @@ class NeuSVolumeRenderer(VolumeRenderer):
         rays_o: Tensor,
         rays_d: Tensor,
         light_positions: Tensor,
-        bg_color: Optional[Tensor] = None,
+        bg_color: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Images of B cameras.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Optional
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,10 +42,10 @@ class NVDiffRasterizer(Rasterizer):
         height: int,
         width: int,
         render_rgb: bool = True,
-        rays_d: Optional[Tensor] = None,
-        bg_color: Optional[Tensor] = None,
+        rays_d: Tensor | None = None,
+        bg_color: Tensor | None = None,
         **kwargs: Any,
-    ) -> Dict[str, Any]:
+    ) -> dict[str, Any]:
         """Images of B cameras.
 
         Args:
@@ -63,7 +63,7 @@ class NVDiffRasterizer(Rasterizer):
         mask = (fragments.face >= 0).to(mesh.v_pos)[..., None]
         normal = F.normalize(interpolate(mesh.v_nrm, mesh.t_pos_idx, fragments), dim=-1)
         images = {"opacity": mask, "comp_normal": (normal + 1.0) / 2.0 * mask}
-        out: Dict[str, Any] = {"mesh": mesh}
+        out: dict[str, Any] = {"mesh": mesh}
         if render_rgb:
             dirs = view_directions(mvp_mtx, height, width) if rays_d is None else F.normalize(rays_d, dim=-1)
             background = background_colors(self.background, dirs, bg_color).to(mask)
@@ -85,7 +85,7 @@ class NVDiffRasterizer(Rasterizer):
         background: Tensor,
         camera_positions: Tensor,
         light_positions: Tensor,
-        options: Dict[str, Any],
+        options: dict[str, Any],
     ) -> Tensor:
         """The background [B, H, W, C] with the surface's colours in the pixels that see it."""
         batch, height, width = fragments.face.shape
@@ -98,7 +98,7 @@ class NVDiffRasterizer(Rasterizer):
 
         view = covered // (height * width)
         positions = seen(interpolate(mesh.v_pos, mesh.t_pos_idx, fragments))
-        extra: Dict[str, Tensor] = {}
+        extra: dict[str, Tensor] = {}
         if self.material.requires_normal:
             extra["shading_normal"] = seen(normal)
         if self.material.requires_tangent:

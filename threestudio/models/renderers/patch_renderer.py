@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Optional
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ class PatchRenderer(VolumeRenderer):
     class Config(VolumeRenderer.Config):
         patch_size: int = 128  # side of the patch, pixels
         base_renderer_type: str = ""  # registered name of the renderer that does the work
-        base_renderer: Optional[dict] = None  # its keys
+        base_renderer: dict | None = None  # its keys
         global_detach: bool = False  # no gradient outside the patch
         global_downsample: int = 4  # the whole view is rendered at this part of the resolution
 
@@ -46,7 +46,7 @@ class PatchRenderer(VolumeRenderer):
             self.cfg.base_renderer or {}, geometry=geometry, material=material, background=background
         )
 
-    def forward(self, **batch: Any) -> Dict[str, Any]:
+    def forward(self, **batch: Any) -> dict[str, Any]:
         """The base renderer's images [B, H, W, C] of a batch of cameras; outside training simply those.
 
         In training, images are the low-resolution ones enlarged, with the patch put in. What else the base renderer
@@ -91,7 +91,7 @@ class PatchRenderer(VolumeRenderer):
         self.base_renderer.set_background(background)
 
 
-def _size(batch: Dict[str, Any]) -> tuple:
+def _size(batch: dict[str, Any]) -> tuple:
     if "rays_d" in batch:
         return tuple(batch["rays_d"].shape[1:3])
     return int(batch["height"]), int(batch["width"])
@@ -101,7 +101,7 @@ def _is_image(value: Any, height: int, width: int) -> bool:
     return isinstance(value, Tensor) and value.ndim == 4 and tuple(value.shape[1:3]) == (height, width)
 
 
-def coarse_view(batch: Dict[str, Any], height: int, width: int) -> Dict[str, Any]:
+def coarse_view(batch: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     """A batch's cameras with an image of height x width pixels: rays through the new pixels' centres."""
     view = {**batch, "height": height, "width": width}
     for key in RAYS:
@@ -117,7 +117,7 @@ def coarse_view(batch: Dict[str, Any], height: int, width: int) -> Dict[str, Any
     return view
 
 
-def patch_of_view(batch: Dict[str, Any], top: int, left: int, height: int, width: int) -> Dict[str, Any]:
+def patch_of_view(batch: dict[str, Any], top: int, left: int, height: int, width: int) -> dict[str, Any]:
     """A batch's cameras with the pixels [top, top + height) x [left, left + width) alone."""
     whole_height, whole_width = _size(batch)
     view = {**batch, "height": height, "width": width}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Union
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def volsdf_density(sdf: Tensor, inv_std: Union[float, Tensor]) -> Tensor:
+def volsdf_density(sdf: Tensor, inv_std: float | Tensor) -> Tensor:
     """Density by length [...] at signed distances [...]: a Psi_b(-sdf), Psi_b the cdf of Laplace's distribution.
 
     inv_std: a = 1 / b, in 1 / world units (VolSDF, Yariv et al. 2021, eq. 2-3).

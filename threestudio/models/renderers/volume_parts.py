@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple, Optional, Union
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from threestudio.utils.ops import chunk_batch, validate_empty_rays
 IntervalDensity = Callable[[Tensor, Tensor, Tensor], Tensor]  # t_starts, t_ends [S], ray [S] -> density [S]
 
 
-def estimator_of(cfg: Any, bbox: Tensor) -> Union[OccupancyGridEstimator, ImportanceEstimator]:
+def estimator_of(cfg: Any, bbox: Tensor) -> OccupancyGridEstimator | ImportanceEstimator:
     """The estimator that a renderer's cfg.estimator names, for the box [2, 3]. Raises UserError for a wrong key."""
     for key in ("num_samples_per_ray", "num_samples_per_ray_importance"):
         if cfg[key] < 1:
@@ -125,7 +126,7 @@ class VolumeSamples(NamedTuple):
     def view(self) -> Tensor:  # [S], the picture of each sample
         return self.ray_indices // (self.image_shape[1] * self.image_shape[2])
 
-    def sum_along_rays(self, weights: Tensor, values: Optional[Tensor]) -> Tensor:  # [S], [S, C] -> [N, C]
+    def sum_along_rays(self, weights: Tensor, values: Tensor | None) -> Tensor:  # [S], [S, C] -> [N, C]
         batch, height, width = self.image_shape
         return accumulate_along_rays(weights, values, self.ray_indices, batch * height * width)
 
@@ -151,7 +152,7 @@ def render_volume(
     samples: VolumeSamples,
     rays_d: Tensor,  # [B, H, W, 3]
     light_positions: Tensor,  # [B, 3]
-    bg_color: Optional[Tensor],  # [B, C] or [B, H, W, C], in the background's place
+    bg_color: Tensor | None,  # [B, C] or [B, H, W, C], in the background's place
     options: dict[str, Any],  # the rest of the batch, for the material
     weights_of: Callable[[dict[str, Tensor]], Tensor],  # what the geometry says at the samples -> weights [S]
     output_normal: bool,  # whether the geometry is asked for normals
@@ -224,7 +225,7 @@ def shade_samples(
 def background_colors(
     background: BaseBackground,
     rays_d: Tensor,  # [B, H, W, 3]
-    bg_color: Optional[Tensor],  # [B, C] or [B, H, W, C], in the background's place
+    bg_color: Tensor | None,  # [B, C] or [B, H, W, C], in the background's place
 ) -> Tensor:
     """[B, H, W, C]"""
     if bg_color is None:

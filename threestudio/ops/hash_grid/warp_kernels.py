@@ -3,7 +3,7 @@
 (No ``from __future__ import annotations`` here: Warp reads the annotations, and these name local types.)
 """
 
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 from threestudio.ops.hash_grid.layout import HASH_PRIMES
@@ -126,7 +126,7 @@ class HashGridKernels(NamedTuple):
     entry_type: Any
 
 
-@lru_cache(maxsize=None)
+@cache
 def hash_grid_kernels(n_features: int, directional: bool) -> HashGridKernels:
     """The kernels for entries of n_features; directional: with w_c's derivative along v in place of w_c.
 

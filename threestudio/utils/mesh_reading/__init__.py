@@ -4,7 +4,7 @@
 own with `register_mesh_reader`.
 """
 
-from threestudio.utils.mesh_reading import formats  # noqa: F401 (registers the host's own)
+from threestudio.utils.mesh_reading import formats
 from threestudio.utils.mesh_reading.loading import AXES, load_mesh_file, rotation_to_world
 from threestudio.utils.mesh_reading.part import GREY, MeshPart
 from threestudio.utils.mesh_reading.registry import MeshReader, mesh_endings, register_mesh_reader

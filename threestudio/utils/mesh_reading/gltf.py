@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def _parts(file: GltfFile, colors: bool) -> list[MeshPart]:
     return parts
 
 
-def _vertex_data(file: GltfFile, primitive: dict[str, Any], name: str) -> Optional[np.ndarray]:
+def _vertex_data(file: GltfFile, primitive: dict[str, Any], name: str) -> np.ndarray | None:
     index = primitive["attributes"].get(name)
     if index is None:
         return None

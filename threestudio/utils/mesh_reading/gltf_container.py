@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import struct
-from typing import Any, Optional
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -131,7 +131,7 @@ class GltfFile:
             return file.read()
 
 
-def _glb_chunks(path: str, content: bytes) -> tuple[bytes, Optional[bytes]]:
+def _glb_chunks(path: str, content: bytes) -> tuple[bytes, bytes | None]:
     """The JSON and the binary chunk of a GLB (section 4.4)."""
     if len(content) < 12 or content[:4] != b"glTF":
         raise UserError(f"{path} is no GLB file: it does not begin with glTF")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +26,9 @@ _NEAREST = 9728
 @dataclass
 class BaseColor:
     factor: np.ndarray  # [3] linear light in [0, 1]
-    texture: Optional[Texture] = None
+    texture: Texture | None = None
     uv_set: int = 0  # which of the vertices' texture coordinates
-    uv_matrix: Optional[np.ndarray] = None  # [2, 3] of (u, v, 1), v down; None: as they are
+    uv_matrix: np.ndarray | None = None  # [2, 3] of (u, v, 1), v down; None: as they are
 
 
 class GltfMaterials:
@@ -59,7 +59,7 @@ class GltfMaterials:
             color.uv_matrix = uv_matrix(transform) if transform else None
         return color
 
-    def _texture(self, texture: dict[str, Any]) -> Optional[Texture]:
+    def _texture(self, texture: dict[str, Any]) -> Texture | None:
         source = self._source(texture)
         if source is None:
             return None
@@ -70,7 +70,7 @@ class GltfMaterials:
         nearest = sampler.get("magFilter") == _NEAREST
         return Texture(self._file.picture(source), _WRAPS[wraps[0]], _WRAPS[wraps[1]], nearest)
 
-    def _source(self, texture: dict[str, Any]) -> Optional[int]:
+    def _source(self, texture: dict[str, Any]) -> int | None:
         """The image of a texture: that of an extension whose pictures are read, else its own."""
         extensions = texture.get("extensions", {})
         for name in PICTURES:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator, NamedTuple, Optional
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +18,7 @@ class PlacedMesh(NamedTuple):
     mesh: int  # index of the mesh
     node: dict[str, Any]
     matrix: np.ndarray  # [4, 4] from the mesh to the scene
-    joints: Optional[np.ndarray]  # [J, 4, 4] instead of matrix, where the node has a skin
+    joints: np.ndarray | None  # [J, 4, 4] instead of matrix, where the node has a skin
 
 
 def placed_meshes(file: GltfFile) -> Iterator[PlacedMesh]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Optional
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ AXES = ("+x", "+y", "+z", "-x", "-y", "-z")
 
 
 def load_mesh_file(
-    path: str, up: Optional[str] = None, front: Optional[str] = None, colors: bool = True, key: str = "mesh file"
+    path: str, up: str | None = None, front: str | None = None, colors: bool = True, key: str = "mesh file"
 ) -> Mesh:
     """Reads a mesh; vertices at one place become one, so that a closed surface is a closed mesh.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Optional
 
 import numpy as np
 
@@ -19,7 +18,7 @@ class Material:
     """What is read of one `newmtl`; the texture's picture is opened by `texture` alone."""
 
     library: str  # path of its file
-    diffuse: Optional[tuple[float, ...]] = None  # Kd, sRGB in [0, 1]
+    diffuse: tuple[float, ...] | None = None  # Kd, sRGB in [0, 1]
     map_line: str = ""  # what stands behind map_Kd
 
 
@@ -51,7 +50,7 @@ def decoded_text(path: str) -> str:
 def read_materials(path: str) -> dict[str, Material]:
     """The materials of a library by name. Raises UserError for a colour that is none."""
     materials: dict[str, Material] = {}
-    current: Optional[Material] = None
+    current: Material | None = None
     for line in decoded_text(path).splitlines():
         words = line.split(None, 1)
         keyword, rest = (words[0].lower(), words[1].strip()) if len(words) == 2 else ("", "")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-from typing import Optional
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from threestudio.utils.errors import UserError
 
 
-def find_named_file(folder: str, name: str) -> Optional[str]:
+def find_named_file(folder: str, name: str) -> str | None:
     """The path of the file that a mesh file in `folder` calls `name`; None where there is none.
 
     Backslashes separate folders too, upper and lower case need not agree, and a full path of another machine stands
@@ -31,7 +30,7 @@ def find_named_file(folder: str, name: str) -> Optional[str]:
     return path if parts and path and os.path.isfile(path) else None
 
 
-def _by_any_case(folder: str, parts: list[str]) -> Optional[str]:
+def _by_any_case(folder: str, parts: list[str]) -> str | None:
     path = folder
     for part in parts:
         if part == "..":

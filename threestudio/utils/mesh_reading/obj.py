@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class _Lines:
     corner_v: list[int] = field(default_factory=list)
     corner_vt: list[int] = field(default_factory=list)
     face_material: list[int] = field(default_factory=list)  # index into materials
-    materials: list[Optional[str]] = field(default_factory=lambda: [None])  # None: before the first usemtl
+    materials: list[str | None] = field(default_factory=lambda: [None])  # None: before the first usemtl
     libraries: list[str] = field(default_factory=list)  # what stands behind mtllib
 
 
@@ -76,9 +76,7 @@ def _textured_part(
     return MeshPart(corners, None, options.moved(uv), textures[key])
 
 
-def _plain_colors(
-    vertex_rgb: Optional["_VertexColors"], faces: np.ndarray, material: Optional[Material]
-) -> Optional[np.ndarray]:
+def _plain_colors(vertex_rgb: _VertexColors | None, faces: np.ndarray, material: Material | None) -> np.ndarray | None:
     """[F, 3, 3] of faces without texture; None where neither vertices nor material say a colour."""
     plain = None if material is None else material.diffuse
     if plain is None and material is not None and material.map_line:
@@ -153,7 +151,7 @@ class _VertexColors(NamedTuple):
     given: np.ndarray  # [V] bool: whether the vertex has one
 
 
-def _vertices(path: str, rows: list[list[str]]) -> tuple[np.ndarray, Optional[_VertexColors]]:
+def _vertices(path: str, rows: list[list[str]]) -> tuple[np.ndarray, _VertexColors | None]:
     """Positions [V, 3] and, where lines go on with r g b, colours; one number more is a weight or an opacity."""
     try:
         positions = np.array([row[:3] for row in rows], np.float64).reshape(-1, 3)
@@ -183,7 +181,7 @@ def _texture_coordinates(path: str, lines: _Lines, corners: np.ndarray) -> tuple
     return uv, has_uv
 
 
-def _materials_of(path: str, lines: _Lines) -> list[Optional[Material]]:
+def _materials_of(path: str, lines: _Lines) -> list[Material | None]:
     """The material of each name of `lines.materials`; None where it has none.
 
     Faces before any usemtl get the library's material where it has just one.
@@ -192,7 +190,7 @@ def _materials_of(path: str, lines: _Lines) -> list[Optional[Material]]:
     for line in lines.libraries:
         for library in library_files(path, line):
             found = {**read_materials(library), **found}
-    result: list[Optional[Material]] = []
+    result: list[Material | None] = []
     for index in range(len(lines.materials)):
         name, used = lines.materials[index], index in lines.face_material
         material = found.get(name) if name is not None else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Optional
 
 import numpy as np
 
@@ -58,7 +57,7 @@ def _numbers(path: str, rows: list[list[str]]) -> np.ndarray:
         raise UserError(f"{path} is broken: a row is too short or not made of numbers ({error})") from error
 
 
-def _vertices(path: str, rows: list[list[str]], prefixes: str) -> tuple[np.ndarray, Optional[np.ndarray]]:
+def _vertices(path: str, rows: list[list[str]], prefixes: str) -> tuple[np.ndarray, np.ndarray | None]:
     """Positions [V, 3] and colours [V, 3]. Behind a position come a normal (N), a colour (C), texture coordinates."""
     positions = _numbers(path, [row[:3] for row in rows]).reshape(len(rows), -1)
     if rows and positions.shape[1] != 3:
@@ -83,7 +82,7 @@ def _unit(path: str, rows: list[list[str]]) -> np.ndarray:
     return unit_colors(numbers)
 
 
-def _faces(path: str, rows: list[list[str]], n_vertices: int) -> tuple[np.ndarray, np.ndarray, Optional[np.ndarray]]:
+def _faces(path: str, rows: list[list[str]], n_vertices: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Corners of each face [F], all corners one after another, and colours [F, 3] where the faces have any.
 
     A single number behind a face's corners is an entry of a colour map that is elsewhere: no colour.

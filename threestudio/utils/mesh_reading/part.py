@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
 
 import numpy as np
 
@@ -17,9 +16,9 @@ class MeshPart:
     """Triangles that share a texture, or have none."""
 
     corners: np.ndarray  # [F, 3, 3] positions, counter-clockwise seen from outside
-    rgb: Optional[np.ndarray] = None  # [F, 3, 3] sRGB in [0, 1], multiplies the texture; None: the file says none
-    uv: Optional[np.ndarray] = None  # [F, 3, 2], v down as in images; with a texture
-    texture: Optional[Texture] = None
+    rgb: np.ndarray | None = None  # [F, 3, 3] sRGB in [0, 1], multiplies the texture; None: the file says none
+    uv: np.ndarray | None = None  # [F, 3, 2], v down as in images; with a texture
+    texture: Texture | None = None
 
     @property
     def colored(self) -> bool:

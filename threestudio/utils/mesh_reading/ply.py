@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 
@@ -101,7 +101,7 @@ def _strip_triangles(strips: Lists) -> np.ndarray:
     return np.concatenate(result) if result else np.zeros((0, 3), np.int64)
 
 
-def _colors(vertex: Table, face: Table, faces: _Faces) -> Optional[np.ndarray]:
+def _colors(vertex: Table, face: Table, faces: _Faces) -> np.ndarray | None:
     """[T, 3, 3]: the vertices' colours, or the faces' where the vertices have none or are all white."""
     vertex_rgb, face_rgb = _rgb_of(vertex), _rgb_of(face)
     if vertex_rgb is not None and (face_rgb is None or not all_white(vertex_rgb)):
@@ -111,14 +111,14 @@ def _colors(vertex: Table, face: Table, faces: _Faces) -> Optional[np.ndarray]:
     return None
 
 
-def _rgb_of(table: Table) -> Optional[np.ndarray]:  # [N, 3]
+def _rgb_of(table: Table) -> np.ndarray | None:  # [N, 3]
     for names in _RGB:
         if all(isinstance(table.get(name), np.ndarray) for name in names):
             return unit_colors(np.stack([table[name] for name in names], 1))
     return None
 
 
-def _texture_coordinates(path: str, vertex: Table, face: Table, faces: _Faces) -> Optional[np.ndarray]:
+def _texture_coordinates(path: str, vertex: Table, face: Table, faces: _Faces) -> np.ndarray | None:
     """[T, 3, 2], v down; a face's own (u v u v ..) go before its vertices'. PLY's point up, as OBJ's."""
     own = face.get("texcoord")
     if isinstance(own, Lists) and len(own.values):
@@ -146,7 +146,7 @@ def _textured_parts(
     uv: np.ndarray,  # [T, 3, 2]
     pictures: list[str],
     numbers: np.ndarray,  # [T] index into pictures; others have no texture
-    rgb: Optional[np.ndarray],  # [T, 3, 3]
+    rgb: np.ndarray | None,  # [T, 3, 3]
 ) -> list[MeshPart]:
     parts = []
     for number in np.unique(numbers):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Iterable, NamedTuple, Optional, Union
+from typing import NamedTuple, Union
 
 import numpy as np
 
@@ -23,7 +24,7 @@ LONGEST_HEADER = 2**20  # bytes
 class PlyProperty(NamedTuple):
     name: str
     kind: str  # numpy's name of the type, e.g. f4
-    count_kind: Optional[str]  # of the number before a list; None: no list
+    count_kind: str | None  # of the number before a list; None: no list
 
 
 @dataclass

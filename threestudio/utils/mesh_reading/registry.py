@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, Optional
 
 from threestudio.utils.errors import UserError
 from threestudio.utils.mesh_reading.part import MeshPart
@@ -17,7 +17,7 @@ class MeshReader:
     name: str  # of the format
     endings: tuple[str, ...]  # of its files, lower case, with the dot
     read: Callable[[str, bool], list[MeshPart]]  # path, and whether colours are wanted -> parts in the file's axes
-    recognizes: Optional[Callable[[str], bool]] = None  # whether a file of one of the endings is of this format
+    recognizes: Callable[[str], bool] | None = None  # whether a file of one of the endings is of this format
     up: str = "+z"  # the axis of the file that points up, where nobody says another
     front: str = "+x"
 
@@ -62,6 +62,6 @@ def _of_ending(path: str) -> list[MeshReader]:
     return [reader for reader in _readers.values() if ending in reader.endings]
 
 
-def _recognizing(path: str) -> Optional[MeshReader]:
+def _recognizing(path: str) -> MeshReader | None:
     fits = (reader for reader in _of_ending(path) if reader.recognizes is None or reader.recognizes(path))
     return next(fits, None)

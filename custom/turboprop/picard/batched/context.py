@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, List, NamedTuple, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,9 +19,9 @@ class AttributeSnapshot:
     """The attributes of components as they are when this is made: references, and what lists and dicts hold."""
 
     def __init__(self, components: Sequence[Any]) -> None:
-        self._attributes: List[Tuple[dict, dict]] = []  # of each component, and a copy
-        self._contents: List[Tuple[Any, Any]] = []  # lists and dicts among them, and a copy
-        self._tensors: List[Tuple[dict, dict]] = []
+        self._attributes: list[tuple[dict, dict]] = []  # of each component, and a copy
+        self._contents: list[tuple[Any, Any]] = []  # lists and dicts among them, and a copy
+        self._tensors: list[tuple[dict, dict]] = []
         for component in components:
             now = vars(component)
             own = {name: value for name, value in now.items() if name not in TORCH_INTERNAL}
@@ -54,10 +55,10 @@ class TorchModes(NamedTuple):
 
     gradients: bool
     cached_casts: bool
-    autocast: Tuple[Tuple[str, bool, torch.dtype], ...]  # device type, whether, to which type
+    autocast: tuple[tuple[str, bool, torch.dtype], ...]  # device type, whether, to which type
 
     @staticmethod
-    def now(device_types: Sequence[str]) -> "TorchModes":
+    def now(device_types: Sequence[str]) -> TorchModes:
         autocast = tuple((t, torch.is_autocast_enabled(t), torch.get_autocast_dtype(t)) for t in device_types)
         return TorchModes(torch.is_grad_enabled(), torch.is_autocast_cache_enabled(), autocast)
 

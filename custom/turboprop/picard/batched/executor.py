@@ -8,8 +8,9 @@ grows with the window.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class Batched:
         self._evaluate = evaluate
         self._scheduler = CooperativeScheduler(answer, ContextSnapshot.restore, self._context)
 
-    def __call__(self, points: Sequence[Point]) -> List[Evaluation]:
+    def __call__(self, points: Sequence[Point]) -> list[Evaluation]:
         self._components = reachable_components(self._system)
         self._device_types = sorted({"cpu", next(iter(points[0].parameters.values())).device.type})
         places = frozen_teachers(self._components)
@@ -59,7 +60,7 @@ class Batched:
             for component, name, teacher in places:
                 vars(component)[name] = teacher
 
-    def bind(self, trained: Dict[str, nn.Parameter], values: Tensors) -> Dict[str, nn.Parameter]:
+    def bind(self, trained: dict[str, nn.Parameter], values: Tensors) -> dict[str, nn.Parameter]:
         """Gives the slot that runs parameters of its own, with these values, in the place of the system's."""
         own = {name: nn.Parameter(values[name], parameter.requires_grad) for name, parameter in trained.items()}
         by_id = {id(parameter): own[name] for name, parameter in trained.items()}
@@ -87,7 +88,7 @@ def answer(requests: Sequence[Any]) -> Sequence[Any]:
     return [None] * len(requests)
 
 
-def frozen_teachers(components: Sequence[Any]) -> List[Tuple[Any, str, Teacher]]:
+def frozen_teachers(components: Sequence[Any]) -> list[tuple[Any, str, Teacher]]:
     """Where components hold a teacher that learns nothing: (component, name of the attribute, teacher).
 
     One that learns is asked by each slot by itself, with weights of its own.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, Callable, Hashable, List, Optional, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ def joined(arguments: Sequence[Any]) -> Any:
     return torch.cat(list(arguments)) if isinstance(first, Tensor) else first.cat(arguments[1:])
 
 
-def answer_calls(calls: Sequence[TeacherCall]) -> List[Tensor]:
+def answer_calls(calls: Sequence[TeacherCall]) -> list[Tensor]:
     """One call for all; each gets its samples' part [B, ...], a tensor of its own.
 
     Raises RuntimeError where the teacher draws random numbers: nobody could say which slot's.
@@ -67,7 +68,7 @@ def answer_calls(calls: Sequence[TeacherCall]) -> List[Tensor]:
     return [part.clone() for part in answer.split([call.count for call in calls])]
 
 
-def random_states(device: torch.device) -> List[Tensor]:
+def random_states(device: torch.device) -> list[Tensor]:
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
@@ -75,7 +76,7 @@ def random_states(device: torch.device) -> List[Tensor]:
 def joined_teacher(teacher: Teacher, ask: Callable[[Callable[..., Tensor], Sequence[Any]], Tensor]) -> Teacher:
     """A teacher to stand in another one's place: `ask` answers what its networks are asked, all else is as it was."""
 
-    def encode(images: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+    def encode(images: Tensor, noise: Tensor | None = None) -> Tensor:
         return ask(teacher.encode, (images, teacher.encoding_noise(images) if noise is None else noise))
 
     joined = copy.copy(teacher)

@@ -8,7 +8,8 @@ context, is put away and brought back each time that another task goes on.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Hashable, List, Protocol, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
@@ -38,7 +39,7 @@ class CooperativeScheduler:
             raise RuntimeError("scheduler: only a task can ask")
         return current.parent.switch(request)
 
-    def run(self, functions: Sequence[Callable[[], Any]], context: Any) -> List[Any]:
+    def run(self, functions: Sequence[Callable[[], Any]], context: Any) -> list[Any]:
         """The results of all functions; each begins in `context`. An exception of one ends all, and is raised."""
         tasks = [_Task(greenlet(function), context) for function in functions]
         try:
@@ -57,7 +58,7 @@ class CooperativeScheduler:
                     self._restore(task.context)
                     task.greenlet.throw(GreenletExit)
 
-    def _resume(self, task: "_Task", *answer: Any) -> None:
+    def _resume(self, task: _Task, *answer: Any) -> None:
         self._restore(task.context)
         given = task.greenlet.switch(*answer)
         task.context = self._snapshot()
@@ -76,9 +77,9 @@ class _Task:
         self.answered = 0  # requests
 
 
-def _next_group(waiting: Sequence[_Task]) -> List[_Task]:
+def _next_group(waiting: Sequence[_Task]) -> list[_Task]:
     """Those that ask for the same as the one that is furthest behind."""
-    groups: Dict[Hashable, List[_Task]] = {}
+    groups: dict[Hashable, list[_Task]] = {}
     for task in waiting:
         groups.setdefault(task.request.key, []).append(task)
     return min(groups.values(), key=lambda group: (group[0].request.patient, min(task.answered for task in group)))

@@ -6,7 +6,7 @@ add up, so parts may lie in different processes; and the sums of all slots leave
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def mean_square_distance(sums: Tensor, elements: Tensor, rates: Tensor) -> Tenso
     return sums.sum(-1, keepdim=True) * (1e6 / elements.sum().clamp(min=1))
 
 
-DISTANCES: Dict[str, Distance] = {"update": update_distance, "mean_square": mean_square_distance}
+DISTANCES: dict[str, Distance] = {"update": update_distance, "mean_square": mean_square_distance}
 
 
 def identical(a: Point, b: Point) -> bool:

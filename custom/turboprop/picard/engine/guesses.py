@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Optional
+from collections.abc import Callable
 
 from .state import Gradients, State
 from .updates import OptimizerUpdate
 
 # (the state to move on by one step, the last gradients seen, the update)
-Continuation = Callable[[State, Optional[Gradients], OptimizerUpdate], None]
+Continuation = Callable[[State, Gradients | None, OptimizerUpdate], None]
 
 
-def copy_state(state: State, last: Optional[Gradients], update: OptimizerUpdate) -> None:
+def copy_state(state: State, last: Gradients | None, update: OptimizerUpdate) -> None:
     """Parameters stay as they are, as in DreamPropeller."""
     state.step += 1
 
 
-def continue_moments(state: State, last: Optional[Gradients], update: OptimizerUpdate) -> None:
+def continue_moments(state: State, last: Gradients | None, update: OptimizerUpdate) -> None:
     """An update with gradients of zero: parameters go on by what the moments remember."""
     update.coast(state)
 
 
-def repeat_gradient(state: State, last: Optional[Gradients], update: OptimizerUpdate) -> None:
+def repeat_gradient(state: State, last: Gradients | None, update: OptimizerUpdate) -> None:
     """An update with the last gradients once more."""
     if last is None:
         continue_moments(state, last, update)
@@ -29,7 +29,7 @@ def repeat_gradient(state: State, last: Optional[Gradients], update: OptimizerUp
         update.quick(state, last)
 
 
-CONTINUATIONS: Dict[str, Continuation] = {
+CONTINUATIONS: dict[str, Continuation] = {
     "copy": copy_state,
     "zero_gradient": continue_moments,
     "last_gradient": repeat_gradient,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-Tensors = Dict[str, Tensor]
-Gradients = Dict[str, Optional[Tensor]]  # None: the loss does not depend on the parameter
-Moments = Dict[str, Dict[str, Any]]  # parameter: what the optimizer keeps of it, by name
+Tensors = dict[str, Tensor]
+Gradients = dict[str, Tensor | None]  # None: the loss does not depend on the parameter
+Moments = dict[str, dict[str, Any]]  # parameter: what the optimizer keeps of it, by name
 
 
 @dataclass
@@ -28,7 +28,7 @@ class State(Point):
 
     moments: Moments = field(default_factory=dict)
 
-    def clone(self) -> "State":
+    def clone(self) -> State:
         """A copy that shares no tensor with this one: moments too, which optimizers change in place."""
         return State(self.step, cloned(self.parameters), cloned(self.auxiliaries), cloned_moments(self.moments))
 
@@ -64,7 +64,7 @@ class Change(NamedTuple):
         raise ValueError(f"change of an auxiliary: expected replace, sum or max, got {self.kind!r}")
 
 
-Changes = Dict[str, Change]
+Changes = dict[str, Change]
 
 
 def changed(auxiliaries: Tensors, changes: Changes) -> Tensors:
@@ -83,13 +83,13 @@ class Evaluation:
     seconds: float = 0.0  # that it took
 
     @staticmethod
-    def of(gradients: Gradients, changes: Optional[Changes] = None, extra: Any = None) -> "Evaluation":
+    def of(gradients: Gradients, changes: Changes | None = None, extra: Any = None) -> Evaluation:
         return Evaluation(gradients, changes or {}, all_finite(gradients), extra)
 
 
 def all_finite(gradients: Gradients) -> bool:
     """One transfer from the device for all tensors, of their extremes, which are NaN where anything is."""
-    given: List[Tensor] = [value for value in gradients.values() if value is not None and value.numel() > 0]
+    given: list[Tensor] = [value for value in gradients.values() if value is not None and value.numel() > 0]
     if not given:
         return True
     extremes = torch.stack([extreme.double() for value in given for extreme in torch.aminmax(value)])

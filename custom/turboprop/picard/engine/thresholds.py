@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Callable, Dict, Sequence
 
 
 def middle(errors: Sequence[float]) -> float:
@@ -12,7 +12,7 @@ def middle(errors: Sequence[float]) -> float:
     return errors[len(errors) // 2]
 
 
-STATISTICS: Dict[str, Callable[[Sequence[float]], float]] = {"mean": fmean, "median": middle}
+STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {"mean": fmean, "median": middle}
 
 
 class FixedThreshold:

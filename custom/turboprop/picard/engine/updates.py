@@ -7,14 +7,15 @@ which is expensive, the next state costs little. Any torch optimizer does whose 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .state import Gradients, State, Tensors
 
-GroupSettings = List[Dict[str, Any]]  # for each parameter group: lr, betas, eps, weight_decay, ...
+GroupSettings = list[dict[str, Any]]  # for each parameter group: lr, betas, eps, weight_decay, ...
 
 
 class OptimizerUpdate:
@@ -28,7 +29,7 @@ class OptimizerUpdate:
         self,
         optimizer: torch.optim.Optimizer,
         groups: Sequence[Sequence[str]],  # names of the parameters of each group, in the optimizer's order
-        settings: Optional[Callable[[int], GroupSettings]] = None,  # by finished steps; default: as they are now
+        settings: Callable[[int], GroupSettings] | None = None,  # by finished steps; default: as they are now
     ) -> None:
         self.groups = [list(names) for names in groups]
         fixed = group_settings(optimizer)
@@ -40,17 +41,17 @@ class OptimizerUpdate:
         """As the optimizer's group is called, or its first parameter."""
         return str(self._replica.param_groups[index].get("name") or next(iter(self.groups[index]), ""))
 
-    def learning_rates(self, step: int) -> List[float]:
+    def learning_rates(self, step: int) -> list[float]:
         """Each group's rate, for the update that follows `step` finished ones."""
         return [float(group["lr"]) for group in self.settings(step)]
 
-    def __call__(self, state: State, gradients: Optional[Gradients]) -> None:
+    def __call__(self, state: State, gradients: Gradients | None) -> None:
         """One update, in place; without gradients a step that was left out."""
         if gradients is not None:
             self._step(state, gradients)
         state.step += 1
 
-    def quick(self, state: State, gradients: Optional[Gradients]) -> None:
+    def quick(self, state: State, gradients: Gradients | None) -> None:
         """As a call, but by torch's fused kernel where the optimizer would go over the tensors operation by operation,
         as it does on a processor by default: three to four times as fast, and other by rounding."""
         if gradients is not None:
@@ -67,9 +68,9 @@ class OptimizerUpdate:
         self.quick(state, {name: self._zeros[name] for name in moving})
 
     @torch.no_grad()
-    def _step(self, state: State, gradients: Gradients, changed: Optional[Callable[[dict], dict]] = None) -> None:
+    def _step(self, state: State, gradients: Gradients, changed: Callable[[dict], dict] | None = None) -> None:
         replica = self._replica
-        bound: Dict[str, nn.Parameter] = {}
+        bound: dict[str, nn.Parameter] = {}
         replica.state = defaultdict(dict)
         for group, names, settings in zip(replica.param_groups, self.groups, self.settings(state.step)):
             group.update(changed(settings) if changed else settings)
@@ -92,7 +93,7 @@ def group_settings(optimizer: torch.optim.Optimizer) -> GroupSettings:
     return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
 
-def fused(settings: Dict[str, Any]) -> Dict[str, Any]:
+def fused(settings: dict[str, Any]) -> dict[str, Any]:
     """A group's settings with the fused kernel, where the optimizer has one and the group asks for nothing else."""
     asks = [settings.get(key) for key in ("foreach", "capturable", "differentiable")]
     if "fused" not in settings or settings["fused"] is not None or any(asks) or isinstance(settings["lr"], Tensor):

@@ -13,8 +13,9 @@ a round moves on by one step at least; with a threshold of zero, states are thos
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from .state import Evaluation, Gradients, Point, State, changed
 from .thresholds import AdaptiveThreshold, FixedThreshold
 from .updates import OptimizerUpdate
 
-Evaluate = Callable[[Sequence[Point]], List[Evaluation]]  # an executor: gradients at all points
+Evaluate = Callable[[Sequence[Point]], list[Evaluation]]  # an executor: gradients at all points
 
 
 class Comparison(NamedTuple):
@@ -33,7 +34,7 @@ class Comparison(NamedTuple):
 
     error: float
     same: bool  # in what no error measures: occupancy grids, and, if the threshold is zero, every bit
-    group: Optional[int]  # whose error it is; None: that of all groups in one
+    group: int | None  # whose error it is; None: that of all groups in one
 
 
 @dataclass
@@ -42,8 +43,8 @@ class Round:
 
     step: int  # of the base
     length: int  # gradients that were computed
-    accepted: List[Evaluation]  # of the steps from the base on; as many as the stride
-    errors: List[float]  # of guess 1, 2, ... of the window and beyond it, in the distance's unit
+    accepted: list[Evaluation]  # of the steps from the base on; as many as the stride
+    errors: list[float]  # of guess 1, 2, ... of the window and beyond it, in the distance's unit
     threshold: float  # that they were held to
     ended_by: str = ""  # what kept the next gradient from being accepted: a parameter group; nothing in a full window
 
@@ -69,7 +70,7 @@ class PicardWindow:
         distance: str = "update",  # a name of DISTANCES
         guess: str = "zero_gradient",  # a name of CONTINUATIONS
         adapt: bool = False,  # smaller windows after short strides, larger ones after full strides
-        total: Optional[Callable[[Tensor], Tensor]] = None,  # sum over all ranks, where each has a part of the states
+        total: Callable[[Tensor], Tensor] | None = None,  # sum over all ranks, where each has a part of the states
     ) -> None:
         self.evaluate = evaluate
         self.update = update
@@ -84,21 +85,21 @@ class PicardWindow:
 
     def restart(self) -> None:
         """Forgets all guesses: the next round makes them from its base alone."""
-        self._guesses: Dict[int, Point] = {}  # by step
-        self._tail: Optional[State] = None  # the last state of the rollout, and from where guesses go on
-        self._last: Optional[Gradients] = None
+        self._guesses: dict[int, Point] = {}  # by step
+        self._tail: State | None = None  # the last state of the rollout, and from where guesses go on
+        self._last: Gradients | None = None
         self._next = -1  # the step that guesses go on from
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a restarted window still goes by."""
         return {"threshold": self.threshold.value, "size": self.size}
 
-    def load_state_dict(self, saved: Dict[str, Any]) -> None:
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.threshold.value = float(saved["threshold"])
         self.size = min(int(saved["size"]), self.window)
 
     @torch.no_grad()
-    def round(self, base: State, limit: Optional[int] = None) -> Round:
+    def round(self, base: State, limit: int | None = None) -> Round:
         """One round from `base`, which stays as it is; with a window of at most `limit` gradients.
 
         The caller makes the accepted updates and hands the state that results to the next round.
@@ -114,7 +115,7 @@ class PicardWindow:
             self.size = adapted(self.size, result.stride, self.window)
         return result
 
-    def _points(self, base: State, length: int) -> List[Point]:
+    def _points(self, base: State, length: int) -> list[Point]:
         """The base and guesses of the states after it: where gradients are computed, and what is only compared."""
         if self._tail is None or base.step != self._next or self._tail.step <= base.step:
             self.restart()
@@ -124,7 +125,7 @@ class PicardWindow:
             self._guesses[self._tail.step] = self._tail.point()
         return [base, *(self._guesses[base.step + i] for i in range(1, length))]
 
-    def _roll_out(self, base: State, points: List[Point], evaluations: List[Evaluation]) -> Round:
+    def _roll_out(self, base: State, points: list[Point], evaluations: list[Evaluation]) -> Round:
         self._tail = self._last = None
         self._guesses = {}
         elements = [sum(base.parameters[name].numel() for name in group) for group in self.update.groups]
@@ -162,7 +163,7 @@ class PicardWindow:
         differs = switched(state, guess) or (self.threshold.value == 0 and not identical(state, guess))
         return torch.cat([sums, sums.new_tensor([float(differs)])])
 
-    def _compared(self, rows: List[Tensor], rates: List[List[float]], elements: List[int]) -> List[Comparison]:
+    def _compared(self, rows: list[Tensor], rates: list[list[float]], elements: list[int]) -> list[Comparison]:
         """What each row says of its guess. One transfer from the device, and one sum over ranks."""
         if not rows:
             return []
@@ -177,7 +178,7 @@ class PicardWindow:
             for error, count, group in zip(largest.tolist(), table[:-1, -1].tolist(), groups.tolist())
         ]
 
-    def _stride(self, compared: List[Comparison], evaluations: List[Evaluation]) -> int:
+    def _stride(self, compared: list[Comparison], evaluations: list[Evaluation]) -> int:
         """One, and as many guesses from the first on as were near enough."""
         stride = 1
         for comparison, evaluation in zip(compared, evaluations[1:]):
@@ -190,7 +191,7 @@ class PicardWindow:
     def _near(self, comparison: Comparison) -> bool:
         return comparison.error <= self.threshold.value and math.isfinite(comparison.error)
 
-    def _ended_by(self, compared: List[Comparison], evaluations: List[Evaluation], stride: int) -> str:
+    def _ended_by(self, compared: list[Comparison], evaluations: list[Evaluation], stride: int) -> str:
         """What to look at, where longer strides are wanted."""
         if stride == len(evaluations):
             return ""

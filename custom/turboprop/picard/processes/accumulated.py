@@ -7,8 +7,6 @@ process does: the bits are the same, and what travels is what a process's own st
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Tuple
-
 from torch import Tensor
 
 from ..engine.state import Change, Changes, Tensors, changed
@@ -17,14 +15,14 @@ from .communication import Communication, Expected
 from .exchange import gather_parameters
 from .sharding import Sharding
 
-Kinds = Dict[str, str]  # buffer's name: sum or max
+Kinds = dict[str, str]  # buffer's name: sum or max
 
 
 class Accumulated:
-    def __init__(self, communication: Optional[Communication]) -> None:  # None: of one process
+    def __init__(self, communication: Communication | None) -> None:  # None: of one process
         self._communication = communication
-        self._slots: Dict[int, Changes] = {}  # of this process's slots of the round, by step
-        self._kept: Dict[int, Changes] = {}  # of accepted steps that this process has computed, by step
+        self._slots: dict[int, Changes] = {}  # of this process's slots of the round, by step
+        self._kept: dict[int, Changes] = {}  # of accepted steps that this process has computed, by step
         self._missing = False  # in the buffers, something that any process keeps
 
     def begin_round(self) -> None:
@@ -49,7 +47,7 @@ class Accumulated:
             return
         kept, self._kept, self._missing = sorted(self._kept.items()), {}, False
         noted = [(step, {name: change.kind for name, change in changes.items()}) for step, changes in kept]
-        notes: List[List[Tuple[int, Kinds]]] = self._communication.gather_objects(noted)
+        notes: list[list[tuple[int, Kinds]]] = self._communication.gather_objects(noted)
         named = {name for of in notes for _, kinds in of for name in kinds}
         if named:
             whole = {name: value for name, value in buffers.now().items() if name in named}
@@ -57,12 +55,12 @@ class Accumulated:
 
 
 def totals(
-    communication: Communication, whole: Tensors, mine: List[Changes], notes: List[List[Tuple[int, Kinds]]]
+    communication: Communication, whole: Tensors, mine: list[Changes], notes: list[list[tuple[int, Kinds]]]
 ) -> Tensors:
     """`whole` after the changes of all ranks' steps, of which this rank has `mine`; `notes` are of all, by rank."""
     sharding, ranks = Sharding(whole, communication.size), range(communication.size)
     own = sharding.owned(communication.rank)
-    parts: List[List[Tensor]] = [
+    parts: list[list[Tensor]] = [
         [
             sharding.slice(changes[piece.name].value.to(sharding.dtypes[piece.name]), piece)
             for changes in mine
@@ -75,7 +73,7 @@ def totals(
         [Expected(p.elements, sharding.dtypes[p.name]) for _, kinds in of for p in own if p.name in kinds]
         for of in notes
     ]
-    added: Dict[int, Changes] = {}
+    added: dict[int, Changes] = {}
     for of, tensors in zip(notes, map(iter, communication.exchange(parts, expected, sharding.device))):
         for step, kinds in of:
             added[step] = {

@@ -6,7 +6,8 @@ All ranks of the group must call the same ones in the same order.
 from __future__ import annotations
 
 import pickle
-from typing import Any, List, NamedTuple, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -26,7 +27,7 @@ class Expected(NamedTuple):
 class Communication:
     """The ranks of a torch.distributed group, as one of them sees them; it counts what it sends."""
 
-    def __init__(self, group: Optional[dist.ProcessGroup] = None) -> None:
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self.group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.sent = 0  # bytes to other ranks so far
@@ -36,7 +37,7 @@ class Communication:
         parts: Sequence[Sequence[Tensor]],  # for each rank, what goes to it: tensors of any shape and type
         expected: Sequence[Sequence[Expected]],  # for each rank, what it sends
         device: torch.device,  # of all of them; the group's backend must know it
-    ) -> List[List[Tensor]]:
+    ) -> list[list[Tensor]]:
         """What each rank has for this one, flat. All goes at once, as rows of bytes."""
         rows = [[as_bytes(tensor) for tensor in part] for part in parts]
         given = [sum(row.numel() for row in part) for part in rows]
@@ -47,10 +48,10 @@ class Communication:
         dist.all_to_all_single(received, sent, lengths, given, group=self.group)
         return [tensors_of(row, part) for row, part in zip(received.split(lengths), expected)]
 
-    def gather_objects(self, mine: Any) -> List[Any]:
+    def gather_objects(self, mine: Any) -> list[Any]:
         """What each rank gives, by rank: small things that can be pickled, with tensors on the CPU."""
         self.sent += (self.size - 1) * len(pickle.dumps(mine))
-        found: List[Any] = [None] * self.size
+        found: list[Any] = [None] * self.size
         dist.all_gather_object(found, mine, group=self.group)
         return found
 
@@ -73,7 +74,7 @@ def byte_length(elements: int, dtype: torch.dtype) -> int:
     return size + -size % ALIGNMENT
 
 
-def tensors_of(row: Tensor, expected: Sequence[Expected]) -> List[Tensor]:
+def tensors_of(row: Tensor, expected: Sequence[Expected]) -> list[Tensor]:
     """Flat views of the row's bytes."""
     found, start = [], 0
     for elements, dtype in expected:

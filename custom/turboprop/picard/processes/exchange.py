@@ -3,8 +3,9 @@ gradients to the ranks that own them, and all shards to all ranks where whole te
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from .communication import Communication, Expected
 from .sharding import Sharding
 
 
-def collect(communication: Communication, sharding: Sharding, points: Sequence[Point]) -> List[Point]:
+def collect(communication: Communication, sharding: Sharding, points: Sequence[Point]) -> list[Point]:
     """The whole points of this rank's slots, from this rank's shards of all slots' points."""
     rank, ranks = communication.rank, communication.size
     own, mine = sharding.owned(rank), points[rank::ranks]
@@ -38,7 +39,7 @@ def collect(communication: Communication, sharding: Sharding, points: Sequence[P
 
 def joined(sharding: Sharding, arrived: Sequence[Iterator[Tensor]]) -> Tensors:
     """Whole parameters of the next slices from every rank."""
-    slices: Dict[str, List[Tensor]] = {name: [] for name in sharding.shapes}
+    slices: dict[str, list[Tensor]] = {name: [] for name in sharding.shapes}
     for rank, tensors in enumerate(arrived):
         for piece in sharding.owned(rank):
             slices[piece.name].append(next(tensors))
@@ -47,10 +48,10 @@ def joined(sharding: Sharding, arrived: Sequence[Iterator[Tensor]]) -> Tensors:
 
 def distribute(
     communication: Communication, sharding: Sharding, evaluations: Sequence[Evaluation], slots: int
-) -> List[Evaluation]:
+) -> list[Evaluation]:
     """All slots' evaluations, with this rank's slices of the gradients, from the evaluations of this rank's slots."""
     rank, ranks = communication.rank, communication.size
-    notes: List[List[Note]] = communication.gather_objects([Note.of(evaluation) for evaluation in evaluations])
+    notes: list[list[Note]] = communication.gather_objects([Note.of(evaluation) for evaluation in evaluations])
     parts = [
         [
             sharding.slice(evaluation.gradients[piece.name], piece)
@@ -75,14 +76,14 @@ def distribute(
 class Note:
     """An evaluation without the numbers of its gradients; tensors lie on the CPU."""
 
-    present: Dict[str, torch.dtype]  # names of the parameters that have a gradient, and its type
+    present: dict[str, torch.dtype]  # names of the parameters that have a gradient, and its type
     finite: bool
-    changes: Dict[str, Any]
+    changes: dict[str, Any]
     extra: Any
     seconds: float
 
     @staticmethod
-    def of(evaluation: Evaluation) -> "Note":
+    def of(evaluation: Evaluation) -> Note:
         present = {name: value.dtype for name, value in evaluation.gradients.items() if value is not None}
         cpu = torch.device("cpu")
         changes, extra = moved(evaluation.changes, cpu), moved(evaluation.extra, cpu)
@@ -140,15 +141,15 @@ class MomentNote(NamedTuple):
 
     name: str
     key: str
-    dtype: Optional[torch.dtype]
+    dtype: torch.dtype | None
     value: Any = None
     on_cpu: bool = True
 
 
 def gather_moments(communication: Communication, sharding: Sharding, moments: Moments) -> Moments:
     """On every rank the whole moments, of this rank's shard."""
-    sent: List[Tensor] = []
-    noted: List[MomentNote] = []
+    sent: list[Tensor] = []
+    noted: list[MomentNote] = []
     pieces = [{piece.name: piece for piece in sharding.owned(rank)} for rank in range(communication.size)]
     for name, piece in pieces[communication.rank].items():
         for key, value in moments.get(name, {}).items():
@@ -158,13 +159,13 @@ def gather_moments(communication: Communication, sharding: Sharding, moments: Mo
             else:
                 on_cpu = not isinstance(value, Tensor) or value.device.type == "cpu"
                 noted.append(MomentNote(name, key, None, moved(value, torch.device("cpu")), on_cpu))
-    notes: List[List[MomentNote]] = communication.gather_objects(noted)
+    notes: list[list[MomentNote]] = communication.gather_objects(noted)
     expected = [
         [Expected(pieces[rank][note.name].elements, note.dtype) for note in of if note.dtype is not None]
         for rank, of in enumerate(notes)
     ]
     arrived = communication.exchange([sent] * communication.size, expected, sharding.device)
-    found: Dict[Tuple[str, str], Any] = {}
+    found: dict[tuple[str, str], Any] = {}
     for of, tensors in zip(notes, map(iter, arrived)):
         for note in of:
             if note.dtype is not None:

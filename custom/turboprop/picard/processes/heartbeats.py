@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from typing import Dict, List, NamedTuple
+from typing import NamedTuple
 
 import torch.distributed as dist
 
@@ -41,12 +41,12 @@ class RankWatch:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.step = 0  # that this rank is at, for messages
         self._process = f"process {os.getpid()} on {socket.gethostname()}"
-        self._heard: Dict[int, Heartbeat] = {}
+        self._heard: dict[int, Heartbeat] = {}
         self._listened = time.monotonic()
         self._store_failed = False
         self._beats = 0
         self._stopping = threading.Event()
-        self._threads: List[threading.Thread] = []
+        self._threads: list[threading.Thread] = []
         # A connection of its own: others of this process may wait for a key, and would hold up the beats.
         self._store = dist.group.WORLD.get_group_store().clone()
 
@@ -64,7 +64,7 @@ class RankWatch:
         if finished and not any(thread.is_alive() for thread in self._threads):  # else the store does not answer
             self._tell(finished=True)
 
-    def dead(self) -> Dict[int, str]:
+    def dead(self) -> dict[int, str]:
         """Ranks that have been silent for too long, and what is known of each."""
         found = {}
         for rank, beat in list(self._heard.items()):  # which the other thread adds to

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean, median
-from typing import Callable, List, NamedTuple, Sequence
+from typing import NamedTuple
 
 from ..engine.state import Evaluation, Point
 
@@ -16,7 +17,7 @@ class RoundSeconds(NamedTuple):
     rest: float  # exchange, rollout, errors
 
 
-def timed(evaluate: Callable[[Sequence[Point]], List[Evaluation]], points: Sequence[Point]) -> List[Evaluation]:
+def timed(evaluate: Callable[[Sequence[Point]], list[Evaluation]], points: Sequence[Point]) -> list[Evaluation]:
     """What `evaluate` answers, with the seconds that each took: an equal share, as some are computed together."""
     begun = time.perf_counter()
     evaluations = evaluate(points)
@@ -40,7 +41,7 @@ class Pace:
         longest = max(by_rank)
         return RoundSeconds(longest, longest - fmean(by_rank), max(seconds - longest, 0.0))
 
-    def warnings(self, slots: Sequence[float]) -> List[str]:
+    def warnings(self, slots: Sequence[float]) -> list[str]:
         """A line about each rank that has been slow for so many rounds running: told once, and rarely again."""
         by_rank = [slots[rank :: self.ranks] for rank in range(self.ranks)]
         if self.ranks == 1 or not all(by_rank):

@@ -6,7 +6,8 @@ is cut are the parameters one after another, not each of them, so that a rank ha
 
 from __future__ import annotations
 
-from typing import Any, List, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class Sharding:
         sizes = [shape.numel() for shape in self.shapes.values()]
         cuts = [cut(sizes, rank * sum(sizes) // ranks, block) for rank in range(1, ranks)]
         bounds = [0, *cuts, sum(sizes)]
-        self.pieces: List[List[Piece]] = []  # by rank; one for each parameter, in their order
+        self.pieces: list[list[Piece]] = []  # by rank; one for each parameter, in their order
         for low, high in zip(bounds, bounds[1:]):
             begin, pieces = 0, []
             for name, size in zip(self.shapes, sizes):
@@ -51,7 +52,7 @@ class Sharding:
                 begin += size
             self.pieces.append(pieces)
 
-    def owned(self, rank: int) -> List[Piece]:
+    def owned(self, rank: int) -> list[Piece]:
         """What a rank has something of; parameters without any element are rank 0's."""
         whole = [] if rank else [name for name, shape in self.shapes.items() if shape.numel() == 0]
         return [piece for piece in self.pieces[rank] if piece.elements > 0 or piece.name in whole]

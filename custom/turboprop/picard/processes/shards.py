@@ -8,7 +8,8 @@ there is taken over into the shards.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,11 +39,11 @@ class Shards:
         self.communication = communication
         self._optimizer = optimizer
         self._update = OptimizerUpdate(optimizer, groups, lambda step: group_settings(optimizer))
-        self._trained: Dict[str, nn.Parameter] = {}
-        self._state: Optional[State] = None
+        self._trained: dict[str, nn.Parameter] = {}
+        self._state: State | None = None
         self._parameters_whole = self._moments_whole = True
 
-    def base(self, trained: Dict[str, nn.Parameter], step: int, auxiliaries: Tensors) -> State:
+    def base(self, trained: dict[str, nn.Parameter], step: int, auxiliaries: Tensors) -> State:
         """This rank's part of the true state, for a round; it stays the same object until the next one."""
         same = self._trained.keys() == trained.keys() and all(self._trained[n] is p for n, p in trained.items())
         if not same:
@@ -51,7 +52,7 @@ class Shards:
         state.step, state.auxiliaries = step, auxiliaries
         return state
 
-    def advance(self, step: int, gradients: Optional[Gradients]) -> None:
+    def advance(self, step: int, gradients: Gradients | None) -> None:
         """The update after `step` finished ones, of this rank's shard; None: it is left out."""
         self._update(self._current(step), gradients)
 
@@ -76,7 +77,7 @@ class Shards:
                 self._optimizer.state[parameter] = moments[name]
         self._moments_whole = True
 
-    def _cut(self, trained: Dict[str, nn.Parameter], step: int) -> None:
+    def _cut(self, trained: dict[str, nn.Parameter], step: int) -> None:
         if not (self._parameters_whole and self._moments_whole):
             raise RuntimeError(
                 f"picard: at step {step} parameters were exchanged for others, which no module's "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 import pytorch_lightning as pl
 
@@ -15,7 +15,7 @@ class WatchesRanks(pl.Callback):
 
     def __init__(self, dead_after: float) -> None:  # seconds
         self._dead_after = dead_after
-        self._watch: Optional[RankWatch] = None
+        self._watch: RankWatch | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.world_size > 1:

@@ -9,7 +9,7 @@ import copy
 import json
 import os
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +55,7 @@ class MiniMultiView:
         pool_sets: int,
         pool_period: int,
         seed: int,
-        figures: Optional[SampleFigures] = None,
+        figures: SampleFigures | None = None,
     ) -> None:
         if bank.turns != NUM_VIEWS:
             raise ValueError(f"the view bank's views come in {bank.turns}s, expected {NUM_VIEWS}s")

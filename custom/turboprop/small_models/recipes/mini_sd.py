@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ...evaluation.clip_metrics import clip_scores, load_judge
 from ...teachers.noise_schedule import add_noise, signal_and_noise_level
 from ...teachers.sampling import ddim_sample
-from ...world.captions import VIEWS, ObjectSpec, all_specs, caption, short_captions
 from ...world.cameras import view_direction
+from ...world.captions import VIEWS, ObjectSpec, all_specs, caption, short_captions
 from ...world.dataset import IMAGE_SIZE, ViewBank
 from ...world.objects import KINDS
 from ...world.tokenizer import build_tokenizer

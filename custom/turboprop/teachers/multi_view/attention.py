@@ -1,6 +1,6 @@
 """Self-attention across the views of a set (MVDream, Shi et al. 2023, arXiv 2308.16512, section 3.1)."""
 
-from typing import Any, Optional
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,9 +17,9 @@ class CrossViewAttentionProcessor:
         self,
         attn: Any,  # diffusers' Attention
         hidden_states: Tensor,  # [S * V, N, C], set by set
-        encoder_hidden_states: Optional[Tensor] = None,  # [S * V, M, D]; None: self-attention
-        attention_mask: Optional[Tensor] = None,
-        temb: Optional[Tensor] = None,
+        encoder_hidden_states: Tensor | None = None,  # [S * V, M, D]; None: self-attention
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
         num_views: int = 1,  # V
     ) -> Tensor:  # [S * V, N, C]
         if attention_mask is not None:

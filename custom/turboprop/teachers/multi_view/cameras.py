@@ -1,9 +1,10 @@
 """What a multi-view network is told about a camera: sixteen numbers."""
 
 import torch
-from threestudio.utils.errors import UserError
 import torch.nn.functional as F
 from torch import Tensor
+
+from threestudio.utils.errors import UserError
 
 CAMERA_NUMBERS = 16
 ENCODINGS = ("mvdream", "apparent_scale")

@@ -13,7 +13,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -31,7 +31,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def convert(file: Path, output: Path, half: bool = False, tokenizer: Optional[str] = None) -> list[str]:
+def convert(file: Path, output: Path, half: bool = False, tokenizer: str | None = None) -> list[str]:
     """Writes the folder and returns the names of its parts.
 
     Raises:

@@ -4,9 +4,10 @@ The original file has no config inside. What shapes do not tell is as in Stable 
 """
 
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any
 
 from torch import Tensor
+
 from threestudio.utils.errors import UserError
 
 LATENT_SIZE = 32  # MVDream was trained on pictures of 256 pixels
@@ -27,8 +28,8 @@ def tensor_of(tensors: Mapping[str, Tensor], key: str, part: str) -> Tensor:
 def unet_config(
     tensors: Mapping[str, Tensor],  # of the denoiser, without a prefix
     sample_size: int = LATENT_SIZE,
-    head_width: Optional[int] = None,  # channels of an attention head
-    heads: Optional[int] = None,  # number of heads at all widths, in the place of a head's width
+    head_width: int | None = None,  # channels of an attention head
+    heads: int | None = None,  # number of heads at all widths, in the place of a head's width
 ) -> dict[str, Any]:
     """The arguments of UNet2DConditionModel. Raises ValueError, which names a key that is missing."""
     part = "denoiser"

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from threestudio.utils.errors import UserError
 from torch import Tensor, nn
+
+from threestudio.utils.errors import UserError
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."

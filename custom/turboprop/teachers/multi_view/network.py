@@ -4,13 +4,14 @@ It is Stable Diffusion's UNet with two changes (MVDream, Shi et al. 2023, arXiv 
 self-attention looks at all views of a set, and an embedding of the camera is added to that of the timestep.
 """
 
-from typing import Any, Optional
+from typing import Any
 
 import torch
-from threestudio.utils.errors import UserError
 from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
+
+from threestudio.utils.errors import UserError
 
 from .attention import CrossViewAttentionProcessor
 from .cameras import CAMERA_NUMBERS
@@ -26,7 +27,7 @@ class MultiViewUNet(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        unet_config: Optional[dict[str, Any]] = None,
+        unet_config: dict[str, Any] | None = None,
         camera_encoding: str = "mvdream",
         num_views: int = 4,
     ) -> None:
@@ -44,7 +45,7 @@ class MultiViewUNet(ModelMixin, ConfigMixin):
         noisy: Tensor,  # [S * V, C, h, w], set by set
         timesteps: Tensor,  # [S * V], equal within a set
         encoder_hidden_states: Tensor,  # [S * V, N, D]
-        cameras: Optional[Tensor] = None,  # [S * V, 16]; None, or zeros for one: plain pictures of no known camera
+        cameras: Tensor | None = None,  # [S * V, 16]; None, or zeros for one: plain pictures of no known camera
         num_views: int = 1,  # V
     ) -> Tensor:  # [S * V, C, h, w]
         """What the network predicts.

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from threestudio.utils.errors import MissingFileError, UserError
 from torch import Tensor, nn
+
+from threestudio.utils.errors import MissingFileError, UserError
 
 from ..weights import part_folder, read_json, weight_files
 from .ldm_configs import text_config, unet_config, vae_config

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
-from threestudio.utils.errors import MissingFileError, UserError
 from torch import Tensor
+
+from threestudio.utils.errors import MissingFileError, UserError
 
 from ..autoencoder import decode_latents, downsampling, encode_latents, posterior_noise
 from ..contract import Cameras, Teacher
@@ -31,7 +32,7 @@ class MultiViewCondition:
     """A text and a camera for each sample; samples come in sets of `num_views`, which look at one another."""
 
     embeddings: Tensor  # [B, N, D]
-    cameras: Optional[Tensor]  # [B, 16]; None: plain pictures of no known camera
+    cameras: Tensor | None  # [B, 16]; None: plain pictures of no known camera
     num_views: int = 1
 
     def cat(self, others: Sequence["MultiViewCondition"]) -> "MultiViewCondition":
@@ -70,7 +71,7 @@ class MultiViewTeacher(Teacher[MultiViewCondition]):
         vae: Any,  # AutoencoderKL
         alphas_cumprod: Tensor,  # [T]
         prediction_type: str,
-        image_size: Optional[int] = None,  # pixels
+        image_size: int | None = None,  # pixels
     ) -> None:
         if prediction_type not in PREDICTION_TYPES:
             raise UserError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
@@ -163,7 +164,7 @@ class MultiViewTeacher(Teacher[MultiViewCondition]):
             return cls.from_original(Path(pretrained_model_name_or_path).expanduser(), device, options)
         return cls.from_folder(model_folder(pretrained_model_name_or_path, DENOISER_PARTS), device, options)
 
-    def encode(self, images: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         return encode_latents(self.vae, images, self.encoding_noise(images) if noise is None else noise)
 
     def encoding_noise(self, images: Tensor) -> Tensor:
@@ -172,7 +173,7 @@ class MultiViewTeacher(Teacher[MultiViewCondition]):
     def decode(self, latents: Tensor) -> Tensor:
         return decode_latents(self.vae, latents)
 
-    def condition(self, embeddings: Tensor, cameras: Optional[Cameras], num_views: int = 1) -> MultiViewCondition:
+    def condition(self, embeddings: Tensor, cameras: Cameras | None, num_views: int = 1) -> MultiViewCondition:
         if cameras is None or cameras.c2w is None or cameras.fovy is None:
             raise UserError("a multi-view teacher needs each view's c2w and fovy; the batch of this data has none")
         if embeddings.shape[0] % num_views:

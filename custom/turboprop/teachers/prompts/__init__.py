@@ -1,3 +1,3 @@
 """Prompt libraries, views of prompts, and the registered prompt processors."""
 
-from . import multi, single  # noqa: F401
+from . import multi, single

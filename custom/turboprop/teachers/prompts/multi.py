@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -108,9 +107,9 @@ class MultiPromptProcessor(BaseObject):
         # a local folder or a hub id
         pretrained_model_name_or_path: str = "stabilityai/stable-diffusion-2-1-base"
         prompt_library: str = ""  # a JSON file, or the name of one in load/
-        prompts: Optional[list[str]] = None  # a list of prompts, in place of a library
-        eval_prompt: Optional[str] = None  # one more prompt to encode, that need not be in the library
-        target_prompt: Optional[str] = None  # and another, to interpolate to
+        prompts: list[str] | None = None  # a list of prompts, in place of a library
+        eval_prompt: str | None = None  # one more prompt to encode, that need not be in the library
+        target_prompt: str | None = None  # and another, to interpolate to
         negative_prompt: str = ""
         use_cache: bool = True  # keep embeddings on disk
         half_precision_embeddings: bool = False  # store float16: half the memory of a large library

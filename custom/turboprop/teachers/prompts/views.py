@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-import threestudio
 import torch
 from torch import Tensor
+
+import threestudio
 
 from ..token_limit import TokenLimit
 
