@@ -1,12 +1,12 @@
 """Tensors and arrays to 8-bit RGB pictures, and grids of them."""
 
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-Align = Union[str, int, tuple[int, int]]
+Align = str | int | tuple[int, int]
 
 
 def to_numpy(data: Any) -> Any:

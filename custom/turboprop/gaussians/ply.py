@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from .compressed_ply import decompressed, is_compressed
 from .parameters import LARGEST_LOGIT, LEAST_LOG_SCALE, Parameters
 from .spherical_harmonics import MAX_DEGREE, sh_size, sh_to_rgb
 
-PathLike = Union[str, Path]
+PathLike = str | Path
 _POSITION = ("x", "y", "z")
 _GAUSSIAN = (
     "f_dc_0",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class Lists(NamedTuple):
     values: np.ndarray  # [sum of counts] all of them, one after another
 
 
-Column = Union[np.ndarray, Lists]
+Column = np.ndarray | Lists
 Table = dict[str, Column]
 
 
