@@ -142,7 +142,7 @@ def fingerprint(run: Run, settings: Settings, digests: dict[str, str]) -> dict[s
         str(ROOT / "configs" / f"{SYSTEMS[run.system]}.yaml"),
         cli_args=["tag=trial", "use_timestamp=false", *overrides(run, settings, "prompts.json")],
     )
-    threestudio.find(config.system.guidance_type).losses_of_each_step(config.system.guidance)
+    threestudio.find(config.system.guidance_type).returned_losses(config.system.guidance)
     plain = OmegaConf.to_container(config, resolve=True)
     flat = _flat({key: value for key, value in plain.items() if key not in PLACES})
     judge = plain["system"].get("judge") or plain["system"].get("evaluation", {}).get("judge")

@@ -26,16 +26,12 @@ import torch  # noqa: E402
 
 from reporting import machine, write_report  # noqa: E402
 
-from threestudio.utils.extensions import load_extensions  # noqa: E402
-
-load_extensions()
-
-from turboprop.gaussians.rasterizer import (  # noqa: E402
+from threestudio.ops.gaussian_rasterization import (  # noqa: E402
     GaussianImage,
     available_backends,
-    intrinsics_from_fov,
     rasterize_gaussians,
 )
+from threestudio.ops.gaussian_rasterization.projection import intrinsics_from_fov  # noqa: E402
 
 SEED = 0
 COVERED = 9.0  # pixels: about the area that a Gaussian has on the image within one standard deviation

@@ -25,7 +25,8 @@ import torch  # noqa: E402
 
 from reporting import machine, write_report  # noqa: E402
 
-from threestudio.ops.hash_grid import HashGridLayout, available_backends, entry_index, hash_grid  # noqa: E402
+from threestudio.ops.hash_grid import HashGridLayout, available_backends, hash_grid  # noqa: E402
+from threestudio.ops.hash_grid.reference import entry_index  # noqa: E402
 from threestudio.utils.memory import keep_freed_memory  # noqa: E402
 
 SEED = 0

@@ -37,7 +37,7 @@ from threestudio.utils.extensions import load_extensions  # noqa: E402
 from threestudio.utils.memory import keep_freed_memory  # noqa: E402
 
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
-WAYS = {"step by step": None, "in_process": "in_process", "batched": "batched"}
+WAYS = {"step by step": None, "in_process": "in_process", "batched": "experimental_batched"}
 SIZES = {
     "mini-sd": [],
     "sd21": [

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 import threestudio
 from launch import main
-from threestudio.systems.loss_weights import losses_of_each_step, with_distillation_weight
+from threestudio.systems.loss_weights import checked_loss, GuidanceLosses, LossWeights, returned_losses, with_distillation_weight
 from threestudio.utils.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -265,8 +265,15 @@ WRONG = [
     ("dreamfusion-sd", "system.guidance.method=csd", "system.loss.lambda_csd: a weight of the loss of stable-diffusion-guidance is required"),
     ("dreamfusion-sd", "system.guidance.use_img_loss=true", "system.loss.lambda_sds_img: a weight of the loss of stable-diffusion-guidance is required"),
     ("asd-nerf", "system.guidance.method=asdd", "method: expected one of sds, csd, normalized_csd, asd, sjc, got 'asdd'"),
+    ("asd-nerf", "system.guidance.plus_ratio=[0,0.1,0.2,9]", "system.guidance.plus_ratio: expected float, got [0, 0.1, 0.2, 9] (list); this key takes no schedule"),
+    ("asd-nerf", "system.guidance.n_view=[1,2,9]", "system.guidance.n_view: expected int, got [1, 2, 9] (list); this key takes no schedule"),
+    ("asd-nerf", "system.guidance.plus_min_step_percent=[0,0.1,0.2,9]", "system.guidance.plus_min_step_percent: expected Optional[float], got [0, 0.1, 0.2, 9] (list)"),
+    ("asd-nerf", "system.guidance.grad_clip=[0,0.1,0.2,9,1]", "system.guidance.grad_clip: expected a number, or a schedule of 3 numbers"),
+    ("asd-3dconv", "system.min_coverage=[0,0.1,0.2,9]", "system.min_coverage: expected float, got [0, 0.1, 0.2, 9] (list); this key takes no schedule"),
+    ("asd-3dconv", "system.renderer.near_plane=[0,0.1,0.2,9]", "renderer.near_plane: expected float, got [0, 0.1, 0.2, 9] (list); this key takes no schedule"),
+    ("asd-gaussians", "system.geometry.opacity_init=[0,0.1,0.2,9]", "geometry.opacity_init: expected float, got [0, 0.1, 0.2, 9] (list); this key takes no schedule"),
+    ("dreamfusion-sd", "system.renderer.radius=[0,0.1,0.2,9]", "renderer.radius: expected float, got [0, 0.1, 0.2, 9] (list); this key takes no schedule"),
     ("asd-nerf", "system.loss.lambda_distilation=1", "system.loss.lambda_distilation: no loss has this weight; nearest: lambda_distillation"),
-    ("fit-nerf", "system.loss.lambda_distillation=1", "system.loss.lambda_distillation: turboprop-pictures-guidance does not say which loss is its own"),
     ("dreamfusion-if", "system.loss.lambda_sparcity=1", "nearest: lambda_sparsity"),
     ("magic3d-coarse-sd", "system.loss.lambda_normal_consistensy=1", "nearest: lambda_normal_consistency"),
     ("textmesh-if", "system.loss.lambda_ikonal=1", "nearest: lambda_eikonal"),
@@ -306,7 +313,7 @@ def test_asd_configs_take_any_method_by_one_key(name, method):
     """What every step of the method returns has a weight, known from the config alone."""
     config = load_config(str(ROOT / "configs" / f"{name}.yaml"), cli_args=[f"system.guidance_type=turboprop-{method}-guidance"])
     guidance = threestudio.find(config.system.guidance_type)
-    losses = losses_of_each_step(guidance, config.system.guidance)
+    losses = returned_losses(guidance, config.system.guidance)
     assert losses[0] == method.replace("-", "_")
     weights = with_distillation_weight(config.system.loss, losses, config.system.guidance_type)
     assert all(weights[f"lambda_{loss}"] == 1.0 for loss in losses)
@@ -316,6 +323,26 @@ def test_asd_configs_take_any_method_by_one_key(name, method):
 def test_a_weight_of_the_methods_own_name_goes_before_lambda_distillation():
     weights = with_distillation_weight({"lambda_sds": 0.5, "lambda_distillation": 2.0, "lambda_sparsity": 1.0}, ("sds",), "any")
     assert weights == {"lambda_sds": 0.5, "lambda_sparsity": 1.0}
+
+
+def test_a_guidance_that_does_not_say_its_losses_has_no_distillation_weight():
+    message = "system.loss.lambda_distillation: foreign-guidance does not say which loss is its own"
+    with pytest.raises(ValueError, match=message):
+        checked_loss({"lambda_distillation": 1.0}, LossWeights(), [GuidanceLosses("foreign-guidance", None)])
+
+
+def test_weights_that_nobody_reads_are_said(caplog):
+    """A config may weigh losses of several guidances; those of others are let through, but not silently."""
+    guidances = [GuidanceLosses("turboprop-sds-guidance", ("sds",))]
+    own, weights = LossWeights(("lambda_sparsity",), ("lambda_opaque",)), {"lambda_sds": 1.0, "lambda_sparsity": 0.0}
+    with caplog.at_level("INFO"):
+        assert checked_loss({**weights, "lambda_vsd": 0.0}, own, guidances)["lambda_sds"] == 1.0
+        checked_loss({"lambda_distillation": 1.0, "lambda_sparsity": 0.0, "lambda_lora": 1.0}, own, guidances)
+        assert not caplog.messages
+        checked_loss({**weights, "lambda_vsd": 2.0, "lambda_sd_img": [0, 0.0, 1.0, 9]}, own, guidances)
+    assert caplog.messages == ["system.loss: not read are lambda_vsd, lambda_sd_img; the guidance has lambda_sds"]
+    with pytest.raises(ValueError, match="system.loss.lambda_sdss: no loss has this weight; nearest: lambda_sds"):
+        checked_loss({**weights, "lambda_sdss": 1.0}, own, guidances)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=NAMES)

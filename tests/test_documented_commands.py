@@ -11,6 +11,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from turboprop.distillation.renders import Renders
+from turboprop.teachers import GaussianMixtureTeacher, TextCondition
 
 from launch import main, parse_arguments
 from tests.documented_commands import ROOT, Block, documented_blocks, documented_python
@@ -191,3 +193,14 @@ def test_the_functions_of_the_guidance_page_run():
     assert {"asd", "sds", "csd", "sjc"} <= set(scope["METHODS"])
     assert scope["METHODS"]["sds"] is importlib.import_module("turboprop.distillation").METHODS["sds"]
     assert callable(scope["sdi_gradient"]) and callable(scope["vsd_gradient"])
+    teacher = GaussianMixtureTeacher(torch.zeros(1, 1, 2, 2), [1.0])
+    about, times = TextCondition(torch.ones(3, 1, 1)), torch.tensor([100, 500, 900])
+    latents, noise = torch.randn(2, 3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    query = scope["Query"](teacher, latents, scope["Conditions"](about, about), times, noise, times, 1.0)
+    for method in scope["METHODS"].values():
+        gradient = method(query).gradient
+        assert gradient.shape == latents.shape and gradient.isfinite().all()
+    renders = Renders(None, latents.requires_grad_())
+    distilled = scope["distill"]("sds", scope["METHODS"]["sds"], query, renders)
+    (gradient,) = torch.autograd.grad(distilled.output["loss_sds"], latents)
+    torch.testing.assert_close(gradient, scope["METHODS"]["sds"](query).gradient / 3)

@@ -95,8 +95,8 @@ def mesh_work(setting: Setting) -> Work:
 
 
 def gaussians_work(setting: Setting) -> Work:
-    from turboprop.gaussians.rasterizer import intrinsics_from_fov, rasterize_gaussians_batch
-    from turboprop.gaussians.rasterizer.rasterize import available_backends
+    from threestudio.ops.gaussian_rasterization import available_backends, rasterize_gaussians_batch
+    from threestudio.ops.gaussian_rasterization.projection import intrinsics_from_fov
 
     n, size = (30, 16) if setting.tiny else (20_000, 256)
     means = (drawn(setting, n, 3) - 0.5).requires_grad_()

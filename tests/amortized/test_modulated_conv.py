@@ -42,7 +42,8 @@ def test_equals_weights_modulated_by_sample(demodulate, size):
         leaves = [v.clone().requires_grad_() for v in inputs]
         y = function(*leaves, demodulate)
         torch.manual_seed(1)
-        results.append([y, *torch.autograd.grad((y * torch.randn_like(y)).sum(), leaves)])
+        factor = torch.randn(y.shape, dtype=y.dtype)  # not randn_like, which draws in the order that y has in memory
+        results.append([y, *torch.autograd.grad((y * factor).sum(), leaves)])
     for ours, twin in zip(*results):
         assert torch.allclose(ours, twin, atol=1e-9, rtol=1e-9)
 
@@ -59,6 +60,13 @@ def test_leaky_relu_keeps_the_second_moment_and_is_clamped():
     assert leaky_relu(x).square().mean() == pytest.approx(1.04, abs=0.02)  # (1 + 0.2^2) / 2 * 2
     assert torch.allclose(leaky_relu(torch.tensor([1.0, -1.0])), torch.tensor([math.sqrt(2), -0.2 * math.sqrt(2)]))
     assert leaky_relu(torch.tensor([1e6, -1e6])).tolist() == [CLAMP, -CLAMP]
+
+
+def test_the_gradient_of_leaky_relu_is_that_of_its_three_steps():
+    x = torch.tensor([3.0, -2.0, 0.5, -0.1, 1e6, -1e6], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(leaky_relu(x).sum(), x)
+    assert torch.allclose(gradient, math.sqrt(2) * torch.tensor([1, 0.2, 1, 0.2, 0, 0], dtype=torch.float64))
+    assert torch.autograd.gradgradcheck(leaky_relu, x[:4].detach().requires_grad_())
 
 
 def test_second_moment_is_one():
@@ -107,3 +115,36 @@ def test_to_features_is_a_modulated_map_of_each_voxel():
     x, style = torch.randn(2, 3, 4, 4, 4), torch.randn(2, 6)
     expected = torch.einsum("oi,bi,bixyz->boxyz", layer.weight[:, :, 0, 0, 0] * layer.scale, layer.affine(style), x)
     assert torch.allclose(layer(x, style), expected, atol=1e-5)
+
+
+def test_to_features_adds_the_coarser_skip_output_doubled():
+    torch.manual_seed(0)
+    layer = ToFeatures(3, 5, 6).double()
+    x, style, skip = (torch.randn(*size, dtype=torch.float64) for size in ((2, 3, 4, 4, 4), (2, 6), (2, 5, 2, 2, 2)))
+    with torch.no_grad():
+        layer.bias.normal_()
+    leaves = [x, style, skip, layer.bias, layer.weight]
+    results = []
+    for which in ("ours", "twin"):
+        for leaf in leaves:
+            leaf.requires_grad_()
+        if which == "ours":
+            y = layer(x, style, skip)
+        else:
+            weight = layer.weight * layer.scale
+            y = modulated_conv3d(x, weight, layer.affine(style), demodulate=False) + layer.bias[:, None, None, None]
+            y = y + F.interpolate(skip, scale_factor=2, mode="trilinear", align_corners=False)
+        factor = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
+        results.append([y, *torch.autograd.grad((y * factor).sum(), leaves)])
+    for ours, twin in zip(*results):
+        assert torch.allclose(ours, twin, atol=1e-10, rtol=1e-9)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_on_a_cpu_channels_stay_last(batch):
+    """Else a grid is copied at every interpolation, which no result would tell."""
+    layer, features = SynthesisLayer(3, 5, 8, 6, upsample=True, constant_bias=True), ToFeatures(5, 2, 6)
+    style = torch.randn(batch, 6)
+    x = layer(torch.randn(batch, 3, 4, 4, 4), style, noise=True)
+    for grid in (x, features(x, style), features(x, style, torch.randn(batch, 2, 4, 4, 4))):
+        assert grid.is_contiguous(memory_format=torch.channels_last_3d) and grid.stride(0) == grid[0].numel()

@@ -117,17 +117,18 @@ def test_a_picture_without_samples_has_its_eikonal_points_elsewhere():
     assert out["sdf_grad"].shape == (200, 3) and (out["opacity"] == 0).all()
 
 
-def test_the_tables_gradient_comes_back_channels_first():
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_the_tables_gradient_comes_back_as_the_grids_lie(layout):
     grids = torch.randn(2, 3, 4, 4, 4, dtype=torch.double, requires_grad=True)
     seen = []
-    copy = grids * 1.0
-    copy.register_hook(lambda gradient: seen.append(gradient.is_contiguous()))
+    copy = (grids * 1.0).contiguous(memory_format=layout)
+    copy.register_hook(lambda gradient: seen.append(gradient.is_contiguous(memory_format=layout)))
     table = flatten_grids(copy)
     factor = torch.randn_like(table)
     (gradient,) = torch.autograd.grad((table * factor).sum(), grids)
     assert seen == [True]
     assert torch.equal(gradient, factor.reshape(2, 4, 4, 4, 3).permute(0, 4, 1, 2, 3))
-    assert torch.autograd.gradgradcheck(lambda g: flatten_grids(g).square(), grids)
+    assert torch.autograd.gradgradcheck(lambda g: flatten_grids(g.contiguous(memory_format=layout)).square(), grids)
 
 
 @pytest.mark.parametrize("resolution", [16, 10])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from turboprop.amortized.losses import binary_entropy, eikonal, sparsity, weighted_sum
+from turboprop.amortized.losses import binary_entropy, eikonal, sparsity
 from turboprop.world.cameras import orbit_c2w, pixel_rays
 
 import threestudio
@@ -206,15 +206,7 @@ def test_regularisers():
     assert float(binary_entropy(torch.full((1, 1, 1, 1), 0.5))) == pytest.approx(math.log(2))
     assert float(binary_entropy(opacity)) < 0.01
     assert float(eikonal(torch.tensor([[2.0, 0, 0], [0, 1.0, 0]]))) == pytest.approx(0.5)
-    losses = {"asd": torch.tensor(2.0), "sparsity": torch.tensor(3.0)}
-    assert float(weighted_sum(losses, {"asd": 1.0, "sparsity": 10.0, "sds": 5.0})) == 32
-    with pytest.raises(ValueError, match="system.loss.lambda_sparsity"):
-        weighted_sum(losses, {"asd": 1.0})
 
-
-def test_a_loss_of_weight_zero_may_be_nan():
-    """It is not part of the sum at all."""
-    assert float(weighted_sum({"a": torch.tensor(1.0), "b": torch.tensor(math.nan)}, {"a": 1.0, "b": 0.0})) == 1
 
 
 BAD = [

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from tests.cuda.simulated_runtime import simulated_cuda
-from threestudio.ops import agreement
-from threestudio.ops.volume_rendering import accumulate_along_rays, weights_of_depth
-from turboprop.gaussians.rasterizer import gsplat_backend
-from turboprop.gaussians.rasterizer.compositing import composite_pixels
-from turboprop.gaussians.rasterizer.rasterize import choose_backend
+from threestudio.ops import agreement, gaussian_rasterization
+from threestudio.ops.gaussian_rasterization import gsplat_backend
+from threestudio.ops.gaussian_rasterization.compositing import composite_pixels
+from threestudio.ops.volume_rendering import accumulate_along_rays, choose_backend, weights_of_depth
 
 CUDA = torch.device("cuda:0")
 
@@ -53,12 +52,10 @@ def nerfacc(scale: float = 1.0, error: str = "") -> dict:
     ids=["right", "wrong", "failing", "empty"],
 )
 def test_nerfacc_is_taken_where_it_agrees(monkeypatch, caplog, library, warning):
-    from threestudio.ops.volume_rendering import _choose
-
     install(monkeypatch, "nerfacc", **library)
     with simulated_cuda():
         state = torch.get_rng_state()
-        chosen = {_choose("auto", torch.ones(3, device="cuda")) for _ in range(3)}
+        chosen = {choose_backend("auto", torch.ones(3, device="cuda")) for _ in range(3)}
         assert torch.equal(state, torch.get_rng_state())
     assert chosen == ({"nerfacc"} if warning is None else {"warp"})
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -86,7 +83,7 @@ def test_gsplat_is_taken_at_its_bounds_of_alpha(monkeypatch, caplog, alpha_max, 
     caplog.set_level("INFO")
     with simulated_cuda():
         means = torch.zeros(4, 3, device="cuda")
-        assert {choose_backend("auto", means) for _ in range(2)} == {"gsplat" if taken else "warp"}
-        assert choose_backend("gsplat", means) == "gsplat"  # asked for by name it is taken as it is
+        assert {gaussian_rasterization.choose_backend("auto", means) for _ in range(2)} == {"gsplat" if taken else "warp"}
+        assert gaussian_rasterization.choose_backend("gsplat", means) == "gsplat"  # asked for by name it is taken as it is
     assert caplog.text.count("bounds alpha at 0.999") == (alpha_max == 0.999)
     assert caplog.text.count("not used on") == (not taken)

@@ -89,8 +89,7 @@ def test_half_precision_under_autocast(x):
 
 
 def test_a_kernel_of_warp_looks_at_devices(x):
-    from threestudio.ops.warp_launch import as_array, launch
-    from threestudio.ops.warp_setup import wp
+    from threestudio.ops.warp_runtime import as_array, launch, wp
 
     @wp.kernel
     def doubled(source: wp.array(dtype=float), target: wp.array(dtype=float)):

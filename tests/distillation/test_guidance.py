@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from turboprop.distillation.prior import distillation_loss, finite_gradient
+from turboprop.distillation.step import distillation_loss, finite_gradient
 from turboprop.teachers import GaussianMixtureTeacher
 from turboprop.teachers.contract import Cameras
 
@@ -184,8 +184,9 @@ def test_schedules_at_their_ends(guidance):
     )
     seen = []
     for step in (0, 50, 100, 1000):
-        module.update_step(0, step)
-        seen.append((module.min_step, module.max_step, module.guidance_scale, module.grad_clip))
+        module.do_update_step(0, step)
+        now = module.schedule
+        seen.append((now.min_step, now.max_step, now.guidance_scale, now.grad_clip))
     assert seen == [(500, 980, 100, 2), (260, 740, 55, 5), (20, 500, 10, 8), (20, 500, 10, 8)]
 
 
@@ -193,17 +194,17 @@ def test_the_annealed_window_is_where_timesteps_and_shifts_fall(guidance):
     module = guidance(min_step_percent=[0, 0.5, 0.02, 100], max_step_percent=[0, 0.98, 0.5, 100])
     torch.manual_seed(0)
     for step, low, high in ((0, 500, 980), (100, 20, 500)):
-        module.update_step(0, step)
-        timesteps, shifted = module.draw_timesteps(4000)
+        module.do_update_step(0, step)
+        timesteps, shifted = module.schedule.draw(4000)
         assert low <= timesteps.min() and timesteps.max() <= high
         assert (shifted - timesteps).min() >= 0 and (shifted - timesteps).max() <= 48
-    timesteps, shifted = guidance(plus_random=False).draw_timesteps(100)
+    timesteps, shifted = guidance(plus_random=False).schedule.draw(100)
     expected = (0.1 * (timesteps - 20)).minimum((999 - timesteps).float())
     assert torch.equal(shifted - timesteps, expected.long())
     constant = guidance(min_step_percent=0.5, max_step_percent=0.9, plus_min_step_percent=0.02)
-    timesteps, shifted = constant.draw_timesteps(4000)
+    timesteps, shifted = constant.schedule.draw(4000)
     assert (shifted - timesteps).max() > 60  # up to 0.1 * (900 - 20)
-    shared, shifted = guidance(shared_timesteps=True).draw_timesteps(8)
+    shared, shifted = guidance(shared_timesteps=True).schedule.draw(8)
     assert shared.unique().numel() == shifted.unique().numel() == 1
 
 
@@ -211,8 +212,8 @@ def test_hifas_single_annealed_timestep(guidance, prompt_utils):
     module = guidance(sqrt_anneal=True, trainer_max_steps=100)
     seen = []
     for step in (0, 25, 100):
-        module.update_step(0, step)
-        seen.append((module.min_step, module.max_step))
+        module.do_update_step(0, step)
+        seen.append((module.schedule.min_step, module.schedule.max_step))
     assert seen == [(980, 980), (500, 500), (20, 20)]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from turboprop.distillation import Conditions, ddim_inversion, sdi_gradient, sds_gradient
+from turboprop.distillation import Conditions, Query, ddim_inversion, sdi_gradient, sds_gradient
 from turboprop.distillation.inversion import inversion_step, posterior_std
 from turboprop.teachers.sampling import ddim_sample, ddim_step
 from turboprop.teachers import GaussianMixtureTeacher, TextCondition
@@ -102,16 +102,8 @@ def test_fresh_noise_has_ddpms_posterior_variance():
 
 
 def gradient(teacher, latents, conditions, timesteps, later, **options):
-    return sdi_gradient(
-        teacher,
-        latents,
-        conditions,
-        timesteps,
-        torch.randn_like(latents),
-        later,
-        weighting="sds",
-        **{"guidance_scale": 1.0, "inversion_eta": 0.0, **options},
-    )
+    query = Query(teacher, latents, conditions, timesteps, torch.randn_like(latents), later, guidance_scale=1.0)
+    return sdi_gradient(query, **{"inversion_eta": 0.0, **options})
 
 
 def test_it_is_sds_rescaled_where_the_noise_is_given():
@@ -119,9 +111,8 @@ def test_it_is_sds_rescaled_where_the_noise_is_given():
     teacher, latents = mixture(), points()
     conditions = Conditions(about(teacher, 4, [1.0, 0.0]), about(teacher, 4))
     timesteps, noise = torch.tensor([30, 300, 600, 900]), torch.randn(4, 2, 2, 2, dtype=DOUBLE)
-    plain = (teacher, latents, conditions, timesteps, noise, timesteps)
-    sdi = sdi_gradient(*plain, guidance_scale=3.0, weighting="sds", invert=False)
-    sds = sds_gradient(*plain, guidance_scale=3.0, weighting="uniform")
+    query = Query(teacher, latents, conditions, timesteps, noise, timesteps, guidance_scale=3.0, weighting="uniform")
+    sdi, sds = sdi_gradient(query, invert=False), sds_gradient(query)
     signal, level = signal_and_noise_level(teacher.alphas_cumprod, timesteps)
     torch.testing.assert_close(sdi.gradient, level / signal * sds.gradient)
 
@@ -212,13 +203,28 @@ def test_one_timestep_falls_with_the_runs_progress(parts):
     guidance, _ = parts(min_step_percent=0.25, max_step_percent=0.98, trainer_max_steps=100)
     seen = []
     for step in (0, 50, 100, 200):
-        guidance.update_step(0, step)
-        seen.append((guidance.min_step, guidance.max_step))
+        guidance.do_update_step(0, step)
+        seen.append((guidance.schedule.min_step, guidance.schedule.max_step))
     assert seen == [(980, 980), (615, 615), (250, 250), (250, 250)]
     free, _ = parts(t_anneal=False)
-    assert (free.min_step, free.max_step) == (20, 980)
-    timesteps, later = free.draw_timesteps(2000)
+    assert (free.schedule.min_step, free.schedule.max_step) == (20, 980)
+    timesteps, later = free.schedule.draw(2000)
     assert 0 <= (later - timesteps).min() and 80 < (later - timesteps).max() < 100 and later.max() <= 999
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("t_anneal", [False, True])
+def test_the_levels_are_those_of_a_set_of_views(parts, shared, t_anneal):
+    """One t and one level that its noise is found at, for all views of an object: a teacher sees them together."""
+    guidance, _ = parts(n_view=4, shared_timesteps=shared, t_anneal=t_anneal)
+    torch.manual_seed(0)
+    timesteps, later = (steps.view(10, 4) for steps in guidance.schedule.draw(40))
+    for sets in (timesteps, later, later - timesteps):
+        assert (sets == sets[:, :1]).all()
+    assert len(timesteps[:, 0].unique()) == (1 if shared or t_anneal else 10)
+    assert (len((later - timesteps)[:, 0].unique()) == 1) == shared
+    with pytest.raises(ValueError, match="n_view: expected a batch of whole sets of 4 views, got 6 views"):
+        guidance.schedule.draw(6)
 
 
 def test_without_inversion_noise_is_drawn(parts):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from turboprop.distillation import METHODS, Conditions, asd_gradient, csd_gradient, sds_gradient, sjc_gradient
+from turboprop.distillation import METHODS, Conditions, Query, asd_gradient, csd_gradient, sds_gradient, sjc_gradient
 from turboprop.distillation.methods import classifier_free, perp_neg
 from turboprop.distillation.timesteps import sample_timesteps, shift_timesteps
 from turboprop.distillation.weighting import weight
@@ -49,14 +49,16 @@ def test_sds_of_a_gaussian_in_closed_form_and_its_expectation():
     latents = torch.full((batch_size, 2, 1, 1), point, dtype=DOUBLE)
     noise, timesteps = torch.randn_like(latents), torch.full((batch_size,), timestep)
     result = sds_gradient(
-        teacher,
-        latents,
-        first_mode(batch_size),
-        timesteps,
-        noise,
-        timesteps,
-        guidance_scale=1.0,
-        weighting="uniform",
+        Query(
+            teacher,
+            latents,
+            first_mode(batch_size),
+            timesteps,
+            noise,
+            timesteps,
+            guidance_scale=1.0,
+            weighting="uniform",
+        ),
     )
     torch.testing.assert_close(
         result.gradient, gaussian_noise_estimate(teacher, latents, noise, timesteps, 2.0, 0.3) - noise
@@ -71,7 +73,7 @@ def test_csd_is_the_scaled_classifier_score():
     teacher = two_modes()
     latents, timesteps, noise, shifted = draw(6)
     result = csd_gradient(
-        teacher, latents, first_mode(6), timesteps, noise, shifted, guidance_scale=7.5, weighting="sds"
+        Query(teacher, latents, first_mode(6), timesteps, noise, shifted, guidance_scale=7.5, weighting="sds"),
     )
     noisy = teacher.add_noise(latents, noise, timesteps)
     conditional = teacher.predict_noise(noisy, timesteps, about([1, 0], 6))
@@ -86,7 +88,7 @@ def test_normalized_csd_is_the_classifier_score_by_each_samples_own_distance():
     latents, timesteps, noise, shifted = draw(6)
     latents[0] = 9.0  # far from what the teacher sees: its step alone is shortened
     call = dict(guidance_scale=2.0, weighting="sds")
-    result = METHODS["normalized_csd"](teacher, latents, first_mode(6), timesteps, noise, shifted, **call)
+    result = METHODS["normalized_csd"](Query(teacher, latents, first_mode(6), timesteps, noise, shifted, **call))
     signal, level = signal_and_noise_level(teacher.alphas_cumprod, timesteps)
     noisy = teacher.add_noise(latents, noise, timesteps)
     conditional = gaussian_noise_estimate(teacher, latents, noise, timesteps, 2.0, 0.3)
@@ -97,7 +99,7 @@ def test_normalized_csd_is_the_classifier_score_by_each_samples_own_distance():
     distance = torch.stack([(z - g).abs().mean() for z, g in zip(latents, guided)]).view(-1, 1, 1, 1)
     torch.testing.assert_close(result.gradient, (clean - guided) / (distance + 0.1))
     alone = METHODS["normalized_csd"](
-        teacher, latents[1:], first_mode(5), timesteps[1:], noise[1:], shifted[1:], **call
+        Query(teacher, latents[1:], first_mode(5), timesteps[1:], noise[1:], shifted[1:], **call),
     )
     torch.testing.assert_close(result.gradient[1:], alone.gradient)
 
@@ -107,8 +109,8 @@ def test_normalized_csd_points_along_csd_and_grows_less_with_the_distance():
     teacher = two_modes()
     latents, timesteps, noise, shifted = draw(64)
     call = dict(guidance_scale=7.5, weighting="uniform")
-    ours = METHODS["normalized_csd"](teacher, latents, first_mode(64), timesteps, noise, shifted, **call).gradient
-    csd = csd_gradient(teacher, latents, first_mode(64), timesteps, noise, shifted, **call).gradient
+    query = Query(teacher, latents, first_mode(64), timesteps, noise, shifted, **call)
+    ours, csd = METHODS["normalized_csd"](query).gradient, csd_gradient(query).gradient
     sure = csd.flatten(1).norm(dim=1) > 1e-6
     ratio = (ours.flatten(1).norm(dim=1) / csd.flatten(1).norm(dim=1))[sure]
     torch.testing.assert_close(ours[sure], ratio.view(-1, 1, 1, 1) * csd[sure])
@@ -121,24 +123,28 @@ def test_asd_without_shift_is_a_rescaled_classifier_score():
     teacher = two_modes()
     latents, timesteps, noise, _ = draw(6)
     asd = asd_gradient(
-        teacher,
-        latents,
-        first_mode(6),
-        timesteps,
-        noise,
-        timesteps,
-        guidance_scale=7.5,
-        weighting="fantasia3d",
+        Query(
+            teacher,
+            latents,
+            first_mode(6),
+            timesteps,
+            noise,
+            timesteps,
+            guidance_scale=7.5,
+            weighting="fantasia3d",
+        ),
     )
     csd = csd_gradient(
-        teacher,
-        latents,
-        first_mode(6),
-        timesteps,
-        noise,
-        timesteps,
-        guidance_scale=6.5,
-        weighting="fantasia3d",
+        Query(
+            teacher,
+            latents,
+            first_mode(6),
+            timesteps,
+            noise,
+            timesteps,
+            guidance_scale=6.5,
+            weighting="fantasia3d",
+        ),
     )
     torch.testing.assert_close(asd.gradient, csd.gradient)
     assert csd.gradient.abs().max() > 1e-3
@@ -151,14 +157,16 @@ def test_asd_with_a_shift_in_closed_form():
     assert (shifted > timesteps).any()
     condition = about([1, 0], 6)
     result = asd_gradient(
-        teacher,
-        latents,
-        Conditions(condition, condition),
-        timesteps,
-        noise,
-        shifted,
-        guidance_scale=7.5,
-        weighting="sds",
+        Query(
+            teacher,
+            latents,
+            Conditions(condition, condition),
+            timesteps,
+            noise,
+            shifted,
+            guidance_scale=7.5,
+            weighting="sds",
+        ),
     )
     at_t = gaussian_noise_estimate(teacher, latents, noise, timesteps, 2.0, 0.3)
     at_shifted = gaussian_noise_estimate(teacher, latents, noise, shifted, 2.0, 0.3)
@@ -171,19 +179,21 @@ def test_asds_second_branch_is_conditional_and_without_guidance():
     latents, timesteps, noise, shifted = draw(6)
     small, large = (
         asd_gradient(
-            teacher,
-            latents,
-            first_mode(6),
-            timesteps,
-            noise,
-            shifted,
-            guidance_scale=scale,
-            weighting="uniform",
+            Query(
+                teacher,
+                latents,
+                first_mode(6),
+                timesteps,
+                noise,
+                shifted,
+                guidance_scale=scale,
+                weighting="uniform",
+            ),
         ).gradient
         for scale in (1.0, 8.5)
     )
     csd = csd_gradient(
-        teacher, latents, first_mode(6), timesteps, noise, shifted, guidance_scale=7.5, weighting="uniform"
+        Query(teacher, latents, first_mode(6), timesteps, noise, shifted, guidance_scale=7.5, weighting="uniform"),
     ).gradient
     torch.testing.assert_close(large - small, csd)  # the guidance scale touches the first branch alone
     at_t = gaussian_noise_estimate(teacher, latents, noise, timesteps, 2.0, 0.3)
@@ -203,7 +213,7 @@ def test_sjc_is_its_papers_estimate(variance_reduction):
     expected = ((latents if variance_reduction else z) - denoised) / sigma
     method = sds_gradient if variance_reduction else sjc_gradient
     result = method(
-        teacher, latents, first_mode(6), timesteps, noise, shifted, guidance_scale=1.0, weighting="uniform"
+        Query(teacher, latents, first_mode(6), timesteps, noise, shifted, guidance_scale=1.0, weighting="uniform"),
     )
     torch.testing.assert_close(result.gradient, expected)
 
@@ -223,14 +233,16 @@ def test_following_the_gradient_leads_to_the_mode_that_was_asked_for(name):
         particles -= (
             0.5
             * METHODS[name](
-                teacher,
-                particles,
-                first_mode(64),
-                timesteps,
-                noise,
-                shifted,
-                guidance_scale=1.5,
-                weighting="sds",
+                Query(
+                    teacher,
+                    particles,
+                    first_mode(64),
+                    timesteps,
+                    noise,
+                    shifted,
+                    guidance_scale=1.5,
+                    weighting="sds",
+                ),
             ).gradient
         )
     assert (particles > 1.0).all()
@@ -284,14 +296,16 @@ def test_a_batch_is_its_samples(tiny_teacher, name, with_negatives):
         negatives = (TextCondition(negative[rows].flatten(0, 1)), weights[rows]) if with_negatives else ()
         parts = (TextCondition(part.embeddings[rows]) for part in (positive, unconditional))
         return METHODS[name](
-            tiny_teacher,
-            latents[rows],
-            Conditions(*parts, *negatives),
-            timesteps[rows],
-            noise[rows],
-            shifted[rows],
-            guidance_scale=7.5,
-            weighting="sds",
+            Query(
+                tiny_teacher,
+                latents[rows],
+                Conditions(*parts, *negatives),
+                timesteps[rows],
+                noise[rows],
+                shifted[rows],
+                guidance_scale=7.5,
+                weighting="sds",
+            ),
         ).gradient
 
     together = gradient(slice(0, batch_size))
@@ -314,14 +328,16 @@ def test_the_teacher_is_asked_once(tiny_teacher, name, branches):
         latents = torch.zeros(2, 4, 8, 8)
         for conditions in (Conditions(text, text), Conditions(text, text, negatives, torch.zeros(2, 2))):
             METHODS[name](
-                tiny_teacher,
-                latents,
-                conditions,
-                timesteps,
-                latents,
-                timesteps,
-                guidance_scale=7.5,
-                weighting="sds",
+                Query(
+                    tiny_teacher,
+                    latents,
+                    conditions,
+                    timesteps,
+                    latents,
+                    timesteps,
+                    guidance_scale=7.5,
+                    weighting="sds",
+                ),
             )
     finally:
         handle.remove()

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
-from turboprop.distillation import METHODS, Conditions, reconstruction_gradient
+from turboprop.distillation import METHODS, Conditions, Query, reconstruction_gradient
+from turboprop.distillation.guidance import conditions_of
 from turboprop.distillation.reconstruction import spread
+from turboprop.distillation.renders import renders_for
 from turboprop.teachers import load_teacher
 from turboprop.teachers.contract import Cameras
 from turboprop.teachers.multi_view.cameras import camera_numbers
@@ -118,10 +120,10 @@ def test_vsds_adapters_on_the_multi_view_network_itself(tiny_mv_folder, prompt_u
     assert data["rgb"].grad is None and losses[-1] < losses[0]
     (gradient,) = torch.autograd.grad(call(guidance, utils, data)["loss_vsd"], data["rgb"])
     assert (gradient.abs().amax((1, 2, 3)) > 0).all()
-    asked = guidance.prior.conditions(utils, cameras_of(data)).positive
+    asked = conditions_of(guidance.cfg, guidance.teacher, utils, cameras_of(data)).positive
     noisy, timesteps = torch.randn(8, 4, 8, 8), torch.full((8,), 400)
     expected = pristine.predict_noise(noisy, timesteps, asked)
-    assert torch.equal(guidance.prior.teacher.predict_noise(noisy, timesteps, asked), expected)
+    assert torch.equal(guidance.teacher.predict_noise(noisy, timesteps, asked), expected)
     render = guidance.render_conditions(utils, *(data[k] for k in RENDER_KEYS))
     own_answer = guidance.lora.predict_noise(noisy, timesteps, render.positive)
     assert (own_answer - expected).abs().max() > 1e-3
@@ -136,7 +138,7 @@ def test_untrained_adapters_answer_as_the_multi_view_teacher(tiny_mv_folder, pro
     asked = guidance.render_conditions(utils, *(data[k] for k in RENDER_KEYS))
     assert torch.equal(asked.positive.text.embeddings, utils.local_embeddings.repeat_interleave(4, 0))
     assert asked.positive.num_views == 4 and (asked.unconditional.cameras == 0).all()
-    teacher = guidance.prior.teacher
+    teacher = guidance.teacher
     whole = teacher.condition(asked.positive.text.embeddings, cameras_of(data), 4)
     noisy, timesteps = torch.randn(8, 4, 8, 8), torch.tensor([300, 800]).repeat_interleave(4)
     answer = guidance.lora.predict_noise(noisy, timesteps, asked.positive)
@@ -190,7 +192,7 @@ def test_prompts_and_cameras_that_change_places_take_their_gradients_along(tiny_
         camera = Cameras(*(value[order] for value in vars(cameras_of(data)).values()))
         conditions = guidance.conditions(prompt_utils(prompts), camera)
         rows = (latents[order], conditions, t, noise[order], later)
-        return METHODS["asd"](guidance.teacher, *rows, guidance_scale=7.5, weighting="sds").gradient
+        return METHODS["asd"](Query(guidance.teacher, *rows, guidance_scale=7.5, weighting="sds")).gradient
 
     swapped = torch.tensor([4, 5, 6, 7, 0, 1, 2, 3])
     straight, turned = gradient(PROMPTS, torch.arange(8)), gradient(PROMPTS[::-1], swapped)
@@ -204,18 +206,18 @@ def test_timesteps_are_shared_within_a_set(shared, tiny_mv_folder):
     keys = {"pretrained_model_name_or_path": str(tiny_mv_folder), "n_view": 4, "shared_timesteps": shared}
     guidance = threestudio.find("turboprop-asd-guidance")({**keys, "plus_random": True})
     torch.manual_seed(0)
-    for steps in guidance.draw_timesteps(40):
+    for steps in guidance.schedule.draw(40):
         sets = steps.reshape(10, 4)
         assert (sets == sets[:, :1]).all()
         assert len(sets[:, 0].unique()) == (1 if shared else 10)
     with pytest.raises(ValueError, match="n_view: expected a batch of whole sets of 4 views, got 6 views"):
-        guidance.draw_timesteps(6)
+        guidance.schedule.draw(6)
 
 
 def test_mvdreams_guidances_ask_about_one_timestep_a_step(tiny_mv_folder):
     for name in (ASD, SDS):
         guidance = threestudio.find(name)({"ckpt_path": str(tiny_mv_folder)})
-        assert all(len(steps.unique()) == 1 for steps in guidance.draw_timesteps(8))
+        assert all(len(steps.unique()) == 1 for steps in guidance.schedule.draw(8))
 
 
 def test_pictures_of_the_guidance_are_whole_sets(tiny_mv_folder, prompt_utils):
@@ -226,7 +228,7 @@ def test_pictures_of_the_guidance_are_whole_sets(tiny_mv_folder, prompt_utils):
 
 def test_another_size_of_picture(tiny_mv_folder, prompt_utils):
     guidance = threestudio.find(SDS)({"ckpt_path": str(tiny_mv_folder), "image_size": 24})
-    renders = guidance.renders(batch()["rgb"], False)
+    renders = renders_for(guidance.teacher, batch()["rgb"], False)
     assert renders.images.shape == (8, 3, 24, 24) and renders.latents.shape == (8, 4, 12, 12)
     assert call(guidance, prompt_utils(), batch())["loss_sds"].isfinite()
 
@@ -245,10 +247,8 @@ def tiny_question(teacher, scale: float, **options) -> tuple:
     cameras = Cameras(angles, angles, angles, c2w, angles + math.radians(40))
     conditions = Conditions(teacher.condition(text, cameras, 3), teacher.condition(none, cameras, 3))
     t = torch.tensor([100, 600]).repeat_interleave(3)
-    rows = (teacher, latents, conditions, t, noise, t)
-    settings = {"guidance_scale": scale, "weighting": "uniform"}
-    own = reconstruction_gradient(*rows, **settings, **options)
-    return own, METHODS["sds"](*rows, **settings), latents, t
+    query = Query(teacher, latents, conditions, t, noise, t, guidance_scale=scale, weighting="uniform")
+    return reconstruction_gradient(query, **options), METHODS["sds"](query), latents, t
 
 
 def test_without_rescaling_it_is_sds_by_the_noise_to_signal_ratio(tiny_mv_folder):
@@ -306,7 +306,7 @@ BAD = [
     ({"model_name": "sd-v3"}, "model_name: expected one of sd-v2.1-base-4view, sd-v1.5-4view, got 'sd-v3'"),
     ({"method": "csd"}, "method: expected one of sds, got 'csd'"),
     ({"image_size": 25}, "image_size: expected a multiple of 2, got 25"),
-    ({"n_view": 0}, "n_view: expected at least 1, got 0"),
+    ({"n_view": 0}, "n_view: expected a number of at least 1, got 0"),
 ]
 
 

@@ -70,7 +70,7 @@ def test_every_config_guides(built, name):
         guidance.do_update_step(0, step)
         output, rgb = call(guidance, utils, rgb_as_latents=False)
         assert {key for key in output if key.startswith("loss_")} == LOSSES[name]
-        declared = {f"loss_{loss}" for loss in type(guidance).loss_names}
+        declared = {f"loss_{loss}" for loss in type(guidance).returned_losses()}
         assert LOSSES[name] <= declared
         assert all(torch.as_tensor(value).numel() == 1 for value in output.values())
         sum(output[key] for key in LOSSES[name]).backward()
@@ -102,7 +102,7 @@ def test_pixel_space_gradient_is_sds_of_the_resized_picture(built):
     output, _ = call(guidance, utils, rgb)
     (gradient,) = torch.autograd.grad(output["loss_sds"], rgb)
     torch.manual_seed(1)
-    guidance.draw_timesteps(1)
+    guidance.schedule.draw(1)
     images = rgb.detach().permute(0, 3, 1, 2) * 2 - 1
     noise, timesteps = torch.randn_like(images), torch.tensor([500])
     asked = guidance.conditions(utils, Cameras(torch.tensor([10.0]), torch.tensor([100.0]), torch.ones(1)))
@@ -127,7 +127,7 @@ def test_the_strategy_is_a_factor_of_the_gradient(built, strategy):
 def test_sjc_is_unweighted_and_without_variance_reduction_has_the_score_alone(built):
     guidance, utils = built("sjc")
     reduced = call(guidance, utils)[0]["grad_norm"]
-    guidance.update_step(0, 0)
+    guidance.do_update_step(0, 0)
     whole, _ = built("sjc", var_red=False)
     assert not torch.equal(call(whole, utils)[0]["grad_norm"], reduced)
     weighted, _ = built("sjc", weighting_strategy="fantasia3d")
@@ -138,7 +138,7 @@ def test_hifas_timestep_falls_as_the_root_of_progress_and_both_losses_are_clippe
     guidance, utils = built("hifa", grad_clip=[0, 1e-3, 1e-4, 100])
     for step, timestep, clip in ((0, 980, 1e-3), (6250, 639, 1e-4), (25000, 300, 1e-4)):
         guidance.do_update_step(0, step)  # 0.3 + 0.68 (1 - sqrt(1/4)) is 0.63999... in floating point, as upstream
-        assert guidance.min_step == guidance.max_step == timestep
+        assert guidance.schedule.min_step == guidance.schedule.max_step == timestep
         output, _ = call(guidance, utils)
         assert 0 < output["loss_sds"] <= 0.5 * 4 * 8 * 8 * clip**2 * 1.001
         assert 0 < output["loss_sds_img"] <= 0.5 * 3 * 16 * 16 * clip**2 * 1.001
@@ -149,5 +149,5 @@ def test_prolificdreamers_timesteps_are_halved_after_5000_steps(built):
     seen = []
     for step in (0, 5000, 5001, 25000):
         guidance.do_update_step(0, step)
-        seen.append(guidance.prior.max_step)
+        seen.append(guidance.schedule.max_step)
     assert seen == [980, 980, 500, 500]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from turboprop.distillation import Conditions, vsd_gradient
+from turboprop.distillation import Conditions, Query, vsd_gradient
 from turboprop.distillation.weighting import weight
 from turboprop.teachers import GaussianMixtureTeacher, LatentDiffusionTeacher, LowRankTeacher, TextCondition
 from turboprop.teachers.loading import Denoiser
@@ -45,14 +45,16 @@ def test_with_the_renders_exact_score_it_is_the_gradient_of_the_kl_divergence(ti
     latents = -0.5 + 0.7 * torch.randn(batch_size, 2, 1, 1, dtype=DOUBLE)
     timesteps = torch.full((batch_size,), timestep)
     result = vsd_gradient(
-        target,
-        latents,
-        whole(batch_size),
-        timesteps,
-        torch.randn_like(latents),
-        timesteps,
-        guidance_scale=1.0,
-        weighting="sds",
+        Query(
+            target,
+            latents,
+            whole(batch_size),
+            timesteps,
+            torch.randn_like(latents),
+            timesteps,
+            guidance_scale=1.0,
+            weighting="sds",
+        ),
         render_teacher=renders,
         render_conditions=whole(batch_size),
     )
@@ -71,14 +73,7 @@ def test_it_vanishes_where_the_renders_are_the_teachers_distribution():
     target, timesteps = gaussian(2.0, 0.3), torch.tensor([20, 500, 970])
     latents, noise = torch.randn(2, 3, 2, 1, 1, dtype=DOUBLE)
     result = vsd_gradient(
-        target,
-        latents,
-        whole(3),
-        timesteps,
-        noise,
-        timesteps,
-        guidance_scale=1.0,
-        weighting="uniform",
+        Query(target, latents, whole(3), timesteps, noise, timesteps, guidance_scale=1.0, weighting="uniform"),
         render_teacher=gaussian(2.0, 0.3),
         render_conditions=whole(3),
         render_guidance_scale=3.0,
@@ -95,14 +90,16 @@ def test_following_it_moves_renders_onto_the_teacher_and_keeps_their_spread():
         timesteps = torch.randint(20, 600, (256,))
         renders = gaussian(particles.mean().item(), particles.std().item())
         particles -= 0.1 * vsd_gradient(
-            target,
-            particles,
-            whole(256),
-            timesteps,
-            torch.randn_like(particles),
-            timesteps,
-            guidance_scale=1.0,
-            weighting="uniform",
+            Query(
+                target,
+                particles,
+                whole(256),
+                timesteps,
+                torch.randn_like(particles),
+                timesteps,
+                guidance_scale=1.0,
+                weighting="uniform",
+            ),
             render_teacher=renders,
             render_conditions=whole(256),
         ).gradient
@@ -324,12 +321,12 @@ def test_pictures_of_what_the_teacher_sees(guidance, prompt_utils):
 def test_annealed_steps_and_rendered_latents(guidance, prompt_utils):
     module = guidance(max_step_percent=[5000, 0.98, 0.5, 5001])
     module.do_update_step(0, 0)
-    assert module.prior.max_step == 980
+    assert module.schedule.max_step == 980
     module.do_update_step(0, 6000)
-    assert module.prior.max_step == 500
+    assert module.schedule.max_step == 500
     annealed = guidance(sqrt_anneal=True, trainer_max_steps=100)
     annealed.do_update_step(0, 25)
-    assert annealed.prior.min_step == annealed.prior.max_step == 500
+    assert annealed.schedule.min_step == annealed.schedule.max_step == 500
     data = batch()
     data.pop("rgb")
     latents = torch.rand(2, 6, 6, 4, requires_grad=True)
@@ -403,7 +400,7 @@ def test_the_small_world_teacher_learns_of_renders():
     module = threestudio.find("turboprop-vsd-guidance")(
         {"pretrained_model_name_or_path": str(ROOT / "assets/teachers/mini-sd")}
     )
-    teacher = module.prior.teacher
+    teacher = module.teacher
     width = teacher.unet.config.cross_attention_dim
     condition = CameraCondition(TextCondition(torch.zeros(2, 4, width)), torch.eye(4).reshape(1, 16).expand(2, -1))
     latents = teacher.encode(torch.zeros(2, 3, teacher.image_size, teacher.image_size)).detach()

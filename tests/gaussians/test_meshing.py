@@ -9,7 +9,8 @@ import trimesh
 from turboprop.gaussians.density_field import expanded_ranges, sample_field
 from turboprop.gaussians.meshing import EmptyDensity, fill_cavities, gaussian_surface
 from turboprop.gaussians.parameters import Gaussians
-from turboprop.gaussians.rasterizer.projection import rotation_matrices
+
+from threestudio.ops.gaussian_rasterization.projection import rotation_matrices
 
 
 def gaussians_of(means, scales, opacities, quaternions=None) -> Gaussians:

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
+from turboprop.gaussians.depth_normals import camera_directions, normals_from_depth
+from turboprop.gaussians.geometry import GaussianSplatting
 
 import threestudio
 from threestudio.data.uncond import batch_of_cameras, look_at, unit_focal_directions
-from turboprop.gaussians.depth_normals import camera_directions, normals_from_depth
-from turboprop.gaussians.geometry import GaussianSplatting
-from turboprop.gaussians.rasterizer import intrinsics_from_fov
+from threestudio.ops.gaussian_rasterization.projection import intrinsics_from_fov
 
 
 def batch_of(size: int = 24, count: int = 2, width: int = 0) -> dict:

@@ -10,6 +10,7 @@ from threestudio.utils.base import BaseObject
 from threestudio.utils.config import ExperimentConfig, load_config, parse_structured
 from threestudio.utils.errors import UserError
 from threestudio.utils.typing import List, Tuple
+from threestudio.utils.value_checks import Scheduled
 
 
 @dataclass
@@ -101,6 +102,56 @@ def test_values_that_fail_name_the_key_the_type_and_the_value(given, message):
     owner = parse_structured(Owner, root.system)
     with pytest.raises(UserError, match=message):
         parse_structured(Part, owner.part)
+
+
+@dataclass
+class Marked:
+    """The config of a package that marks the keys which take schedules."""
+
+    scale: Scheduled = 1.0
+    clip: Optional[Scheduled] = None
+    ratio: float = 0.1
+    count: int = 1
+
+
+@dataclass
+class MarkedFurther(Marked):
+    ratio: Scheduled = 0.2
+
+
+@pytest.fixture()
+def of_a_package_that_marks(monkeypatch):
+    monkeypatch.setattr(Marked, "__module__", "threestudio.elsewhere")
+    monkeypatch.setattr(MarkedFurther, "__module__", "threestudio.elsewhere")
+
+
+SCHEDULE = [0, 0.4, 0.2, 200]
+
+
+@pytest.mark.parametrize("config, key", [(Marked, "scale"), (Marked, "clip"), (MarkedFurther, "ratio")])
+def test_marked_keys_take_schedules(config, key, of_a_package_that_marks):
+    assert parse_structured(config, {key: SCHEDULE})[key] == SCHEDULE
+    assert parse_structured(config, {key: 2})[key] == 2.0
+    with pytest.raises(UserError, match=f"{key}: expected a number, or a schedule of 3 numbers"):
+        parse_structured(config, {key: [0, 1]})
+
+
+@pytest.mark.parametrize("key, kind", [("ratio", "float"), ("count", "int")])
+def test_other_keys_of_such_a_package_take_none(key, kind, of_a_package_that_marks):
+    message = rf"{key}: expected {kind}, got \[0, 0.4, 0.2, 200\] \(list\); this key takes no schedule"
+    with pytest.raises(UserError, match=message):
+        parse_structured(Marked, {key: SCHEDULE})
+
+
+def test_a_plugins_numbers_may_all_be_schedules():
+    """Also those that it adds to a config of ours, or says again."""
+
+    @dataclass
+    class Plugin(Marked):
+        own: float = 1.0
+
+    assert parse_structured(Plugin, {"own": SCHEDULE}).own == SCHEDULE
+    assert parse_structured(Marked, {"ratio": SCHEDULE}).ratio == SCHEDULE
 
 
 def test_a_config_is_a_mapping():

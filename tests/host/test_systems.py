@@ -10,6 +10,7 @@ from torch import nn
 from threestudio.systems import losses
 from threestudio.systems.adan import Adan
 from threestudio.systems.keyed_steps import non_finite_gradients
+from threestudio.systems.score_distillation import ScoreDistillationSystem
 from threestudio.systems.utils import parse_optimizer, parse_scheduler
 from threestudio.utils.errors import UserError
 
@@ -173,3 +174,28 @@ def test_z_variance_loss():
     assert float(losses.z_variance_loss(**out)) == 2.0
     out["opacity"] = torch.zeros(2, 1)
     assert float(losses.z_variance_loss(**out)) == 0.0
+
+
+class Weighing(ScoreDistillationSystem):
+    """A system without parts; what it logs is kept."""
+
+    def configure(self):
+        self.logged = {}
+
+    def log(self, name, value, **options):
+        self.logged[name] = value
+
+
+def test_a_step_is_the_weighted_sum_of_its_losses():
+    system = Weighing({"loss": {"lambda_asd": 1.0, "lambda_sparsity": 10.0, "lambda_sds": 5.0}})
+    losses = {"loss_asd": torch.tensor(2.0), "loss_sparsity": torch.tensor(3.0)}
+    assert float(system.weighted_sum(losses)["loss"]) == 32
+    assert system.logged["train/loss_sparsity"] == 3 and system.logged["train_params/lambda_sds"] == 5
+    with pytest.raises(UserError, match="system.loss.lambda_sparsity"):
+        Weighing({"loss": {"lambda_asd": 1.0}}).weighted_sum(losses)
+
+
+def test_a_loss_of_weight_zero_may_be_nan():
+    """It is not part of the sum at all."""
+    system = Weighing({"loss": {"lambda_a": 1.0, "lambda_b": 0.0}})
+    assert float(system.weighted_sum({"loss_a": torch.tensor(1.0), "loss_b": torch.tensor(math.nan)})["loss"]) == 1

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from turboprop.distillation.methods import METHODS, Conditions
+from turboprop.distillation.methods import METHODS, Conditions, Query
 from turboprop.distillation.weighting import weight
 from turboprop.novelview.teacher import NovelViewTeacher
 
@@ -64,7 +64,16 @@ def expected_gradient(folder, picture, rgb, method, scale, fourth=None, seed=1):
     noise = torch.randn_like(latents)
     shifted = timesteps + ((0.1 * (timesteps - 500)).clamp(min=0) * shift).long()
     return METHODS[method](
-        teacher, latents.detach(), conditions, timesteps, noise, shifted, guidance_scale=scale, weighting="sds"
+        Query(
+            teacher,
+            latents.detach(),
+            conditions,
+            timesteps,
+            noise,
+            shifted,
+            guidance_scale=scale,
+            weighting="sds",
+        ),
     ).gradient
 
 
@@ -79,7 +88,7 @@ def test_every_method_is_the_pure_function_with_the_teachers_condition(
     torch.testing.assert_close(output[f"loss_{method}"], 0.5 * gradient.square().sum() / 2, rtol=1e-4, atol=1e-6)
     output[f"loss_{method}"].backward()
     assert rgb.grad.isfinite().all() and (method in ("asd", "csd") or rgb.grad.abs().max() > 0)
-    assert f"loss_{method}" in {f"loss_{name}" for name in type(guidance).loss_names}
+    assert f"loss_{method}" in {f"loss_{name}" for name in type(guidance).returned_losses()}
 
 
 def test_it_depends_on_the_camera_and_on_the_picture(built):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.ops.meshes import FOVY, camera_batch, flat_camera, icosphere, join, rectangle, soup
+from tests.ops.running import skips_without
 from threestudio.ops.mesh_antialias import antialias, mesh_edges
 from threestudio.ops.mesh_rasterization import available_backends, interpolate, rasterize
 
@@ -13,9 +14,7 @@ BACKENDS = ["torch", "warp"]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def need(backend, device="cpu"):
-    if backend not in available_backends(torch.device(device)):
-        pytest.skip(f"{backend} is not available on {device}")
+need = skips_without(available_backends)
 
 
 def mask(v_pos, faces, mvp, height, width, backend="auto"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.ops.meshes import camera_batch, flat_camera, icosphere, join, ray_triangle_hits, rectangle, soup
+from tests.ops.running import skips_without
 from threestudio.ops.mesh_rasterization import available_backends, interpolate, invert_camera, rasterize
 from threestudio.utils.errors import UserError
 from threestudio.utils.ops import get_projection_matrix
@@ -18,9 +19,7 @@ BACKENDS = ["torch", "warp"]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def need(backend, device="cpu"):
-    if backend not in available_backends(torch.device(device)):
-        pytest.skip(f"{backend} is not available on {device}")
+need = skips_without(available_backends)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -262,9 +261,9 @@ def test_a_camera_is_inverted_in_double_precision():
 
 DEBUG_RUN = """
 import sys, torch
-import threestudio.ops.warp_setup as setup
-setup.wp.config.mode = "debug"
-setup.wp.config.kernel_cache_dir = sys.argv[1]
+import threestudio.ops.warp_runtime as runtime
+runtime.wp.config.mode = "debug"
+runtime.wp.config.kernel_cache_dir = sys.argv[1]
 from tests.ops.meshes import camera_batch, icosphere, join, soup
 from threestudio.ops.mesh_antialias import antialias
 from threestudio.ops.mesh_rasterization import interpolate, rasterize
@@ -278,7 +277,7 @@ for height, width in ((7, 9), (1, 1), (1, 5)):
     assert v.grad.isfinite().all() and fragments.face.max() >= 0
 print("within bounds", flush=True)
 
-wp = setup.wp
+wp = runtime.wp
 
 @wp.kernel
 def beyond(x: wp.array(dtype=wp.float32)):

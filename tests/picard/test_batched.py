@@ -9,9 +9,9 @@ from diffusers import UNet2DConditionModel
 from omegaconf import OmegaConf
 from torch.nn.modules.module import register_module_forward_hook
 from turboprop.distillation.guidance import DistillationGuidance
+from turboprop.picard.batched.context import TorchModes
 from turboprop.picard.batched.joined_teacher import TeacherCall, answer_calls
-from turboprop.picard.batched.surroundings import Modes
-from turboprop.picard.batched.turns import Turns
+from turboprop.picard.batched.scheduler import CooperativeScheduler
 from turboprop.picard.settings import picard_config
 from turboprop.teachers.contract import TextCondition
 from turboprop.teachers.gaussian_mixture import GaussianMixtureTeacher
@@ -27,6 +27,7 @@ from tests.picard.runs import COMMON, GEOMETRY, KINDS, ROOT, checkpoint, fit, st
 SMALL = ["data.batch_size=2", "data.width=8", "data.height=8", "data.eval_width=8", "data.eval_height=8",
          "data.n_test_views=1", "data.n_val_views=1"]  # fmt: skip
 BAD_STEP = 2
+EXECUTORS = ("in_process", "experimental_batched")
 
 
 @threestudio.register("test-mixture-teacher")
@@ -121,7 +122,7 @@ MIXTURE = "system.guidance.teacher_type=test-mixture-teacher"
 def test_fits_are_the_same_bit_for_bit(kind, tmp_path):
     """Nothing is asked in common here but the backward pass: grids, statistics of density control, draws."""
     keys, steps = ("window=4", "threshold=1e30"), 18 if kind == "nerf" else 9  # NeRF's grid is updated at step 16
-    runs = [fit(kind, tmp_path / e, picard=(*keys, f"executor={e}"), steps=steps) for e in ("in_process", "batched")]
+    runs = [fit(kind, tmp_path / e, picard=(*keys, f"executor={e}"), steps=steps) for e in EXECUTORS]
     assert_same(state_of(runs[1]), state_of(runs[0]))
     assert runs[1]["picard"] == runs[0]["picard"]
 
@@ -130,7 +131,7 @@ def test_fits_are_the_same_bit_for_bit(kind, tmp_path):
 def test_a_teacher_exact_for_each_sample_gives_the_same_bit_for_bit(kind, distill):
     """Timesteps from a range that each step narrows, shifts and noise are then each slot's own: so are what it logs."""
     keys = ("window=4", "threshold=1e30")
-    runs = [distill(e, MIXTURE, kind=kind, picard=(*keys, f"executor={e}"), steps=6) for e in ("in_process", "batched")]
+    runs = [distill(e, MIXTURE, kind=kind, picard=(*keys, f"executor={e}"), steps=6) for e in EXECUTORS]
     assert_same(state_of(runs[1][0]), state_of(runs[0][0]))
     assert runs[1][1] == runs[0][1]
     ranges = [float(row["train/min_step"]) for row in runs[1][1] if "train/min_step" in row]
@@ -147,7 +148,7 @@ def test_every_method_is_served(method, distill):
     keys = ("window=3", "threshold=1e30", "executor=")
     ends = [
         distill(executor, *given, picard=(*keys[:2], keys[2] + executor), steps=3, method=method)[0]
-        for executor in ("in_process", "batched")
+        for executor in EXECUTORS
     ]
     assert_same(state_of(ends[1]), state_of(ends[0]))
 
@@ -158,22 +159,22 @@ def test_a_network_is_asked_once_a_round(distill, asked):
     start = distill("start", steps=1, picard=("window=1",))[0]
     keys = ("window=4", "threshold=1e30")
     runs = {}
-    for executor in ("in_process", "batched"):
+    for executor in EXECUTORS:
         asked.clear()
         runs[executor] = distill(executor, picard=(*keys, f"executor={executor}"), steps=6)[0]
         runs[executor]["asked"] = list(asked)
     # ASD asks 3 questions about each of 2 pictures. The first step fills the occupancy grid, so the guesses behind it
     # are thrown away: rounds have 4, 4 and 1 slots.
     assert runs["in_process"]["asked"] == [6] * 9
-    assert runs["batched"]["asked"] == [24, 24, 6]
-    assert largest_difference(runs["batched"], runs["in_process"], start) < 1e-4
+    assert runs["experimental_batched"]["asked"] == [24, 24, 6]
+    assert largest_difference(runs["experimental_batched"], runs["in_process"], start) < 1e-4
 
 
 def test_autocast_is_each_slots_own(tmp_path):
     keys, precision = ("window=3", "threshold=1e30", "executor="), "trainer.precision=bf16-mixed"
     runs = [
         fit("sdf", tmp_path / executor, precision, picard=(*keys[:2], keys[2] + executor), steps=3)
-        for executor in ("in_process", "batched")
+        for executor in EXECUTORS
     ]
     assert_same(state_of(runs[1]), state_of(runs[0]))
     assert not torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
@@ -181,58 +182,50 @@ def test_autocast_is_each_slots_own(tmp_path):
 
 def test_a_resumed_run_ends_as_one_that_was_not_stopped(distill):
     """It has the same windows from the checkpoint on, and with them the same batches of the network."""
-    keys, saves = ("window=3", "threshold=1e30", "executor=batched"), "checkpoint.every_n_train_steps=2"
+    keys, saves = ("window=3", "threshold=1e30", "executor=experimental_batched"), "checkpoint.every_n_train_steps=2"
     whole = distill("whole", saves, picard=keys, steps=5)[0]
     (saved,) = Path("whole/fit/run/ckpts").glob("*step=2.ckpt")
     resumed = distill("resumed", saves, f"resume='{saved}'", picard=keys, steps=5)[0]
     assert_same(state_of(resumed), state_of(whole))
 
 
-@pytest.mark.parametrize("beside", ["state", "local"])
-def test_a_teacher_that_learns_is_each_slots_own(beside, distill, asked):
+@pytest.mark.parametrize("learning_teacher", ["state", "local"])
+def test_a_teacher_that_learns_is_each_slots_own(learning_teacher, distill, asked):
     """VSD: the frozen teacher is asked once, the learning one by each slot with the weights of its point."""
     weights = {"geometry": {"lr": 0.01}, "background": {"lr": 0.01}, "guidance": {"lr": 0.01}}
     optimizer = {"name": "SGD", "args": {"lr": 0.01, "momentum": 0.9}, "params": weights}
     given = ("system.guidance_type=turboprop-vsd-guidance", "system.loss.lambda_lora=1")
     start = distill("start", *given, steps=1, picard=("window=1",), method="vsd", optimizer=optimizer)[0]
-    runs, keys = {}, ("window=3", "threshold=1e30", f"beside={beside}")
-    for executor in ("in_process", "batched"):
+    runs, keys = {}, ("window=3", "threshold=1e30", f"learning_teacher={learning_teacher}")
+    for executor in EXECUTORS:
         asked.clear()
         picard = (*keys, f"executor={executor}")
         run, log = distill(executor, *given, steps=3, picard=picard, method="vsd", optimizer=optimizer)
         losses = [float(row["train/loss_lora"]) for row in log if "train/loss_lora" in row]
         runs[executor] = {**run, "asked": list(asked), "losses": losses}
-    one, other = runs["in_process"], runs["batched"]
-    # The frozen teacher; the learning one; its training. Rounds of 3 and 2 slots, as the first fills the occupancy grid.
+    one, other = runs["in_process"], runs["experimental_batched"]
+    # The frozen teacher; the learning one; its training. Rounds of 3 and 2 slots, as the first one
+    # fills the occupancy grid.
     assert one["asked"] == [4, 2, 2] * 5
     assert other["asked"] == [12, *[2, 2] * 3, 8, *[2, 2] * 2]
     adapters = [name for name in start["state_dict"] if "adapters" in name and name.endswith("lora_B")]
     assert all(not torch.equal(other["state_dict"][name], start["state_dict"][name]) for name in adapters)
-    same = 3 if beside == "state" else 1  # local: it moves on from slot to slot, or from round to round
+    same = 3 if learning_teacher == "state" else 1  # local: it moves on from slot to slot, or from round to round
     assert other["losses"][:same] == pytest.approx(one["losses"][:same], rel=1e-5)
-    assert (largest_difference(other, one, start) < 1e-4) is (beside == "state")
+    assert (largest_difference(other, one, start) < 1e-4) is (learning_teacher == "state")
 
 
 def test_processes_batch_their_own_slots(tmp_path):
     keys = ("window=4", "threshold=1e30")
     alone = fit("nerf", tmp_path / "alone", picard=keys, steps=6)
-    two = fit_in_processes("nerf", tmp_path / "two", picard=(*keys, "executor=batched"), steps=6)
+    two = fit_in_processes("nerf", tmp_path / "two", picard=(*keys, "executor=experimental_batched"), steps=6)
     assert_same(state_of(two), state_of(alone))
-
-
-def test_slots_may_meet_by_twos(distill, asked):
-    keys = ("window=3", "threshold=1e30", "executor=batched")
-    whole = distill("whole", MIXTURE, picard=keys, steps=3)[0]
-    part = distill("part", MIXTURE, picard=(*keys, "batched_slots=2"), steps=3)[0]
-    assert_same(state_of(part), state_of(whole))
-    distill("network", picard=(*keys, "batched_slots=2"), steps=3)
-    assert asked == [12, 6, 12]  # rounds of 3 and 2 slots
 
 
 @pytest.mark.parametrize("kind", ["nerf", "gaussians"])
 def test_a_threshold_of_zero_is_the_run_step_by_step(kind, distill):
     plain = distill("plain", MIXTURE, kind=kind)
-    run = distill("run", MIXTURE, kind=kind, picard=("window=3", "threshold=0", "executor=batched"))
+    run = distill("run", MIXTURE, kind=kind, picard=("window=3", "threshold=0", "executor=experimental_batched"))
     assert_same(state_of(run[0]), state_of(plain[0]))
     assert all(row[2] >= 1 for row in run[0]["picard"]["history"])
 
@@ -240,7 +233,7 @@ def test_a_threshold_of_zero_is_the_run_step_by_step(kind, distill):
 def test_a_threshold_of_zero_with_a_network(distill):
     start = distill("start", steps=1, picard=("window=1",))[0]
     plain = distill("plain")[0]
-    run = distill("run", picard=("window=3", "threshold=0", "executor=batched"))[0]
+    run = distill("run", picard=("window=3", "threshold=0", "executor=experimental_batched"))[0]
     assert largest_difference(run, plain, start) < 1e-4
 
 
@@ -250,20 +243,21 @@ def test_a_slot_that_is_not_finite_costs_itself_alone(distill, asked):
     given = ("system.guidance_type=test-bad-render-guidance", "system.guidance.method=asd")
     keys = ("window=4", "threshold=1e30")
     runs = {}
-    for executor in ("in_process", "batched"):
+    for executor in EXECUTORS:
         asked.clear()
         runs[executor] = distill(executor, *given, picard=(*keys, f"executor={executor}"), steps=6)
-    one, other = runs["in_process"][0], runs["batched"][0]
+    one, other = runs["in_process"][0], runs["experimental_batched"][0]
     assert [row[:3] for row in other["picard"]["history"]] == [row[:3] for row in one["picard"]["history"]]
     assert BAD_STEP in [row[0] for row in other["picard"]["history"]]  # the window ended before that step
     assert largest_difference(other, one, start) < 1e-4
-    assert [row["train/skipped_steps"] for row in runs["batched"][1] if "train/skipped_steps" in row][-1] == "1.0"
+    logged = runs["experimental_batched"][1]
+    assert [row["train/skipped_steps"] for row in logged if "train/skipped_steps" in row][-1] == "1.0"
 
 
 def test_an_error_in_a_slot_ends_the_run_with_it(distill):
     given = ("system.guidance_type=test-bad-render-guidance", "system.guidance.grad_clip=7")
     with pytest.raises(ValueError, match=f"no picture at step {BAD_STEP}"):
-        distill("run", *given, picard=("window=4", "executor=batched"))
+        distill("run", *given, picard=("window=4", "executor=experimental_batched"))
 
 
 @pytest.mark.parametrize("multi_view", [False, True])
@@ -276,7 +270,7 @@ def test_an_amortized_generator(multi_view, tmp_path, monkeypatch, tiny_sd_folde
         shipped += ["data.view_sets=true", "data.n_view=4", f"system.guidance.ckpt_path={tiny_mv_folder}",
                     "system.guidance_type=mvdream-asynchronous-score-distillation-guidance"]  # fmt: skip
     ends, counts = [], []
-    for executor in ("in_process", "batched"):
+    for executor in EXECUTORS:
         asked.clear()
         keys = [f"system.picard.{key}" for key in ("threshold=1e30", "window=2", f"executor={executor}")]
         system = "system_type=turboprop-multiprompt-generator-system:picard"
@@ -299,61 +293,61 @@ class Question:
         self.key, self.value, self.patient = key, value, patient
 
 
-def turns_of(log: list) -> Turns:
-    surroundings = {"now": None}
+def scheduler_of(log: list) -> CooperativeScheduler:
+    context = {"now": None}
 
     def answer(questions):
         log.append((questions[0].key, [question.value for question in questions]))
         return [question.value * 10 for question in questions]
 
-    return Turns(answer, lambda value: surroundings.update(now=value), lambda: surroundings["now"])
+    return CooperativeScheduler(answer, lambda value: context.update(now=value), lambda: context["now"])
 
 
 def test_tasks_meet_where_they_ask_for_the_same():
     log: list = []
-    turns = turns_of(log)
+    scheduler = scheduler_of(log)
 
     def task(index: int, questions: int) -> list:
-        found = [turns.ask(Question("a", index)) for _ in range(questions)]
-        return [*found, turns.ask(Question("last", index, patient=True))]
+        found = [scheduler.ask(Question("a", index)) for _ in range(questions)]
+        return [*found, scheduler.ask(Question("last", index, patient=True))]
 
-    results = turns.run([lambda: task(1, 1), lambda: task(2, 3), lambda: task(3, 2), lambda: []], None)
+    results = scheduler.run([lambda: task(1, 1), lambda: task(2, 3), lambda: task(3, 2), lambda: []], None)
     assert results == [[10, 10], [20, 20, 20, 20], [30, 30, 30], []]
     assert log == [("a", [1, 2, 3]), ("a", [2, 3]), ("a", [2]), ("last", [1, 2, 3])]
 
 
 def test_who_is_behind_is_served_first_so_that_ways_meet_again():
     log: list = []
-    turns = turns_of(log)
+    scheduler = scheduler_of(log)
 
     def task(index: int, first: str) -> int:
-        turns.ask(Question(first, index))
-        return turns.ask(Question("both", index))
+        scheduler.ask(Question(first, index))
+        return scheduler.ask(Question("both", index))
 
-    assert turns.run([lambda: task(1, "small"), lambda: task(2, "large")], None) == [10, 20]
+    assert scheduler.run([lambda: task(1, "small"), lambda: task(2, "large")], None) == [10, 20]
     assert log == [("small", [1]), ("large", [2]), ("both", [1, 2])]
 
 
 def test_an_error_ends_all_tasks():
     ended: list = []
-    turns = turns_of([])
+    scheduler = scheduler_of([])
 
     def waiting(index: int) -> None:
         try:
-            turns.ask(Question("a", index))
-            turns.ask(Question("b", index))
+            scheduler.ask(Question("a", index))
+            scheduler.ask(Question("b", index))
         finally:
             ended.append(index)
 
     def failing() -> None:
-        turns.ask(Question("a", 0))
+        scheduler.ask(Question("a", 0))
         raise KeyError("broken")
 
     with pytest.raises(KeyError, match="broken"):
-        turns.run([lambda: waiting(1), failing, lambda: waiting(2)], None)
+        scheduler.run([lambda: waiting(1), failing, lambda: waiting(2)], None)
     assert sorted(ended) == [1, 2]
-    with pytest.raises(RuntimeError, match="only a task that takes turns can ask"):
-        turns.ask(Question("a", 0))
+    with pytest.raises(RuntimeError, match="only a task can ask"):
+        scheduler.ask(Question("a", 0))
 
 
 def test_a_teacher_that_draws_what_nobody_could_share_is_refused():
@@ -363,11 +357,11 @@ def test_a_teacher_that_draws_what_nobody_could_share_is_refused():
 
     teacher, images = Drawing(None), torch.zeros(1, 3, 8, 8)
     with pytest.raises(RuntimeError, match="Drawing.encode draws random numbers.*executor=in_process"):
-        answer_calls([TeacherCall(teacher.encode, (images, None), Modes.now(["cpu"]))] * 2)
+        answer_calls([TeacherCall(teacher.encode, (images, None), TorchModes.now(["cpu"]))] * 2)
 
 
 def test_calls_that_differ_in_more_than_samples_have_other_keys():
-    teacher, modes = MixtureTeacher(None), Modes.now(["cpu"])
+    teacher, modes = MixtureTeacher(None), TorchModes.now(["cpu"])
 
     def key(size: int = 8, tokens: int = 5, dtype: torch.dtype = torch.float32, count: int = 1):
         condition = TextCondition(torch.zeros(count, tokens, 3))
@@ -379,7 +373,7 @@ def test_calls_that_differ_in_more_than_samples_have_other_keys():
 
 
 def test_sets_of_other_sizes_have_other_keys():
-    teacher, modes = MixtureTeacher(None), Modes.now(["cpu"])
+    teacher, modes = MixtureTeacher(None), TorchModes.now(["cpu"])
 
     def key(views: int):
         condition = MultiViewCondition(torch.zeros(4, 5, 3), torch.zeros(4, 16), views)
@@ -404,8 +398,12 @@ def test_the_noise_of_an_encoding_is_what_encode_draws(tiny_sd_folder):
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"executor": "threads"}, "system.picard.executor: expected one of in_process, batched, got 'threads'"),
-        ({"batched_slots": -1}, "system.picard.batched_slots: expected at least 0, got -1"),
+        (
+            {"executor": "threads"},
+            "system.picard.executor: expected one of in_process, experimental_batched, got 'threads'",
+        ),
+        ({"executor": "batched"}, "executor: batched is experimental; its name is experimental_batched now"),
+        ({"batched_slots": 2}, "batched_slots: there is no such key any more; a smaller window does"),
     ],
 )
 def test_impossible_settings_are_refused(given, message):

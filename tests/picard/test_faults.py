@@ -1,5 +1,6 @@
-"""Ranks that are killed, stopped, slow, or that fail: real processes, real signals."""
+"""Ranks that are killed, hang, are slow, or fail: real processes, real signals."""
 
+import json
 import os
 import re
 import signal
@@ -14,14 +15,16 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from turboprop.picard.engine.state import Evaluation
 from turboprop.picard.engine.window import Round
 from turboprop.picard.history import History
+from turboprop.picard.processes.heartbeats import RankWatch
 from turboprop.picard.processes.pace import Pace, RoundSeconds, timed
-from turboprop.picard.processes.ranks import RankLost, RankWatch
 from turboprop.picard.settings import picard_config
 
-from launch import select_gpus
+from launch import main, select_gpus
 from tests.host.test_resume import assert_same
 from tests.picard.processes import free_port
 from tests.picard.runs import (
@@ -47,27 +50,16 @@ class Outcome:
     said: str  # on stderr
 
 
-def work(rank: int, size: int, fault: str, victim: int, folder: Path) -> None:
-    """Rounds of an exchange, in which `victim` has its fault at FAULT_STEP."""
-    sys.stderr = open(folder / f"{rank}.log", "w", buffering=1)
-    torch.set_num_threads(1)
-    meeting = f"tcp://127.0.0.1:{(folder / 'port').read_text()}"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size, timeout=timedelta(seconds=60))
-    watch = RankWatch(DEAD_AFTER)
-    watch.start()
-    try:
-        with watch.guard():
-            for watch.step in range(FAULT_STEP + 5):
-                time.sleep(0.05)
-                if watch.step == FAULT_STEP and rank == victim:
-                    (folder / "fault").touch()
-                    happen(fault)
-                dist.all_reduce(torch.ones(1))
-    except (RankLost, ValueError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        os._exit(3)
-    watch.stop()
-    os._exit(0)
+def all_reduce_in_rounds(folder: Path, fault: str, victim: int, watch: RankWatch | None = None) -> None:
+    """Rounds of an exchange of the default process group, in which `victim` has its fault at FAULT_STEP."""
+    for step in range(FAULT_STEP + 5):
+        if watch is not None:
+            watch.step = step
+        time.sleep(0.05)
+        if step == FAULT_STEP and dist.get_rank() == victim:
+            (folder / "fault").touch()
+            happen(fault)
+        dist.all_reduce(torch.ones(1))
 
 
 def happen(fault: str) -> None:
@@ -81,13 +73,73 @@ def happen(fault: str) -> None:
         raise ValueError("bad weather")
 
 
+# ----------------------------------------------------- ranks that are killed or fail are torchrun's
+
+
+def under_torchelastic(folder: Path, fault: str, victim: int) -> None:
+    torch.set_num_threads(1)
+    (folder / f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    all_reduce_in_rounds(folder, fault, victim)
+
+
+def agent(folder: Path, fault: str, victim: int, size: int) -> None:
+    """torchrun's own part of a run, and what it reports of the ranks once all of them have ended."""
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=size, run_id=fault, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+        max_restarts=0, monitor_interval=0.1, start_method="fork",
+    )  # fmt: skip
+    try:
+        elastic_launch(config, under_torchelastic)(folder, fault, victim)
+    except ChildFailedError as error:
+        report = {rank: {**vars(failure), "message": failure.message} for rank, failure in error.failures.items()}
+        (folder / "report.json").write_text(json.dumps(report))
+
+
+def failures_of(folder: Path, fault: str, victim: int, size: int) -> dict:
+    """The report of `victim`."""
+    process = mp.get_context("fork").Process(target=agent, args=(folder, fault, victim, size))  # it has threads
+    process.start()
+    process.join(timeout=90)
+    assert process.exitcode == 0
+    for rank in range(size):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((folder / f"{rank}.pid").read_text()), 0)
+    return json.loads((folder / "report.json").read_text())[str(victim)]
+
+
+@pytest.mark.parametrize("victim, size", [(1, 3), (0, 2)])
+def test_a_killed_rank_is_named_by_torchelastic_and_all_end(victim, size, tmp_path):
+    killed = failures_of(tmp_path, "kill", victim, size)
+    pid = int((tmp_path / f"{victim}.pid").read_text())
+    assert (killed["exitcode"], killed["pid"]) == (-signal.SIGKILL, pid)
+    assert killed["message"] == f"Signal 9 (SIGKILL) received by PID {pid}"
+
+
+def test_an_error_of_a_rank_is_told_by_torchelastic_and_all_end(tmp_path):
+    failed = failures_of(tmp_path, "error", 1, 3)
+    assert failed["exitcode"] == 1 and "ValueError: bad weather" in str(failed["message"])
+
+
+# -------------------------------------------------------------- ranks that hang are the watch's
+
+
+def watched(rank: int, size: int, fault: str, victim: int, folder: Path) -> None:
+    sys.stderr = open(folder / f"{rank}.log", "w", buffering=1)
+    torch.set_num_threads(1)
+    meeting = f"tcp://127.0.0.1:{(folder / 'port').read_text()}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size, timeout=timedelta(seconds=60))
+    watch = RankWatch(DEAD_AFTER)
+    watch.start()
+    all_reduce_in_rounds(folder, fault, victim, watch)
+    watch.stop(finished=True)
+    os._exit(0)
+
+
 SCENARIOS = {  # name: fault, victim, number of ranks
-    "kill": ("kill", 1, 3),
-    "kill_first": ("kill", 0, 2),
     "stop": ("stop", 1, 2),
     "stop_first": ("stop", 0, 3),
     "sleep": ("sleep", 1, 2),
-    "error": ("error", 1, 3),
 }
 
 
@@ -99,7 +151,7 @@ def outcomes(tmp_path_factory) -> dict[str, list[Outcome]]:
         folder = tmp_path_factory.mktemp(name)
         (folder / "port").write_text(str(free_port()))
         given = [(rank, size, fault, victim, folder) for rank in range(size)]
-        running[name] = folder, [context.Process(target=work, args=args) for args in given]
+        running[name] = folder, [context.Process(target=watched, args=args) for args in given]
         for process in running[name][1]:
             process.start()
     ended, deadline = {}, time.monotonic() + 60
@@ -122,47 +174,20 @@ def outcomes(tmp_path_factory) -> dict[str, list[Outcome]]:
     return found
 
 
-def last_line(text: str) -> str:
-    return text.strip().splitlines()[-1]
-
-
-def test_a_killed_rank_is_named_by_all_others(outcomes):
-    one, killed, other = outcomes["kill"]
-    assert killed.exit_code == -signal.SIGKILL
-    for rank in (one, other):
-        assert rank.exit_code == 3 and rank.seconds < 20
-        line = last_line(rank.said)
-        assert line.startswith("RankLost: picard: rank 1 (process ") and "is dead: not heard of for" in line
-        assert re.search(r"at step 1?\d before", line)
-        assert line.endswith("The run ends; its last checkpoint is whole")
-
-
-def test_the_first_rank_is_named_though_the_store_goes_with_it(outcomes):
-    _, other = outcomes["kill_first"]
-    assert other.exit_code == 3 and other.seconds < 20
-    assert last_line(other.said).startswith("RankLost: picard: rank 0 (process ")
-
-
 @pytest.mark.parametrize("name, stopped", [("stop", 1), ("stop_first", 0)])
 def test_a_rank_that_hangs_counts_as_dead_after_a_while(outcomes, name, stopped):
     """The others wait in a collective that does not fail: their process is ended by the watch."""
     for rank, outcome in enumerate(outcomes[name]):
         if rank != stopped:
             assert outcome.exit_code == 1 and DEAD_AFTER < outcome.seconds < 30
-            assert f"error: picard: rank {stopped} (process " in last_line(outcome.said)
+            line = outcome.said.strip().splitlines()[-1]
+            assert line.startswith(f"error: picard: rank {stopped} (process ") and ") is dead: " in line
+            assert line.endswith(". The run ends; its last checkpoint is whole")
 
 
 def test_a_slow_rank_is_not_dead(outcomes):
     assert [rank.exit_code for rank in outcomes["sleep"]] == [0, 0]
     assert all(rank.seconds > 2 * DEAD_AFTER for rank in outcomes["sleep"])
-
-
-def test_an_error_of_a_rank_is_told_to_the_others(outcomes):
-    one, failed, other = outcomes["error"]
-    assert failed.exit_code == 3 and last_line(failed.said) == "ValueError: bad weather"
-    for rank in (one, other):
-        assert rank.exit_code == 3 and "rank 1 (process " in rank.said
-        assert "has ended at step 16 with ValueError: bad weather" in last_line(rank.said)
 
 
 def test_the_limits_are_checked():
@@ -234,6 +259,16 @@ def test_under_torchrun_every_process_has_a_device_by_default(monkeypatch):
     assert select_gpus(None) == 1 and os.environ["CUDA_VISIBLE_DEVICES"] == "0"
 
 
+def test_torchruns_report_has_the_error_of_a_run(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    assert main(["--config", str(tmp_path / "none.yaml"), "--train"]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1].removeprefix("error: ")
+    told = json.loads((tmp_path / "error.json").read_text())["message"]["message"]
+    assert "none.yaml" in line and told == f"UserError: {line}"
+
+
 def test_a_restart_takes_up_its_own_checkpoint_alone(monkeypatch, tmp_path):
     """Not one that an earlier run has left in the same folder."""
     last = tmp_path / "last.ckpt"
@@ -258,6 +293,7 @@ def test_processes_of_one_run_have_one_folder(monkeypatch):
         ExperimentConfig()
     monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
     assert ExperimentConfig(tag="a").trial_name.startswith("a@")
+
 
 KEYS = ["system_type=dreamfusion-system:picard", "system.picard.window=4", "checkpoint.every_n_train_steps=5"]
 
@@ -298,13 +334,21 @@ def test_a_killed_rank_ends_the_run_or_restarts_it(whole, tmp_path):
     fault = ["system.guidance.fault=kill", "system.guidance.at_step=12", "system.guidance.on_rank=1"]
     ended = launch(tmp_path / "ended", *fault)
     assert ended.returncode != 0
-    assert "error: picard: rank 1 (process " in ended.stdout
+    report = ended.stdout[ended.stdout.index("launch.py FAILED") :]
+    assert re.search(r"rank +: 1 \(local_rank: 1\)\s+exitcode +: -9", report) and "Signal 9 (SIGKILL)" in report
     assert checkpoint(tmp_path / "ended")["global_step"] in (5, 10)  # whole, and from before
     restarted = launch(tmp_path / "restarted", *fault, restarts=1)
     assert restarted.returncode == 0, restarted.stdout
     last = tmp_path / "restarted/fit/run/ckpts/last.ckpt"
     assert restarted.stdout.count(f"Restart 1 by torchrun: going on from {last}") == 1
     assert_same(state_of(checkpoint(tmp_path / "restarted")), whole)
+
+
+@pytest.mark.slow
+def test_a_failed_rank_is_told_by_torchrun(tmp_path):
+    failed = launch(tmp_path, "system.guidance.fault=error", "system.guidance.at_step=12", "system.guidance.on_rank=1")
+    assert failed.returncode != 0
+    assert "ValueError: a fault on purpose" in failed.stdout[failed.stdout.index("launch.py FAILED") :]
 
 
 @pytest.mark.slow

@@ -140,12 +140,15 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(name, systems):
     assert_same(resumed.state(), whole.state())
 
 
-@pytest.mark.parametrize("keys", [(), ("beside=state",), pytest.param(("executor=batched",), marks=pytest.mark.slow)])
+BATCHED = "executor=experimental_batched"
+
+
+@pytest.mark.parametrize("keys", [(), ("learning_teacher=state",), pytest.param((BATCHED,), marks=pytest.mark.slow)])
 def test_a_teacher_that_learns_follows_the_accepted_steps(systems, keys):
     """VSD in one process is exact at a threshold of zero, though slots after the base teach it too."""
     plain = systems.train("prolificdreamer", "plain")
     run = systems.train("prolificdreamer", "run", picard=("threshold=0", "window=3", *keys))
-    if "executor=batched" not in keys:
+    if BATCHED not in keys:
         return assert_as_step_by_step(run, plain)
     expected = plain.checkpoint()["state_dict"]
     for name, value in run.checkpoint()["state_dict"].items():  # a larger batch's sums are rounded otherwise
@@ -157,16 +160,16 @@ def test_a_teacher_that_learns_in_two_processes(systems):
     """As part of the state it is exact; else rank 0's, which computes the base, is taught once by each round."""
     plain = systems.train("prolificdreamer", "plain")
     keys = ("threshold=0", "window=2", "check_every=1")
-    for beside in ("state", "local"):
-        command = systems.command("prolificdreamer", beside, picard=(*keys, f"beside={beside}"))
+    for kind in ("state", "local"):
+        command = systems.command("prolificdreamer", kind, picard=(*keys, f"learning_teacher={kind}"))
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
         threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as many as `plain` had: sums round by them
         options = {"cwd": ROOT, "env": {**os.environ, **threads}, "capture_output": True, "text": True}
         done = subprocess.run([*torchrun, "launch.py", *command], **options)
         assert done.returncode == 0, done.stderr
-        assert ("no fixed point" in done.stderr) == (beside == "local")
-        run = Trial(systems.root / beside / "prolificdreamer" / "trial")
-        if beside == "state":
+        assert ("no fixed point" in done.stderr) == (kind == "local")
+        run = Trial(systems.root / kind / "prolificdreamer" / "trial")
+        if kind == "state":
             assert_same(run.state(), plain.state())
             continue
         optimizer = run.checkpoint()["optimizer_states"][0]

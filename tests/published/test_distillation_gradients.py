@@ -10,11 +10,11 @@ image is 2, the empty prompt's -1, that of the renders' own model 1/2:
 
 import pytest
 import torch
-from turboprop.distillation import METHODS, Conditions, ddim_inversion, sdi_gradient, vsd_gradient
+from turboprop.distillation import METHODS, Conditions, Query, ddim_inversion, sdi_gradient, vsd_gradient
 from turboprop.distillation.inversion import inversion_step, posterior_std
 from turboprop.distillation.methods import perp_neg
 from turboprop.distillation.preview import ddim_step
-from turboprop.distillation.prior import distillation_loss
+from turboprop.distillation.step import distillation_loss
 from turboprop.distillation.weighting import weight
 from turboprop.teachers import GaussianMixtureTeacher, TextCondition
 from turboprop.teachers.noise_schedule import prediction_target, scaled_linear_alphas_cumprod, to_epsilon
@@ -43,7 +43,8 @@ def gradient_of(method, weighting: str = "sds", **options) -> float:
     time, later = torch.tensor([0]), torch.tensor([1])
     conditions = Conditions(about(PROMPT), about(EMPTY))
     result = method(
-        teacher(), pixel(1.0), conditions, time, pixel(0.5), later, guidance_scale=3.0, weighting=weighting, **options
+        Query(teacher(), pixel(1.0), conditions, time, pixel(0.5), later, guidance_scale=3.0, weighting=weighting),
+        **options,
     )
     return result.gradient.item()
 
@@ -157,14 +158,9 @@ def test_the_two_conventions_of_the_guidance_scale(name, guided):
     guidance = threestudio.find(name)(cfg, teacher=teacher())
     torch.manual_seed(0)
     noise = torch.randn_like(pixel(0.0))
-    result = guidance.method(
-        guidance.teacher,
-        pixel(1.1 / 0.8) - 0.6 / 0.8 * noise,  # so that x_t is 1.1
-        conditions := Conditions(about(PROMPT), about(EMPTY)),
-        torch.tensor([0]),
-        noise,
-        torch.tensor([0]),
-        guidance_scale=guidance.scale_of(conditions),
-        weighting="uniform",
-    )
+    latents = pixel(1.1 / 0.8) - 0.6 / 0.8 * noise  # so that x_t is 1.1
+    conditions, time = Conditions(about(PROMPT), about(EMPTY)), torch.tensor([0])
+    scale = guidance.usual_scale(3.0, conditions)
+    query = Query(guidance.teacher, latents, conditions, time, noise, time, scale, weighting="uniform")
+    result = guidance.method(query)
     assert result.guided_noise.item() == pytest.approx(guided)

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from turboprop.gaussians.rasterizer import rasterize_gaussians
-from turboprop.gaussians.rasterizer.projection import intrinsics_from_fov, project_gaussians, rotation_matrices
-from turboprop.gaussians.rasterizer.projection_warp import project_gaussians_warp
+
+from threestudio.ops.gaussian_rasterization import rasterize_gaussians
+from threestudio.ops.gaussian_rasterization.projection import intrinsics_from_fov, project_gaussians, rotation_matrices
+from threestudio.ops.gaussian_rasterization.projection_warp import project_gaussians_warp
 
 SIZE = 200  # pixels; at 90 degrees the focal length is 100 of them, and tan(fov / 2) is 1
 LOOKS_AHEAD = torch.diag(torch.tensor([1.0, -1, -1, 1]))  # c2w: camera axes are the world's, looking along +z

@@ -7,7 +7,8 @@ import torch
 from turboprop.gaussians.spherical_harmonics import rgb_to_sh, sh_basis, sh_to_rgb
 
 from threestudio.models.networks import get_encoding, get_mlp
-from threestudio.ops.hash_grid import HashGridLayout, available_backends, entry_index, hash_grid
+from threestudio.ops.hash_grid import HashGridLayout, available_backends, hash_grid
+from threestudio.ops.hash_grid.reference import entry_index
 from threestudio.ops.spherical_harmonics import real_spherical_harmonics
 from threestudio.utils.ops import get_activation
 

@@ -37,8 +37,8 @@ def test_scaledreamers_window_slides_with_a_constant_width():
         max_step_percent=[0, 0.98, 0.5, 50000],
     )
     for step, expected in {0: (500, 980), 25000: (260, 740), 50000: (20, 500), 60000: (20, 500)}.items():
-        asd.update_step(0, step)
-        assert (asd.min_step, asd.max_step) == expected
+        asd.do_update_step(0, step)
+        assert (asd.schedule.min_step, asd.schedule.max_step) == expected
 
 
 def test_asds_shift():
@@ -64,8 +64,8 @@ def test_a_scheduled_maximum_gives_the_annealed_timestep_its_start_alone(name):
     module = guidance(
         name, sqrt_anneal=True, trainer_max_steps=10000, min_step_percent=0.3, max_step_percent=[0, 0.98, 0.5, 5000]
     )
-    module.update_step(0, 2500)
-    assert module.min_step == module.max_step == 639
+    module.do_update_step(0, 2500)
+    assert module.schedule.min_step == module.schedule.max_step == 639
     assert [schedule_start(value) for value in (0.9, [0.8, 0.5, 100], [0, 0.7, 0.5, 100])] == [0.9, 0.8, 0.7]
     assert schedule_start([0, 0.6, 0.5, 100, 0.2, 200]) == 0.6
 
@@ -75,5 +75,5 @@ def test_sdis_annealed_timestep():
     percents = {"min_step_percent": 0.25, "max_step_percent": [0, 0.875, 0.5, 100]}
     module = guidance("stable-diffusion-sdi-guidance", trainer_max_steps=10000, **percents)
     for step, expected in {0: 875, 2500: 718, 10000: 250}.items():
-        module.update_step(0, step)
-        assert module.min_step == module.max_step == expected
+        module.do_update_step(0, step)
+        assert module.schedule.min_step == module.schedule.max_step == expected

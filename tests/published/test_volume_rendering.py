@@ -8,12 +8,8 @@ import torch
 import threestudio
 from threestudio.models.geometry.base import BaseImplicitGeometry
 from threestudio.models.renderers.volume_parts import depth_variance
-from threestudio.ops.volume_rendering import (
-    accumulate_along_rays,
-    render_weight_from_alpha,
-    render_weight_from_density,
-    render_weight_from_density_dense,
-)
+from threestudio.ops.volume_rendering import accumulate_along_rays, render_weight_from_alpha, render_weight_from_density
+from threestudio.ops.volume_rendering.reference import render_weight_from_density_dense
 
 
 def test_weights_of_three_intervals():

@@ -5,14 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from turboprop.evaluation.clip_metrics import load_judge
+from turboprop.novelview.image_encoders import ImageEncoder, read_encoder
+from turboprop.novelview.teacher import NovelViewTeacher
 from turboprop.small_models.__main__ import main
 from turboprop.small_models.latent_pool import draw_sets
-from turboprop.small_models.recipes import mini_mv, mini_sd
+from turboprop.small_models.recipes import mini_dino, mini_mv, mini_novelview, mini_sd
 from turboprop.small_models.sample_figures import exact_sets, nearest_azimuths, silhouettes
+from turboprop.small_models.view_pairs import draw_objects
 from turboprop.teachers import load_teacher
 from turboprop.world.captions import held_out
-from turboprop.world.dataset import build_view_bank, save_view_bank
+from turboprop.world.dataset import build_view_bank, load_view_bank, save_view_bank
+from turboprop.world.objects import KINDS
 from turboprop.world.render import role_colors
 
 MINI_SD = Path(__file__).resolve().parents[2] / "assets" / "teachers" / "mini-sd"
@@ -80,14 +85,59 @@ def test_mini_sd_is_written_as_stable_diffusion(views, tmp_path, monkeypatch):
     assert "view_seen" in (tmp_path / "model" / "README.md").read_text()
 
 
+def test_mini_dino_opens_as_an_encoder_and_is_no_collapse(views, tmp_path, monkeypatch):
+    for name, value in {"FIGURE_OBJECTS": 4, "PROTOTYPES": 16}.items():
+        monkeypatch.setattr(mini_dino, name, value)
+    assert train("mini-dino", tmp_path / "encoder", tmp_path / "work", views) == 0
+    encoder = read_encoder(tmp_path / "encoder")
+    encoded = encoder(torch.rand(2, 3, 64, 64) * 2 - 1, [0, 5])
+    assert encoded.patches.shape == (2, 64, 96) and encoded.levels[1].shape == (2, 96, 8, 8)
+    card = (tmp_path / "encoder" / "README.md").read_text()
+    assert "azimuth_patches" in card and "2 steps of 4 pictures" in card
+
+
+def test_neighbours_tell_kind_and_azimuth_where_the_pictures_are_known(views):
+    objects = draw_objects(load_view_bank(views), 17, 4, torch.Generator().manual_seed(0))
+    encoder = ImageEncoder(mini_dino.make_encoder())
+    figures = mini_dino.neighbour_figures(encoder, objects, objects, torch.device("cpu"))
+    assert figures["kind_patches"] == 1 and figures["azimuth_patches"] == 0
+    assert figures["rank"] > 1.5
+
+
+def test_mini_novelview_shares_its_encoders_and_draws(views, tmp_path, monkeypatch):
+    for name, value in {"POOL_OBJECTS": 8, "FIGURE_STEPS": 2, "FIGURE_OBJECTS": 2, "FIGURE_VIEWS": 2}.items():
+        monkeypatch.setattr(mini_novelview, name, value)
+    (tmp_path / "teachers").mkdir()
+    (tmp_path / "teachers" / "mini-sd").symlink_to(MINI_SD)
+    encoder = mini_dino.make_encoder()
+    mini_dino.save_encoder(tmp_path / "encoders" / "mini-dino", encoder)
+    folder = tmp_path / "novelview" / "mini-novelview"
+    assert train("mini-novelview", folder, tmp_path / "work", views) == 0
+    assert not (folder / "vae").exists() and not (folder / "image_encoder").exists()
+    assert (tmp_path / "work" / "samples-2.png").stat().st_size > 1_000
+    assert "psnr_held_out" in (folder / "README.md").read_text()
+    teacher = NovelViewTeacher.from_pretrained(str(folder))
+    assert (teacher.image_size, teacher.model.prediction_type) == (64, "v_prediction")
+    trained = load_file(folder / "conditioning" / "diffusion_pytorch_model.safetensors")
+    assert float(trained["injection.projections.0.weight"].abs().max()) > 0  # it started at zero
+
+
+def test_pairs_are_two_views_of_one_object(views):
+    bank = load_view_bank(views)
+    objects = draw_objects(bank, 34, 3, torch.Generator().manual_seed(0), held_out_only=True)
+    assert [spec.kind for spec in objects.specs[:17]] == list(KINDS)
+    assert all(held_out(spec.kind, spec.main) for spec in objects.specs)
+    assert (objects.cameras[:, 0] != objects.cameras[:, 1]).any(-1).all()
+    outside = objects.coverage[:, :, None] == 0
+    assert bool((objects.images[outside.expand_as(objects.images)] == 1).all())  # white where nothing is
+
+
 def test_mini_sd_says_that_it_needs_an_autoencoder(views, tmp_path, capsys):
     assert train("mini-sd", tmp_path / "model", tmp_path / "work", views) == 1
     assert "mini-vae" in capsys.readouterr().err
 
 
 def test_sets_are_of_one_object_and_leave_held_out_pairs_alone(views):
-    from turboprop.world.dataset import load_view_bank
-
     bank = load_view_bank(views)
     for only_held_out in (False, True):
         sets = draw_sets(bank, 40, torch.Generator().manual_seed(0), only_held_out)

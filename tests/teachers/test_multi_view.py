@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from turboprop.distillation import METHODS, Conditions, sdi_gradient, vsd_gradient
+from turboprop.distillation import METHODS, Conditions, Query, sdi_gradient, vsd_gradient
 from turboprop.teachers import load_teacher
 from turboprop.teachers.contract import Cameras
 from turboprop.teachers.multi_view.attention import CrossViewAttentionProcessor
@@ -317,7 +317,7 @@ def test_every_method_takes_it_and_sets_stay_apart(teacher, name):
             chosen = partial(vsd_gradient, render_teacher=teacher, render_conditions=asked)
         else:
             chosen = method
-        return chosen(teacher, latents[rows], asked, t[rows], noise[rows], later[rows], **SINGLE).gradient
+        return chosen(Query(teacher, latents[rows], asked, t[rows], noise[rows], later[rows], **SINGLE)).gradient
 
     both = gradient(slice(0, 2))
     assert both.shape == latents.shape and both.isfinite().all() and both.abs().max() > 0

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from threestudio.ops.ray_marching import march_occupied
 from threestudio.ops.ray_sampling import RaySamples, importance_resample, ray_aabb_intersect, uniform_edges
-from threestudio.ops.volume_rendering import render_weight_from_density, render_weight_from_density_dense
+from threestudio.ops.volume_rendering import render_weight_from_density
+from threestudio.ops.volume_rendering.reference import render_weight_from_density_dense
 from threestudio.utils.errors import UserError
 
 SigmaFn = Callable[[Tensor, Tensor, Tensor], Tensor]  # t_starts [S], t_ends [S], ray_indices [S] -> density [S]

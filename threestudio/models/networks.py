@@ -1,7 +1,7 @@
 """Encodings and small networks, made from config dictionaries in the form of tiny-cuda-nn.
 
 Every encoding maps [N, n_input_dims] in [0, 1] to [N, n_output_dims]. All run in plain torch on any device;
-the hash grid also has a Warp kernel and uses tinycudann where that is installed (see ops/hash_grid.py).
+the hash grid also has a Warp kernel and uses tinycudann where that is installed (see ops/hash_grid/).
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ values and gradients; else it says so, once, and takes the next backend.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Hashable, Sequence, Tuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +17,13 @@ import threestudio
 
 TOLERANCE = 1e-3  # of the largest value, for float32 sums in another order
 
-_found: Dict[Hashable, bool] = {}  # by library, device, and what else the call hangs on
+_found: dict[Hashable, bool] = {}  # by library, device, and what else the call hangs on
 
 
 def agrees(
     library: str,
     device: torch.device,
-    check: Callable[[], Sequence[Tuple[Tensor, Tensor]]],  # pairs of the library's result and ours, of equal shape
+    check: Callable[[], Sequence[tuple[Tensor, Tensor]]],  # pairs of the library's result and ours, of equal shape
     key: Hashable = None,  # what the check hangs on besides the device, such as a layout
 ) -> bool:
     """Whether the library's results are ours; runs the check the first time it is asked."""
@@ -35,7 +36,7 @@ def agrees(
     return _found[place]
 
 
-def _disagreement(check: Callable[[], Sequence[Tuple[Tensor, Tensor]]]) -> Any:
+def _disagreement(check: Callable[[], Sequence[tuple[Tensor, Tensor]]]) -> Any:
     """Why the library is not to be used, in one line; None where nothing speaks against it."""
     try:
         with torch.enable_grad():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from threestudio.ops.warp_setup import wp
+from threestudio.ops.warp_runtime import as_array, launch, wp
 
 
 @wp.kernel
@@ -36,9 +36,7 @@ class MeshDistance:
         # Warp reads these buffers in place: they are kept alive here.
         self._v_pos = v_pos.detach().float().contiguous()
         self._corners = t_pos_idx.to(torch.int32).reshape(-1).contiguous()
-        self._mesh = wp.Mesh(
-            wp.from_torch(self._v_pos, dtype=wp.vec3), wp.from_torch(self._corners), support_winding_number=True
-        )
+        self._mesh = wp.Mesh(as_array(self._v_pos, wp.vec3), as_array(self._corners), support_winding_number=True)
 
     @torch.no_grad()
     def __call__(self, points: Tensor) -> Tensor:
@@ -48,14 +46,6 @@ class MeshDistance:
         if flat.shape[0] > 0:
             span = torch.cat([flat, self._v_pos]).aminmax(dim=0)
             farthest = 2.0 * float((span.max - span.min).norm()) + 1e-6
-            device = wp.device_from_torch(self.device)
-            stream = wp.stream_from_torch(torch.cuda.current_stream(self.device)) if device.is_cuda else None
-            wp.launch(
-                _signed_distance_kernel,
-                dim=flat.shape[0],
-                inputs=[self._mesh.id, wp.from_torch(flat, dtype=wp.vec3), farthest],
-                outputs=[wp.from_torch(distance)],
-                device=device,
-                stream=stream,
-            )
+            arguments = [self._mesh.id, flat, farthest, distance]
+            launch(_signed_distance_kernel, [flat.shape[0]], arguments, self.device)
         return distance.reshape(*points.shape[:-1], 1).to(points.device)

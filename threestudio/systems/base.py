@@ -11,14 +11,7 @@ import threestudio
 from threestudio.models.geometry.mesh_start import MeshStartConfig, read_start_mesh
 from threestudio.systems.hand_over import converted_geometry
 from threestudio.systems.keyed_steps import KeyedLoader, KeyedSteps, SkipNonFiniteSteps
-from threestudio.systems.loss_weights import (
-    check_guidance_weights,
-    check_loss_keys,
-    check_weights_of_each_step,
-    guidance_loss_names,
-    losses_of_each_step,
-    with_distillation_weight,
-)
+from threestudio.systems.loss_weights import GuidanceLosses, LossWeights, checked_loss, returned_losses
 from threestudio.systems.utils import (
     check_optimizer,
     check_scheduler,
@@ -33,6 +26,7 @@ from threestudio.utils.base import (
     update_if_possible,
 )
 from threestudio.utils.config import parse_structured
+from threestudio.utils.devices import get_device, running_on
 from threestudio.utils.errors import UserError
 from threestudio.utils.keyed_random import preserved_random_state, seed_step
 from threestudio.utils.misc import C, cleanup, load_module_weights
@@ -227,10 +221,14 @@ class BaseLift3DSystem(BaseSystem):
         exporter: dict = field(default_factory=dict)
 
     cfg: Config
-    # Keys of `loss` that the system itself reads; None: keys are not checked.
-    loss_keys: ClassVar[Optional[tuple[str, ...]]] = None
+    # Its guidances, by what stands before a loss's name in its weight: lambda_<prefix>X
+    guidance_parts: ClassVar[dict[str, str]] = {"": "guidance"}
     # Those of its parts, beside the geometry, whose configs are checked before the first is built.
     parts: ClassVar[tuple[str, ...]] = ("material", "background", "renderer", "prompt_processor", "guidance", "exporter")
+
+    def own_weights(self) -> Optional[LossWeights]:
+        """Keys of `loss` that the system itself reads; None: keys are not checked."""
+        return None
 
     def configure(self) -> None:
         self._check_parts()
@@ -276,37 +274,41 @@ class BaseLift3DSystem(BaseSystem):
         self.geometry.init_from_mesh(mesh, self.material, options.steps)
         threestudio.info(f"The scene starts from {path}: {mesh.t_pos_idx.shape[0]:,} faces")
 
-    def _check_loss(self) -> None:
-        """Gives the method's own loss its weight where the config has `lambda_distillation`.
+    def _check_loss(self, shown: Optional[tuple[str, ...]] = None) -> None:
+        """Raises UserError for a key of `loss` that nothing reads, or a weight that is missing, as far as is known.
 
-        Raises UserError for a key of `loss` that nothing reads, or a weight that is missing, as far as the guidance's
-        class tells.
+        Gives the method's own loss its weight where the config has `lambda_distillation`. `shown` is what a step has
+        shown of a guidance whose class does not say which losses it returns.
         """
-        names, each_step = None, ()
-        if self.cfg.guidance_type:
-            guidance = threestudio.find(self.cfg.guidance_type)
-            names = guidance_loss_names(guidance)
-            each_step = losses_of_each_step(guidance, self.cfg.guidance)
-        self.cfg.loss = with_distillation_weight(self.cfg.loss, each_step, self.cfg.guidance_type)
-        self.guidance_losses = names  # None: only a step shows which losses the guidance has
-        if self.loss_keys is not None and names is not None:
-            check_loss_keys(self.cfg.loss, self.loss_keys, names)
-            if each_step:
-                check_weights_of_each_step(self.cfg.loss, each_step, self.cfg.guidance_type)
-            else:
-                check_guidance_weights(self.cfg.loss, names, self.cfg.guidance_type)
+        guidances = []
+        for prefix, part in self.guidance_parts.items():
+            name = self.cfg[f"{part}_type"]
+            if name:
+                says = returned_losses(threestudio.find(name), self.cfg[part])
+                guidances.append(GuidanceLosses(name, shown if says is None and not prefix else says, prefix))
+        self.cfg.loss = checked_loss(self.cfg.loss, self.own_weights(), guidances)
+        self.guidance_losses = guidances[0].names if guidances else None  # None: only a step shows them
 
     def _build(self, part: str, **kwargs: Any) -> Any:
         """The registered thing that `{part}_type` names, from the config `{part}`."""
         name = self.cfg[f"{part}_type"]
         if not name:
             raise UserError(f"system.{part}_type: a registered name is required")
-        return threestudio.find(name)(self.cfg[part], **kwargs)
+        with running_on(get_device() if self._trainer is None else self.device):
+            return threestudio.find(name)(self.cfg[part], **kwargs)
+
+    def build_prompts(self) -> None:
+        """Builds `prompt_processor`; opens the model's folders."""
+        self.prompt_processor = self._build("prompt_processor")
+
+    def build_guidance(self) -> None:
+        """Builds `guidance`, on the system's device; opens the model's folders."""
+        for part in self.guidance_parts.values():
+            setattr(self, part, self._build(part))
 
     def build_prompts_and_guidance(self) -> None:
-        """Builds `prompt_processor` and `guidance`; opens the model's folders."""
-        self.prompt_processor = self._build("prompt_processor")
-        self.guidance = self._build("guidance")
+        self.build_prompts()
+        self.build_guidance()
 
     def initialize_shape(self) -> None:
         """Gives the geometry the shape that its config starts from, the same for the same seed; not on resuming.

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import threestudio
+from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import VOLUME_WEIGHTS, volume_losses
 from threestudio.systems.score_distillation import ScoreDistillationSystem
 
@@ -14,10 +15,9 @@ class DreamFusion(ScoreDistillationSystem):
         pass
 
     cfg: Config
-    loss_keys = VOLUME_WEIGHTS
 
-    def required_loss_keys(self) -> tuple[str, ...]:
-        return ("lambda_orient", "lambda_sparsity", "lambda_opaque")
+    def own_weights(self) -> LossWeights:
+        return VOLUME_WEIGHTS
 
     def training_step(self, batch: dict, batch_idx: int) -> dict:
         out = self(batch)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import threestudio
+from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import SURFACE_WEIGHTS, surface_losses
 from threestudio.systems.score_distillation import ScoreDistillationSystem
 
@@ -18,10 +19,9 @@ class Fantasia3D(ScoreDistillationSystem):
         texture: bool = False  # the second stage: colours of a shape that stands
 
     cfg: Config
-    loss_keys = SURFACE_WEIGHTS
 
-    def required_loss_keys(self) -> tuple[str, ...]:
-        return () if self.cfg.texture else ("lambda_normal_consistency",)
+    def own_weights(self) -> LossWeights:
+        return LossWeights(optional=SURFACE_WEIGHTS.keys) if self.cfg.texture else SURFACE_WEIGHTS
 
     def forward(self, batch: dict) -> dict:
         return self.renderer(**batch, render_rgb=self.cfg.texture)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import (
     SURFACE_WEIGHTS,
     VOLUME_WEIGHTS,
@@ -31,7 +32,7 @@ from threestudio.utils.errors import UserError
 
 # Of a batch of reference views: what the picture is, not where its camera stands.
 PICTURE_KEYS = ("rgb", "mask", "ref_depth", "ref_normal", "random_camera")
-PICTURE_WEIGHTS = tuple(f"lambda_{name}" for name in ("rgb", "mask", "depth", "depth_rel", "normal"))
+PICTURE_WEIGHTS = ("lambda_depth", "lambda_depth_rel", "lambda_normal")
 SMOOTHNESS_WEIGHTS = ("lambda_normal_smooth", "lambda_3d_normal_smooth")
 
 
@@ -62,13 +63,13 @@ class ImageReferenceSystem(ScoreDistillationSystem):
         ambient_ratio_min: float = 0.5  # random cameras see at least this share of ambient light, in [0, 1]
 
     cfg: Config
-    loss_keys = (*PICTURE_WEIGHTS, *SMOOTHNESS_WEIGHTS, *VOLUME_WEIGHTS, *SURFACE_WEIGHTS)
     view_names = ("comp_rgb", "comp_normal", "depth", "opacity")
     guided_part: ClassVar[str] = "guidance"  # the part's name in logs
     freq_keys: ClassVar[tuple[str, ...]] = ("guidance_eval", "ref_only_steps", "n_ref")
 
-    def required_loss_keys(self) -> tuple[str, ...]:
-        return ("lambda_rgb", "lambda_mask")
+    def own_weights(self) -> LossWeights:
+        own = LossWeights(required=("lambda_rgb", "lambda_mask"), optional=(*PICTURE_WEIGHTS, *SMOOTHNESS_WEIGHTS))
+        return own.with_(optional=(*VOLUME_WEIGHTS.keys, *SURFACE_WEIGHTS.keys))
 
     def configure(self) -> None:
         for key in self.cfg.freq:

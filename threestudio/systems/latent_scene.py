@@ -18,7 +18,7 @@ class LatentSceneSystem(ScoreDistillationSystem):
     def decode(self, out: dict) -> dict:
         """The render with `decoded_rgb` [B, H, W, 3] in [0, 1]."""
         if self.guidance is None:
-            self.guidance = self._build("guidance")
+            self.build_guidance()
         size = self.decoded_latent_size()
         images = self.guidance.decode_latents(
             out["comp_rgb"].permute(0, 3, 1, 2), latent_height=size, latent_width=size

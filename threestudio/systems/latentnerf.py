@@ -5,6 +5,7 @@ from typing import Optional
 
 import threestudio
 from threestudio.systems.latent_scene import LatentSceneSystem
+from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import VOLUME_WEIGHTS, volume_losses
 from threestudio.utils.errors import UserError
 
@@ -17,10 +18,10 @@ class LatentNeRF(LatentSceneSystem):
         refinement: bool = False  # the second stage: the material turns latents to colours before rendering
 
     cfg: Config
-    loss_keys = (*VOLUME_WEIGHTS, "lambda_shape")
 
-    def required_loss_keys(self) -> tuple[str, ...]:
-        return ("lambda_orient", "lambda_sparsity", "lambda_opaque")
+    def own_weights(self) -> LossWeights:
+        # lambda_shape, which upstream's configs have, weighs guide_shape
+        return VOLUME_WEIGHTS.with_(optional=("lambda_shape",))
 
     def configure(self) -> None:
         if self.cfg.guide_shape is not None:

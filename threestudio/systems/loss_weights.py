@@ -1,32 +1,56 @@
-"""The one check of `system.loss`: every key is read by the system or weighs a loss of its guidance."""
+"""The one check of `system.loss`: every key is read by the system or weighs a loss of a guidance."""
 
-from typing import Any, Iterable, Optional, Sequence
+from dataclasses import dataclass
+from typing import Any, Optional, Sequence
 
+import threestudio
 from threestudio.utils.errors import UserError, nearest_names, with_suggestion
 
-# X of each `loss_X` of threestudio's guidances, and of ScaleDreamer's. A config may weigh losses of several guidances,
-# to switch by one key.
-USUAL_GUIDANCE_LOSSES = ("sds", "sds_img", "vsd", "vsd_img", "lora", "asd", "csd", "sdi", "sd", "sd_img", "train_phi")
 # The weight of the guidance's own loss, whichever it is: a config that has it takes any method by `guidance_type`.
 DISTILLATION_WEIGHT = "lambda_distillation"
 
 
-def guidance_loss_names(guidance_class: Any) -> Optional[tuple[str, ...]]:
-    """X of each `loss_X` that a guidance of this class may return; None if the class does not say.
+@dataclass(frozen=True)
+class LossWeights:
+    """Keys of `system.loss` that a system itself reads."""
 
-    A guidance says so by an attribute `loss_names` of its class; those of other authors need not have it.
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (*self.required, *self.optional)
+
+    def with_(self, required: tuple[str, ...] = (), optional: tuple[str, ...] = ()) -> "LossWeights":
+        """These and others."""
+        return LossWeights((*self.required, *required), (*self.optional, *optional))
+
+
+@dataclass(frozen=True)
+class GuidanceLosses:
+    """What a guidance of a system returns at each step."""
+
+    guidance_type: str
+    names: Optional[tuple[str, ...]]  # X of each loss_X, the method's own first; None: its class does not say
+    prefix: str = ""  # the weight of loss_X is lambda_<prefix>X
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return tuple(f"lambda_{self.prefix}{name}" for name in self.names or ())
+
+
+def returned_losses(guidance_class: Any, guidance_config: Any = None) -> Optional[tuple[str, ...]]:
+    """X of each `loss_X` that every step returns with this config, the method's own first; without one, with any.
+
+    A guidance says so by a classmethod of this name; those of other authors need not have it: None.
     """
-    return getattr(guidance_class, "loss_names", None)
+    says = getattr(guidance_class, "returned_losses", None)
+    return None if says is None else tuple(says(guidance_config))
 
 
-def losses_of_each_step(guidance_class: Any, guidance_config: Any) -> tuple[str, ...]:
-    """X of each `loss_X` that every step returns with this config, the method's own first; () if no one says.
-
-    A guidance says so by an attribute of this name of its class, or by a classmethod that takes the config
-    `system.guidance`; those of other authors need not have it.
-    """
-    says = getattr(guidance_class, "losses_of_each_step", ())
-    return tuple(says(guidance_config) if callable(says) else says)
+def losses_of_all_guidances() -> set[str]:
+    """X of each `loss_X` of the registered guidances. A config may weigh losses of several, to switch by one key."""
+    return {name for registered in threestudio.__modules__.values() for name in returned_losses(registered) or ()}
 
 
 def with_distillation_weight(loss: Any, each_step: Sequence[str], guidance_type: str) -> dict[str, Any]:
@@ -47,39 +71,44 @@ def with_distillation_weight(loss: Any, each_step: Sequence[str], guidance_type:
     return {f"lambda_{each_step[0]}": weight, **resolved}
 
 
-def check_loss_keys(loss: Any, own: Iterable[str], guidance_losses: Iterable[str]) -> None:
-    """Raises UserError for a key of `system.loss` that neither the system (`own`) nor a guidance has."""
-    weights = [f"lambda_{name}" for name in (*guidance_losses, *USUAL_GUIDANCE_LOSSES)]
-    known = sorted({*own, *weights, DISTILLATION_WEIGHT})
+def checked_loss(loss: Any, own: Optional[LossWeights], guidances: Sequence[GuidanceLosses]) -> dict[str, Any]:
+    """`loss` with `lambda_distillation` resolved, for the first guidance.
+
+    A weight of a loss that only other guidances return is let through; a line says that nobody reads it, unless the
+    config is for any method or the weight is 0. Nothing else is checked where the system does not say what it reads
+    (`own`), nor weights of guidances where one does not say what it returns: a step will show.
+
+    Raises:
+        UserError: a weight is missing, or a key is one that nobody has.
+    """
+    for key in own.required if own is not None else ():
+        if key not in loss:
+            raise UserError(with_suggestion(f"system.loss.{key}: a value is required", key, loss))
+    main = guidances[0] if guidances else GuidanceLosses("", None)
+    resolved = with_distillation_weight(loss, main.names or (), main.guidance_type)
+    if own is None or not guidances or any(guidance.names is None for guidance in guidances):
+        return resolved
+    returned = [key for guidance in guidances for key in guidance.weights]
+    read = {*own.keys, *returned}
+    _check_known(resolved, read, guidances)
+    for guidance in guidances:
+        for key in guidance.weights:
+            if key not in resolved:
+                message = f"system.loss.{key}: a weight of the loss of {guidance.guidance_type} is required"
+                raise UserError(with_suggestion(message, key, resolved))
+    unread = [key for key, value in resolved.items() if key not in read and value != 0]
+    if unread and DISTILLATION_WEIGHT not in loss:
+        threestudio.info(f"system.loss: not read are {', '.join(unread)}; the guidance has {', '.join(returned)}")
+    return resolved
+
+
+def _check_known(loss: Any, read: set[str], guidances: Sequence[GuidanceLosses]) -> None:
+    """Raises UserError for a key that nobody reads, and that weighs no loss of any guidance."""
+    others = {f"lambda_{guidance.prefix}{name}" for guidance in guidances for name in losses_of_all_guidances()}
+    known = sorted({*read, *others, DISTILLATION_WEIGHT})
     for key in loss:
         if key not in known:
             bare = {name.removeprefix("lambda_"): name for name in known}
             near = [bare[name] for name in nearest_names(str(key).removeprefix("lambda_"), bare)]
             hint = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(known)}"
             raise UserError(f"system.loss.{key}: no loss has this weight; {hint}")
-
-
-def check_required_keys(loss: Any, required: Iterable[str]) -> None:
-    """Raises UserError for a key that is missing."""
-    for key in required:
-        if key not in loss:
-            raise UserError(with_suggestion(f"system.loss.{key}: a value is required", key, loss))
-
-
-def check_guidance_weights(loss: Any, names: Iterable[str], guidance_type: str) -> None:
-    """Raises UserError where no loss that the guidance may return has a weight."""
-    keys = [f"lambda_{name}" for name in names]
-    if not any(key in loss for key in keys):
-        raise _missing(keys[0], guidance_type, [key for key in loss if key not in keys])
-
-
-def check_weights_of_each_step(loss: Any, names: Iterable[str], guidance_type: str) -> None:
-    """Raises UserError where a loss that the guidance returns at every step has no weight."""
-    for name in names:
-        if f"lambda_{name}" not in loss:
-            raise _missing(f"lambda_{name}", guidance_type, loss)
-
-
-def _missing(key: str, guidance_type: str, given: Iterable[str]) -> UserError:
-    message = f"system.loss.{key}: a weight of the loss of {guidance_type} is required"
-    return UserError(with_suggestion(message, key, given))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from threestudio.models.mesh import Mesh
+from threestudio.systems.loss_weights import LossWeights
 from threestudio.utils.errors import UserError
 from threestudio.utils.ops import binary_cross_entropy, dot
 
@@ -64,7 +65,7 @@ def volume_losses(out: dict, weight: Weight) -> dict[str, Tensor]:
     return losses
 
 
-VOLUME_WEIGHTS = ("lambda_orient", "lambda_sparsity", "lambda_opaque", "lambda_z_variance")
+VOLUME_WEIGHTS = LossWeights(("lambda_orient", "lambda_sparsity", "lambda_opaque"), ("lambda_z_variance",))
 
 
 # ---------------------------------------------------------------------- of signed distance fields
@@ -86,7 +87,7 @@ def surface_losses(mesh: Mesh, weight: Weight) -> dict[str, Tensor]:
     return losses
 
 
-SURFACE_WEIGHTS = ("lambda_normal_consistency", "lambda_laplacian_smoothness")
+SURFACE_WEIGHTS = LossWeights(("lambda_normal_consistency",), ("lambda_laplacian_smoothness",))
 
 
 # ----------------------------------------------------------------------- of single methods

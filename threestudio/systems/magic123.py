@@ -6,7 +6,7 @@ from torch import Tensor
 
 import threestudio
 from threestudio.systems.image_reference import cameras_of, needed, random_cameras_of
-from threestudio.systems.loss_weights import USUAL_GUIDANCE_LOSSES, check_guidance_weights, guidance_loss_names
+from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import SURFACE_WEIGHTS, VOLUME_WEIGHTS, surface_losses, volume_losses
 from threestudio.systems.reference_losses import color_loss, mask_cross_entropy, normal_smoothness
 from threestudio.systems.score_distillation import ScoreDistillationSystem
@@ -24,26 +24,14 @@ class Magic123(ScoreDistillationSystem):
 
     cfg: Config
     parts = (*ScoreDistillationSystem.parts, "guidance_3d")
-    loss_keys = (
-        "lambda_rgb", "lambda_mask", "lambda_normal_smoothness_2d", *VOLUME_WEIGHTS, *SURFACE_WEIGHTS,
-        *(f"lambda_3d_{name}" for name in USUAL_GUIDANCE_LOSSES),
-    )  # fmt: skip
+    guidance_parts = {"": "guidance", "3d_": "guidance_3d"}
 
-    def required_loss_keys(self) -> tuple[str, ...]:
+    def own_weights(self) -> LossWeights:
+        own, other = VOLUME_WEIGHTS, SURFACE_WEIGHTS
         if self.cfg.refinement:
-            return ("lambda_rgb", "lambda_mask", "lambda_normal_consistency")
-        return ("lambda_rgb", "lambda_mask", "lambda_orient", "lambda_sparsity", "lambda_opaque")
-
-    def build_prompts_and_guidance(self) -> None:
-        super().build_prompts_and_guidance()
-        self.guidance_3d = self._build("guidance_3d")
-
-    def _check_loss(self) -> None:
-        super()._check_loss()
-        name = self.cfg.guidance_3d_type
-        names = guidance_loss_names(threestudio.find(name)) if name else None
-        if names is not None:
-            check_guidance_weights(self.cfg.loss, [f"3d_{loss}" for loss in names], name)
+            own, other = other, own
+        required, optional = ("lambda_rgb", "lambda_mask"), ("lambda_normal_smoothness_2d", *other.keys)
+        return own.with_(required, optional)
 
     def training_step(self, batch: dict, batch_idx: int) -> dict:
         reference, cameras = self(cameras_of(batch)), random_cameras_of(batch)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import threestudio
+from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import SURFACE_WEIGHTS, VOLUME_WEIGHTS, surface_losses, volume_losses
 from threestudio.systems.score_distillation import ScoreDistillationSystem
 
@@ -14,12 +15,12 @@ class Magic3D(ScoreDistillationSystem):
         refinement: bool = False  # the second stage: a mesh, made from `geometry_convert_from`
 
     cfg: Config
-    loss_keys = VOLUME_WEIGHTS + SURFACE_WEIGHTS
 
-    def required_loss_keys(self) -> tuple[str, ...]:
+    def own_weights(self) -> LossWeights:
+        own, other = VOLUME_WEIGHTS, SURFACE_WEIGHTS
         if self.cfg.refinement:
-            return ("lambda_normal_consistency",)
-        return ("lambda_orient", "lambda_sparsity", "lambda_opaque")
+            own, other = other, own
+        return own.with_(optional=other.keys)
 
     def training_step(self, batch: dict, batch_idx: int) -> dict:
         out = self(batch)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 import threestudio
+from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import (
     SURFACE_WEIGHTS,
     VOLUME_WEIGHTS,
@@ -29,12 +30,11 @@ class ProlificDreamer(ScoreDistillationSystem):
         visualize_samples: bool = False  # show samples of the guidance's two models beside validation views
 
     cfg: Config
-    loss_keys = (*VOLUME_WEIGHTS, *SURFACE_WEIGHTS, "lambda_eikonal")
 
-    def required_loss_keys(self) -> tuple[str, ...]:
-        if self.cfg.stage == "coarse":
-            return ("lambda_orient", "lambda_sparsity", "lambda_opaque")
-        return ("lambda_normal_consistency",) if self.cfg.stage == "geometry" else ()
+    def own_weights(self) -> LossWeights:
+        of_stage = {"coarse": VOLUME_WEIGHTS, "geometry": SURFACE_WEIGHTS, "texture": LossWeights()}[self.cfg.stage]
+        each = (*VOLUME_WEIGHTS.keys, *SURFACE_WEIGHTS.keys, "lambda_eikonal")
+        return of_stage.with_(optional=each)
 
     def configure(self) -> None:
         if self.cfg.stage not in STAGES:

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 import threestudio
 from threestudio.systems.base import BaseLift3DSystem
-from threestudio.systems.loss_weights import check_loss_keys, check_required_keys
 from threestudio.systems.views import DEFAULT_VIEWS, view_cells
 from threestudio.utils.errors import UserError
 
@@ -16,12 +15,7 @@ class ScoreDistillationSystem(BaseLift3DSystem):
 
     view_names: ClassVar[tuple[str, ...]] = DEFAULT_VIEWS  # what validation and test pictures show
 
-    def required_loss_keys(self) -> tuple[str, ...]:
-        """Keys that `system.loss` must have."""
-        return ()
-
     def configure(self) -> None:
-        check_required_keys(self.cfg.loss, self.required_loss_keys())
         super().configure()
         if self._guidance_trains():
             self.build_prompts_and_guidance()
@@ -65,9 +59,8 @@ class ScoreDistillationSystem(BaseLift3DSystem):
         for key, value in guidance_out.items():
             if key not in losses:
                 self._log_scalar(f"train/{key}", value)
-        if self.loss_keys is not None:
-            returned = [key.removeprefix("loss_") for key in losses]
-            check_loss_keys(self.cfg.loss, self.loss_keys, [*returned, *(self.guidance_losses or ())])
+        if self.guidance_losses is None:
+            self._check_loss(tuple(key.removeprefix("loss_") for key in losses))
         return losses
 
     def ask_guidance(self, images: Tensor, batch: dict, **options: bool) -> dict:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import threestudio
+from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import VOLUME_WEIGHTS, convexity_loss, volume_losses
 from threestudio.systems.score_distillation import ScoreDistillationSystem
 from threestudio.utils.errors import UserError
@@ -15,10 +16,9 @@ class ScoreDistillationViaInversion(ScoreDistillationSystem):
         convexity_res: int = 8  # side of the coarse normals that the convexity loss looks at, pixels
 
     cfg: Config
-    loss_keys = (*VOLUME_WEIGHTS, "lambda_convex")
 
-    def required_loss_keys(self) -> tuple[str, ...]:
-        return ("lambda_orient", "lambda_sparsity", "lambda_opaque")
+    def own_weights(self) -> LossWeights:
+        return VOLUME_WEIGHTS.with_(optional=("lambda_convex",))
 
     def configure(self) -> None:
         if self.cfg.convexity_res < 2:

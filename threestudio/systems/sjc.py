@@ -7,6 +7,7 @@ import torch
 
 import threestudio
 from threestudio.systems.latent_scene import LatentSceneSystem
+from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import center_depth_loss, emptiness_loss
 from threestudio.systems.views import view_cells
 
@@ -21,10 +22,10 @@ class ScoreJacobianChaining(LatentSceneSystem):
 
     cfg: Config
     # emptiness_scale: factor of the weights in the emptiness loss; center_ratio: share of an image's sides
-    loss_keys = ("lambda_emptiness", "emptiness_scale", "lambda_depth", "center_ratio")
 
-    def required_loss_keys(self) -> tuple[str, ...]:
-        return self.loss_keys
+    def own_weights(self) -> LossWeights:
+        # emptiness_scale: factor of the weights in the emptiness loss; center_ratio: share of an image's sides
+        return LossWeights(required=("lambda_emptiness", "emptiness_scale", "lambda_depth", "center_ratio"))
 
     def training_step(self, batch: dict, batch_idx: int) -> dict:
         out = self(batch)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import threestudio
+from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import VOLUME_WEIGHTS, eikonal_loss, volume_losses
 from threestudio.systems.score_distillation import ScoreDistillationSystem
 
@@ -14,10 +15,9 @@ class TextMesh(ScoreDistillationSystem):
         pass
 
     cfg: Config
-    loss_keys = (*VOLUME_WEIGHTS, "lambda_eikonal")
 
-    def required_loss_keys(self) -> tuple[str, ...]:
-        return ("lambda_orient", "lambda_sparsity", "lambda_opaque", "lambda_eikonal")
+    def own_weights(self) -> LossWeights:
+        return VOLUME_WEIGHTS.with_(required=("lambda_eikonal",))
 
     def training_step(self, batch: dict, batch_idx: int) -> dict:
         out = self(batch)

@@ -36,8 +36,8 @@ class Zero123(ImageReferenceSystem):
             raise UserError("system.freq.n_ref: alternate needs a number of at least 1")
         super().configure()
 
-    def build_prompts_and_guidance(self) -> None:
-        self.guidance = self._build("guidance")
+    def build_prompts(self) -> None:
+        """Nothing: the guidance knows the picture."""
 
     def ask_guidance(self, images: Tensor, batch: dict, **options: bool) -> dict:
         return self.guidance(images, **batch, **options)

@@ -15,7 +15,15 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from threestudio.utils.config_blocks import apply_blocks
 from threestudio.utils.errors import UserError, with_suggestion
-from threestudio.utils.value_checks import alternatives, check_elements, check_schedule, expected, is_number_list, shown
+from threestudio.utils.value_checks import (
+    alternatives,
+    check_elements,
+    check_schedule,
+    expected,
+    is_number_list,
+    is_scheduled,
+    shown,
+)
 
 
 def _tuple2(value: Any) -> list:
@@ -64,10 +72,31 @@ def _container_kind(hint: Any) -> Optional[type]:
     return None
 
 
-def _checked_value(value: Any, hint: Any, key: str) -> Any:
+# Packages whose configs say by `value_checks.Scheduled` which numbers may be schedules. In configs of others, as plugins
+# that were written for upstream, any number may be one.
+_packages_that_mark_schedules = {"threestudio"}
+
+
+def marks_schedules(package: str) -> None:
+    """Says that the configs of a package mark each key that takes a schedule; all other numbers take none."""
+    _packages_that_mark_schedules.add(package)
+
+
+def _keys_that_take_schedules(config_class: type) -> set[str]:
+    """Keys of number fields whose values may be schedules."""
+    keys = set()
+    for key, hint in typing.get_type_hints(config_class, include_extras=True).items():
+        owner = next(base for base in config_class.__mro__ if key in base.__dict__.get("__annotations__", {}))
+        marks = any(f"{owner.__module__}.".startswith(f"{name}.") for name in _packages_that_mark_schedules)
+        if is_scheduled(hint) or not marks:
+            keys.add(key)
+    return keys
+
+
+def _checked_value(value: Any, hint: Any, key: str, takes_schedule: bool) -> Any:
     """`value` made ready for a field of type `hint`; scalars are left to omegaconf.
 
-    Lists of numbers pass for number fields where they are schedules (`threestudio.utils.misc.C`). An empty text is
+    Lists of numbers pass for number fields that take schedules (`threestudio.utils.misc.C`). An empty text is
     null for a field that may be null and holds no text: `key=""` reaches this program as `key=`.
     """
     kinds = alternatives(hint)
@@ -86,6 +115,8 @@ def _checked_value(value: Any, hint: Any, key: str) -> Any:
         if lists:
             check_elements(value, lists[0], key)
         elif any(k in (int, float) for k in kinds) and is_number_list(value):
+            if not takes_schedule:
+                raise UserError(f"{expected(key, hint, value)}; this key takes no schedule")
             check_schedule(value, key)
         else:
             raise expected(key, hint, value)
@@ -149,9 +180,9 @@ def parse_structured(config_class: type, cfg: Any = None) -> Any:
         if key not in known:
             full = f"{path}.{key}" if path else key
             raise UserError(with_suggestion(f"unknown key '{full}' (of {owner})", key, known))
-    hints = typing.get_type_hints(config_class)
+    hints, scheduled = typing.get_type_hints(config_class), _keys_that_take_schedules(config_class)
     for key, value in items.items():
-        items[key] = _checked_value(value, hints[key], f"{path}.{key}" if path else key)
+        items[key] = _checked_value(value, hints[key], f"{path}.{key}" if path else key, key in scheduled)
     for key, spec in known.items():
         if key not in items and spec.default is MISSING and spec.default_factory is MISSING:
             raise UserError(f"{path}.{key}".lstrip(".") + f": a value is required by {owner}")

@@ -36,6 +36,7 @@ from threestudio.utils.restarts import (
     checkpoint_to_restart_from,
     join_restarted_processes,
     restart_count,
+    tell_torchrun,
 )
 from threestudio.utils.stopping import STOPPED_EXIT_CODE, NotesStopSignals, StoppedByHand, StopSignals, stop_line
 from threestudio.utils.trainer_settings import checkpoint_arguments, trainer_arguments
@@ -72,6 +73,7 @@ def run_reporting_errors(args: Namespace, overrides: list[str], n_gpus: int) -> 
             print(stop_line(so_far.cfg, trains, args.gpu, step), file=sys.stderr)
         return STOPPED_EXIT_CODE
     except Exception as error:
+        tell_torchrun(error)
         code = reported(error, so_far, args.verbose)
         if code is None:
             raise

@@ -1,7 +1,7 @@
 """Mesh rasterization behind upstream's names, for callers that hold vertices in clip space.
 
 Images of fragments ("rast") are [B, H, W, 4]: weights of the face's first and second corner, z / w, and the face's
-index plus one, 0 where no face is seen. New code has less to carry with threestudio/ops/mesh_rasterization.py.
+index plus one, 0 where no face is seen. New code has less to carry with threestudio/ops/mesh_rasterization/.
 """
 
 from __future__ import annotations

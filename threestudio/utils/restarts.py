@@ -46,5 +46,13 @@ def join_restarted_processes(backend: str) -> None:
     dist.init_process_group(backend, store=own, rank=rank, world_size=size)
 
 
+def tell_torchrun(error: Exception) -> None:
+    """Leaves an error, while it is handled, where torchrun's report takes it from. Without torchrun: nothing."""
+    if dist.is_torchelastic_launched():
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)
+
+
 def time_of(path: Path) -> str:
     return str(path.stat().st_mtime_ns)

@@ -3,7 +3,7 @@
 import math
 import types
 import typing
-from typing import Any, Iterable, Literal, Optional, Union
+from typing import Annotated, Any, Iterable, Literal, Optional, Union
 
 from omegaconf import ListConfig, OmegaConf
 
@@ -52,6 +52,14 @@ def expected(key: str, hint: Any, value: Any) -> UserError:
 
 
 # ------------------------------------------------------------------------------------- schedules
+
+_TAKES_SCHEDULE = "takes a schedule"
+Scheduled = Annotated[float, _TAKES_SCHEDULE]  # the type of a config's key whose value is a number or a schedule
+
+
+def is_scheduled(hint: Any) -> bool:
+    """Whether a key of this type, with its annotations, is marked as one that takes a schedule."""
+    return any(_TAKES_SCHEDULE in getattr(kind, "__metadata__", ()) for kind in alternatives(hint))
 
 
 def schedule_knots(schedule: list) -> tuple[list, list]:

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 import torch
 from threestudio.utils.errors import UserError
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .modulated_conv import EqualizedLinear, SynthesisLayer, ToFeatures, normalize_second_moment
+from .modulated_conv import EqualizedLinear, SynthesisLayer, ToFeatures, activation_layout, normalize_second_moment
 
 FIRST_RESOLUTION = 4
 
@@ -58,13 +57,11 @@ class SynthesisBlock(nn.Module):
     def forward(self, x: Tensor | None, skip: Tensor | None, style: Tensor, noise: bool) -> tuple[Tensor, Tensor]:
         if self.constant is not None:
             x = self.constant.expand(len(style), -1, -1, -1, -1)
+            x = x.contiguous(memory_format=activation_layout(x.device))
         else:
             x = self.conv0(x, style, noise)
         x = self.conv1(x, style, noise)
-        features = self.to_features(x, style)
-        if skip is not None:
-            features = features + F.interpolate(skip, scale_factor=2, mode="trilinear", align_corners=False)
-        return x, features
+        return x, self.to_features(x, style, skip)
 
 
 class ConvGenerator(nn.Module):

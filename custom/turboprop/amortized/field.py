@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .voxel_sampling import flatten_grids, sample_grids
 
-LATTICE_ROWS = 1 << 16  # voxels whose signed distances are computed at once
+LATTICE_ROWS = 1 << 13  # voxels whose signed distances are computed at once
 
 
 @dataclass

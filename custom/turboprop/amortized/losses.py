@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-from threestudio.utils.errors import UserError
 from torch import Tensor
 
 
@@ -34,12 +32,3 @@ def coverage(opacity: Tensor, least: float, most: float = 1.0) -> Tensor:
 def eikonal(gradient: Tensor) -> Tensor:
     """Mean of (|grad s| - 1)^2 (Gropp et al. 2020, eq. 3): gradient [N, 3] -> []."""
     return (gradient.norm(dim=-1) - 1).square().mean()
-
-
-def weighted_sum(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-    """Sum of losses times weights of the same names. Raises ValueError for a loss without a weight."""
-    missing = sorted(set(losses) - set(weights))
-    if missing:
-        raise UserError(f"system.loss.lambda_{missing[0]}: a loss named {missing[0]} needs this weight")
-    terms = [weights[name] * value for name, value in losses.items() if weights[name] != 0]
-    return torch.stack(terms).sum()

@@ -8,6 +8,7 @@ leaves one ordinary convolution for the whole batch.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,25 @@ LEAK, GAIN = 0.2, math.sqrt(2.0)  # leaky ReLU and the gain that keeps its outpu
 CLAMP = 256.0  # keeps activations finite in half precision
 
 
+class _LeakyReLU(torch.autograd.Function):
+    """Leak, gain and bounds in one: of the three steps' results, the gradient needs the last alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = F.leaky_relu(x, LEAK).mul_(GAIN).clamp_(-CLAMP, CLAMP)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        through = torch.ops.aten.leaky_relu_backward(gradient, y, LEAK, True)  # the sign of y is that of x
+        return through.mul_(GAIN).masked_fill_(y.abs() >= CLAMP, 0)
+
+
 def leaky_relu(x: Tensor) -> Tensor:
-    return (F.leaky_relu(x, LEAK) * GAIN).clamp(-CLAMP, CLAMP)
+    """Leaky ReLU times a gain that keeps the variance, within [-CLAMP, CLAMP]: [...] -> [...]."""
+    return _LeakyReLU.apply(x)
 
 
 def normalize_second_moment(x: Tensor, epsilon: float = 1e-8) -> Tensor:
@@ -41,6 +59,15 @@ class EqualizedLinear(nn.Module):
         return leaky_relu(y) if self.activate else y
 
 
+def activation_layout(device: torch.device) -> torch.memory_format:
+    """How activations [B, C, D, H, W] lie in memory.
+
+    On a CPU channels come last: a trilinear interpolation takes a fifth of the time that it takes with channels first, a
+    convolution's gradient two fifths, and features lie as the look-up reads them.
+    """
+    return torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
+
+
 def modulated_conv3d(x: Tensor, weight: Tensor, style: Tensor, demodulate: bool) -> Tensor:
     """Convolve with weights scaled by each sample's style.
 
@@ -48,6 +75,7 @@ def modulated_conv3d(x: Tensor, weight: Tensor, style: Tensor, demodulate: bool)
     Demodulation divides by the norm that the modulated weights have (eq. 3 of the paper).
     """
     y = F.conv3d(x * style[:, :, None, None, None], weight, padding=weight.shape[-1] // 2)
+    y = y.contiguous(memory_format=activation_layout(y.device))  # small grids come back channels first
     if demodulate:
         energy = weight.square().sum(dim=(2, 3, 4))  # [O, I]
         norm = (style.square() @ energy.T + 1e-8).rsqrt()  # [B, O]
@@ -77,7 +105,8 @@ class SynthesisLayer(nn.Module):
             y = F.interpolate(y, scale_factor=2, mode="trilinear", align_corners=False)
         y = y + self.bias[:, None, None, None]
         if self.place_bias is not None:
-            y = y + self.place_bias
+            # Laid out as y once for all samples; else each would be added against the grain.
+            y = y + self.place_bias[None].contiguous(memory_format=activation_layout(y.device))
         if noise:
             y = y + self.noise_strength * torch.randn_like(y[:, :1])
         return leaky_relu(y)
@@ -93,6 +122,18 @@ class ToFeatures(nn.Module):
         self.scale = 1 / math.sqrt(in_channels)
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:  # [B, I, R, R, R], [B, S] -> [B, O, R, R, R]
-        y = modulated_conv3d(x, self.weight * self.scale, self.affine(style), demodulate=False)
-        return y + self.bias[:, None, None, None]
+    def forward(self, x: Tensor, style: Tensor, skip: Tensor | None = None) -> Tensor:
+        """x [B, I, R, R, R], style [B, S], the coarser skip output [B, O, R / 2, R / 2, R / 2] -> [B, O, R, R, R]."""
+        # As a matrix product, voxels times channels: one for the whole grid, whose result lies channels last.
+        weight = self.weight.flatten(1).T * self.scale * self.affine(style)[:, :, None]  # [B, I, O]
+        voxels = x.flatten(2).transpose(1, 2)  # [B, R^3, I]
+        if skip is None:
+            y = torch.baddbmm(self.bias, voxels, weight)
+        else:
+            # The bias of a coarser voxel is that of its eight. The product is added in place: the grid of the last
+            # resolution is the largest tensor of a step.
+            coarse = skip + self.bias[:, None, None, None]
+            fine = F.interpolate(coarse, scale_factor=2, mode="trilinear", align_corners=False)
+            y = fine.flatten(2).transpose(1, 2).contiguous().baddbmm_(voxels, weight)
+        # Flattened first: of one sample, y's first stride is not that of a grid, and channels would not count as last.
+        return y.flatten(0, 1).view(len(x), *x.shape[2:], -1).permute(0, 4, 1, 2, 3)

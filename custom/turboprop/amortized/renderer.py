@@ -14,6 +14,7 @@ from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.renderers.base import VolumeRenderer
 from threestudio.utils.errors import UserError
 from threestudio.utils.misc import C
+from threestudio.utils.value_checks import Scheduled
 from torch import Tensor
 
 from .field import Field, SpaceCache, forward_differences, points_ahead
@@ -43,11 +44,11 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         far_plane: float = 100.0  # world units along the ray
         randomized: bool = True  # shift samples at random while training
         # a = 1 / b of VolSDF's density, in 1 / world units: how sharp a surface is; a number or a schedule
-        inv_std: float = 30.0
+        inv_std: Scheduled = 30.0
         # samples whose estimated blending weight is less are not shaded; what they would add, opacity lacks
         min_weight: float = 1e-4
         eval_chunk_size: int = 16384  # rays at once outside training; bounds the memory of large pictures
-        shape_gradient: float = 1.0  # share of the pictures' gradient that reaches the shape; a number or a schedule
+        shape_gradient: Scheduled = 1.0  # share of the pictures' gradient that reaches the shape; a number or a schedule
         eikonal_points: int = 4096  # points a step for the eikonal regulariser, half of them near the surface; 0: none
         eikonal_at: str = "points"  # where it looks: at these points, or at the shaded samples, however many they are
 

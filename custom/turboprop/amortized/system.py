@@ -9,12 +9,13 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import threestudio
 import torch
-from threestudio.systems.base import BaseLift3DSystem
+from threestudio.systems.loss_weights import LossWeights
+from threestudio.systems.score_distillation import ScoreDistillationSystem
 from threestudio.utils.errors import UserError
-from torch import Tensor, nn
+from torch import Tensor
 
 from .field import SpaceCache
-from .losses import binary_entropy, coverage, eikonal, sparsity, weighted_sum
+from .losses import binary_entropy, coverage, eikonal, sparsity
 from .lost_objects import LostObjects
 from .mesh_pictures import mesh_pictures
 from .meshing import EmptyField, write_mesh
@@ -23,11 +24,11 @@ from .pictures import contact_sheet, plot_curves
 
 
 @threestudio.register("turboprop-multiprompt-generator-system")
-class MultiPromptGeneratorSystem(BaseLift3DSystem):
+class MultiPromptGeneratorSystem(ScoreDistillationSystem):
     """Each step: some prompts, the generator's fields for them, renders, and a guidance's gradient."""
 
     @dataclass
-    class Config(BaseLift3DSystem.Config):
+    class Config(ScoreDistillationSystem.Config):
         exporter_type: str = "turboprop-prompt-mesh-exporter"
         min_coverage: float = 0.1  # share of a picture that an object should cover at least; see lambda_coverage
         max_coverage: float = 0.6  # and at most; 1: no limit
@@ -42,11 +43,11 @@ class MultiPromptGeneratorSystem(BaseLift3DSystem):
         turntable_fps: int = 12  # frames a second
 
     cfg: Config
-    # keys of `loss` that this reads besides the guidance's; the host refuses others
-    loss_keys = ("lambda_sparsity", "lambda_coverage", "lambda_opaque", "lambda_eikonal")
+
+    def own_weights(self) -> LossWeights:
+        return LossWeights(("lambda_sparsity", "lambda_coverage", "lambda_opaque"), ("lambda_eikonal",))
 
     def configure(self) -> None:
-        super().configure()
         if not 0 < self.cfg.min_coverage < 1:
             raise UserError(f"system.min_coverage: expected between 0 and 1, got {self.cfg.min_coverage:g}")
         if not self.cfg.min_coverage < self.cfg.max_coverage <= 1:
@@ -55,29 +56,10 @@ class MultiPromptGeneratorSystem(BaseLift3DSystem):
             )
         self.lost_objects = LostObjects(*self.cfg.lost_coverage)
         self._shown: Dict[str, Tensor] = {}  # views of each prompt for the contact sheet
-        if self._guidance_trains():
-            self.build_guidance()
+        super().configure()
 
-    def _guidance_trains(self) -> bool:
-        """Whether the guidance has weights of its own, which the optimizer and checkpoints need from the start."""
-        name = self.cfg.guidance_type
-        return bool(name) and issubclass(threestudio.find(name), nn.Module)
-
-    def build_prompts_and_guidance(self) -> None:
-        """Open the model's folders; called before training, and by a dry run."""
-        self.build_prompts()
-        if not self._guidance_trains():
-            self.build_guidance()
-
-    def build_guidance(self) -> None:
-        self.guidance = threestudio.find(self.cfg.guidance_type)(self.cfg.guidance)
-
-    def build_prompts(self) -> None:
-        self.prompt_processor = threestudio.find(self.cfg.prompt_processor_type)(self.cfg.prompt_processor)
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        self.build_prompts_and_guidance()
+    def open_teacher(self) -> None:
+        super().open_teacher()
         first = self.prompt_processor.prompts_of("train")[0]
         self.geometry.check_text(self.prompt_processor(first).global_embeddings)
         self._check_evaluation()
@@ -104,32 +86,27 @@ class MultiPromptGeneratorSystem(BaseLift3DSystem):
 
     def training_step(self, batch: Dict[str, Any], batch_idx: int) -> Dict[str, Tensor]:
         out = self(batch)
-        guidance_out = self.guidance(
-            out["comp_rgb"], self.prompt_processor(batch["prompt"]), **batch, rgb_as_latents=False
-        )
-        losses = {name[len("loss_") :]: value for name, value in guidance_out.items() if name.startswith("loss_")}
-        losses["sparsity"] = sparsity(out["opacity"])
-        losses["coverage"] = coverage(out["opacity"], self.cfg.min_coverage, self.cfg.max_coverage)
-        losses["opaque"] = binary_entropy(out["opacity"])
+        losses = self.guide(out["comp_rgb"], batch)
+        losses["loss_sparsity"] = sparsity(out["opacity"])
+        losses["loss_coverage"] = coverage(out["opacity"], self.cfg.min_coverage, self.cfg.max_coverage)
+        losses["loss_opaque"] = binary_entropy(out["opacity"])
         if "sdf_grad" in out:
-            losses["eikonal"] = eikonal(out["sdf_grad"])
-        weights = {name[len("lambda_") :]: self.C(value) for name, value in self.cfg.loss.items()}
-        total = weighted_sum(losses, weights)
-        self._log_step(losses, weights, guidance_out, out["opacity"])
+            losses["loss_eikonal"] = eikonal(out["sdf_grad"])
+        self.log("train/opacity", out["opacity"].detach().mean(), prog_bar=True)
         for line in self.lost_objects.update(batch["prompt"], out["opacity"]):
             threestudio.warn(f"step {self.true_global_step}: {line}")
         self.log("train/lost_objects", float(len(self.lost_objects.lost)), prog_bar=True)
-        return {"loss": total}
+        return self.weighted_sum(losses)
 
-    def _log_step(self, losses: Dict[str, Tensor], weights: Dict[str, float], guidance_out: Dict[str, Any], opacity: Tensor) -> None:
-        for name, value in losses.items():
-            self.log(f"train/loss_{name}", value.detach(), prog_bar=name in (self.guidance_losses or ()))
-        for name, value in weights.items():
-            self.log(f"train_params/lambda_{name}", value)
-        for name, value in guidance_out.items():
-            if not name.startswith("loss_") and (not isinstance(value, Tensor) or value.numel() == 1):
-                self.log(f"train/{name}", value.detach() if isinstance(value, Tensor) else float(value))
-        self.log("train/opacity", opacity.detach().mean(), prog_bar=True)
+    def ask_guidance(self, images: Tensor, batch: Dict[str, Any], **options: bool) -> Dict[str, Any]:
+        return self.guidance(images, self.prompt_processor(batch["prompt"]), **batch, **options)
+
+    def _log_scalar(self, name: str, value: Any) -> None:
+        """The guidance's losses are on the progress bar too."""
+        if name.removeprefix("train/loss_") in (self.guidance_losses or ()):
+            self.log(name, value.detach(), prog_bar=True)
+        else:
+            super()._log_scalar(name, value)
 
     # ------------------------------------------------------------------------- evaluation
 
@@ -162,9 +139,8 @@ class MultiPromptGeneratorSystem(BaseLift3DSystem):
         self._build_exporter()
 
     def _build_exporter(self) -> None:
-        self.exporter = threestudio.find(self.cfg.exporter_type)(
-            self.cfg.exporter, geometry=self.geometry, material=self.material, background=self.background
-        )
+        parts = {"geometry": self.geometry, "material": self.material, "background": self.background}
+        self.exporter = self._build("exporter", **parts)
 
     def test_step(self, batch: Dict[str, Any], batch_idx: int) -> None:
         (prompt,) = batch["prompt"]

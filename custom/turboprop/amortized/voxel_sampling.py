@@ -29,17 +29,19 @@ def corner_weights(points: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
 
 
 class _RowsOfVoxels(torch.autograd.Function):
-    """Channels last in the table, channels first in its gradient, as the convolutions before it have them."""
+    """Channels last in the table, its gradient laid out as the grids, as the convolutions before it want it."""
 
     @staticmethod
     def forward(ctx: Any, grids: Tensor) -> Tensor:  # [P, C, R, R, R] -> [P * R^3, C]
         ctx.shape = grids.shape
+        last = grids.is_contiguous(memory_format=torch.channels_last_3d)
+        ctx.layout = torch.channels_last_3d if last else torch.contiguous_format
         return grids.permute(0, 2, 3, 4, 1).reshape(-1, grids.shape[1])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         prompts, channels, *sides = ctx.shape
-        return gradient.reshape(prompts, *sides, channels).permute(0, 4, 1, 2, 3).contiguous()
+        return gradient.reshape(prompts, *sides, channels).permute(0, 4, 1, 2, 3).contiguous(memory_format=ctx.layout)
 
 
 def flatten_grids(grids: Tensor) -> Tensor:

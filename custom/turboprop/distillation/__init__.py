@@ -6,6 +6,7 @@ from .methods import (
     METHODS,
     Conditions,
     Distillation,
+    Query,
     asd_gradient,
     csd_gradient,
     normalized_csd_gradient,
@@ -14,14 +15,17 @@ from .methods import (
     vsd_gradient,
 )
 from .reconstruction import reconstruction_gradient
+from .step import distill
 
 __all__ = [
     "METHODS",
     "Conditions",
     "Distillation",
+    "Query",
     "asd_gradient",
     "csd_gradient",
     "ddim_inversion",
+    "distill",
     "normalized_csd_gradient",
     "reconstruction_gradient",
     "sdi_gradient",

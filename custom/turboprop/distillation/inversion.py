@@ -3,15 +3,15 @@
 Lukoianov et al. 2024, "Score Distillation via Reparametrized DDIM" (arXiv 2405.15891).
 """
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..teachers.contract import Teacher
 from ..teachers.noise_schedule import remove_noise, signal_and_noise_level
 from ..teachers.sampling import GuidedNoise
-from .methods import Conditions, Distillation, query
+from .methods import Distillation, Query, guided_noise, norms
 
 
 @torch.no_grad()
@@ -71,15 +71,8 @@ def posterior_std(
 
 
 def sdi_gradient(
-    teacher: Teacher,
-    latents: Tensor,  # [B, C, h, w]
-    conditions: Conditions,
-    timesteps: Tensor,  # [B]
-    noise: Tensor,  # [B, C, h, w], used only where not inverted
-    shifted_timesteps: Tensor,  # [B], >= timesteps: where the noise is found
+    query: Query,  # its noise is used only where none is found; its shifted timesteps are where it is found
     *,
-    guidance_scale: float,
-    weighting: str,  # has no part in it
     invert: bool = True,  # false: the noise is the one given, as in SDS
     inversion_guidance_scale: float = -6.5,  # in the form where 1 is the conditional
     inversion_n_steps: int = 10,  # of a whole inversion
@@ -90,25 +83,12 @@ def sdi_gradient(
     The paper's loss |z - z_hat|^2 / 2 with z_hat held (its algorithm 1). It is SDS's gradient times a_t / s_t, with the
     found noise in the place of the random one.
     """
-    alphas_cumprod = teacher.alphas_cumprod
     if invert:
-        guided = partial(_guided_noise, teacher, conditions, inversion_guidance_scale)
-        inverted = ddim_inversion(
-            latents, shifted_timesteps, guided, alphas_cumprod, inversion_n_steps, inversion_eta
-        )
-        signal, level = signal_and_noise_level(alphas_cumprod, shifted_timesteps)
-        noise = ((inverted - signal * latents) / level).to(latents.dtype)
-    noisy = teacher.add_noise(latents, noise, timesteps)
-    scores = query(teacher, noisy, conditions, timesteps, guidance_scale)
-    gradient = latents - remove_noise(noisy, scores.first, timesteps, alphas_cumprod)
-    scalars = {
-        "classifier_norm": (scores.positive - scores.unconditional).norm(),
-        "difference_norm": gradient.norm(),
-    }
-    return Distillation(gradient, scores.first, scalars, noisy)
-
-
-def _guided_noise(
-    teacher: Teacher, conditions: Conditions, guidance_scale: float, noisy: Tensor, timesteps: Tensor
-) -> Tensor:
-    return query(teacher, noisy, conditions, timesteps, guidance_scale).first
+        latents, until, schedule = query.latents, query.shifted_timesteps, query.teacher.alphas_cumprod
+        guided = partial(guided_noise, query.teacher, query.conditions, inversion_guidance_scale)
+        inverted = ddim_inversion(latents, until, guided, schedule, inversion_n_steps, inversion_eta)
+        signal, level = signal_and_noise_level(schedule, until)
+        query = replace(query, noise=((inverted - signal * latents) / level).to(latents.dtype))
+    scores = query.ask()
+    gradient = query.latents - query.clean(scores.noisy, scores.first)
+    return Distillation(gradient, scores.first, norms(scores, gradient), scores.noisy)

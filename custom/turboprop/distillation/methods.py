@@ -1,9 +1,7 @@
-"""Distillation methods: pure functions of a teacher that return a gradient at the latents.
+"""Distillation methods: pure functions of a `Query` that return a gradient at the latents.
 
-All have one signature, so that one can stand in another's place:
-(teacher, latents, conditions, timesteps, noise, shifted_timesteps, *, guidance_scale, weighting) -> Distillation.
-Each asks the teacher once, for all its branches together. They differ in one thing, what they subtract
-from the guided score, `first`:
+All are `(Query) -> Distillation`, so that one can stand in another's place. Each asks the teacher once, for all its
+branches together. They differ in one thing, what they subtract from the guided score, `first`:
 
     SDS  the noise itself                         (DreamFusion, Poole et al. 2022, arXiv 2209.14988)
     CSD  the unconditional score at t             (Classifier Score Distillation, Yu et al. 2023, arXiv 2310.19415)
@@ -38,9 +36,6 @@ class Distillation:
     render_noise: Optional[Tensor] = None
 
 
-Method = Callable[..., Distillation]
-
-
 @dataclass(frozen=True)
 class Conditions:
     """What the teacher is asked about each of B latents.
@@ -60,6 +55,43 @@ class Conditions:
         weights = self.negative_weights[:count]
         negatives = self.negatives.take(weights.numel())
         return Conditions(self.positive.take(count), self.unconditional.take(count), negatives, weights)
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a step asks of a method: B latents, what the teacher is told about them, and the step's draws."""
+
+    teacher: Teacher
+    latents: Tensor  # [B, C, h, w]
+    conditions: Conditions
+    timesteps: Tensor  # [B], t
+    noise: Tensor  # [B, C, h, w], the same at t and t'
+    shifted_timesteps: Tensor  # [B], t' >= t, of ASD and SDI alone
+    guidance_scale: float
+    weighting: str = "sds"  # w(t), see `weighting.weight`; SDI and normalised CSD have none
+
+    def noisy(self) -> Tensor:
+        """The latents at t, [B, C, h, w]."""
+        return self.teacher.add_noise(self.latents, self.noise, self.timesteps)
+
+    def ask(self) -> "Scores":
+        """The teacher's answers at t."""
+        return ask_teacher(self.teacher, self.noisy(), self.conditions, self.timesteps, self.guidance_scale)
+
+    def clean(self, noisy: Tensor, epsilon: Tensor) -> Tensor:  # both [B, C, h, w], at t
+        """The clean latents that a noise implies, [B, C, h, w]."""
+        return remove_noise(noisy, epsilon, self.timesteps, self.teacher.alphas_cumprod)
+
+    def levels(self) -> tuple[Tensor, Tensor]:
+        """a_t and s_t, each [B, 1, 1, 1]."""
+        return signal_and_noise_level(self.teacher.alphas_cumprod, self.timesteps)
+
+    def weights(self) -> Tensor:
+        """w(t), [B, 1, 1, 1]."""
+        return weight(self.teacher.alphas_cumprod, self.timesteps, self.weighting)
+
+
+Method = Callable[[Query], Distillation]
 
 
 def classifier_free(
@@ -96,13 +128,14 @@ def perp_neg(
 class Scores:
     """The teacher's answers to one batched question, each [B, C, h, w]."""
 
+    noisy: Tensor  # what it was asked about, at t
     first: Tensor  # guided, at t
     positive: Tensor  # conditional, at t
     unconditional: Tensor  # at t
     shifted: Optional[Tensor]  # conditional, at t'; None where it was not asked for
 
 
-def query(
+def ask_teacher(
     teacher: Teacher,
     noisy: Tensor,  # [B, C, h, w], at t
     conditions: Conditions,
@@ -132,128 +165,78 @@ def query(
     else:
         negatives = branches[-1].unflatten(0, (batch_size, -1))
         first = perp_neg(positive, unconditional, negatives, conditions.negative_weights, guidance_scale)
-    return Scores(first, positive, unconditional, None if noisy_shifted is None else branches[2])
+    return Scores(noisy, first, positive, unconditional, None if noisy_shifted is None else branches[2])
 
 
-def sds_gradient(
+def guided_noise(
     teacher: Teacher,
-    latents: Tensor,  # [B, C, h, w]
     conditions: Conditions,
-    timesteps: Tensor,  # [B]
-    noise: Tensor,  # [B, C, h, w]
-    shifted_timesteps: Tensor,  # [B], has no part in it
-    *,
     guidance_scale: float,
-    weighting: str,
-) -> Distillation:
+    noisy: Tensor,  # [B, C, h, w]
+    timesteps: Tensor,  # [B]
+) -> Tensor:
+    """The teacher's guided estimate of the noise, [B, C, h, w]; samplers take it with the first three bound."""
+    return ask_teacher(teacher, noisy, conditions, timesteps, guidance_scale).first
+
+
+def sds_gradient(query: Query) -> Distillation:
     """w(t) (first - eps): Score Distillation Sampling (DreamFusion, equation 3)."""
-    noisy = teacher.add_noise(latents, noise, timesteps)
-    scores = query(teacher, noisy, conditions, timesteps, guidance_scale)
-    return _weighted(teacher, noisy, timesteps, weighting, scores, scores.first - noise)
+    scores = query.ask()
+    return _weighted(query, scores, scores.first - query.noise)
 
 
-def csd_gradient(
-    teacher: Teacher,
-    latents: Tensor,  # [B, C, h, w]
-    conditions: Conditions,
-    timesteps: Tensor,  # [B]
-    noise: Tensor,  # [B, C, h, w]
-    shifted_timesteps: Tensor,  # [B], has no part in it
-    *,
-    guidance_scale: float,
-    weighting: str,
-) -> Distillation:
+def csd_gradient(query: Query) -> Distillation:
     """w(t) (first - eps_u) = w(t) s (eps_c - eps_u): the classifier score alone (CSD, equation 8)."""
-    noisy = teacher.add_noise(latents, noise, timesteps)
-    scores = query(teacher, noisy, conditions, timesteps, guidance_scale)
-    return _weighted(teacher, noisy, timesteps, weighting, scores, scores.first - scores.unconditional)
+    scores = query.ask()
+    return _weighted(query, scores, scores.first - scores.unconditional)
 
 
 # Keeps the step finite where the render is its own guided clean latents already.
 SMALLEST_DISTANCE = 0.1
 
 
-def normalized_csd_gradient(
-    teacher: Teacher,
-    latents: Tensor,  # [B, C, h, w], z
-    conditions: Conditions,
-    timesteps: Tensor,  # [B]
-    noise: Tensor,  # [B, C, h, w]
-    shifted_timesteps: Tensor,  # [B], has no part in it
-    *,
-    guidance_scale: float,
-    weighting: str,  # has no part in it: the normaliser is the weight
-) -> Distillation:
+def normalized_csd_gradient(query: Query) -> Distillation:
     """(z_c - z_hat) / (mean |z - z_hat| + 0.1), z_c and z_hat being the clean latents of eps_c and of the guided score.
 
     z_c - z_hat = (s_t / a_t) (first - eps_c): a classifier score in the unit of clean latents (TriplaneTurbo, Ma et al.
     2025, arXiv 2503.21694). The distance, a mean over each sample, makes steps of all noise levels alike, as in
     Distribution Matching Distillation (Yin et al. 2023, arXiv 2311.18828, equation 8).
     """
-    noisy = teacher.add_noise(latents, noise, timesteps)
-    scores = query(teacher, noisy, conditions, timesteps, guidance_scale)
-    guided = remove_noise(noisy, scores.first, timesteps, teacher.alphas_cumprod)
-    distance = (latents - guided).abs().mean(dim=(1, 2, 3), keepdim=True)
-    signal, level = signal_and_noise_level(teacher.alphas_cumprod, timesteps)
+    scores = query.ask()
+    distance = (query.latents - query.clean(scores.noisy, scores.first)).abs().mean(dim=(1, 2, 3), keepdim=True)
+    signal, level = query.levels()
     difference = scores.first - scores.positive
     gradient = (level / signal).to(difference) * difference / (distance + SMALLEST_DISTANCE)
-    scalars = {**_norms(scores, difference), "clean_distance": distance.mean()}
-    return Distillation(gradient, scores.first, scalars, noisy)
+    scalars = {**norms(scores, difference), "clean_distance": distance.mean()}
+    return Distillation(gradient, scores.first, scalars, scores.noisy)
 
 
-def asd_gradient(
-    teacher: Teacher,
-    latents: Tensor,  # [B, C, h, w]
-    conditions: Conditions,
-    timesteps: Tensor,  # [B]
-    noise: Tensor,  # [B, C, h, w], shared by t and t'
-    shifted_timesteps: Tensor,  # [B], t' = t + dt
-    *,
-    guidance_scale: float,
-    weighting: str,
-) -> Distillation:
+def asd_gradient(query: Query) -> Distillation:
     """w(t) (first - eps_c(x_t', t')): Asynchronous Score Distillation (ScaleDreamer, its gradient of L_ASD).
 
     The second branch is conditional only, without guidance, and stands for the score of the renders themselves:
     a later timestep's prediction error is nearer to theirs. With t' = t it is w(t) (s - 1) (eps_c - eps_u).
     """
-    noisy = teacher.add_noise(latents, noise, timesteps)
-    noisy_shifted = teacher.add_noise(latents, noise, shifted_timesteps)
-    scores = query(teacher, noisy, conditions, timesteps, guidance_scale, noisy_shifted, shifted_timesteps)
-    return _weighted(teacher, noisy, timesteps, weighting, scores, scores.first - scores.shifted)
+    later = query.shifted_timesteps
+    noisy_later = query.teacher.add_noise(query.latents, query.noise, later)
+    asked = (query.noisy(), query.conditions, query.timesteps, query.guidance_scale, noisy_later, later)
+    scores = ask_teacher(query.teacher, *asked)
+    return _weighted(query, scores, scores.first - scores.shifted)
 
 
-def sjc_gradient(
-    teacher: Teacher,
-    latents: Tensor,  # [B, C, h, w]
-    conditions: Conditions,
-    timesteps: Tensor,  # [B]
-    noise: Tensor,  # [B, C, h, w]
-    shifted_timesteps: Tensor,  # [B], has no part in it
-    *,
-    guidance_scale: float,
-    weighting: str,
-) -> Distillation:
+def sjc_gradient(query: Query) -> Distillation:
     """w(t) first: Score Jacobian Chaining without variance reduction (its "perturb-and-average" score, equation 9).
 
     With sigma = s_t / a_t and the noisy latent z = x + sigma eps, the estimate is (z - D(z)) / sigma with the denoiser
     D(z) = z - sigma first. With variance reduction it is (x - D(z)) / sigma = first - eps, which is `sds_gradient`.
     """
-    noisy = teacher.add_noise(latents, noise, timesteps)
-    scores = query(teacher, noisy, conditions, timesteps, guidance_scale)
-    return _weighted(teacher, noisy, timesteps, weighting, scores, scores.first)
+    scores = query.ask()
+    return _weighted(query, scores, scores.first)
 
 
 def vsd_gradient(
-    teacher: Teacher,
-    latents: Tensor,  # [B, C, h, w]
-    conditions: Conditions,
-    timesteps: Tensor,  # [B]
-    noise: Tensor,  # [B, C, h, w]
-    shifted_timesteps: Tensor,  # [B], has no part in it
+    query: Query,
     *,
-    guidance_scale: float,
-    weighting: str,
     render_teacher: Teacher,  # of the renders' distribution, with the teacher's schedule
     render_conditions: Conditions,  # what it is asked about the B latents
     render_guidance_scale: float = 1.0,
@@ -263,34 +246,28 @@ def vsd_gradient(
     eps_phi is the noise by the score of the renders themselves. With their exact score the gradient's mean is that of
     the KL divergence from the renders, noised to t, to the guided teacher, times w(t) s_t / a_t.
     """
-    noisy = teacher.add_noise(latents, noise, timesteps)
-    scores = query(teacher, noisy, conditions, timesteps, guidance_scale)
+    scores = query.ask()
+    noisy, timesteps = scores.noisy, query.timesteps
     if render_guidance_scale == 1.0:  # then the unconditional answer has no part in it
         render_noise = render_teacher.predict_noise(noisy, timesteps, render_conditions.positive)
     else:
-        render_noise = query(render_teacher, noisy, render_conditions, timesteps, render_guidance_scale).first
-    difference = scores.first - render_noise
-    return _weighted(teacher, noisy, timesteps, weighting, scores, difference, render_noise)
+        render_noise = ask_teacher(render_teacher, noisy, render_conditions, timesteps, render_guidance_scale).first
+    return _weighted(query, scores, scores.first - render_noise, render_noise)
 
 
-def _weighted(
-    teacher: Teacher,
-    noisy: Tensor,
-    timesteps: Tensor,
-    weighting: str,
-    scores: Scores,
-    difference: Tensor,
-    render_noise: Optional[Tensor] = None,
-) -> Distillation:
-    weights = weight(teacher.alphas_cumprod, timesteps, weighting).to(difference)
-    return Distillation(weights * difference, scores.first, _norms(scores, difference), noisy, render_noise)
-
-
-def _norms(scores: Scores, difference: Tensor) -> dict[str, Tensor]:
+def norms(scores: Scores, difference: Tensor) -> dict[str, Tensor]:
+    """Figures to log of each method."""
     return {
         "classifier_norm": (scores.positive - scores.unconditional).norm(),
         "difference_norm": difference.norm(),
     }
+
+
+def _weighted(
+    query: Query, scores: Scores, difference: Tensor, render_noise: Optional[Tensor] = None
+) -> Distillation:
+    weights = query.weights().to(difference)
+    return Distillation(weights * difference, scores.first, norms(scores, difference), scores.noisy, render_noise)
 
 
 METHODS: dict[str, Method] = {

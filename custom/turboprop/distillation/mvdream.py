@@ -9,13 +9,12 @@ from typing import Optional
 
 import threestudio
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import Scheduled
 
+from ..teachers.configured import configured_teacher
 from ..teachers.contract import Teacher
 from ..teachers.multi_view.hub import PUBLISHED, fetch_published
-from ..teachers.pretrained import load_teacher
-from .guidance import DistillationGuidance
-from .methods import METHODS
-from .prior import check_choice, loading_options
+from .guidance import DistillationGuidance, check_choice, register_names
 from .reconstruction import reconstruction_gradient
 
 CAMERA_CONDITIONS = ("rotation",)
@@ -52,20 +51,14 @@ class MVDreamGuidance(DistillationGuidance):
 
     def _build_teacher(self) -> Teacher:
         cfg = self.cfg
-        if cfg.teacher_type:
-            return super()._build_teacher()
-        name = cfg.ckpt_path or cfg.pretrained_model_name_or_path or fetch_published(cfg.model_name)
-        threestudio.info(f"Loading the teacher {name} ...")
-        return load_teacher(name, self.device, loading_options(cfg))
+        name = cfg.ckpt_path or cfg.pretrained_model_name_or_path
+        if not name and not cfg.teacher_type:
+            name = fetch_published(cfg.model_name)
+        return configured_teacher(cfg, self.device, name)
 
 
-@threestudio.register("mvdream-asynchronous-score-distillation-guidance")
-class MVDreamAsynchronousScoreDistillationGuidance(MVDreamGuidance):
-    """ASD by MVDream, with ScaleDreamer's keys and defaults."""
-
-    @dataclass
-    class Config(MVDreamGuidance.Config):
-        plus_random: bool = False  # its configs all say true
+# ASD with ScaleDreamer's keys and defaults; its configs all say plus_random: true
+register_names(MVDreamGuidance, {"mvdream-asynchronous-score-distillation-guidance": {"plus_random": False}})
 
 
 @threestudio.register("mvdream-multiview-diffusion-guidance")
@@ -75,7 +68,7 @@ class MultiviewDiffusionGuidance(MVDreamGuidance):
     @dataclass
     class Config(MVDreamGuidance.Config):
         method: str = "sds"
-        guidance_scale: float = 50.0
+        guidance_scale: Scheduled = 50.0
         recon_loss: bool = True  # through the clean latents, see reconstruction.py; false: SDS with w(t) = s_t^2
         recon_std_rescale: float = 0.5  # share of the clean latents at the spread without guidance, in [0, 1]
 
@@ -87,7 +80,6 @@ class MultiviewDiffusionGuidance(MVDreamGuidance):
         if not 0 <= cfg.recon_std_rescale <= 1:
             raise UserError(f"recon_std_rescale: expected between 0 and 1, got {cfg.recon_std_rescale:g}")
         super().configure(teacher)
-        self.method = METHODS["sds"]
         if cfg.recon_loss:
             self.method = partial(
                 reconstruction_gradient, n_view=cfg.n_view, std_rescale=float(cfg.recon_std_rescale)

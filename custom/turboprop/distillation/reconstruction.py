@@ -2,21 +2,12 @@
 
 from torch import Tensor
 
-from ..teachers.contract import Teacher
-from ..teachers.noise_schedule import remove_noise, signal_and_noise_level
-from .methods import Conditions, Distillation, query
+from .methods import Distillation, Query, norms
 
 
 def reconstruction_gradient(
-    teacher: Teacher,
-    latents: Tensor,  # [B, C, h, w], z
-    conditions: Conditions,
-    timesteps: Tensor,  # [B]
-    noise: Tensor,  # [B, C, h, w]
-    shifted_timesteps: Tensor,  # [B], has no part in it
+    query: Query,
     *,
-    guidance_scale: float,
-    weighting: str,  # has no part in it
     n_view: int,  # samples of a set, over which the spread is taken
     std_rescale: float,  # share of the rescaled latents, in [0, 1]
 ) -> Distillation:
@@ -26,19 +17,14 @@ def reconstruction_gradient(
     colours, so z_hat is mixed with itself at the spread of the clean latents without guidance (Lin et al. 2023, arXiv
     2305.08891, section 3.4).
     """
-    noisy = teacher.add_noise(latents, noise, timesteps)
-    scores = query(teacher, noisy, conditions, timesteps, guidance_scale)
-    guided = remove_noise(noisy, scores.first, timesteps, teacher.alphas_cumprod)
-    plain = remove_noise(noisy, scores.positive, timesteps, teacher.alphas_cumprod)
+    scores = query.ask()
+    guided, plain = query.clean(scores.noisy, scores.first), query.clean(scores.noisy, scores.positive)
     factor = (spread(plain, n_view) + 1e-8) / (spread(guided, n_view) + 1e-8)
     target = guided * (1 + std_rescale * (factor - 1))
-    signal, level = signal_and_noise_level(teacher.alphas_cumprod, timesteps)
-    scalars = {
-        "classifier_norm": (scores.positive - scores.unconditional).norm(),
-        "difference_norm": (latents - target).norm(),
-        "rescale_factor": factor.mean(),
-    }
-    return Distillation(latents - target, (noisy - signal * target) / level, scalars, noisy)
+    signal, level = query.levels()
+    gradient = query.latents - target
+    scalars = {**norms(scores, gradient), "rescale_factor": factor.mean()}
+    return Distillation(gradient, (scores.noisy - signal * target) / level, scalars, scores.noisy)
 
 
 def spread(latents: Tensor, n_view: int) -> Tensor:  # [S * n_view, C, h, w]

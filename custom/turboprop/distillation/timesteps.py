@@ -30,6 +30,11 @@ def square_root_annealed_percent(min_percent: float, max_percent: float, progres
     return (max_percent - min_percent) * (1.0 - min(max(progress, 0.0), 1.0) ** 0.5) + min_percent
 
 
+def linearly_annealed_percent(min_percent: float, max_percent: float, progress: float) -> float:
+    """SDI's annealed timestep, as threestudio has it: t = t_max - (t_max - t_min) progress."""
+    return (max_percent - min_percent) * (1.0 - min(max(progress, 0.0), 1.0)) + min_percent
+
+
 def schedule_start(value: Any) -> float:
     """What a schedule starts from; a number is itself.
 

@@ -10,12 +10,13 @@ from typing import Any, Optional
 
 import threestudio
 from threestudio.utils.base import BaseModule
+from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import Scheduled
 from torch import Tensor
 
 from ..teachers.contract import Teacher
-from .guidance import DistillationGuidance
-from .prior import check_choice
+from .guidance import DistillationGuidance, check_choice, losses_named
 from .variational import VariationalScoreDistillationGuidance
 
 GUIDANCE_TYPES = ("sds", "vsd")
@@ -34,11 +35,11 @@ class UnifiedConfig(BaseModule.Config):
 
     guidance_type: str = "sds"  # sds or vsd
     pretrained_model_name_or_path: str = ""  # a folder or a hub id
-    guidance_scale: Any = 100.0  # s of eps_u + s (eps_c - eps_u); a number or a schedule
+    guidance_scale: Scheduled = 100.0  # s of eps_u + s (eps_c - eps_u); a number or a schedule
     weighting_strategy: str = "dreamfusion"  # w(t): dreamfusion, uniform or fantasia3d, see weighting.weight
-    min_step_percent: Any = 0.02  # fractions of the diffusion schedule: numbers or schedules
-    max_step_percent: Any = 0.98
-    grad_clip: Optional[Any] = None  # largest entry of the gradient; a number, a schedule or null
+    min_step_percent: Scheduled = 0.02  # fractions of the diffusion schedule: numbers or schedules
+    max_step_percent: Scheduled = 0.98
+    grad_clip: Optional[Scheduled] = None  # largest entry of the gradient; a number, a schedule or null
     return_rgb_1step_orig: bool = False  # only false is supported
     return_rgb_multistep_orig: bool = False  # only false is supported
     n_rgb_multistep_orig_steps: int = 4  # accepted
@@ -97,6 +98,7 @@ def renamed(output: dict[str, Any]) -> dict[str, Any]:
     return {LOSSES.get(key, key): value for key, value in output.items()}
 
 
+@threestudio.register("stable-diffusion-unified-guidance")
 class StableDiffusionUnifiedGuidance(BaseModule):
     """Takes a `teacher`, and one of the renders for vsd, in place of those that the config names."""
 
@@ -119,9 +121,14 @@ class StableDiffusionUnifiedGuidance(BaseModule):
         use_img_loss: bool = True  # HiFA: also the distance between the render and the guided clean image
 
     cfg: Config
-    loss_names = ("sd", "sd_img", "train_phi")
-    losses_of_each_step = ("sd",)
-    trains_beside = True  # for Picard iterations: weights of vsd are no part of the scene
+    learns_from_renders = True  # for Picard iterations: weights of vsd are no part of the scene
+
+    @classmethod
+    def returned_losses(cls, cfg: Any = None) -> tuple[str, ...]:
+        """X of each loss_X of a step with this config, the method's own first; without one, of any."""
+        checked = parse_structured(cls.Config, cfg)
+        trained = cfg is None or checked.guidance_type == "vsd"
+        return (*losses_named("sd", cfg is None or checked.use_img_loss), *(["train_phi"] if trained else []))
 
     def configure(self, teacher: Optional[Teacher] = None, render_teacher: Optional[Teacher] = None) -> None:
         cfg = self.cfg
@@ -148,11 +155,6 @@ class StableDiffusionUnifiedGuidance(BaseModule):
         guidance_eval: bool = False,  # also return pictures of what the teacher sees
         **batch: Any,  # the host's: elevation, azimuth, camera_distances, and mvp_mtx and c2w for vsd
     ) -> dict[str, Any]:
-        """loss_sd; loss_sd_img with use_img_loss; loss_train_phi with vsd; figures of `DistillationPrior.distill`."""
+        """loss_sd; loss_sd_img with use_img_loss; loss_train_phi with vsd; figures of `distill`."""
         options = {"rgb_as_latents": rgb_as_latents, "guidance_eval": guidance_eval}
         return renamed(self.guidance(rgb, prompt_utils, **batch, **options))
-
-
-# An upstream checkout brings its own.
-if "stable-diffusion-unified-guidance" not in threestudio.__modules__:
-    threestudio.register("stable-diffusion-unified-guidance")(StableDiffusionUnifiedGuidance)

@@ -1,6 +1,6 @@
 """`turboprop-vsd-guidance`: Variational Score Distillation, with the teacher of the renders that it trains beside."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Optional
 
@@ -12,6 +12,7 @@ from threestudio.utils.base import BaseModule
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
 
+from ..teachers.configured import configured_teacher, loading_options
 from ..teachers.contract import Cameras, Teacher, TextCondition
 from ..teachers.latent_diffusion import LatentDiffusionTeacher
 from ..teachers.loading import Denoiser, load_denoiser
@@ -19,15 +20,24 @@ from ..teachers.low_rank import CAMERA_NUMBERS, CameraCondition, LowRankTeacher
 from ..teachers.pixel_diffusion import PixelDiffusionTeacher
 from ..teachers.sampling import ddim_sample
 from ..teachers.weights import part_classes
-from .methods import Conditions, query, vsd_gradient
+from .guidance import (
+    GuidanceConfig,
+    check_choice,
+    check_guidance_config,
+    conditions_of,
+    losses_named,
+    register_names,
+)
+from .methods import Conditions, guided_noise, vsd_gradient
 from .preview import as_pictures
-from .prior import DistillationPrior, check_choice, loading_options, with_image_loss
+from .renders import renders_for
+from .schedule import Schedule
+from .step import distill, drawn_query, step_pictures
 
 CAMERA_CONDITIONS = ("extrinsics", "mvp")
 CAMERA_DROP = 0.1  # of training samples, with lora_cfg_training
 
 
-@threestudio.register("turboprop-vsd-guidance")
 class VariationalScoreDistillationGuidance(BaseModule):
     """Variational Score Distillation (ProlificDreamer, Wang et al. 2023, arXiv 2305.16213).
 
@@ -37,7 +47,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
     """
 
     @dataclass
-    class Config(DistillationPrior.Config):  # the keys of ASD (plus_*) have no part in it
+    class Config(GuidanceConfig):  # the keys of ASD (plus_*) have no part in it
         weights: Optional[str] = None  # "path.ckpt:module_name" to start from; default none
         # the network that the adapters are put on: "" is the teacher's own; else a text-to-image model with the
         # teacher's latents and text
@@ -52,13 +62,12 @@ class VariationalScoreDistillationGuidance(BaseModule):
         learning_rate: float = 1.0e-4
 
     cfg: Config
-    loss_names = ("vsd", "lora", "vsd_img")
-    trains_beside = True  # for Picard iterations: its weights are no part of the scene
+    learns_from_renders = True  # for Picard iterations: its weights are no part of the scene
 
     @classmethod
-    def losses_of_each_step(cls, cfg: Any) -> tuple[str, ...]:
-        """X of each loss_X that every step returns with this config, the method's own first."""
-        return (*with_image_loss("vsd", parse_structured(cls.Config, cfg)), "lora")
+    def returned_losses(cls, cfg: Any = None) -> tuple[str, ...]:
+        """X of each loss_X of a step with this config, the method's own first; without one, of any."""
+        return (*losses_named("vsd", cfg is None or parse_structured(cls.Config, cfg).use_img_loss), "lora")
 
     @property
     def optimizer_group(self) -> dict[str, float]:
@@ -72,12 +81,13 @@ class VariationalScoreDistillationGuidance(BaseModule):
             raise UserError(
                 f"lora_n_timestamp_samples: expected a number of at least 1, got {cfg.lora_n_timestamp_samples}"
             )
-        shared = {item.name: cfg[item.name] for item in fields(DistillationPrior.Config)}
-        self.prior = DistillationPrior(shared, teacher=teacher)
+        check_guidance_config(cfg)
+        self.teacher = configured_teacher(cfg, self.device) if teacher is None else teacher
+        self.schedule = Schedule(cfg, self.teacher.num_timesteps, self.teacher.device)
         self.lora = render_teacher if render_teacher is not None else self._build_render_teacher()
 
     def _build_render_teacher(self) -> LowRankTeacher:
-        cfg, teacher = self.cfg, self.prior.teacher
+        cfg, teacher = self.cfg, self.teacher
         name = cfg.pretrained_model_name_or_path_lora
         if not name or (name == cfg.pretrained_model_name_or_path and not cfg.teacher_type):
             return LowRankTeacher(self._own_denoiser(), teacher, cfg.lora_rank)
@@ -96,8 +106,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
 
     def _own_denoiser(self) -> Denoiser:
         """The teacher's network, to put adapters on."""
-        teacher = self.prior.teacher
-        denoiser = denoiser_of(teacher)
+        teacher, denoiser = self.teacher, denoiser_of(self.teacher)
         if denoiser is None:
             raise UserError(
                 f"pretrained_model_name_or_path_lora: {type(teacher).__name__} has no network to put adapters on; "
@@ -125,23 +134,29 @@ class VariationalScoreDistillationGuidance(BaseModule):
 
         Returns:
             loss_vsd, for the scene alone; loss_lora, for the adapters and the camera's embedding alone; loss_vsd_img
-            with use_img_loss; eval with guidance_eval; and the figures that `DistillationPrior.distill` names.
+            with use_img_loss; eval with guidance_eval; and the figures that `distill` names.
         """
-        cameras = (elevation, azimuth, camera_distances)
-        renders = self.prior.renders(rgb, rgb_as_latents)
-        conditions = self.prior.conditions(prompt_utils, Cameras(*cameras, c2w, fovy))
-        render_conditions = self.render_conditions(prompt_utils, *cameras, mvp_mtx, c2w, fovy)
+        cameras = Cameras(elevation, azimuth, camera_distances, c2w, fovy)
+        renders = renders_for(self.teacher, rgb, rgb_as_latents)
+        conditions = conditions_of(self.cfg, self.teacher, prompt_utils, cameras)
+        render_conditions = self.render_conditions(
+            prompt_utils, elevation, azimuth, camera_distances, mvp_mtx, c2w, fovy
+        )
         method = partial(
             vsd_gradient,
             render_teacher=self.lora,
             render_conditions=render_conditions,
             render_guidance_scale=self.cfg.guidance_scale_lora,
         )
-        distilled = self.prior.distill("vsd", method, renders, conditions)
+        schedule, weighting = self.schedule, self.cfg.weighting_strategy
+        query = drawn_query(
+            schedule, self.teacher, renders.latents, conditions, schedule.guidance_scale, weighting
+        )
+        distilled = distill("vsd", method, query, renders, schedule.grad_clip, self.cfg.use_img_loss)
         loss_lora = self.training_loss(renders.latents.detach(), render_conditions.positive)
-        output = {**distilled.output, "loss_lora": loss_lora}
+        output = {**distilled.output, **schedule.range(), "loss_lora": loss_lora}
         if guidance_eval:
-            output["eval"] = self.prior.pictures(distilled, conditions, *cameras)
+            output["eval"] = step_pictures(distilled, cameras, self.cfg.max_items_eval, self.cfg.n_view)
         return output
 
     def render_conditions(
@@ -163,7 +178,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
         ).chunk(2)[0]
         if self.lora.multi_view:
             cameras = Cameras(elevation, azimuth, camera_distances, c2w, fovy)
-            asked = self.prior.teacher.condition(embeddings, cameras, self.cfg.n_view)
+            asked = self.teacher.condition(embeddings, cameras, self.cfg.n_view)
             numbers, views = asked.cameras, self.cfg.n_view
         else:
             numbers, views = c2w if self.cfg.camera_condition_type == "extrinsics" else mvp_mtx, 1
@@ -199,10 +214,9 @@ class VariationalScoreDistillationGuidance(BaseModule):
         **kwargs: Any,  # the rest of the batch
     ) -> Tensor:
         """Pictures of the teacher, from noise. Returns [B, H, W, 3] in [0, 1]. Global generators stay as they are."""
-        teacher = self.prior.teacher
-        conditions = self.prior.conditions(prompt_utils, Cameras(elevation, azimuth, camera_distances, c2w, fovy))
-        scale = self.prior.scale_of(conditions)
-        return _sampled(teacher, conditions, scale, seed, num_steps)
+        cameras = Cameras(elevation, azimuth, camera_distances, c2w, fovy)
+        conditions = conditions_of(self.cfg, self.teacher, prompt_utils, cameras)
+        return _sampled(self.teacher, conditions, self.schedule.guidance_scale, seed, num_steps)
 
     def sample_lora(
         self,
@@ -261,24 +275,19 @@ def _sampled(teacher: Teacher, conditions: Conditions, scale: float, seed: int, 
     shape = (count, teacher.latent_channels, size, size)
     noise = torch.randn(shape, generator=generator, device=teacher.device)
     start = torch.full((count,), teacher.num_timesteps - 1, device=teacher.device)
-
-    def guided_noise(noisy: Tensor, timesteps: Tensor) -> Tensor:
-        return query(teacher, noisy, conditions, timesteps, scale).first
-
+    guided = partial(guided_noise, teacher, conditions, scale)
     with torch.no_grad():
-        latents = ddim_sample(noise, start, guided_noise, teacher.alphas_cumprod, num_steps)
+        latents = ddim_sample(noise, start, guided, teacher.alphas_cumprod, num_steps)
         return as_pictures(teacher.decode(latents))
 
 
-class StableDiffusionVSDGuidance(VariationalScoreDistillationGuidance):
-    """The same under upstream's name, with its defaults."""
-
-    @dataclass
-    class Config(VariationalScoreDistillationGuidance.Config):
-        pretrained_model_name_or_path_lora: str = "stabilityai/stable-diffusion-2-1"
-        guidance_perp_neg: float = -1.0
-
-
-# An upstream checkout brings its own.
-if "stable-diffusion-vsd-guidance" not in threestudio.__modules__:
-    threestudio.register("stable-diffusion-vsd-guidance")(StableDiffusionVSDGuidance)
+register_names(
+    VariationalScoreDistillationGuidance,
+    {
+        "turboprop-vsd-guidance": {},
+        "stable-diffusion-vsd-guidance": {  # threestudio's name and defaults
+            "pretrained_model_name_or_path_lora": "stabilityai/stable-diffusion-2-1",
+            "guidance_perp_neg": -1.0,
+        },
+    },
+)

@@ -25,7 +25,11 @@ class PicturesGuidance(BaseObject):
         delta: float = 0.1  # difference of sRGB in [0, 1] from which the loss is linear
 
     cfg: Config
-    loss_names = ("rgb",)  # X of each loss_X that this returns
+
+    @classmethod
+    def returned_losses(cls, cfg: Any = None) -> tuple[str, ...]:
+        """X of each loss_X that every step returns."""
+        return ("rgb",)
 
     def configure(self) -> None:
         if not self.cfg.delta > 0:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Dict, NamedTuple, Optional
 
 import torch
+from threestudio.ops.gaussian_rasterization.projection import rotation_matrices
 from torch import Tensor
 
 from .names import children, normals_by_name
 from .parameters import Parameters, activate
-from .rasterizer.projection import rotation_matrices
 
 SPLIT_SHRINK = 1.6  # Kerbl et al. 2023, section 5.2: scales of the two children are divided by it
 RESET_FACTOR = 2.0  # a reset leaves opacities at this times the opacity below which Gaussians are removed

@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from threestudio.ops.gaussian_rasterization.projection import rotation_matrices
 from torch import Tensor
 
 from .parameters import Gaussians
-from .rasterizer.projection import rotation_matrices
 
 CUTOFF = 3.0
 CELLS = 32  # along the longest side of the points' box

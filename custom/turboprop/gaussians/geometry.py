@@ -12,6 +12,7 @@ from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.mesh import Mesh
 from threestudio.utils.errors import UserError
 from threestudio.utils.misc import C, load_module_weights
+from threestudio.utils.value_checks import Scheduled
 from torch import Tensor, nn
 
 from .densification import Change, DensityControl, GaussianState, Statistics, density_control_step, observe
@@ -65,30 +66,31 @@ class GaussianSplattingConfig(BaseGeometry.Config):
     sh_degree_interval: int = 1000  # steps until the next degree comes in
 
     # learning rates, numbers or schedules (exponential between start and end)
-    position_lr: float = 0.001  # of means, world units
-    scaling_lr: float = 0.005  # of log scales
-    rotation_lr: float = 0.005  # of quaternions
-    opacity_lr: float = 0.05  # of opacity logits
-    feature_lr: float = 0.01  # of colours; higher degrees have a twentieth
-    normal_lr: float = 0.001  # of learned normals
-    scale_lr: float = 0.003  # accepted; scaling_lr is used
+    position_lr: Scheduled = 0.001  # of means, world units
+    scaling_lr: Scheduled = 0.005  # of log scales
+    rotation_lr: Scheduled = 0.005  # of quaternions
+    opacity_lr: Scheduled = 0.05  # of opacity logits
+    feature_lr: Scheduled = 0.01  # of colours; higher degrees have a twentieth
+    normal_lr: Scheduled = 0.001  # of learned normals
+    scale_lr: Scheduled = 0.003  # accepted; scaling_lr is used
 
     # density control; numbers that are thresholds may be schedules
     densification_interval: int = 50  # steps between rounds of cloning and splitting
     densify_from_iter: int = 100
     densify_until_iter: int = 2000
-    densify_grad_threshold: float = 0.01  # mean gradient of the loss by the place on the screen, -1 to 1 over the image
-    split_thresh: float = 0.02  # standard deviation from which a Gaussian is split, not cloned; world units
+    # mean gradient of the loss by the place on the screen, -1 to 1 over the image
+    densify_grad_threshold: Scheduled = 0.01
+    split_thresh: Scheduled = 0.02  # standard deviation from which a Gaussian is split, not cloned; world units
     prune_interval: int = 50  # steps between rounds of removal
     prune_from_iter: int = 100
     prune_until_iter: int = 2000
-    min_opac_prune: float = 0.005  # less opaque Gaussians are removed
-    radii2d_thresh: float = 1000.0  # larger ones on the screen are removed; pixels
+    min_opac_prune: Scheduled = 0.005  # less opaque Gaussians are removed
+    radii2d_thresh: Scheduled = 1000.0  # larger ones on the screen are removed; pixels
     prune_big_points: bool = False  # remove those with a standard deviation above a quarter of the radius
     opacity_reset_interval: int = 100000  # steps between resets to almost transparent
 
     sphere: bool = False  # round Gaussians: one scale for all axes
-    color_clip: float = 2.0  # largest absolute coefficient of degree 0; 1.77 is all of [0, 1]; a number or schedule
+    color_clip: Scheduled = 2.0  # largest absolute coefficient of degree 0; 1.77 is all of [0, 1]; a number or schedule
     pred_normal: bool = False  # a learned normal for each Gaussian
 
     # the first Gaussians

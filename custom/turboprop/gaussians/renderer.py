@@ -14,13 +14,14 @@ from threestudio.models.background.base import BaseBackground
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.renderers.base import Rasterizer
+from threestudio.ops.gaussian_rasterization import BACKENDS, GaussianImage, rasterize_gaussians_batch
+from threestudio.ops.gaussian_rasterization.projection import intrinsics_from_fov
 from threestudio.utils.errors import UserError
 from torch import Tensor
 from torch.nn import functional as F
 
 from .depth_normals import camera_directions, normals_from_depth
 from .geometry import GaussianSplatting
-from .rasterizer import BACKENDS, GaussianImage, intrinsics_from_fov, rasterize_gaussians_batch
 from .spherical_harmonics import view_colors
 
 

@@ -14,6 +14,7 @@ import torch
 from threestudio.data.reference_views import ReferenceViews
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import Scheduled
 from torch import Tensor
 
 from ..distillation.guidance import DistillationGuidance
@@ -65,7 +66,7 @@ class NovelViewGuidance(DistillationGuidance):
     class Config(DistillationGuidance.Config):
         method: str = "sds"
         pretrained_model_name_or_path: str = "assets/novelview/mini-novelview"  # a folder, a hub id or a .ckpt
-        guidance_scale: float = 3.0
+        guidance_scale: Scheduled = 3.0
         # a picture with a transparent background; or several with their cameras, see posed_pictures
         cond_image_path: str = ""
         cond_elevation_deg: float = 0.0  # where a single picture was taken from, degrees
@@ -105,7 +106,7 @@ class NovelViewGuidance(DistillationGuidance):
         guidance_eval: bool = False,  # also return pictures of what the teacher sees
         **kwargs: Any,  # the rest of the batch
     ) -> dict[str, Any]:
-        """One step's losses and figures, as `DistillationPrior.distill` names them; and eval with guidance_eval."""
+        """One step's losses and figures, as `distill` names them; and eval with guidance_eval."""
         cameras = (elevation, azimuth, camera_distances)
         return super().__call__(rgb, prompt_utils, *cameras, rgb_as_latents, guidance_eval, **kwargs)
 
@@ -127,7 +128,7 @@ class Zero123Guidance(NovelViewGuidance):
         pretrained_config: str = "load/zero123/sd-objaverse-finetune-c_concat-256.yaml"  # accepted; not read
         vram_O: bool = True  # accepted; the autoencoder's decoder is kept
         cond_image_path: str = "load/images/hamburger_rgba.png"
-        guidance_scale: float = 5.0
+        guidance_scale: Scheduled = 5.0
         half_precision_weights: bool = False
         framing: dict = field(default_factory=lambda: {"mode": "keep"})
 

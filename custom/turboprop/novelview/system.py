@@ -12,6 +12,7 @@ import torch
 from threestudio.systems.base import BaseSystem
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import Scheduled
 from torch import Tensor, nn
 
 from ..small_models.training import average_weights
@@ -43,7 +44,7 @@ class SamplingConfig:
 @dataclass
 class TimestepConfig:
     sampler: str = "truncated_normal"  # or uniform, logit_normal
-    mean: Any = 1000.0  # of the Gaussian, timesteps (logit_normal: in logit units); a number or a schedule over steps
+    mean: Scheduled = 1000.0  # of the Gaussian, timesteps (logit_normal: in logit units); a number or a schedule over steps
     std: float = 200.0  # likewise
     uniform_share: float = 0.0  # share of the draws that are uniform instead, in [0, 1]
 

@@ -9,6 +9,7 @@ import threestudio
 from threestudio.data.reference_views import ReferenceViews
 from threestudio.utils.base import BaseModule
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import Scheduled
 from torch import Tensor
 
 from ..distillation.unified import UnifiedConfig, check_unified, renamed, unified_keys
@@ -28,7 +29,7 @@ class Zero123UnifiedGuidance(BaseModule):
     class Config(UnifiedConfig):
         guidance_type: str = "sds"  # only sds is supported: the renders' score of vsd knows text alone
         pretrained_model_name_or_path: str = "bennyguo/zero123-diffusers"
-        guidance_scale: Any = 5.0
+        guidance_scale: Scheduled = 5.0
         cond_image_path: str = ""  # see NovelViewGuidance, as the next four
         cond_elevation_deg: float = 0.0  # degrees
         cond_azimuth_deg: float = 0.0  # degrees
@@ -36,8 +37,11 @@ class Zero123UnifiedGuidance(BaseModule):
         framing: dict = field(default_factory=lambda: {"mode": "keep"})
 
     cfg: Config
-    loss_names = ("sd",)
-    losses_of_each_step = ("sd",)
+
+    @classmethod
+    def returned_losses(cls, cfg: Any = None) -> tuple[str, ...]:
+        """X of each loss_X that every step returns."""
+        return ("sd",)
 
     def configure(self, teacher: Optional[Teacher] = None, views: Optional[ReferenceViews] = None) -> None:
         check_unified(self.cfg)
@@ -54,7 +58,7 @@ class Zero123UnifiedGuidance(BaseModule):
         guidance_eval: bool = False,  # also return pictures of what the teacher sees
         **batch: Any,  # the host's: elevation, azimuth, camera_distances
     ) -> dict[str, Any]:
-        """loss_sd, and the figures of `DistillationPrior.distill`."""
+        """loss_sd, and the figures of `distill`."""
         options = {"rgb_as_latents": rgb_as_latents, "guidance_eval": guidance_eval}
         return renamed(self.guidance(rgb, prompt_utils, **batch, **options))
 

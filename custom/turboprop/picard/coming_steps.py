@@ -8,10 +8,10 @@ import warnings
 from typing import Any, Dict, List, Optional
 
 from threestudio.utils.base import update_if_possible
+from threestudio.utils.keyed_random import seed_step
 
 from .contract import SetsLearningRates
 from .engine.updates import GroupSettings, bare_replica, group_settings
-from .keys import seed_step
 
 
 class ComingBatches:
@@ -42,7 +42,7 @@ class ComingBatches:
         epoch = 0
         if math.isfinite(trainer.num_training_batches):
             epoch, self._position = divmod(self._next, int(trainer.num_training_batches))
-        seed_step(seed, self._next if self._position is None else epoch, "data order")
+        seed_step(seed, self._next if self._position is None else epoch, stream="data order")
         self._iterator = iter(self._loader)
         for _ in range(self._position or 0):
             next(self._iterator)
@@ -51,7 +51,7 @@ class ComingBatches:
         trainer = self._system.trainer
         update_if_possible(getattr(self._loader, "dataset", None), trainer.current_epoch, step)
         if self._position != 0:  # whose order is drawn with the first batch
-            seed_step(self._system.run_seed, self._next, "data")
+            seed_step(self._system.run_seed, self._next, stream="data")
         self._position = None if self._position is None else self._position + 1
         self._next += 1
         batch = trainer.precision_plugin.convert_input(next(self._iterator))
@@ -68,7 +68,7 @@ def plain_train_loader(trainer: Any) -> Any:
 
 
 def finished_batches(trainer: Any) -> int:
-    """Of the whole run: random draws are keyed by it."""
+    """How many batches the whole run has finished: random draws are keyed by it."""
     return trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
 

@@ -41,10 +41,10 @@ class SetsLearningRates(Protocol):
 
 
 @runtime_checkable
-class TrainsBeside(Protocol):
-    """A module that learns from the renders of each step: its weights are a process's own, and no part of the state."""
+class LearnsFromRenders(Protocol):
+    """A module whose weights learn from the renders of each step, as VSD's second teacher."""
 
-    trains_beside: bool
+    learns_from_renders: bool
 
 
 @runtime_checkable

@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+import importlib.util
 import zlib
 from dataclasses import replace
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Protocol, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from threestudio.utils.errors import UserError
 
 from .engine.state import Evaluation, Gradients, Point, Tensors, all_finite
 from .processes.communication import Communication
 from .processes.exchange import collect, distribute
 from .processes.sharding import Sharding
+
+
+class SlotExecutor(Protocol):
+    """Computes the slots that are one process's own."""
+
+    def __call__(self, points: Sequence[Point]) -> List[Evaluation]:
+        """The gradients at all points."""
+
+    def bind(self, trained: Dict[str, nn.Parameter], values: Tensors) -> Dict[str, nn.Parameter]:
+        """Gives a slot's values to the system's parameters. Returns those that the slot's gradients come to."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Goes back from a slot's loss []; its gradients are there afterwards."""
+
+
+def local_executor(name: str, system: nn.Module, evaluate: Callable[[Point], Evaluation]) -> SlotExecutor:
+    """The executor of `system.picard.executor`."""
+    if name == "in_process":
+        return InProcess(evaluate)
+    if importlib.util.find_spec("greenlet") is None:
+        raise UserError(f"system.picard.executor: {name} needs the package greenlet: pip install greenlet")
+    from .batched.executor import Batched
+
+    return Batched(system, evaluate)
 
 
 class InProcess:
@@ -25,13 +52,11 @@ class InProcess:
         return [self._evaluate(point) for point in points]
 
     def bind(self, trained: Dict[str, nn.Parameter], values: Tensors) -> Dict[str, nn.Parameter]:
-        """Gives a slot's values to the system's parameters. Returns those that the slot's gradients come to."""
         for name, parameter in trained.items():
             parameter.data = values[name]
         return trained
 
     def backward(self, loss: Tensor) -> None:
-        """Of a slot's loss; its gradients are there afterwards."""
         loss.backward()
 
 
@@ -71,7 +96,7 @@ class Distributed:
 
 
 def checksum(parameters: Tensors) -> int:
-    """Of the bits of all tensors."""
+    """A CRC-32 of the bits of all tensors."""
     total = 0
     for value in parameters.values():
         flat = value.detach().reshape(-1).view(torch.uint8).cpu()

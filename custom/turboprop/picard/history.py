@@ -74,7 +74,7 @@ class History:
         return f", windows cut short by {named}" if named else ""
 
     def shares(self) -> str:
-        """Of the rounds' time."""
+        """The parts of the rounds' time, in words."""
         totals = {name: sum(getattr(row, name) for row in self.seconds) for name in RoundSeconds._fields}
         whole = max(totals["gradients"] + totals["rest"], 1e-9)
         waiting, rest = totals["waiting"] / whole, totals["rest"] / whole

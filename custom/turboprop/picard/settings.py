@@ -18,8 +18,8 @@ from .engine.window import Evaluate, PicardWindow
 
 EXCHANGE_TYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RULES = ("fixed", *STATISTICS)
-EXECUTORS = ("in_process", "batched")
-BESIDE = ("local", "state")
+EXECUTORS = ("in_process", "experimental_batched")
+LEARNING_TEACHER = ("local", "state")
 
 
 @dataclass
@@ -33,12 +33,13 @@ class PicardConfig:
     ema_decay: float = 0.9  # adaptive rules: share of the threshold that stays, each round
     guess: str = "zero_gradient"  # of states new in a window: zero_gradient, last_gradient or copy
     adapt_window: bool = False  # smaller windows after short strides, larger ones, up to `window`, after full ones
-    executor: str = "in_process"  # in_process: slots one after another; batched: one call of the teacher for all slots
-    batched_slots: int = 0  # batched: how many slots are together at most, for memory; 0: the whole window
+    # in_process: slots one after another; experimental_batched: one call of the teacher for all slots
+    executor: str = "in_process"
     exchange: str = "float32"  # type of gradients on their way between processes: float32, bfloat16 or float16
     # weights that learn from each step's renders (VSD's second teacher): local, each process has its own, or state, as
     # all others: exact, and exchanged
-    beside: str = "local"
+    learning_teacher: str = "local"
+    beside: str = ""  # earlier name of learning_teacher, which it goes before; "": not given
     check_every: int = 100  # rounds between two checks that all processes have the same buffers
     dead_after: float = 20.0  # seconds without a sign of life of a process until it counts as dead and ends the run
     slow_ratio: float = 1.5  # a process whose gradients take so many times the others' for 10 rounds running is named
@@ -53,7 +54,9 @@ SPEEDUP = {"P": "window", "threshold": "threshold", "ema_decay": "ema_decay", "a
 
 def picard_config(given: Any) -> PicardConfig:
     """Raises ValueError for an impossible value, naming the key."""
+    _refuse_earlier_names(given)
     config: PicardConfig = parse_structured(PicardConfig, given)
+    config.learning_teacher = config.beside or config.learning_teacher
     if config.speedup:
         config = with_speedup(config, config.speedup)
     _check_choice("rule", config.rule, RULES)
@@ -61,8 +64,7 @@ def picard_config(given: Any) -> PicardConfig:
     _check_choice("guess", config.guess, CONTINUATIONS)
     _check_choice("executor", config.executor, EXECUTORS)
     _check_choice("exchange", config.exchange, EXCHANGE_TYPES)
-    _check("batched_slots", config.batched_slots, "at least 0", lambda value: value >= 0)
-    _check_choice("beside", config.beside, BESIDE)
+    _check_choice("learning_teacher", config.learning_teacher, LEARNING_TEACHER)
     _check("dead_after", config.dead_after, "at least 5 (seconds)", lambda value: value >= 5)
     _check("slow_ratio", config.slow_ratio, "above 1", lambda value: value > 1)
     _check("check_every", config.check_every, "at least 1", lambda value: value >= 1)
@@ -70,6 +72,13 @@ def picard_config(given: Any) -> PicardConfig:
     _check("threshold", config.threshold, "at least 0", lambda value: value >= 0)
     _check("ema_decay", config.ema_decay, "from 0 to 1", lambda value: 0 <= value <= 1)
     return config
+
+
+def _refuse_earlier_names(given: Any) -> None:
+    if "batched_slots" in given:
+        raise UserError("system.picard.batched_slots: there is no such key any more; a smaller window does")
+    if given.get("executor") == "batched":
+        raise UserError("system.picard.executor: batched is experimental; its name is experimental_batched now")
 
 
 def with_speedup(config: Any, block: Mapping[str, Any]) -> Any:

@@ -67,7 +67,7 @@ class SystemBuffers:
         return found
 
     def split(self, changes: Changes) -> Tuple[Changes, Changes]:
-        """Of the state, and of what steps add to."""
+        """Changes of the state, and changes of what steps add to."""
         added = {name: change for name, change in changes.items() if name in self._kinds}
         return {name: change for name, change in changes.items() if name not in added}, added
 

@@ -13,15 +13,20 @@ SINKHORN_ROUNDS = 3  # SwAV (Caron et al. 2020, arXiv 2006.09882), section 3
 
 
 class PrototypeHead(nn.Module):
-    """Vectors to scores of prototypes: an MLP to a short unit vector, then cosines (DINO, section 3.2 and appendix C)."""
+    """Vectors to scores of prototypes: an MLP to a short unit vector, then cosines (DINO, section 3.2 and appendix C).
+
+    The short vectors are standardised over the batch before they get unit length. So scores differ from the first step
+    on; without it they start nearly equal for all pictures, and a short training sees hardly any target.
+    """
 
     def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, bottleneck))
+        self.standardise = nn.BatchNorm1d(bottleneck, affine=False, track_running_stats=False)
         self.prototypes = nn.Linear(bottleneck, prototypes, bias=False)
 
-    def forward(self, vectors: Tensor) -> Tensor:  # [..., width] -> [..., prototypes], in [-1, 1]
-        short = F.normalize(self.layers(vectors), dim=-1)
+    def forward(self, vectors: Tensor) -> Tensor:  # [N, width] -> [N, prototypes], in [-1, 1]
+        short = F.normalize(self.standardise(self.layers(vectors)), dim=-1)
         return F.linear(short, F.normalize(self.prototypes.weight, dim=-1))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Optional, Tuple
+from typing import Callable, Optional, Protocol, Tuple
 
 import torch
 import torch.nn as nn
@@ -13,9 +13,6 @@ from threestudio.models.geometry.base import contract_to_unisphere
 from threestudio.models.networks import CompositeEncoding, HashGrid, ProgressiveBandHashGrid
 from threestudio.ops.hash_grid import HashGridLayout, hash_grid
 
-if TYPE_CHECKING:
-    from threestudio.models.geometry.implicit_sdf import ImplicitSDF
-
 STEPS, BATCH, POOL = 400, 4096, 2**17
 FIRST_RATE, LAST_RATE = 1e-2, 1e-3
 TOLERANCE = 2e-3  # root mean square error, in half sides of the box, at which the fit is good enough
@@ -23,8 +20,20 @@ TOLERANCE = 2e-3  # root mean square error, in half sides of the box, at which t
 LARGEST_TABLE = 2**19
 
 
+class DistanceField(Protocol):
+    """What is fitted: an encoding and a network over it, as ``implicit-sdf`` has them."""
+
+    bbox: Tensor  # [2, 3]
+    unbounded: bool
+    encoding: CompositeEncoding
+    sdf_network: nn.Module
+
+    def sdf_from_encoding(self, points: Tensor, encoded: Tensor) -> Tensor:
+        """[N, 3], [N, E] -> signed distances [N, 1]"""
+
+
 def fit_signed_distance(
-    geometry: ImplicitSDF, target: Callable[[Tensor], Tensor], radius: float, label: str = "shape"
+    geometry: DistanceField, target: Callable[[Tensor], Tensor], radius: float, label: str = "shape"
 ) -> float:
     """Trains ``geometry`` towards the distances ``target`` (points [N, 3] -> [N, 1]); gives the last error.
 

@@ -17,7 +17,8 @@ from threestudio.models.mesh import Mesh
 from threestudio.models.renderers.base import Rasterizer
 from threestudio.models.renderers.volume_parts import background_colors
 from threestudio.ops.mesh_antialias import antialias
-from threestudio.ops.mesh_rasterization import Fragments, interpolate, invert_camera, pixel_centre, rasterize
+from threestudio.ops.mesh_rasterization import Fragments, interpolate, invert_camera, rasterize
+from threestudio.ops.mesh_rasterization.reference import pixel_centre
 from threestudio.utils.rasterize import check_context_type
 
 

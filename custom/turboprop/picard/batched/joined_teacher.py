@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import fields, is_dataclass
 from typing import Any, Callable, Hashable, List, Optional, Sequence
 
 import torch
 from torch import Tensor
 
-from ...teachers.contract import Cameras, Condition, Teacher
-from .surroundings import Modes
+from ...teachers.contract import Teacher
+from .context import TorchModes
 
 
 class TeacherCall:
@@ -17,7 +18,7 @@ class TeacherCall:
 
     patient = False
 
-    def __init__(self, method: Callable[..., Tensor], arguments: Sequence[Any], modes: Modes) -> None:
+    def __init__(self, method: Callable[..., Tensor], arguments: Sequence[Any], modes: TorchModes) -> None:
         self.method = method
         self.arguments = arguments  # tensors [B, ...], conditions of B samples, or None
         self.key: Hashable = (method, tuple(map(signature, arguments)), modes)
@@ -71,40 +72,14 @@ def random_states(device: torch.device) -> List[Tensor]:
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
-class JoinedTeacher(Teacher):
-    """Stands in a teacher's place: what it is asked, `ask` answers. All else is the teacher's own."""
+def joined_teacher(teacher: Teacher, ask: Callable[[Callable[..., Tensor], Sequence[Any]], Tensor]) -> Teacher:
+    """A teacher to stand in another one's place: `ask` answers what its networks are asked, all else is as it was."""
 
-    def __init__(self, teacher: Teacher, ask: Callable[[Callable[..., Tensor], Sequence[Any]], Tensor]) -> None:
-        self._teacher = teacher
-        self._ask = ask
+    def encode(images: Tensor, noise: Optional[Tensor] = None) -> Tensor:
+        return ask(teacher.encode, (images, teacher.encoding_noise(images) if noise is None else noise))
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._teacher, name)
-
-    def encode(self, images: Tensor, noise: Optional[Tensor] = None) -> Tensor:
-        if noise is None:
-            noise = self._teacher.encoding_noise(images)
-        return self._ask(self._teacher.encode, (images, noise))
-
-    def encoding_noise(self, images: Tensor) -> Optional[Tensor]:
-        return self._teacher.encoding_noise(images)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return self._ask(self._teacher.decode, (latents,))
-
-    def condition(self, embeddings: Tensor, cameras: Optional[Cameras], num_views: int = 1) -> Condition:
-        return self._teacher.condition(embeddings, cameras, num_views)
-
-    def predict_noise(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        return self._ask(self._teacher.predict_noise, (noisy, timesteps, condition))
-
-    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        return self._teacher.add_noise(latents, noise, timesteps)
-
-    @property
-    def num_timesteps(self) -> int:
-        return self._teacher.num_timesteps
-
-    @property
-    def device(self) -> torch.device:
-        return self._teacher.device
+    joined = copy.copy(teacher)
+    joined.encode = encode
+    joined.decode = lambda latents: ask(teacher.decode, (latents,))
+    joined.predict_noise = lambda noisy, times, condition: ask(teacher.predict_noise, (noisy, times, condition))
+    return joined

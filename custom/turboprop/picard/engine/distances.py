@@ -22,7 +22,7 @@ LARGEST_SWITCH = 0.05  # share of an occupancy grid's cells; updates of one that
 
 
 def squared_differences(a: Tensors, b: Tensors, groups: Sequence[Sequence[str]]) -> Tensor:
-    """Of each parameter group, the sum of squared differences [G], float64, on the parameters' device."""
+    """The sum of squared differences of each parameter group [G], float64, on the parameters' device."""
     device = next(iter(a.values())).device
     sums = torch.zeros(len(groups), dtype=torch.float64, device=device)
     for index, names in enumerate(groups):
@@ -33,7 +33,7 @@ def squared_differences(a: Tensors, b: Tensors, groups: Sequence[Sequence[str]])
 
 
 def _norms(a: Tensor, b: Tensor) -> Iterator[Tensor]:
-    """Of a - b, block by block on a processor, where a difference in one piece would go through memory and back."""
+    """Norms of a - b, block by block on a CPU, where a difference in one piece would go through memory and back."""
     block = BLOCK if a.device.type == "cpu" else max(a.numel(), 1)
     dtype = torch.promote_types(a.dtype, torch.float32)
     for one, other in zip(a.reshape(-1).split(block), b.reshape(-1).split(block)):

@@ -12,7 +12,7 @@ Continuation = Callable[[State, Optional[Gradients], OptimizerUpdate], None]
 
 
 def copy_state(state: State, last: Optional[Gradients], update: OptimizerUpdate) -> None:
-    """The same parameters again, as in DreamPropeller."""
+    """Parameters stay as they are, as in DreamPropeller."""
     state.step += 1
 
 

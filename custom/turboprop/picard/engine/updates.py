@@ -41,7 +41,7 @@ class OptimizerUpdate:
         return str(self._replica.param_groups[index].get("name") or next(iter(self.groups[index]), ""))
 
     def learning_rates(self, step: int) -> List[float]:
-        """Of each group, for the update that follows `step` finished ones."""
+        """Each group's rate, for the update that follows `step` finished ones."""
         return [float(group["lr"]) for group in self.settings(step)]
 
     def __call__(self, state: State, gradients: Optional[Gradients]) -> None:

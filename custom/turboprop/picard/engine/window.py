@@ -29,7 +29,7 @@ Evaluate = Callable[[Sequence[Point]], List[Evaluation]]  # an executor: gradien
 
 
 class Comparison(NamedTuple):
-    """Of a guess with the state that came out."""
+    """What a guess is like beside the state that came out."""
 
     error: float
     same: bool  # in what no error measures: occupancy grids, and, if the threshold is zero, every bit
@@ -155,7 +155,7 @@ class PicardWindow:
         return Round(base.step, len(evaluations), evaluations[:stride], errors, self.threshold.value, ended_by)
 
     def _row(self, state: State, guess: Point) -> Tensor:
-        """Of each group the sum of squared differences, and then 1 where the guess will not do whatever they are: where
+        """The sum of squared differences of each group, and then 1 where the guess will not do whatever they are: where
         an occupancy grid is another, and, if the threshold is zero, any bit [G + 1]. Rows of parts of states add up.
         """
         sums = squared_differences(state.parameters, guess.parameters, self.update.groups)
@@ -165,7 +165,7 @@ class PicardWindow:
     def _compared(
         self, rows: List[Tensor], rates: List[List[float]], elements: List[int]
     ) -> List[Comparison]:
-        """Of each row's guess. One transfer from the device, and one sum over ranks."""
+        """What each row says of its guess. One transfer from the device, and one sum over ranks."""
         if not rows:
             return []
         table = torch.stack([*rows, rows[0].new_tensor([*elements, 0.0])])  # [S + 1, G + 1]

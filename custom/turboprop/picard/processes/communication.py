@@ -48,14 +48,14 @@ class Communication:
         return [tensors_of(row, part) for row, part in zip(received.split(lengths), expected)]
 
     def gather_objects(self, mine: Any) -> List[Any]:
-        """Of all ranks, by rank; small things that can be pickled, with tensors on the CPU."""
+        """What each rank gives, by rank: small things that can be pickled, with tensors on the CPU."""
         self.sent += (self.size - 1) * len(pickle.dumps(mine))
         found: List[Any] = [None] * self.size
         dist.all_gather_object(found, mine, group=self.group)
         return found
 
     def sum(self, values: Tensor) -> Tensor:
-        """Of all ranks' values, of any shape, in the order of the ranks: so it is the same bit for bit everywhere."""
+        """The sum of all ranks' values, of any shape, in the order of the ranks: every rank gets the same bits."""
         self.sent += (self.size - 1) * values.numel() * values.element_size()
         found = [torch.empty_like(values) for _ in range(self.size)]
         dist.all_gather(found, values.contiguous(), group=self.group)

@@ -24,7 +24,7 @@ from .sharding import Sharding
 
 
 def collect(communication: Communication, sharding: Sharding, points: Sequence[Point]) -> List[Point]:
-    """Of this rank's slots the whole points, of this rank's shards of all slots' points."""
+    """The whole points of this rank's slots, from this rank's shards of all slots' points."""
     rank, ranks = communication.rank, communication.size
     own, mine = sharding.owned(rank), points[rank::ranks]
     parts = [[point.parameters[piece.name] for point in points[to::ranks] for piece in own] for to in range(ranks)]
@@ -48,7 +48,7 @@ def joined(sharding: Sharding, arrived: Sequence[Iterator[Tensor]]) -> Tensors:
 def distribute(
     communication: Communication, sharding: Sharding, evaluations: Sequence[Evaluation], slots: int
 ) -> List[Evaluation]:
-    """Of all slots the evaluations, with this rank's slices of the gradients, of this rank's slots' evaluations."""
+    """All slots' evaluations, with this rank's slices of the gradients, from the evaluations of this rank's slots."""
     rank, ranks = communication.rank, communication.size
     notes: List[List[Note]] = communication.gather_objects([Note.of(evaluation) for evaluation in evaluations])
     parts = [
@@ -73,7 +73,7 @@ def distribute(
 
 @dataclass
 class Note:
-    """Of an evaluation, all but the numbers of the gradients; tensors lie on the CPU."""
+    """An evaluation without the numbers of its gradients; tensors lie on the CPU."""
 
     present: Dict[str, torch.dtype]  # names of the parameters that have a gradient, and its type
     finite: bool
@@ -136,7 +136,7 @@ def gather_parameters(communication: Communication, sharding: Sharding, paramete
 
 
 class MomentNote(NamedTuple):
-    """Of a moment of a parameter: the type of its elements, or, where it has none (a count of steps), what it is."""
+    """A moment of a parameter: the type of its elements, or, where it has none (a count of steps), what it is."""
 
     name: str
     key: str

@@ -25,7 +25,7 @@ def timed(evaluate: Callable[[Sequence[Point]], List[Evaluation]], points: Seque
 
 
 class Pace:
-    """Of the rounds of a run; slot i is of rank i modulo the number of ranks."""
+    """How fast the ranks of a run are; slot i is of rank i modulo the number of ranks."""
 
     def __init__(self, ranks: int, slow_ratio: float, slow_rounds: int = 10) -> None:
         self.ranks = ranks

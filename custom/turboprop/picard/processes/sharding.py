@@ -65,7 +65,7 @@ class Sharding:
         return isinstance(value, Tensor) and value.shape == shape and value.device == self.device
 
     def slice(self, value: Tensor, piece: Piece) -> Tensor:
-        """Of a whole tensor, shaped as the parameter; it shares its memory."""
+        """A rank's slice of a whole tensor, shaped as the parameter; it shares its memory."""
         if piece.elements == self.shapes[piece.name].numel():
             return value.detach()
         return value.detach().reshape(-1)[piece.start : piece.stop]

@@ -26,16 +26,16 @@ from ..training import TrainingOptions, train
 from ..view_pairs import ViewedObjects, draw_objects
 
 PATCH_SIZE, WIDTH, LAYERS, HEADS = 8, 96, 6, 4
-PROTOTYPES = 512
+PROTOTYPES = 128  # no more than pictures that the teacher sees in a step, or balance makes all targets alike
 LARGE_SCALE, LARGE_CROPS = (0.4, 1.0), 2  # area of the picture; seen by both
 SMALL_SCALE, SMALL_CROPS, SMALL_SIZE = (0.2, 0.5), 4, 32  # seen by the student alone
 MASKED_SHARE = 0.4  # of the patches, where any are hidden
 MOMENTUM = 0.994  # of the teacher, at the start; it rises to 1 by a cosine (DINO, section 3.1)
-TEACHER_TEMPERATURE, COLD_TEMPERATURE, COLD_STEPS = 0.07, 0.04, 200
+TEACHER_TEMPERATURE = 0.04  # where DINO starts (section 3.2); a short training never gets to warm it
 PHOTOMETRIC = PhotometricAugmentation(probability=0.9, brightness=0.4, contrast=0.4, saturation=0.6, hue=0.5)
 GREY_SHARE, WHITE_SHARE = 0.2, 0.5
 FIGURE_OBJECTS, FIGURE_VIEWS = 24, 4  # objects of each kind, views of each
-DEFAULT_STEPS, DEFAULT_BATCH, DEFAULT_RATE = 1000, 64, 1e-3
+DEFAULT_STEPS, DEFAULT_BATCH, DEFAULT_RATE = 500, 64, 1e-3
 
 
 def make_encoder() -> Any:
@@ -79,16 +79,14 @@ class MiniDino:
         """DINO's loss of whole pictures and iBOT's of hidden patches, one each: []."""
         student, teacher = self.modules["student"], self.modules["teacher"]
         follow(teacher, student, 1.0 - (1.0 - MOMENTUM) * (math.cos(math.pi * step / self.steps) + 1.0) / 2.0)
-        warmth = min(1.0, step / COLD_STEPS)
-        temperature = COLD_TEMPERATURE + warmth * (TEACHER_TEMPERATURE - COLD_TEMPERATURE)
         objects = self.objects(generator)
         large = self.seen([crops(objects, LARGE_SCALE, IMAGE_SIZE, generator) for _ in range(LARGE_CROPS)], generator)
         small = self.seen([crops(objects, SMALL_SCALE, SMALL_SIZE, generator) for _ in range(SMALL_CROPS)], generator)
         masks = random_masks(len(large), (IMAGE_SIZE // PATCH_SIZE) ** 2, MASKED_SHARE, generator).to(self.device)
         with torch.no_grad():
             whole, patches = self.scores(teacher, large, masks)
-            targets = balanced_targets(whole, temperature).unflatten(0, (LARGE_CROPS, -1))
-            patch_targets = balanced_targets(patches, temperature)
+            targets = balanced_targets(whole, TEACHER_TEMPERATURE).unflatten(0, (LARGE_CROPS, -1))
+            patch_targets = balanced_targets(patches, TEACHER_TEMPERATURE)
         masked_whole, masked_patches = self.scores(student, large, masks, hidden=masks)
         small_whole = student["head"](student["encoder"](small).last_hidden_state[:, 0])
         everything = torch.cat([masked_whole, small_whole]).unflatten(0, (LARGE_CROPS + SMALL_CROPS, -1))
@@ -191,13 +189,13 @@ class tokens and by patches; pictures on white. `rank`: effective rank of the cl
 
 def run(settings: Settings) -> bool:
     """Trains mini-dino and writes its folder; False where it was stopped before its end."""
-    bank = settings.view_bank(1)
+    bank = settings.view_bank(4)  # the one that mini-mv has
     steps, batch = settings.steps or DEFAULT_STEPS, settings.batch or DEFAULT_BATCH
     recipe = MiniDino(bank, batch, steps, settings.seed, settings.device)
     options = TrainingOptions(
-        steps=steps, learning_rate=settings.learning_rate or DEFAULT_RATE, warmup=100, cooldown=0.5,
+        steps=steps, learning_rate=settings.learning_rate or DEFAULT_RATE, warmup=50, cooldown=0.5,
         weight_decay=0.04, betas=(0.9, 0.999), gradient_clip=3.0, bfloat16=settings.device.type == "cuda", seed=settings.seed,
-        figures_every=250,
+        figures_every=100,
     )
     averages, state = train(recipe, options, settings.work, settings.report)
     if state.step < options.steps:

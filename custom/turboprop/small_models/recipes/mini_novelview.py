@@ -193,7 +193,7 @@ def run(settings: Settings) -> bool:
     base_folder, encoder_folder = assets / "teachers" / "mini-sd", assets / "encoders" / "mini-dino"
     base = pipeline_of(base_folder, settings.device)
     encoder = read_encoder(encoder_folder)
-    bank = settings.view_bank(1)
+    bank = settings.view_bank(4)  # the one that mini-mv has
     batch = settings.batch or DEFAULT_BATCH
     recipe = MiniNovelView(bank, base, encoder, batch, settings.seed, FIGURE_OBJECTS)
     options = denoiser_options(settings, DEFAULT_STEPS, DEFAULT_RATE)
