@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,6 +88,14 @@ def config_of(job: str) -> DictConfig:
 def threshold_of(job: str, window: int) -> float:
     values = THRESHOLDS[window]
     return values.get(job, values.get(job.split("-")[1], values[""]))
+
+
+def nudged_scale(scale: float | ListConfig) -> str:
+    """A guidance scale, or a schedule of it from one step to another, larger by a millionth."""
+    if not isinstance(scale, ListConfig):
+        return f"{scale * (1 + 1e-6):.9f}"
+    first, start, end, last = scale
+    return f"[{first}, {start * (1 + 1e-6):.9f}, {end * (1 + 1e-6):.9f}, {last}]"
 
 
 class Unfinished(Exception):
@@ -178,8 +186,9 @@ def rows_of_seed(args: argparse.Namespace, job: str, turn: int, seed: int) -> It
         return {**found, "quality": plain["quality"], "seconds": plain["seconds"]}
 
     def nudged() -> dict:
-        scale = (f"system.guidance.guidance_scale={config_of(job).system.guidance.guidance_scale * (1 + 1e-6):.9f}",)
-        return row_of(job, seed, plain_run(args, job, seed), plain_run(args, job, seed, "nudged", scale), NUDGED)
+        scale = nudged_scale(config_of(job).system.guidance.guidance_scale)
+        changed = plain_run(args, job, seed, "nudged", (f"system.guidance.guidance_scale={scale}",))
+        return row_of(job, seed, plain_run(args, job, seed), changed, NUDGED)
 
     def picard(window: int, name: str) -> dict:
         rule = dict(RULES[name])

@@ -1,10 +1,11 @@
-"""Every representation, fitted to exact pictures and distilled from the small teacher, each run from launch to mesh.
+"""Every representation, fitted to exact pictures and distilled from a small teacher, each run from launch to mesh.
 
     python benchmarks/representations.py --write
 
 Runs launch.py once for each job, one after another, times the whole process, and reads the figures that it leaves. A
-finished run in --outputs is not run again. With --write, the table goes to docs/benchmarks/representations.md and .json,
-the picture to docs/images/representations.png.
+finished run in --outputs is not run again. With --write, the table goes to docs/benchmarks/representations.md and
+.json, the picture to docs/images/representations.png; of a job that --jobs leaves out, the page keeps the runs that it
+has.
 """
 
 from __future__ import annotations
@@ -13,41 +14,57 @@ import argparse
 import json
 import os
 import platform
+import resource
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("nerf", "sdf", "dmtet", "gaussians")
 TITLES = {"nerf": "NeRF", "sdf": "SDF", "dmtet": "DMTet", "gaussians": "Gaussians"}
+CELL = 128  # side of a view in the picture, pixels
+FIGURES = {  # of a distilled object, by their names in evaluation.json
+    "r_at_1_world": "R@1 of all captions",
+    "iou": "IoU",
+    "color_error": "colour error",
+    "chamfer_share": "Chamfer / size",
+    "front_back": "front/back",
+    "sim": "Sim",
+    "r_at_1": "R@1 of 16 texts",
+}
+COMMAND = "python benchmarks/representations.py --write"
+FOLDER = ROOT / "docs" / "benchmarks"
 LIBRARY = ROOT / "custom" / "turboprop" / "world" / "libraries" / "world_16.json"
 FIT_CAPTIONS = ("a yellow car with black wheels", "a white snowman with a purple hat", "a blue chair with orange legs")
 
 
 def run(config: str, overrides: list[str], outputs: Path, threads: int) -> dict:
-    """One launch: its wall clock in seconds, its trial folder and the figures it left."""
+    """One launch: its seconds by the clock and of the processor, and the figures it left."""
     record = outputs / "run.json"
     if record.is_file():
         return json.loads(record.read_text())
     outputs.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "launch.py",
-        "--config",
-        f"configs/{config}.yaml",
-        "--train",
-        f"exp_root_dir={outputs}",
-        *overrides,
-    ]
+    launch = [sys.executable, "launch.py", "--config", f"configs/{config}.yaml", "--train"]
+    command = [*launch, f"exp_root_dir={outputs}", *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    begin = time.perf_counter()
+    begin, used = time.perf_counter(), _children_seconds()
     with open(outputs / "log.txt", "w") as log:
         code = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
-    result = {"seconds": time.perf_counter() - begin, "returncode": code, "threads": threads, **_figures(outputs)}
+    spent = {"seconds": time.perf_counter() - begin, "cpu_seconds": _children_seconds() - used}
+    result = {**spent, "returncode": code, "threads": threads, **_figures(outputs)}
     if code == 0:
         record.write_text(json.dumps(result, indent=1))
     return result
+
+
+def _children_seconds() -> float:
+    """Processor time of the child processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _figures(outputs: Path) -> dict:
@@ -56,88 +73,146 @@ def _figures(outputs: Path) -> dict:
         found["held_out"] = json.loads(file.read_text())
     for file in outputs.glob("*/*/save/*-evaluation/input.json"):
         found["input"] = json.loads(file.read_text())
+    for file in outputs.glob("*/*/configs/parsed.yaml"):
+        teacher = OmegaConf.select(OmegaConf.load(file), "system.guidance.pretrained_model_name_or_path")
+        if teacher:
+            found["teacher"] = Path(teacher).name
     for file in outputs.glob("*/*/save/*-evaluation/evaluation.json"):
         found["evaluation"] = json.loads(file.read_text())["mean"]
         found["views"] = str(file.parent / "views.png")
+    for folder in outputs.glob("*/*/save/*-test"):
+        found["turntable"] = str(folder)
     return found
 
 
-def fit_table(results: dict) -> list[str]:
-    lines = [
-        "| representation | object | held-out PSNR (dB) | on the object (dB) | IoU | Chamfer / size | seconds |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for (kind, caption), r in results.items():
-        h = r["held_out"]
-        lines.append(
-            f"| {TITLES[kind]} | {caption} | {h['psnr']:.1f} | {h['psnr_object']:.1f} | {h['iou']:.3f} | {h['chamfer_share']:.4f} | {r['seconds']:.0f} |"
-        )
-    return lines
+def table(header: list[str], rows: list[list[str]], text_columns: int) -> list[str]:
+    """Lines of a table whose first columns are text and whose others are numbers."""
+    rule = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
+    return [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
 
 
-def asd_table(results: dict) -> list[str]:
-    lines = [
-        "| representation | prompts with R@1 = 1 | R@1 | Sim | IoU | Chamfer / size | colour error | seconds, mean | longest |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+def fit_table(fits: list[dict]) -> list[str]:
+    numbers = ["held-out PSNR (dB)", "on the object (dB)", "IoU", "Chamfer / size", "seconds"]
+    header = ["representation", "object", *numbers]
+    rows = []
+    for run_ in fits:
+        h = run_["held_out"]
+        psnr = [f"{h['psnr']:.1f}", f"{h['psnr_object']:.1f}"]
+        rest = [f"{h['iou']:.3f}", f"{h['chamfer_share']:.4f}", f"{run_['seconds']:.0f}"]
+        rows.append([TITLES[run_["kind"]], run_["text"], *psnr, *rest])
+    return table(header, rows, 2)
+
+
+def shown(values: list[float | None], pick=statistics.mean) -> str:
+    """The mean, or another statistic, of the values that there are."""
+    present = [value for value in values if value is not None]
+    return f"{pick(present):.3f}" if present else "-"
+
+
+def asd_table(distilled: list[dict]) -> list[str]:
+    header = ["representation", "prompts", *FIGURES.values(), "lowest IoU", "CPU seconds, mean", "longest"]
+    rows = []
     for kind in KINDS:
-        runs = [r for (k, _), r in results.items() if k == kind]
+        runs = [run_ for run_ in distilled if run_["kind"] == kind]
         if not runs:
             continue
-
-        def mean(name: str) -> str:
-            values = [r["evaluation"][name] for r in runs if r["evaluation"].get(name) is not None]
-            return f"{sum(values) / len(values):.3f}" if values else "-"
-
-        whole = sum(r["evaluation"]["r_at_1"] == 1.0 for r in runs)
-        seconds = [r["seconds"] for r in runs]
-        lines.append(
-            f"| {TITLES[kind]} | {whole} of {len(runs)} | {mean('r_at_1')} | {mean('sim')} | {mean('iou')} | {mean('chamfer_share')} "
-            f"| {mean('color_error')} | {sum(seconds) / len(seconds):.0f} | {max(seconds):.0f} |"
-        )
-    return lines
+        means = [shown([run_["evaluation"].get(name) for run_ in runs]) for name in FIGURES]
+        worst = shown([run_["evaluation"]["iou"] for run_ in runs], min)
+        seconds = [run_["cpu_seconds"] for run_ in runs]
+        spent = [f"{statistics.mean(seconds):.0f}", f"{max(seconds):.0f}"]
+        rows.append([TITLES[kind], str(len(runs)), *means, worst, *spent])
+    return table(header, rows, 1)
 
 
-def prompt_table(results: dict) -> list[str]:
-    prompts = list(dict.fromkeys(prompt for _, prompt in results))
-    lines = [
-        "| prompt | " + " | ".join(f"{TITLES[k]} R@1, IoU" for k in KINDS) + " |",
-        "| --- |" + " ---: |" * len(KINDS),
-    ]
-    for prompt in prompts:
-        cells = []
-        for kind in KINDS:
-            r = results.get((kind, prompt))
-            cells.append("-" if r is None else f"{r['evaluation']['r_at_1']:.3f}, {r['evaluation']['iou']:.3f}")
-        lines.append(f"| {prompt} | " + " | ".join(cells) + " |")
-    return lines
+def prompt_table(distilled: list[dict]) -> list[str]:
+    found = {(run_["kind"], run_["text"]): run_["evaluation"] for run_ in distilled}
+    rows = []
+    for prompt in dict.fromkeys(run_["text"] for run_ in distilled):
+        cells = [found.get((kind, prompt)) for kind in KINDS]
+        rows.append([prompt, *("-" if c is None else f"{c['r_at_1_world']:.3f}, {c['iou']:.3f}" for c in cells)])
+    return table(["prompt", *(f"{TITLES[kind]} R@1, IoU" for kind in KINDS)], rows, 1)
 
 
-def picture(results: dict, target: Path) -> None:
-    """Rows of prompts, columns of representations, four views of each."""
+def picture(distilled: list[dict], target: Path) -> None:
+    """Rows of prompts, columns of representations, four frames a quarter turn apart of each turntable."""
     from PIL import Image, ImageDraw
 
-    prompts = list(dict.fromkeys(prompt for _, prompt in results))
-    with Image.open(next(iter(results.values()))["views"]) as first:
-        side = first.height
-    width, label = 4 * side, 14
-    sheet = Image.new("RGB", (len(KINDS) * (width + 8), label + len(prompts) * (side + label)), "white")
+    results = {(run_["kind"], run_["text"]): run_ for run_ in distilled}
+    prompts = list(dict.fromkeys(run_["text"] for run_ in distilled))
+    width, label = 4 * CELL, 14
+    sheet = Image.new("RGB", (len(KINDS) * (width + 8), label + len(prompts) * (CELL + label)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, kind in enumerate(KINDS):
         draw.text((column * (width + 8), 1), TITLES[kind], fill="black")
         for row, prompt in enumerate(prompts):
-            top = label + row * (side + label)
+            top = label + row * (CELL + label)
             if column == 0:
                 draw.text((0, top), prompt, fill="black")
-            r = results.get((kind, prompt))
-            if r is None:
+            if (kind, prompt) not in results:
                 continue
-            with Image.open(r["views"]) as views:
-                for place, view in enumerate((0, 2, 4, 6)):
-                    cell = views.crop((view * side, 0, (view + 1) * side, side))
-                    sheet.paste(cell, (column * (width + 8) + place * side, top + label))
+            frames = sorted(Path(results[kind, prompt]["turntable"]).glob("*.png"), key=lambda frame: int(frame.stem))
+            for place in range(4):
+                with Image.open(frames[place * (len(frames) - 1) // 4]) as frame:  # the last frame is the first again
+                    cell = frame.crop((0, 0, frame.height, frame.height)).resize((CELL, CELL), Image.LANCZOS)
+                sheet.paste(cell, (column * (width + 8) + place * CELL, top + label))
     target.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(target)
+
+
+def page(fits: list[dict], distilled: list[dict]) -> str:
+    """docs/benchmarks/representations.md."""
+    teachers = sorted({run_["teacher"] for run_ in distilled})
+    prompts = len({run_["text"] for run_ in distilled})
+    lines = ["# Every representation: fitted and distilled", ""]
+    if teachers:
+        lines += [f"**Teacher of the distilled figures: {', '.join(teachers)}.**", ""]
+    lines += [
+        f"Each run from launch to the exported mesh, seed 0, on {os.cpu_count()} cores ({platform.machine()}, "
+        f"{platform.system()}); threads of each run are in the JSON. Command: `{COMMAND}`.",
+        "",
+        "## Fitted to exact pictures, 64 px",
+        "",
+        *fit_table(fits),
+        "",
+        f"## Distilled by ASD, {prompts} prompts",
+        "",
+        "R@1 over 8 views, among all 1,530 full captions of the world, and among the 16 texts of world_16. CPU seconds "
+        "are those of the whole process.",
+        "",
+        *asd_table(distilled),
+        "",
+        "R@1 of all captions and IoU by prompt:",
+        "",
+        *prompt_table(distilled),
+        "",
+        "![four views of each result](../images/representations.png)",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def kept_runs(job: str) -> list[dict]:
+    """The runs of a job that the page has now."""
+    runs = json.loads((FOLDER / "representations.json").read_text())["runs"]
+    return [run_ for run_ in runs if run_["job"] == job]
+
+
+def run_jobs(args: argparse.Namespace) -> list[dict]:
+    outputs, runs = args.outputs.resolve(), []
+    prompts = json.loads(LIBRARY.read_text())["train"][: args.prompts]
+    texts = {"fit": FIT_CAPTIONS, "asd": prompts}
+    jobs = [(job, kind, text) for job in args.jobs for text in texts[job] for kind in args.kinds]
+    for number, (job, kind, text) in enumerate(jobs, 1):
+        key = "data.caption" if job == "fit" else "system.prompt_processor.prompt"
+        folder = outputs / f"{job}-{kind}" / text.replace(" ", "_")
+        result = run(f"{job}-{kind}", [f"{key}={text}"], folder, args.threads)
+        figures = result.get("held_out") or result.get("evaluation") or {}
+        numbers = {name: round(value, 3) for name, value in figures.items() if isinstance(value, float)}
+        spent = f"{result['seconds']:.0f} s, exit {result['returncode']}"
+        print(f"[{number}/{len(jobs)}] {job}-{kind} {text}: {spent}, {numbers}", flush=True)
+        if result["returncode"] == 0:
+            runs.append({"job": job, "kind": kind, "text": text, **result})
+    return runs
 
 
 def main() -> None:
@@ -149,62 +224,20 @@ def main() -> None:
     parser.add_argument("--outputs", type=Path, default=Path("outputs/benchmark-representations"))
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/representations.* and the picture")
     args = parser.parse_args()
-    outputs = args.outputs.resolve()
-    fits, distilled = {}, {}
-    prompts = json.loads(LIBRARY.read_text())["train"][: args.prompts]
-    jobs = [("fit", kind, caption) for caption in FIT_CAPTIONS for kind in args.kinds] if "fit" in args.jobs else []
-    jobs += [("asd", kind, prompt) for prompt in prompts for kind in args.kinds] if "asd" in args.jobs else []
-    for number, (job, kind, text) in enumerate(jobs, 1):
-        key = "data.caption" if job == "fit" else "system.prompt_processor.prompt"
-        result = run(
-            f"{job}-{kind}", [f"{key}={text}"], outputs / f"{job}-{kind}" / text.replace(" ", "_"), args.threads
-        )
-        figures = result.get("held_out") or result.get("evaluation") or {}
-        shown = {name: round(value, 3) for name, value in figures.items() if isinstance(value, float)}
-        print(
-            f"[{number}/{len(jobs)}] {job}-{kind} {text}: {result['seconds']:.0f} s, exit {result['returncode']}, {shown}",
-            flush=True,
-        )
-        if result["returncode"] == 0:
-            (fits if job == "fit" else distilled)[kind, text] = result
-    text = [
-        "# Every representation: fitted and distilled",
-        "",
-        f"Each run from launch to the exported mesh, seed 0, on {os.cpu_count()} cores ({platform.machine()}, {platform.system()}); "
-        "threads of each run are in the JSON. Command: `python benchmarks/representations.py --write`.",
-        "",
-        "## Fitted to exact pictures, 64 px",
-        "",
-        *fit_table(fits),
-        "",
-        f"## Distilled by ASD from the small teacher, 32 px, {len(prompts)} prompts",
-        "",
-        "R@1 over 8 views among the 16 texts of world_16.",
-        "",
-        *asd_table(distilled),
-        "",
-        *prompt_table(distilled),
-        "",
-        "![four views of each result](../images/representations.png)",
-        "",
-    ]
-    print("\n".join(text))
+    made = run_jobs(args)
+    fits, distilled = (
+        [run_ for run_ in made if run_["job"] == job] if job in args.jobs else kept_runs(job) for job in ("fit", "asd")
+    )
+    runs, text = [*fits, *distilled], page(fits, distilled)
+    print(text)
     if args.write:
-        folder = ROOT / "docs" / "benchmarks"
-        (folder / "representations.md").write_text("\n".join(text))
-        records = [
-            {"job": job, "kind": kind, "text": t, **{k: v for k, v in r.items() if k != "views"}}
-            for job, rs in (("fit", fits), ("asd", distilled))
-            for (kind, t), r in rs.items()
-        ]
-        content = {
-            "command": "python benchmarks/representations.py --write",
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-            "seed": 0,
-            "runs": records,
-        }
-        (folder / "representations.json").write_text(json.dumps(content, indent=1) + "\n")
-        if distilled:
+        (FOLDER / "representations.md").write_text(text)
+        pictures = ("views", "turntable")  # paths of this machine
+        records = [{key: value for key, value in run_.items() if key not in pictures} for run_ in runs]
+        machine = f"{os.cpu_count()} cores, {platform.machine()}"
+        content = {"command": COMMAND, "machine": machine, "seed": 0, "runs": records}
+        (FOLDER / "representations.json").write_text(json.dumps(content, indent=1) + "\n")
+        if "asd" in args.jobs and distilled:
             picture(distilled, ROOT / "docs" / "images" / "representations.png")
 
 
