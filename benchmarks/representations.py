@@ -71,7 +71,7 @@ def asd_table(results: dict) -> list[str]:
         if not runs:
             continue
 
-        def mean(name: str) -> str:
+        def mean(name: str, runs: list[dict] = runs) -> str:
             values = [r["evaluation"][name] for r in runs if r["evaluation"].get(name) is not None]
             return f"{sum(values) / len(values):.3f}" if values else "-"
 

@@ -113,7 +113,7 @@ def test_a_run_leaves_pictures_and_meshes_of_each_prompt(launch_job):
         assert len(part.visual.vertex_attributes["color"]) == len(obj.vertices)
     for name in ("train/loss_asd", "train/loss_sparsity", "train/loss_eikonal", "train/opacity", "train/skipped_steps"):
         values = column(TRIAL, name)
-        assert len(values) == 3 and all(map(lambda v: v == v, values)), name
+        assert len(values) == 3 and all(v == v for v in values), name
     state = state_of(TRIAL / "ckpts/last.ckpt")
     assert state["global_step"] == 3
     assert not [k for k in state["state_dict"] if not k.startswith(("geometry.", "renderer.bbox"))]  # no teacher in it
