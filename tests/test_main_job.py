@@ -17,6 +17,7 @@ from PIL import Image
 
 import threestudio
 from launch import main
+from tests.saved_states import assert_same
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "configs" / "asd-3dconv.yaml")
@@ -69,22 +70,6 @@ def files_in(folder: Path) -> list[str]:
 def state_of(checkpoint: Path) -> dict:
     loaded = torch.load(checkpoint, weights_only=True)
     return {key: loaded[key] for key in ("global_step", "state_dict", "optimizer_states")}
-
-
-def assert_same(a: Any, b: Any, where: str = "state") -> None:
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for index, (x, y) in enumerate(zip(a, b)):
-            assert_same(x, y, f"{where}[{index}]")
-    else:
-        assert a == b, where
 
 
 def column(trial: Path, name: str) -> list[float]:

@@ -45,7 +45,7 @@ def simulated_cuda() -> Iterator[Seen]:
     """Within the block, this process has one CUDA device."""
     import warp
 
-    from threestudio.ops import warp_runtime  # noqa: F401 (Warp is started for the CPU before it is told of CUDA)
+    from threestudio.ops import warp_runtime
 
     waits.by_place = Counter()
     with MonkeyPatch.context() as patch:

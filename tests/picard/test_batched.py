@@ -20,7 +20,7 @@ from turboprop.teachers.multi_view.teacher import MultiViewCondition
 
 import threestudio
 from launch import main
-from tests.host.test_resume import assert_same
+from tests.saved_states import assert_same
 from tests.picard.processes import fit_in_processes
 from tests.picard.runs import COMMON, GEOMETRY, KINDS, ROOT, checkpoint, fit, state_of
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.host.test_resume import assert_same
+from tests.saved_states import assert_same
 from tests.picard.runs import KINDS, fit, state_of
 
 

@@ -25,7 +25,7 @@ from turboprop.picard.processes.pace import Pace, RoundSeconds, timed
 from turboprop.picard.settings import picard_config
 
 from launch import main, select_gpus
-from tests.host.test_resume import assert_same
+from tests.saved_states import assert_same
 from tests.picard.processes import free_port
 from tests.picard.runs import (
     COMMON,

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.host.test_resume import assert_same
+from tests.saved_states import assert_same
 from tests.picard.runs import (
     COMMON,
     DATA,

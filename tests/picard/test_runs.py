@@ -9,7 +9,7 @@ from turboprop.picard.settings import picard_config
 
 import threestudio
 from launch import main
-from tests.host.test_resume import assert_same
+from tests.saved_states import assert_same
 from tests.picard.runs import (
     COMMON,
     GEOMETRY,
