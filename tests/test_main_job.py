@@ -18,6 +18,7 @@ from PIL import Image
 
 import threestudio
 from launch import main
+from tests.saved_states import assert_same
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "configs" / "asd-3dconv.yaml")
@@ -72,22 +73,6 @@ def state_of(checkpoint: Path) -> dict:
     return {key: loaded[key] for key in ("global_step", "state_dict", "optimizer_states")}
 
 
-def assert_same(a: Any, b: Any, where: str = "state") -> None:
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for index, (x, y) in enumerate(zip(a, b)):
-            assert_same(x, y, f"{where}[{index}]")
-    else:
-        assert a == b, where
-
-
 def column(trial: Path, name: str) -> list[float]:
     """The values of a figure that a run logged."""
     (path,) = sorted(trial.glob("csv_logs/version_*/metrics.csv"))[-1:]
@@ -114,7 +99,7 @@ def test_a_run_leaves_pictures_and_meshes_of_each_prompt(launch_job):
         assert len(part.visual.vertex_attributes["color"]) == len(obj.vertices)
     for name in ("train/loss_asd", "train/loss_sparsity", "train/loss_eikonal", "train/opacity", "train/skipped_steps"):
         values = column(TRIAL, name)
-        assert len(values) == 3 and all(map(lambda v: v == v, values)), name
+        assert len(values) == 3 and all(v == v for v in values), name
     state = state_of(TRIAL / "ckpts/last.ckpt")
     assert state["global_step"] == 3
     assert not [k for k in state["state_dict"] if not k.startswith(("geometry.", "renderer.bbox"))]  # no teacher in it

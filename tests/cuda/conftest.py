@@ -8,8 +8,8 @@ import torch
 from omegaconf import OmegaConf
 
 from launch import main
+from tests.config_runs import ROOT, small_overrides
 from tests.cuda.simulated_runtime import simulated_cuda
-from tests.test_configs import ROOT, models, small_overrides  # noqa: F401
 
 SHORT = [
     "use_timestamp=false", "tag=trial", "trainer.max_steps=2", "trainer.val_check_interval=2",
@@ -36,7 +36,7 @@ def on_cuda(request: pytest.FixtureRequest) -> Iterator[OnCuda]:
 
 
 @pytest.fixture()
-def launch(models, tmp_path, monkeypatch, text_cache) -> Callable[..., Path]:  # noqa: F811
+def launch(models, tmp_path, monkeypatch, text_cache) -> Callable[..., Path]:
     """Runs a config at small size in this process, in the project's folder; gives the trial's folder."""
     monkeypatch.chdir(ROOT)
 

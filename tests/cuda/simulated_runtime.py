@@ -46,8 +46,6 @@ def simulated_cuda() -> Iterator[Seen]:
     """Within the block, this process has one CUDA device."""
     import warp
 
-    from threestudio.ops import warp_runtime  # noqa: F401 (Warp is started for the CPU before it is told of CUDA)
-
     waits.by_place = Counter()
     with MonkeyPatch.context() as patch:
         _simulate_torch(patch)

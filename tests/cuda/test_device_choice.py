@@ -5,8 +5,8 @@ import torch
 
 import threestudio
 from launch import main
+from tests.config_runs import ROOT
 from tests.cuda.simulated_runtime import simulated_cuda
-from tests.test_configs import ROOT, models  # noqa: F401
 from threestudio.utils.devices import get_device, running_on, trainer_device
 
 
@@ -45,11 +45,11 @@ def test_it_holds_for_the_run_alone(four_devices):
     assert get_device() == torch.device("cuda:0")
 
 
-def test_a_run_on_the_cpu_leaves_cuda_alone(models, tmp_path, monkeypatch, text_cache):  # noqa: F811
+def test_a_run_on_the_cpu_leaves_cuda_alone(models, tmp_path, monkeypatch, text_cache):
     """trainer.accelerator=cpu where there is a CUDA device: the guidance lies where the scene does."""
     from omegaconf import OmegaConf
 
-    from tests.test_configs import tiny_overrides
+    from tests.config_runs import tiny_overrides
 
     monkeypatch.chdir(ROOT)
     path = ROOT / "configs" / "dreamfusion-sd.yaml"

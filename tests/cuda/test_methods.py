@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.test_configs import METHODS, ROOT, Runs, models  # noqa: F401
+from tests.config_runs import METHODS, ROOT, Runs
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, models) -> Iterator[dict[bool, Runs]]:  # noqa: F811
+def runs(tmp_path_factory: pytest.TempPathFactory, models) -> Iterator[dict[bool, Runs]]:
     """Those of the simulated device, and those of the real one: later stages start from their own kind."""
     root = tmp_path_factory.mktemp("cuda_runs")
     with pytest.MonkeyPatch.context() as patch:

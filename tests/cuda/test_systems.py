@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.test_configs import CONFIGS, METHODS
+from tests.config_runs import CONFIGS, METHODS
 
 # It has no scene to export, and ends with diffusers' writer, which reads memory that a simulated tensor has not.
 MODEL = "train-novelview"

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from tests.test_configs import ROOT, small_overrides
+from tests.config_runs import ROOT, small_overrides
 
 SILENT = ["trainer.limit_val_batches=0", "trainer.limit_test_batches=0", "checkpoint.every_n_train_steps=1",
           "system.scheduler.args.T_max=4"]  # fmt: skip

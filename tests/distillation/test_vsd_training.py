@@ -7,7 +7,7 @@ from turboprop.distillation.variational import VariationalScoreDistillationGuida
 
 import threestudio
 from tests.host.conftest import ROOT, launch_here, tiny_plugin  # noqa: F401
-from tests.host.test_resume import assert_same
+from tests.saved_states import assert_same
 
 SMALL = [
     "system.prompt_processor.prompt=a red chair",

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from launch import main
-from tests.host.test_resume import assert_same
+from tests.saved_states import assert_same
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(Path(__file__).parent / "tiny.yaml")

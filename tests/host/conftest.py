@@ -7,12 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from threestudio.utils.extensions import load_extensions
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = Path(__file__).parent / "plugins"
 TINY_CONFIG = str(PLUGINS / "tiny.yaml")
+LAST = "outputs/tiny/run/ckpts/last.ckpt"  # of the tiny run
+
+
+def final_state(folder: Path) -> dict:
+    """What a run that was started in `folder` ends with."""
+    checkpoint = torch.load(folder / LAST, weights_only=True)
+    keys = ("global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers")
+    return {key: checkpoint[key] for key in keys}
 
 
 @pytest.fixture(scope="session")

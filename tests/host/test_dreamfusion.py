@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.host.conftest import ROOT
-from tests.host.test_resume import assert_same
+from tests.saved_states import assert_same
 from tests.tiny_stable_diffusion import write_tiny_stable_diffusion
 
 CONFIG = str(ROOT / "configs/dreamfusion-sd.yaml")

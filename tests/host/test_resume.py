@@ -4,36 +4,13 @@ import random
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from tests.host.conftest import LAST, final_state
+from tests.saved_states import assert_same
 from threestudio.utils.atomic_checkpoint import write_atomically
-
-LAST = "outputs/tiny/run/ckpts/last.ckpt"
-
-
-def final_state(folder: Path) -> dict:
-    checkpoint = torch.load(folder / LAST, weights_only=True)
-    keys = ("global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers")
-    return {key: checkpoint[key] for key in keys}
-
-
-def assert_same(a: Any, b: Any, where: str = "state") -> None:
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for index, (x, y) in enumerate(zip(a, b)):
-            assert_same(x, y, f"{where}[{index}]")
-    else:
-        assert a == b, where
 
 
 def test_stopped_and_resumed_runs_end_the_same(launch_here, tmp_path):

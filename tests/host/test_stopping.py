@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.test_resume import LAST, assert_same, final_state
+from tests.host.conftest import LAST, final_state
+from tests.saved_states import assert_same
 from threestudio.utils.stopping import StoppedByHand, StopSignals
 
 TRIAL = Path("outputs/tiny/run")

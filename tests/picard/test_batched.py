@@ -20,9 +20,9 @@ from turboprop.teachers.multi_view.teacher import MultiViewCondition
 
 import threestudio
 from launch import main
-from tests.host.test_resume import assert_same
 from tests.picard.processes import fit_in_processes
 from tests.picard.runs import COMMON, GEOMETRY, KINDS, ROOT, checkpoint, fit, state_of
+from tests.saved_states import assert_same
 
 SMALL = ["data.batch_size=2", "data.width=8", "data.height=8", "data.eval_width=8", "data.eval_height=8",
          "data.n_test_views=1", "data.n_val_views=1"]  # fmt: skip

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.host.test_resume import assert_same
 from tests.picard.runs import KINDS, fit, state_of
+from tests.saved_states import assert_same
 
 
 @pytest.fixture(scope="module")

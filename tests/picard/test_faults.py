@@ -25,7 +25,6 @@ from turboprop.picard.processes.pace import Pace, RoundSeconds, timed
 from turboprop.picard.settings import picard_config
 
 from launch import main, select_gpus
-from tests.host.test_resume import assert_same
 from tests.picard.processes import free_port
 from tests.picard.runs import (
     COMMON,
@@ -36,6 +35,7 @@ from tests.picard.runs import (
     small_config,
     state_of,
 )
+from tests.saved_states import assert_same
 from threestudio.utils.config import ExperimentConfig
 from threestudio.utils.restarts import checkpoint_to_restart_from
 
@@ -204,7 +204,8 @@ def test_a_slow_rank_is_named_once_and_with_figures():
     pace, told = Pace(ranks=3, slow_ratio=1.5), {}
     for number in range(99):
         slots = [1.0, 1.6, 1.1, 1.0, 1.6, 1.1, 1.0]  # of ranks 0 1 2 0 1 2 0: rank 0 has more of them, and is not slow
-        told.update({number: line for line in pace.warnings(slots)})
+        for line in pace.warnings(slots):
+            told[number] = line
     assert list(told) == [9]  # the tenth round
     assert "rank 1 is slow: now 1.6 s for a gradient, the others 1.05 s (median)" in told[9]
     assert "more than 1.5 times theirs for 10 rounds running" in told[9]

@@ -9,7 +9,6 @@ import time
 
 import pytest
 
-from tests.host.test_resume import assert_same
 from tests.picard.runs import (
     COMMON,
     DATA,
@@ -21,6 +20,7 @@ from tests.picard.runs import (
     small_config,
     state_of,
 )
+from tests.saved_states import assert_same
 
 KEYS = ("window=4", "threshold=2", "report=false")
 STEPS, EVERY = 24, 4

@@ -9,7 +9,6 @@ from turboprop.picard.settings import picard_config
 
 import threestudio
 from launch import main
-from tests.host.test_resume import assert_same
 from tests.picard.runs import (
     COMMON,
     GEOMETRY,
@@ -19,6 +18,7 @@ from tests.picard.runs import (
     small_config,
     state_of,
 )
+from tests.saved_states import assert_same
 
 NAN_STEP = 9
 

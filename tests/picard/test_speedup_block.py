@@ -5,8 +5,7 @@ from omegaconf import OmegaConf
 from turboprop.picard.dreampropeller import with_mixin
 
 from launch import main
-from tests.picard.test_systems import COMMON, ROOT, STEPS, Trial, runs  # noqa: F401
-from tests.test_configs import models  # noqa: F401
+from tests.picard.test_systems import COMMON, ROOT, STEPS, Trial
 from threestudio.utils.config import load_config
 
 BLOCK = {"threshold": 30, "ema_decay": 0.9, "P": 3, "adaptivity_type": "median"}
@@ -27,7 +26,7 @@ def its_form(name: str) -> OmegaConf:
 
 
 @pytest.mark.parametrize("name", ["dreamfusion-sd", "prolificdreamer"])
-def test_it_trains_by_picard_iterations(name, runs, tmp_path, caplog):  # noqa: F811
+def test_it_trains_by_picard_iterations(name, runs, tmp_path, caplog):
     config = its_form(name)
     path = tmp_path / "its.yaml"
     OmegaConf.save(config, path)
@@ -84,7 +83,7 @@ def test_what_is_wrong_is_named(changes, message):
     "block, message",
     [("{P: 0}", "system.picard.window: expected at least 1, got 0"), ("{adaptivity_type: mode}", "system.picard.rule")],
 )
-def test_impossible_values_are_one_line(block, message, runs, tmp_path, capsys):  # noqa: F811
+def test_impossible_values_are_one_line(block, message, runs, tmp_path, capsys):
     arguments = [*runs.arguments("dreamfusion-sd"), f"exp_root_dir={tmp_path}", f"speedup={block}"]
     assert main(["--config", str(ROOT / "configs/dreamfusion-sd.yaml"), "--train", *arguments]) == 2
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

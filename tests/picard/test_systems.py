@@ -12,10 +12,10 @@ import torch
 from omegaconf import OmegaConf
 
 from launch import main
-from tests.host.test_resume import assert_same
+from tests.config_runs import METHODS, ROOT, TINY, Runs, tiny_overrides
 from tests.picard.processes import free_port
 from tests.picard.runs import state_of
-from tests.test_configs import METHODS, ROOT, TINY, Runs, models, runs, tiny_overrides  # noqa: F401
+from tests.saved_states import assert_same
 
 STEPS, HALF = 6, 3
 # What a run of STEPS steps goes through: schedules of a weight and of timesteps, validation, checkpoints.
@@ -103,7 +103,7 @@ def guidance_loss(config: Any) -> str:
 
 
 @pytest.fixture()
-def systems(runs, tmp_path) -> Systems:  # noqa: F811
+def systems(runs, tmp_path) -> Systems:
     return Systems(runs, tmp_path)
 
 

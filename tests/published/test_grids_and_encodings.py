@@ -12,7 +12,7 @@ from threestudio.ops.hash_grid.reference import entry_index
 from threestudio.ops.spherical_harmonics import real_spherical_harmonics
 from threestudio.utils.ops import get_activation
 
-BACKENDS = [name for name in available_backends(torch.device("cpu"))]
+BACKENDS = list(available_backends(torch.device("cpu")))
 THREESTUDIO = HashGridLayout(16, 2, 19, 16, 1.447269237440378)
 
 

@@ -93,7 +93,7 @@ def test_an_eighth_of_the_pairs_is_held_out():
 def test_libraries():
     made = libraries()
     sixteen = [caption(spec) for spec in SIXTEEN]
-    assert len(set(spec.kind for spec in SIXTEEN)) == 16
+    assert len({spec.kind for spec in SIXTEEN}) == 16
     assert not any(held_out(spec.kind, spec.main) for spec in SIXTEEN)
     assert made["world_16"] == {"train": sixteen, "val": sixteen, "test": sixteen}
     large = made["world_512"]

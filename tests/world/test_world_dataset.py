@@ -59,7 +59,7 @@ def test_pictures_are_in_range_and_captions_of_their_objects(bank):
     assert len(batch.captions) == len(batch.specs) == 60
     with_view = 0
     for text, spec in zip(batch.captions, batch.specs):
-        plain = re.sub(r", (%s) view$" % "|".join(VIEWS), "", text)
+        plain = re.sub(rf", ({'|'.join(VIEWS)}) view$", "", text)
         with_view += plain != text
         assert plain in (caption(spec), *short_captions(spec))
     assert 25 < with_view < 58

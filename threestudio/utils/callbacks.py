@@ -55,7 +55,7 @@ _CODE_ROOT = Path(__file__).resolve().parents[2]
 
 
 class CodeSnapshotCallback(VersionedCallback):
-    """Keeps which code runs: of a checkout, what git tracks and what it would if told to; else the package's version."""
+    """Keeps which code runs: a checkout's files that git tracks, or would if told to; else the package's version."""
 
     def _code_files(self) -> list[str]:
         command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
@@ -75,7 +75,7 @@ class CodeSnapshotCallback(VersionedCallback):
                 shutil.copyfile(source, target)
 
     def _save_version(self) -> None:
-        """`installed.txt`: the package that this code is of, as pip takes it; nothing where pip has not installed it."""
+        """`installed.txt`: the package that this code is of, as pip takes it; nothing where pip did not install it."""
         owners = sorted(set(packages_distributions().get(threestudio.__name__, [])))
         if owners:
             os.makedirs(self.savedir, exist_ok=True)

@@ -29,7 +29,8 @@ def keep_freed_memory() -> bool:
     except AttributeError:  # another C library
         return False
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGEST_INT), (M_TOP_PAD, 64 * 2**20))
-    return all([mallopt(name, value) == 1 for name, value in settings])
+    answers = [mallopt(name, value) for name, value in settings]  # each is asked, whatever one before it says
+    return all(answer == 1 for answer in answers)
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -164,7 +164,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--data: no object of {options.data} can be measured; the first: {broken[0]}")
     labels = [f"{name}/{number:03d}" for name, numbers in measured for number in numbers]
     report = meter.report()
-    report["each"] = {label: row for label, row in zip(labels, report["each"])}
+    report["each"] = dict(zip(labels, report["each"]))
     about = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     report |= {"objects": len(measured), "left_out": broken, "options": about, "image_size": teacher.image_size}
     (options.output / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -49,7 +49,7 @@ def short_captions(spec: ObjectSpec) -> tuple[str, str]:
 
 
 def _without_view(text: str) -> str:
-    return re.sub(r", (%s) view$" % "|".join(VIEWS), "", text.strip())
+    return re.sub(rf", ({'|'.join(VIEWS)}) view$", "", text.strip())
 
 
 def parse_caption(text: str) -> ObjectSpec:
