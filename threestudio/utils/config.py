@@ -73,8 +73,8 @@ def _container_kind(hint: Any) -> type | None:
     return None
 
 
-# Packages whose configs say by `value_checks.Scheduled` which numbers may be schedules. In configs of others, as plugins
-# that were written for upstream, any number may be one.
+# Packages whose configs say by `value_checks.Scheduled` which numbers may be schedules. In configs of others, as those
+# of plugins that were written for upstream, any number may be one.
 _packages_that_mark_schedules = {"threestudio"}
 
 

@@ -45,9 +45,8 @@ class SamplingConfig:
 @dataclass
 class TimestepConfig:
     sampler: str = "truncated_normal"  # or uniform, logit_normal
-    mean: Scheduled = (
-        1000.0  # of the Gaussian, timesteps (logit_normal: in logit units); a number or a schedule over steps
-    )
+    # of the Gaussian, timesteps (logit_normal: in logit units); a number or a schedule over steps
+    mean: Scheduled = 1000.0
     std: float = 200.0  # likewise
     uniform_share: float = 0.0  # share of the draws that are uniform instead, in [0, 1]
 
