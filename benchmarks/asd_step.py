@@ -172,9 +172,8 @@ def ratios(found: dict[str, list[dict]]) -> list[str]:
         new, old = found.values()
         for count, a, b in zip(PROMPTS, new, old):
             time_ratio, memory_ratio = a["step"] / b["step"], a["peak_gb"] / b["peak_gb"]
-            lines.append(
-                f"{count} prompt{'s' * (count > 1)}: {time_ratio:.2f} of the other's time, {memory_ratio:.2f} of its memory."
-            )
+            prompts = f"{count} prompt{'s' * (count > 1)}"
+            lines.append(f"{prompts}: {time_ratio:.2f} of the other's time, {memory_ratio:.2f} of its memory.")
     return lines
 
 
@@ -211,20 +210,20 @@ def main() -> int:
 def write(
     args: argparse.Namespace, overrides: list[str], result: dict, sections: list[str], load: tuple[float, float]
 ) -> None:
-    """The page and its JSON."""
+    """The page and its JSON; load: the load averages at the start and at the end."""
     import torch
 
     from benchmarks.reporting import machine, write_report
 
-    command = f"python benchmarks/asd_step.py --steps {args.steps} " + " ".join(overrides)
-    command += "--against CHECKOUT --write" if args.against else "--write"
+    options = [f"--steps {args.steps}", *overrides, *(["--against CHECKOUT"] if args.against else []), "--write"]
+    command = " ".join(["python benchmarks/asd_step.py", *options])
     state = (
-        f"{machine(torch.device('cpu'))}, one thread, torch {torch.__version__}; the load average was {load[0]:.1f} at the "
-        f"start and {load[1]:.1f} at the end, with other processes on the same cores."
+        f"{machine(torch.device('cpu'))}, one thread, torch {torch.__version__}; the load average was {load[0]:.1f} "
+        f"at the start and {load[1]:.1f} at the end, with other processes on the same cores."
     )
     published = "\n".join(f"    {line}" for line in PUBLISHED)
     head = (
-        f"# A step of the main job\n\n`{command}` on {state}\n\nCPU seconds, not wall time: medians of {args.steps} steps "
+        f"# A step of the main job\n\n`{command}`\non {state}\n\nCPU seconds, not wall time: medians of {args.steps} steps "
         f"of `{args.config}` and of a quarter as many (2 at least) of the published network.\nOne process for each "
         "column, in turns. Memory is the process's peak, the teacher's and Python's share included.\n"
         f"\nThe published network is the config with\n\n{published}\n"
