@@ -7,9 +7,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from threestudio.models.mesh import Mesh
 from threestudio.systems import losses
 from threestudio.systems.adan import Adan
 from threestudio.systems.keyed_steps import non_finite_gradients
+from threestudio.systems.magic3d import Magic3D
 from threestudio.systems.score_distillation import ScoreDistillationSystem
 from threestudio.systems.utils import parse_optimizer, parse_scheduler
 from threestudio.utils.errors import UserError
@@ -200,3 +202,32 @@ def test_a_loss_of_weight_zero_may_be_nan():
     """It is not part of the sum at all."""
     system = Weighing({"loss": {"lambda_a": 1.0, "lambda_b": 0.0}})
     assert float(system.weighted_sum({"loss_a": torch.tensor(1.0), "loss_b": torch.tensor(math.nan)})["loss"]) == 1
+
+
+class RefiningMesh(Magic3D):
+    """Its second stage, of a square that covers half of the picture and that no picture moves."""
+
+    def configure(self):
+        self.logged = {}
+
+    def log(self, name, value, **options):
+        self.logged[name] = value
+
+    def forward(self, batch):
+        corners = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
+        mesh = Mesh(corners, torch.tensor([[0, 1, 2], [2, 1, 3]]))
+        return {"mesh": mesh, "opacity": batch["opacity"], "comp_rgb": torch.zeros(1, 2, 2, 3)}
+
+    def guide(self, images, batch, **options):
+        return {"loss_asd": torch.tensor(0.0)}
+
+
+def test_a_mesh_is_worn_off_where_sparsity_has_a_weight():
+    """The second stage of Magic3D has a silhouette but no density: its opacity is what the loss looks at."""
+    weights = {"lambda_asd": 1.0, "lambda_normal_consistency": 0.0}
+    opacity = torch.tensor([0.0, 0.0, 1.0, 1.0]).view(1, 2, 2, 1).requires_grad_()
+    for weight, wanted in ((10.0, 10 * (math.sqrt(0.01) + math.sqrt(1.01)) / 2), (0.0, 0.0)):
+        system = RefiningMesh({"refinement": True, "loss": {**weights, "lambda_sparsity": weight}})
+        loss = system.training_step({"opacity": opacity}, 0)["loss"]
+        assert loss.item() == pytest.approx(wanted)
+        assert ("train/loss_sparsity" in system.logged) == (weight > 0)

@@ -4,7 +4,13 @@ from dataclasses import dataclass
 
 import threestudio
 from threestudio.systems.loss_weights import LossWeights
-from threestudio.systems.losses import SURFACE_WEIGHTS, VOLUME_WEIGHTS, surface_losses, volume_losses
+from threestudio.systems.losses import (
+    SURFACE_WEIGHTS,
+    VOLUME_WEIGHTS,
+    sparsity_loss,
+    surface_losses,
+    volume_losses,
+)
 from threestudio.systems.score_distillation import ScoreDistillationSystem
 
 
@@ -27,6 +33,9 @@ class Magic3D(ScoreDistillationSystem):
         losses = self.guide(out["comp_rgb"], batch)
         if self.cfg.refinement:
             losses.update(surface_losses(out["mesh"], self.weight))
+            # Surfaces that took the background's colour, between legs say, are found by no picture: this wears them off.
+            if self.weight("sparsity") > 0:
+                losses["loss_sparsity"] = sparsity_loss(out["opacity"])
         else:
             losses.update(volume_losses(out, self.weight))
         return self.weighted_sum(losses)
