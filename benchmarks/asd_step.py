@@ -62,15 +62,16 @@ class Stopwatch:
 
 def render(system, batch: dict, made, eikonal_points: int):
     """The pictures of a cut cache, the cut and the sum of what regularises them; eikonal_points 0: without."""
-    from turboprop.amortized import losses
     from turboprop.amortized.field import SpaceCache
+
+    from threestudio.systems.losses import eikonal_loss, sparsity_loss
 
     cache = SpaceCache(made.table.detach().requires_grad_(), made.resolution)
     system.renderer.cfg.eikonal_points = eikonal_points
     out = system.renderer(**{k: v for k, v in batch.items() if k != "noise"}, space_cache=cache)
-    regularizers = 20 * losses.sparsity(out["opacity"])
+    regularizers = 20 * sparsity_loss(out["opacity"])
     if eikonal_points:
-        regularizers = regularizers + 5 * losses.eikonal(out["sdf_grad"])
+        regularizers = regularizers + 5 * eikonal_loss(out["sdf_grad"])
     return cache, out, regularizers
 
 
@@ -223,10 +224,10 @@ def write(
     )
     published = "\n".join(f"    {line}" for line in PUBLISHED)
     head = (
-        f"# A step of the main job\n\n`{command}`\non {state}\n\nCPU seconds, not wall time: medians of {args.steps} steps "
-        f"of `{args.config}` and of a quarter as many (2 at least) of the published network.\nOne process for each "
-        "column, in turns. Memory is the process's peak, the teacher's and Python's share included.\n"
-        f"\nThe published network is the config with\n\n{published}\n"
+        f"# A step of the main job\n\n`{command}`\non {state}\n\n"
+        f"CPU seconds, not wall time: medians of {args.steps} steps of `{args.config}` and of a quarter as many "
+        "(2 at least) of the published network.\nOne process for each column, in turns. Memory is the process's peak, "
+        f"the teacher's and Python's share included.\n\nThe published network is the config with\n\n{published}\n"
     )
     result = {"command": command, "state": state, "load_average": load, "workloads": result}
     write_report("asd_step", head + "\n" + "\n\n".join(sections) + "\n", result)
