@@ -123,7 +123,7 @@ def test_the_command_trains_by_the_name_of_a_config_from_any_folder(installed, t
     config = OmegaConf.create(done.stdout.split("own plugin own_plugin\n")[1])
     assert config.seed == 7
     teacher = Path(config.system.guidance.pretrained_model_name_or_path)
-    assert teacher.parts[-4:] == ("turboprop", "assets", "teachers", "mini-sd") and installed.parent in teacher.parents
+    assert teacher.parts[-4:] == ("turboprop", "assets", "teachers", "mini-mv") and installed.parent in teacher.parents
     assert Path(config.system.evaluation.gallery).is_file()
     assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["custom", "mine.yaml"]
 

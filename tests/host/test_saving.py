@@ -107,7 +107,7 @@ def test_videos(saver, tmp_path):
     assert [int(f[0, 0, 0]) for f in frames] == [i * 20 for i in range(12)]
     mp4 = saver.save_img_sequence("turn", "frames", r"(\d+)\.png", save_format="mp4", fps=10)
     assert mp4.endswith("turn.mp4")
-    back = np.stack(list(imageio.get_reader(mp4)))
+    back = np.stack([frame for frame in imageio.get_reader(mp4)])
     assert back.shape == (12, 16, 16, 3)
     assert np.abs(back.mean((1, 2, 3)) - np.arange(12) * 20).max() < 8
     gif = saver.save_img_sequence("turn", "frames", r"(\d+)\.png", save_format="gif")
