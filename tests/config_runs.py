@@ -30,6 +30,11 @@ SMALL = {
     "system.judge": "null",
     "system.evaluation.judge": "''",
 }
+# What is set by the registered name under a key; the default is large.
+SMALL_OF_TYPE = {
+    ("system.geometry_type", "gaussian-splatting"): "system.geometry.isosurface_resolution=32",
+    ("system.exporter_type", "mesh-exporter"): "system.exporter.texture_size=32",
+}
 REQUIRED = {"system.prompt_processor.prompt": "a red car"}
 
 # threestudio's methods, and the config whose run each of them goes on from.
@@ -113,6 +118,7 @@ def small_overrides(config: OmegaConf) -> list[str]:
         present = OmegaConf.select(config, key, throw_on_missing=False)
         if present is not None and not (isinstance(value, int) and OmegaConf.is_config(present)):
             given.append(f"{key}={value}")
+    given += [override for (key, name), override in SMALL_OF_TYPE.items() if OmegaConf.select(config, key) == name]
     for key, value in REQUIRED.items():
         part, name = key.rsplit(".", 1)
         node = OmegaConf.select(config, part)
