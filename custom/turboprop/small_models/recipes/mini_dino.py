@@ -107,8 +107,8 @@ class MiniDino:
         """Crops [B, 4, H, W] of objects as pictures, normalised, all together: [len(parts) * B, 3, H, W].
 
         Each crop has a background and a change of colours of its own, half of them white. In this world of plain
-        colours an encoder else tells pictures apart by colour and background alone (it did: the nearest picture showed
-        the same kind in 7 of 100, fewer than by chance).
+        colours an encoder else tells pictures apart by colour and background: in a trial without it, the nearest
+        picture by patches showed the same kind in 7 of 100 (6 by chance), where an untrained encoder has 18.
         """
         joined = torch.cat(parts)
         count = len(joined)

@@ -213,7 +213,7 @@ def run(settings: Settings) -> bool:
 def _card(
     settings: Settings, recipe: MiniNovelView, options: Any, state: Any, averages: dict[str, nn.Module], bank: ViewBank
 ) -> str:
-    ceiling: dict[str, float | None] = {f"ceiling_{name}": value for name, value in recipe.ceiling().items()}
+    ceiling = {f"ceiling_{name}": value for name, value in recipe.ceiling().items()}
     return CARD.format(
         parameters=sum(p.numel() for module in averages.values() for p in module.parameters()) / 1e6,
         patches=recipe.model.image_encoder.grid**2,
