@@ -229,7 +229,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
         fovy: Tensor | None = None,  # [B], radians
         **kwargs: Any,  # the rest of the batch
     ) -> Tensor:
-        """The same of the teacher of the renders: what it has learned of the scene from these cameras."""
+        """Pictures by the teacher of the renders: what it has learned of the scene from these cameras."""
         cameras = (elevation, azimuth, camera_distances, mvp_mtx, c2w, fovy)
         conditions = self.render_conditions(prompt_utils, *cameras)
         return _sampled(self.lora, conditions, self.cfg.guidance_scale_lora, seed, num_steps)

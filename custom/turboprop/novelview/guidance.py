@@ -120,6 +120,7 @@ def load_novel_view_teacher(cfg: Any, device: torch.device, fourth_number: str |
     )
 
 
+@threestudio.register("zero123-guidance")
 class Zero123Guidance(NovelViewGuidance):
     """threestudio's name, keys and defaults."""
 
@@ -134,6 +135,7 @@ class Zero123Guidance(NovelViewGuidance):
         framing: dict = field(default_factory=lambda: {"mode": "keep"})
 
 
+@threestudio.register("stable-zero123-guidance")
 class StableZero123Guidance(Zero123Guidance):
     """For stable-zero123, whose relative camera has the input's polar angle in place of the distances' difference."""
 
@@ -143,12 +145,3 @@ class StableZero123Guidance(Zero123Guidance):
 
     cfg: Config
     fourth_number = "input_polar_angle"
-
-
-# An upstream checkout brings its own.
-for _name, _guidance in {
-    "zero123-guidance": Zero123Guidance,
-    "stable-zero123-guidance": StableZero123Guidance,
-}.items():
-    if _name not in threestudio.__modules__:
-        threestudio.register(_name)(_guidance)

@@ -20,6 +20,7 @@ from .guidance import NovelViewGuidance
 CONDITION_KEYS = ("cond_image_path", "cond_elevation_deg", "cond_azimuth_deg", "cond_camera_distance", "framing")
 
 
+@threestudio.register("zero123-unified-guidance")
 class Zero123UnifiedGuidance(BaseModule):
     """Score distillation sampling by a novel-view model; see `unified.UnifiedConfig`.
 
@@ -62,8 +63,3 @@ class Zero123UnifiedGuidance(BaseModule):
         """loss_sd, and the figures of `distill`."""
         options = {"rgb_as_latents": rgb_as_latents, "guidance_eval": guidance_eval}
         return renamed(self.guidance(rgb, prompt_utils, **batch, **options))
-
-
-# An upstream checkout brings its own.
-if "zero123-unified-guidance" not in threestudio.__modules__:
-    threestudio.register("zero123-unified-guidance")(Zero123UnifiedGuidance)

@@ -24,7 +24,7 @@ GSPLAT_ALPHA_MAX = (ALPHA_MAX, 0.999)  # of its versions
 
 
 def gsplat_is_new_enough() -> bool:
-    """Of the gsplat that is installed: only the later versions take a box with its own width and height."""
+    """Whether the installed gsplat takes a box with its own width and height; only later versions do."""
     version = importlib.metadata.version("gsplat").split(".")
     return tuple(int(part) for part in version[:2]) >= OLDEST
 

@@ -12,6 +12,7 @@ from ..token_limit import TokenLimit
 from .views import shortened_for_views, warn_of_equal_views
 
 
+@threestudio.register("stable-diffusion-prompt-processor")
 class StableDiffusionPromptProcessor(PromptProcessor):
     """One prompt, its views and the negative prompt, encoded in one batch in this process."""
 
@@ -32,18 +33,10 @@ class StableDiffusionPromptProcessor(PromptProcessor):
         warn_of_equal_views([direction.name for direction in self.directions], self.text_embeddings_vd)
 
 
+@threestudio.register("deep-floyd-prompt-processor")
 class DeepFloydPromptProcessor(StableDiffusionPromptProcessor):
     """One prompt for DeepFloyd IF: read by T5, up to 77 tokens."""
 
     @dataclass
     class Config(StableDiffusionPromptProcessor.Config):
         pretrained_model_name_or_path: str = "DeepFloyd/IF-I-XL-v1.0"  # a local folder or a hub id
-
-
-# An upstream checkout brings its own.
-for _name, _processor in {
-    "stable-diffusion-prompt-processor": StableDiffusionPromptProcessor,
-    "deep-floyd-prompt-processor": DeepFloydPromptProcessor,
-}.items():
-    if _name not in threestudio.__modules__:
-        threestudio.register(_name)(_processor)
