@@ -25,6 +25,7 @@ from turboprop.picard.processes.pace import Pace, RoundSeconds, timed
 from turboprop.picard.settings import picard_config
 
 from launch import main, select_gpus
+from tests.picard.faulty_rank import DEAD_AFTER, all_reduce_in_rounds
 from tests.picard.processes import free_port
 from tests.picard.runs import (
     COMMON,
@@ -39,8 +40,7 @@ from tests.saved_states import assert_same
 from threestudio.utils.config import ExperimentConfig
 from threestudio.utils.restarts import checkpoint_to_restart_from
 
-FAULT_STEP = 16
-DEAD_AFTER = 2.0  # seconds; far less than a run would have
+RANK_PROGRAM = Path(__file__).with_name("faulty_rank.py")
 
 
 @dataclass
@@ -50,47 +50,17 @@ class Outcome:
     said: str  # on stderr
 
 
-def all_reduce_in_rounds(folder: Path, fault: str, victim: int, watch: RankWatch | None = None) -> None:
-    """Rounds of an exchange of the default process group, in which `victim` has its fault at FAULT_STEP."""
-    for step in range(FAULT_STEP + 5):
-        if watch is not None:
-            watch.step = step
-        time.sleep(0.05)
-        if step == FAULT_STEP and dist.get_rank() == victim:
-            (folder / "fault").touch()
-            happen(fault)
-        dist.all_reduce(torch.ones(1))
-
-
-def happen(fault: str) -> None:
-    if fault == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif fault == "stop":
-        os.kill(os.getpid(), signal.SIGSTOP)
-    elif fault == "sleep":
-        time.sleep(2.5 * DEAD_AFTER)
-    elif fault == "error":
-        raise ValueError("bad weather")
-
-
 # ----------------------------------------------------- ranks that are killed or fail are torchrun's
-
-
-def under_torchelastic(folder: Path, fault: str, victim: int) -> None:
-    torch.set_num_threads(1)
-    (folder / f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    all_reduce_in_rounds(folder, fault, victim)
 
 
 def agent(folder: Path, fault: str, victim: int, size: int) -> None:
     """torchrun's own part of a run, and what it reports of the ranks once all of them have ended."""
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=size, run_id=fault, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-        max_restarts=0, monitor_interval=0.1, start_method="fork",
+        max_restarts=0, monitor_interval=0.1,
     )  # fmt: skip
-    try:
-        elastic_launch(config, under_torchelastic)(folder, fault, victim)
+    try:  # a program, as torchrun has it: of functions only one failure is reported, whichever is seen first
+        elastic_launch(config, sys.executable)(str(RANK_PROGRAM), str(folder), fault, str(victim))
     except ChildFailedError as error:
         report = {rank: {**vars(failure), "message": failure.message} for rank, failure in error.failures.items()}
         (folder / "report.json").write_text(json.dumps(report))
