@@ -89,12 +89,24 @@ def _listed(ids: str) -> list[str]:
     return [i.strip() for i in ids.split(",") if i.strip()]
 
 
+def wait_asleep() -> None:
+    """Lets torch's threads on a CPU wait for one another asleep; must run before it is imported.
+
+    libgomp's threads spin for 300,000 turns of a loop before they sleep. Where another program wants a core too, the
+    threads that spin keep it from those that they wait for: a run beside one busy process is thirty times slower so,
+    and with 3,000 turns two to three times (docs/benchmarks/busy_machine.md). What the user has set stays.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
+        os.environ["GOMP_SPINCOUNT"] = "3000"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     try:
         args, overrides = parse_arguments(sys.argv[1:], sys.argv[0]) if argv is None else parse_arguments(argv)
     except SystemExit as stop:  # of argparse, which has printed already
         return int(stop.code or 0)
+    wait_asleep()
     try:
         n_gpus = select_gpus(args.gpu)
     except ValueError as error:

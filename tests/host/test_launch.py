@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from launch import select_gpus
+from launch import select_gpus, wait_asleep
 from tests.host.conftest import ROOT, TINY_CONFIG
 
 TRIAL = Path("outputs/tiny/run")
@@ -358,3 +358,13 @@ def test_a_plugin_that_fails_to_import_ends_the_run(start_launch, tmp_path):
     assert "error: plugin 'broken'" in messages and "KeyError: 'no such part'" in messages
     assert "Traceback" not in messages
     assert not (tmp_path / "elsewhere/outputs").exists()
+
+
+@pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "ACTIVE"}])
+def test_threads_wait_asleep_unless_the_user_says_otherwise(given, monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    wait_asleep()
+    assert os.environ.get("GOMP_SPINCOUNT") == (given.get("GOMP_SPINCOUNT") if given else "3000")
