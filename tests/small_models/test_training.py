@@ -84,6 +84,31 @@ def test_more_steps_go_on_from_the_plateau(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(longer)))
 
 
+def test_minutes_fix_the_steps_when_the_rate_begins_to_fall(tmp_path, monkeypatch):
+    seconds = iter(range(100_000))
+    monkeypatch.setattr("turboprop.small_models.training.time.monotonic", lambda: float(next(seconds)))
+    timed = replace(OPTIONS, steps=10**9, minutes=1.0)  # a step takes one second or two, the fall a quarter of all
+    _, state = train(Line(), timed, tmp_path / "timed", quiet)
+    assert 20 <= state.steps <= 80 and state.step == state.steps
+    by_steps, _ = train(Line(), replace(OPTIONS, steps=state.steps), tmp_path / "steps", quiet)
+    again, state = train(Line(), timed, tmp_path / "timed", quiet)  # it is done already
+    assert all(torch.equal(a, b) for a, b in zip(weights(by_steps), weights(again)))
+    lines: list[str] = []
+    _, longer = train(Line(), replace(timed, minutes=2.0), tmp_path / "timed", lines.append)
+    assert f"goes on from step {round(0.75 * state.steps)}" in lines[0] and longer.step > 1.5 * state.step
+
+
+def test_stopped_while_the_rate_falls_minutes_end_where_they_would_have(tmp_path, monkeypatch):
+    seconds = iter(range(100_000))
+    monkeypatch.setattr("turboprop.small_models.training.time.monotonic", lambda: float(next(seconds)))
+    timed = replace(OPTIONS, steps=10**9, minutes=1.0)
+    whole, state = train(Line(), timed, tmp_path / "whole", quiet)
+    _, stopped = train(Line(stop_at=state.steps - 4), timed, tmp_path / "parts", quiet)
+    assert stopped.step < stopped.steps == state.steps
+    parts, _ = train(Line(), timed, tmp_path / "parts", quiet)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(parts)))
+
+
 def test_two_batches_a_step_are_one_of_twice_the_size_in_gradient(tmp_path):
     torch.manual_seed(1)
     single, _ = train(Line(), replace(OPTIONS, steps=3), tmp_path / "one", quiet)

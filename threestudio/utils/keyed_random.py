@@ -28,6 +28,17 @@ def seed_step(seed: int, step: int, rank: int = 0, stream: str = "step") -> None
     random.seed(key)
 
 
+def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """A generator on `device` that `generator`'s next draw seeds; itself where it is there already.
+
+    Large draws belong on the device that they are used on: a CPU takes longer for them than a GPU for the whole step.
+    """
+    if generator.device.type == device.type:
+        return generator
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator(device).manual_seed(seed)
+
+
 @contextmanager
 def preserved_random_state() -> Iterator[None]:
     """Puts the global generators back as they were when the block ends."""

@@ -38,6 +38,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
     parser.add_argument("--steps", type=int, help="optimizer steps in all; more than before goes on from the plateau")
+    parser.add_argument("--minutes", type=float, help="train for so long, in place of --steps")
     parser.add_argument("--batch", type=int, help="pictures a step")
     parser.add_argument("--learning-rate", type=float, help="on the plateau")
     parser.add_argument("--views", type=Path, help="a saved view bank; default: one is traced into the work folder")
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         device=torch.device(options.device),
         seed=options.seed,
         steps=options.steps,
+        minutes=options.minutes,
         batch=options.batch,
         learning_rate=options.learning_rate,
         views=options.views,

@@ -16,7 +16,14 @@ from ..world.dataset import FOVY_DEG, ViewBank, sample_backgrounds, sample_specs
 from ..world.objects import KINDS
 from ..world.render import composite, role_colors
 
-ENCODE_BATCH = 64  # pictures at once
+ENCODE_BATCH = {"cpu": 64, "cuda": 1024}  # pictures at once, by device
+SHORTEST_PERIOD = 400  # steps of one pool
+CPU = torch.device("cpu")
+
+
+def pool_period(period: int, usual_batch: int, batch: int) -> int:
+    """For how many steps a pool lasts: `period` at the usual batch, fewer where a batch uses it up sooner."""
+    return max(min(period, SHORTEST_PERIOD), period * usual_batch // batch)
 
 
 @dataclass(frozen=True)
@@ -30,8 +37,14 @@ class PictureSets:
     distance: Tensor  # [S, V] world units
 
 
-def draw_sets(bank: ViewBank, count: int, generator: torch.Generator, held_out_only: bool = False) -> PictureSets:
-    """`count` sets of the bank's views: objects, views, colours and backgrounds all random.
+def draw_sets(
+    bank: ViewBank,
+    count: int,
+    generator: torch.Generator,  # on the CPU
+    held_out_only: bool = False,
+    device: torch.device = CPU,
+) -> PictureSets:
+    """`count` sets of the bank's views, their pictures on `device`: objects, views, colours, backgrounds all random.
 
     Pairs of kind and colour that are held out never come, or with `held_out_only` none but those.
     """
@@ -47,9 +60,9 @@ def draw_sets(bank: ViewBank, count: int, generator: torch.Generator, held_out_o
     colors = torch.stack([role_colors(spec.main, spec.accent) for spec in specs])  # [S, 3, 3]
     backgrounds = sample_backgrounds(count, generator)  # [S, 3]
     pictures = composite(
-        (bank.layers[kind, view].float() / 255).flatten(0, 1),
-        colors.repeat_interleave(bank.turns, 0),
-        backgrounds.repeat_interleave(bank.turns, 0),
+        (bank.layers[kind, view].to(device).float() / 255).flatten(0, 1),
+        colors.repeat_interleave(bank.turns, 0).to(device),
+        backgrounds.repeat_interleave(bank.turns, 0).to(device),
     )
     images = pictures.unflatten(0, (count, bank.turns)) * 2 - 1
     return PictureSets(images, specs, bank.elevation[kind, view], bank.azimuth[kind, view], bank.distance[kind, view])
@@ -65,7 +78,7 @@ def orbit_camera_numbers(elevation: Tensor, azimuth: Tensor, distance: Tensor, e
 def encode_pictures(autoencoder: Any, images: Tensor) -> tuple[Tensor, Tensor]:  # [N, 3, H, W] in [-1, 1]
     """Means and deviations of an autoencoder's latents, in the unit that diffusion runs in: [N, C, h, w] each."""
     device, scale = next(autoencoder.parameters()).device, autoencoder.config.scaling_factor
-    posteriors = [autoencoder.encode(part.to(device)).latent_dist for part in images.split(ENCODE_BATCH)]
+    posteriors = [autoencoder.encode(part.to(device)).latent_dist for part in images.split(ENCODE_BATCH[device.type])]
     means, deviations = torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
     return means * scale, deviations * scale
 
@@ -96,7 +109,8 @@ class LatentPool:
         turn = step // self.period
         if turn != self._turn:
             generator = torch.Generator().manual_seed(step_key(self.seed, turn, stream="latent pool") % 2**63)
-            self._current = self.encode(draw_sets(self.bank, self.sets, generator))
+            device = next(self.autoencoder.parameters()).device
+            self._current = self.encode(draw_sets(self.bank, self.sets, generator, device=device))
             self._turn = turn
         return self._current
 

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class Settings:
     device: torch.device
     seed: int
     steps: int | None = None  # None: the recipe's own
+    minutes: float | None = None  # of training, in place of steps
     batch: int | None = None  # None: the recipe's own
     learning_rate: float | None = None  # None: the recipe's own
     views: Path | None = None  # a saved view bank; None: one in the work folder
@@ -31,6 +33,20 @@ class Settings:
     workers: int = 1  # processes that trace
     command: str = ""  # as it was given, for the card
     report: Callable[[str], None] = print
+
+    def steps_or(self, steps: int) -> int:
+        """The steps asked for, else the recipe's own; with minutes given, no limit.
+
+        Raises:
+            ValueError: both steps and minutes were given, or minutes that are not above 0.
+        """
+        if self.minutes is None:
+            return self.steps or steps
+        if self.steps is not None:
+            raise ValueError(f"--steps {self.steps} and --minutes {self.minutes:g}: expected one of them")
+        if not self.minutes > 0:
+            raise ValueError(f"--minutes: expected a number above 0, got {self.minutes:g}")
+        return sys.maxsize
 
     @property
     def bfloat16(self) -> bool:
@@ -61,7 +77,8 @@ class Settings:
 def denoiser_options(settings: Settings, steps: int, learning_rate: float) -> TrainingOptions:
     """How the small diffusion models are trained; steps and rate are those of the recipe where the command gives none."""
     return TrainingOptions(
-        steps=settings.steps or steps,
+        steps=settings.steps_or(steps),
+        minutes=settings.minutes,
         learning_rate=settings.learning_rate or learning_rate,
         warmup=200,
         average_decay=0.9993,

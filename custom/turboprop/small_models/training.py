@@ -6,6 +6,7 @@ one that was not (on the same machine and number of threads).
 """
 
 import copy
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -27,8 +28,9 @@ from .schedule import warmup_stable_decay
 class TrainingOptions:
     """How a model is trained."""
 
-    steps: int  # optimizer steps in all
+    steps: int  # optimizer steps in all; with `minutes`, at most
     learning_rate: float  # on the plateau
+    minutes: float | None = None  # of training: the rate falls in time to end with them; None: by steps alone
     warmup: int = 100  # steps of rising rate
     cooldown: float = 0.2  # the last share of the steps, in which the rate falls to nothing
     weight_decay: float = 1e-3
@@ -49,8 +51,8 @@ class Recipe(Protocol):
     name: str
     modules: dict[str, nn.Module]  # those that are trained, on the device
 
-    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """The loss [] of one batch, and figures to show. Draws from `generator` (on the CPU) alone."""
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss [] of one batch, and figures [] to show. What it draws comes from `generator` (on the CPU)."""
         ...
 
     def figures(self, averages: dict[str, nn.Module], folder: Path, step: int) -> dict[str, float]:
@@ -71,15 +73,16 @@ class TrainingState:
 def average_weights(averages: dict[str, nn.Module], modules: dict[str, nn.Module], step: int, decay: float) -> None:
     """Moves the averages towards the weights; faster in the first steps, which are forgotten so."""
     decay = min(decay, (1 + step) / (10 + step))
-    with torch.no_grad():
-        for name, module in modules.items():
-            ours = [*averages[name].parameters(), *averages[name].buffers()]
-            theirs = [*module.parameters(), *module.buffers()]
-            for average, current in zip(ours, theirs):
-                if average.is_floating_point():
-                    average.lerp_(current.to(average), 1 - decay)
-                else:
-                    average.copy_(current)
+    for name, module in modules.items():
+        ours = [*averages[name].parameters(), *averages[name].buffers()]
+        theirs = [*module.parameters(), *module.buffers()]
+        pairs = [(a.detach(), b.detach()) for a, b in zip(ours, theirs)]
+        numbers = [(a, b.to(a)) for a, b in pairs if a.is_floating_point()]
+        if numbers:  # all in a few launches
+            torch._foreach_lerp_([a for a, _ in numbers], [b for _, b in numbers], 1 - decay)
+        for average, current in pairs:
+            if not average.is_floating_point():
+                average.copy_(current)
 
 
 def plateau_end(steps: int, options: TrainingOptions) -> int:
@@ -112,17 +115,26 @@ def _one_step(
         generator = torch.Generator().manual_seed(key % 2**63)
         with torch.autocast(device.type, torch.bfloat16, enabled=options.bfloat16):
             loss, figures = recipe.loss(step, generator)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise FloatingPointError(f"{recipe.name}: the loss of step {step} is {value}")
         (loss / options.accumulate).backward()
     norm = nn.utils.clip_grad_norm_(parameters, options.gradient_clip)
     optimizer.step()
-    return {"loss": value, **figures, "grad_norm": float(norm), "lr": rate}
+    # Values are asked for at the end alone: a GPU is waited for once a step.
+    shown = {"loss": loss.detach(), **figures, "grad_norm": norm}
+    values = {name: float(value) for name, value in shown.items()}
+    if not math.isfinite(values["loss"]):
+        raise FloatingPointError(f"{recipe.name}: the loss of step {step} is {values['loss']}")
+    return {**values, "lr": rate}
 
 
 def _shown(figures: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+
+
+def _left(state: TrainingState, options: TrainingOptions, rate: float) -> str:
+    """Of how many steps, and the minutes left at `rate` steps a second."""
+    if options.minutes is not None:
+        return f" ({max(0.0, options.minutes - state.seconds / 60):.0f} min left)"
+    return f"/{options.steps} ({(options.steps - state.step) / rate / 60:.0f} min left)"
 
 
 def train(
@@ -138,7 +150,7 @@ def train(
 
     Returns:
         The averaged weights of each module, and the state. Where SIGINT or SIGTERM came, the state's step is less
-        than `options.steps`.
+        than the state's `steps`.
 
     Raises:
         FloatingPointError: the loss is not finite; the last checkpoint stays.
@@ -154,13 +166,28 @@ def train(
     if (folder / "last.pt").is_file():
         load_checkpoint(folder / "last.pt", held, identity)
         falling = state.step > plateau_end(state.steps, options)
-        if falling and state.steps != options.steps and (folder / "plateau.pt").is_file():
+        if falling and not _same_end(state, options) and (folder / "plateau.pt").is_file():
             load_checkpoint(folder / "plateau.pt", held, identity)  # what was trained at a falling rate is left behind
+            falling = False
+        if falling and options.minutes is not None:
+            options = dataclasses.replace(options, steps=state.steps, minutes=None)
         report(f"{recipe.name}: goes on from step {state.step}")
     state.steps = options.steps
     with Interruption() as interruption:
         _run(recipe, options, folder, held, parameters, identity, interruption, report)
     return averages, state
+
+
+def _fall_begins_at(options: TrainingOptions) -> float:
+    """Seconds of training after which the rate begins to fall; infinite where steps alone decide."""
+    return math.inf if options.minutes is None else 60 * options.minutes * (1 - options.cooldown)
+
+
+def _same_end(state: TrainingState, options: TrainingOptions) -> bool:
+    """Whether a run whose rate falls already is to end where these options say."""
+    if options.minutes is None:
+        return state.steps == options.steps
+    return state.seconds >= _fall_begins_at(options)
 
 
 def _run(
@@ -176,6 +203,11 @@ def _run(
     """The steps from where `held` is to the end, or to an interruption."""
     state, first, begun = held["state"], held["state"].step, time.monotonic()
     while state.step < options.steps and not interruption.asked:
+        if state.seconds >= _fall_begins_at(options):
+            # as many steps for the fall as its share of all steps says; the same number in every later run
+            options = dataclasses.replace(options, steps=round(state.step / (1 - options.cooldown)), minutes=None)
+            state.steps = options.steps
+            save_checkpoint(folder / "plateau.pt", held, identity)
         start = time.monotonic()
         figures = _one_step(recipe, held["optimizer"], parameters, state.step, options)
         average_weights(held["averages"], held["modules"], state.step, options.average_decay)
@@ -184,10 +216,7 @@ def _run(
         done = state.step == options.steps
         if state.step % options.report_every == 0 or done:
             rate = (state.step - first) / (time.monotonic() - begun)
-            left = (options.steps - state.step) / rate / 60
-            report(
-                f"{recipe.name} {state.step}/{options.steps}: {_shown(figures)}; {rate:.2f} it/s, {left:.0f} min left"
-            )
+            report(f"{recipe.name} {state.step}{_left(state, options, rate)}: {_shown(figures)}; {rate:.2f} it/s")
         if state.step % options.figures_every == 0 or done:
             measured = recipe.figures(held["averages"], folder, state.step)
             state.history.append({"step": state.step, "minutes": state.seconds / 60, **measured})
@@ -197,4 +226,4 @@ def _run(
         if state.step % options.checkpoint_every == 0 or done or interruption.asked:
             save_checkpoint(folder / "last.pt", held, identity)
     if interruption.asked and state.step < options.steps:
-        report(f"{recipe.name}: stopped at step {state.step} of {options.steps}; the same command goes on from there")
+        report(f"{recipe.name}: stopped at step {state.step}; the same command goes on from there")

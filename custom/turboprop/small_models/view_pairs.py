@@ -12,7 +12,7 @@ from ..world.captions import ObjectSpec, all_specs, held_out
 from ..world.dataset import ViewBank
 from ..world.objects import KINDS
 from ..world.render import composite, role_colors
-from .latent_pool import encode_pictures
+from .latent_pool import CPU, encode_pictures
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,16 @@ class ViewedObjects:
 
 
 def draw_objects(
-    bank: ViewBank, count: int, views: int, generator: torch.Generator, held_out_only: bool = False
+    bank: ViewBank,
+    count: int,
+    views: int,
+    generator: torch.Generator,  # on the CPU
+    held_out_only: bool = False,
+    device: torch.device = CPU,
 ) -> ViewedObjects:
     """`count` objects, from `views` of their kind's views in the bank each; kinds come in turn, colours are random.
 
-    Pairs of kind and main colour that are held out never come, or with `held_out_only` none but those.
+    The pictures are on `device`. Pairs of kind and main colour that are held out never come, or with `held_out_only` none but those.
     """
     names = list(KINDS)
     choices: dict[str, list[ObjectSpec]] = {name: [] for name in names}
@@ -43,9 +48,9 @@ def draw_objects(
         specs.append(known[int(torch.randint(len(known), (), generator=generator))])
     kind = torch.tensor([names.index(spec.kind) for spec in specs])[:, None]  # [N, 1]
     view = torch.rand(count, bank.views, generator=generator).argsort(1)[:, :views]  # [N, V], all different
-    layers = bank.layers[kind, view].flatten(0, 1).float() / 255
+    layers = bank.layers[kind, view].flatten(0, 1).to(device).float() / 255
     colors = torch.stack([role_colors(spec.main, spec.accent) for spec in specs]).repeat_interleave(views, 0)
-    images = composite(layers, colors, torch.ones(count * views, 3)) * 2 - 1
+    images = composite(layers, colors.to(device), torch.ones(count * views, 3, device=device)) * 2 - 1
     cameras = torch.stack([bank.elevation[kind, view], bank.azimuth[kind, view], bank.distance[kind, view]], -1)
     return ViewedObjects(images.unflatten(0, (count, views)), layers[:, 3].unflatten(0, (count, views)), cameras, specs)
 
@@ -67,24 +72,24 @@ class ViewPairPool:
         if turn == self._turn:
             return
         generator = torch.Generator().manual_seed(step_key(self.seed, turn, stream="view pairs") % 2**63)
-        drawn = draw_objects(self.bank, self.objects, self.VIEWS, generator)
+        device = next(self.autoencoder.parameters()).device
+        drawn = draw_objects(self.bank, self.objects, self.VIEWS, generator, device=device)
         with torch.autocast(next(self.autoencoder.parameters()).device.type, enabled=False):
             means, deviations = encode_pictures(self.autoencoder, drawn.images.flatten(0, 1))
         moments = torch.stack([means, deviations], 1) / self.autoencoder.config.scaling_factor
         self._moments = moments.unflatten(0, (self.objects, self.VIEWS))  # [N, V, 2, C, h, w], unscaled
         self._images = ((drawn.images + 1) * 127.5).round().to(torch.uint8)  # a quarter of the memory
-        self._cameras, self._turn = drawn.cameras, turn
+        self._cameras, self._turn = drawn.cameras.to(device), turn
 
     def batch(self, step: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """`count` pairs of views as `novelview.training` takes them."""
         self._refresh(step)
-        device = self._moments.device
         chosen = torch.randint(self.objects, (count,), generator=generator)
         target, given = torch.rand(count, self.VIEWS, generator=generator).argsort(1)[:, :2].unbind(1)
         return {
             "target_moments": self._moments[chosen, target],
             "input_moments": self._moments[chosen, given],
-            "input_image": self._images[chosen, given].to(device).float() / 127.5 - 1,
-            "target_camera": self._cameras[chosen, target].to(device),
-            "input_camera": self._cameras[chosen, given].to(device),
+            "input_image": self._images[chosen, given].float() / 127.5 - 1,
+            "target_camera": self._cameras[chosen, target],
+            "input_camera": self._cameras[chosen, given],
         }

@@ -67,7 +67,7 @@ class MiniJudge:
         self.modules: dict[str, nn.Module] = {"judge": make_judge(tokenizer).to(device).train()}
         self.bank, self.tokenizer, self.batch, self.device = bank, tokenizer, batch, device
 
-    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The contrastive loss of one batch: [], and how often a picture finds its caption."""
         model = self.modules["judge"]
         specs = sample_specs(self.batch // 2, generator, include_held_out=True)
@@ -87,7 +87,7 @@ class MiniJudge:
         shown = cosines.detach()
         own = shown[: len(specs)].diagonal()
         first = (own >= shown[: len(specs)].amax(-1) - 1e-6).float().mean()
-        return loss, {"own_first": float(first), "own": float(own.mean())}
+        return loss, {"own_first": first, "own": own.mean()}
 
     def figures(self, averages: dict[str, nn.Module], folder: Path, step: int) -> dict[str, float]:
         return {}  # check_judge measures it against pictures that are right and wrong
@@ -108,7 +108,8 @@ def run(settings: Settings) -> bool:
     tokenizer = build_tokenizer(settings.work / "tokenizer")
     recipe = MiniJudge(bank, tokenizer, batch, settings.seed, settings.device)
     options = TrainingOptions(
-        steps=settings.steps or DEFAULT_STEPS,
+        steps=settings.steps_or(DEFAULT_STEPS),
+        minutes=settings.minutes,
         learning_rate=settings.learning_rate or DEFAULT_RATE,
         cooldown=0.5,
         average_decay=0.998,
@@ -116,7 +117,7 @@ def run(settings: Settings) -> bool:
         seed=settings.seed,
     )
     averages, state = train(recipe, options, settings.work, settings.report)
-    if state.step < options.steps:
+    if state.step < state.steps:
         return False
     save_judge(settings.output, averages["judge"].eval(), tokenizer)
     settings.report(f"wrote {settings.output}; its figures: python -m custom.turboprop.evaluation.check_judge")

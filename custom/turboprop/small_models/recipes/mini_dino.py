@@ -85,7 +85,7 @@ class MiniDino:
         opacity = drawn.coverage  # [B, 1, S, S]
         return torch.cat([drawn.images[:, 0] / 2 + 0.5 - (1.0 - opacity), opacity], 1).to(self.device)
 
-    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """DINO's loss of whole pictures and iBOT's of hidden patches, one each: []."""
         student, teacher = self.modules["student"], self.modules["teacher"]
         follow(teacher, student, 1.0 - (1.0 - MOMENTUM) * (math.cos(math.pi * step / self.steps) + 1.0) / 2.0)
@@ -101,7 +101,7 @@ class MiniDino:
         small_whole = student["head"](student["encoder"](small).last_hidden_state[:, 0])
         everything = torch.cat([masked_whole, small_whole]).unflatten(0, (LARGE_CROPS + SMALL_CROPS, -1))
         by_view, by_patch = view_loss(everything, targets), patch_loss(masked_patches, patch_targets, masks)
-        return by_view + by_patch, {"view": float(by_view.detach()), "patch": float(by_patch.detach())}
+        return by_view + by_patch, {"view": by_view.detach(), "patch": by_patch.detach()}
 
     def seen(self, parts: list[Tensor], generator: torch.Generator) -> Tensor:
         """Crops [B, 4, H, W] of objects as pictures, normalised, all together: [len(parts) * B, 3, H, W].
@@ -199,6 +199,8 @@ class tokens and by patches; pictures on white. `rank`: effective rank of the cl
 
 def run(settings: Settings) -> bool:
     """Trains mini-dino and writes its folder; False where it was stopped before its end."""
+    if settings.minutes is not None:
+        raise ValueError("--minutes: mini-dino's teacher slows down by the share of its steps; expected --steps")
     bank = settings.view_bank(4)  # the one that mini-mv has
     steps, batch = settings.steps or DEFAULT_STEPS, settings.batch or DEFAULT_BATCH
     recipe = MiniDino(bank, batch, steps, settings.seed, settings.device)
@@ -215,7 +217,7 @@ def run(settings: Settings) -> bool:
         figures_every=100,
     )
     averages, state = train(recipe, options, settings.work, settings.report)
-    if state.step < options.steps:
+    if state.step < state.steps:
         return False
     encoder = copy.deepcopy(recipe.modules["teacher"]["encoder"])
     save_encoder(settings.output, encoder)

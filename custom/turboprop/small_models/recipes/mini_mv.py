@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from threestudio.utils.keyed_random import generator_on
+
 from ...evaluation.clip_metrics import load_judge
 from ...teachers.multi_view.network import MultiViewUNet, from_text_to_image
 from ...teachers.noise_schedule import add_noise, prediction_target
 from ...world.dataset import ViewBank
 from ...world.objects import KINDS
-from ..latent_pool import LatentPool
+from ..latent_pool import LatentPool, pool_period
 from ..sample_figures import SampleFigures
 from ..settings import Settings, denoiser_options, history_table, machine, pipeline_of, revision
 from ..text_table import CaptionTable
@@ -53,7 +55,7 @@ class MiniMultiView:
         base: Any,  # a StableDiffusionPipeline of mini-sd, on the device
         batch_sets: int,
         pool_sets: int,
-        pool_period: int,
+        period: int,
         seed: int,
         figures: SampleFigures | None = None,
     ) -> None:
@@ -64,10 +66,10 @@ class MiniMultiView:
         self.modules: dict[str, nn.Module] = {"unet": network.train()}
         self.captions = CaptionTable(base.tokenizer, base.text_encoder)
         self.alphas_cumprod = base.scheduler.alphas_cumprod.to(self.device)
-        self.pool = LatentPool(bank, base.vae, CAMERA_ENCODING, pool_sets, pool_period, seed)
+        self.pool = LatentPool(bank, base.vae, CAMERA_ENCODING, pool_sets, period, seed)
         self.batch_sets, self.measure = batch_sets, figures
 
-    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean squared error of the predicted v (Salimans and Ho 2022, appendix D): [], by sets or single views."""
         pool = self.pool.at(step)
         single = step % SINGLE_VIEWS_EVERY == SINGLE_VIEWS_EVERY - 1
@@ -82,7 +84,7 @@ class MiniMultiView:
         means, deviations, cameras = (
             x[chosen[:, None], view].flatten(0, 1) for x in (pool.means, pool.deviations, pool.cameras)
         )
-        draws = torch.randn(2, *means.shape, generator=generator).to(self.device)
+        draws = torch.randn(2, *means.shape, generator=generator_on(self.device, generator), device=self.device)
         latents, noise = means + deviations * draws[0], draws[1]
         no_camera = single and float(torch.rand((), generator=generator)) < NO_CAMERA_SHARE
         noisy = add_noise(latents, noise, timesteps, self.alphas_cumprod)
@@ -145,10 +147,11 @@ def run(settings: Settings) -> bool:
         base.vae, load_judge(JUDGE), PREDICTION_TYPE, CAMERA_ENCODING, num_steps=FIGURE_STEPS, kinds=FIGURE_KINDS
     )
     batch = settings.batch or DEFAULT_BATCH
-    recipe = MiniMultiView(bank, base, max(1, batch // NUM_VIEWS), POOL_SETS, POOL_PERIOD, settings.seed, measure)
+    period = pool_period(POOL_PERIOD, DEFAULT_BATCH, batch)
+    recipe = MiniMultiView(bank, base, max(1, batch // NUM_VIEWS), POOL_SETS, period, settings.seed, measure)
     options = denoiser_options(settings, DEFAULT_STEPS, DEFAULT_RATE)
     averages, state = train(recipe, options, settings.work, settings.report)
-    if state.step < options.steps:
+    if state.step < state.steps:
         return False
     save_model(settings.output, base_folder, averages["unet"], base.scheduler)
     ceilings = {f"ceiling_{key}": value for key, value in measure.ceilings().items()}
@@ -157,9 +160,9 @@ def run(settings: Settings) -> bool:
         views=bank.views,
         turns=bank.turns,
         pool=POOL_SETS * bank.turns,
-        period=POOL_PERIOD,
+        period=period,
         command=settings.command,
-        steps=options.steps,
+        steps=state.steps,
         batch=recipe.batch_sets * NUM_VIEWS,
         rate=options.learning_rate,
         warmup=options.warmup,

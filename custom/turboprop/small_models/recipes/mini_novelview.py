@@ -26,6 +26,7 @@ from ...novelview.training import TrainingRule, training_loss
 from ...world.dataset import ViewBank
 from ...world.objects import KINDS
 from ...world.render import role_colors
+from ..latent_pool import pool_period
 from ..sample_figures import save_grid, silhouettes
 from ..settings import Settings, denoiser_options, history_table, machine, pipeline_of, revision
 from ..training import train
@@ -82,7 +83,8 @@ class MiniNovelView:
         alphas = base.scheduler.alphas_cumprod
         self.model = NovelViewModel(unet, base.vae, encoder, SETTINGS, alphas, PREDICTION_TYPE).to(base.unet.device)
         self.modules: dict[str, nn.Module] = {k: p.train() for k, p in self.model.trained_parts().items()}
-        self.pool = ViewPairPool(bank, base.vae, POOL_OBJECTS, POOL_PERIOD, seed)
+        self.period = pool_period(POOL_PERIOD, DEFAULT_BATCH, batch)
+        self.pool = ViewPairPool(bank, base.vae, POOL_OBJECTS, self.period, seed)
         self.batch, self.seed = batch, seed
         self.measured: dict[str, ViewedObjects] = {}
         for name, only in (("seen", False), ("held_out", True)) if figure_objects else ():
@@ -90,12 +92,12 @@ class MiniNovelView:
             generator = torch.Generator().manual_seed(key)
             self.measured[name] = draw_objects(bank, figure_objects, 1 + FIGURE_VIEWS, generator, only)
 
-    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The denoising loss of one batch of pairs: []."""
         batch = self.pool.batch(step, self.batch, generator)
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # what training_loss draws from
         loss, figures = training_loss(self.model, batch, RULE)
-        return loss, {"mse": float(figures["mse"])}
+        return loss, {"mse": figures["mse"]}
 
     def averaged(self, averages: dict[str, nn.Module]) -> NovelViewModel:
         """The model with the averaged weights; it shares the frozen parts."""
@@ -198,7 +200,7 @@ def run(settings: Settings) -> bool:
     recipe = MiniNovelView(bank, base, encoder, batch, settings.seed, FIGURE_OBJECTS)
     options = denoiser_options(settings, DEFAULT_STEPS, DEFAULT_RATE)
     averages, state = train(recipe, options, settings.work, settings.report)
-    if state.step < options.steps:
+    if state.step < state.steps:
         return False
     shared = {
         "vae": os.path.relpath(base_folder, settings.output),
@@ -220,9 +222,9 @@ def _card(
         layers=", ".join(map(str, SETTINGS.feature_layers)),
         views=bank.views,
         pool=POOL_OBJECTS * ViewPairPool.VIEWS,
-        period=POOL_PERIOD,
+        period=recipe.period,
         command=settings.command,
-        steps=options.steps,
+        steps=state.steps,
         batch=recipe.batch,
         rate=options.learning_rate,
         warmup=options.warmup,

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from threestudio.utils.keyed_random import generator_on
+
 from ...evaluation.clip_metrics import clip_scores, load_judge
 from ...teachers.noise_schedule import add_noise, signal_and_noise_level
 from ...teachers.sampling import ddim_sample
@@ -20,7 +22,7 @@ from ...world.captions import VIEWS, ObjectSpec, all_specs, caption, short_capti
 from ...world.dataset import IMAGE_SIZE, ViewBank
 from ...world.objects import KINDS
 from ...world.tokenizer import build_tokenizer
-from ..latent_pool import LatentPool, LatentSets
+from ..latent_pool import LatentPool, LatentSets, pool_period
 from ..sample_figures import exact_sets, nearest_azimuths, save_grid
 from ..settings import Settings, denoiser_options, history_table, machine, revision
 from ..text_table import FULL_SHARE, ONE_COLOR_SHARE
@@ -148,7 +150,7 @@ class MiniTextToImage:
             name: exact_sets(1, 4, held, 99, FIGURE_KINDS) for name, held in (("seen", False), ("held_out", True))
         }
 
-    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The squared error of the predicted noise, weighted by 1 / alphas_cumprod up to a limit: [].
 
         The weight makes of it the squared error of v = (eps - s x_t) / a (Salimans and Ho 2022, appendix D), so high
@@ -165,7 +167,7 @@ class MiniTextToImage:
         ]
         timesteps = torch.randint(len(self.alphas_cumprod), (self.batch,), generator=generator).to(self.device)
         means, deviations = pool.means[chosen, view], pool.deviations[chosen, view]
-        normal = torch.randn(2, *means.shape, generator=generator).to(self.device)
+        normal = torch.randn(2, *means.shape, generator=generator_on(self.device, generator), device=self.device)
         latents, noise = means + deviations * normal[0], normal[1]
         embeddings = self.modules["text_encoder"](self.tokens[rows]).last_hidden_state
         noisy = add_noise(latents, noise, timesteps, self.alphas_cumprod)
@@ -173,7 +175,7 @@ class MiniTextToImage:
         signal, _ = signal_and_noise_level(self.alphas_cumprod, timesteps)
         weight = signal.square().reciprocal().clamp_max(LARGEST_WEIGHT)
         squared = (predicted - noise).square()
-        return (weight * squared).mean(), {"mse": float(squared.mean().detach())}
+        return (weight * squared).mean(), {"mse": squared.mean().detach()}
 
     @torch.no_grad()
     def figures(self, averages: dict[str, nn.Module], folder: Path, step: int) -> dict[str, float]:
@@ -262,19 +264,20 @@ def run(settings: Settings) -> bool:
     bank = settings.view_bank(1)
     tokenizer = build_tokenizer(settings.work / "tokenizer")
     batch = settings.batch or DEFAULT_BATCH
-    recipe = MiniTextToImage(bank, autoencoder, tokenizer, batch, POOL_SETS, POOL_PERIOD, settings)
+    period = pool_period(POOL_PERIOD, DEFAULT_BATCH, batch)
+    recipe = MiniTextToImage(bank, autoencoder, tokenizer, batch, POOL_SETS, period, settings)
     options = denoiser_options(settings, DEFAULT_STEPS, DEFAULT_RATE)
     averages, state = train(recipe, options, settings.work, settings.report)
-    if state.step < options.steps:
+    if state.step < state.steps:
         return False
     save_pipeline(settings.output, autoencoder, tokenizer, averages["text_encoder"], averages["unet"])
     millions = {name: sum(p.numel() for p in module.parameters()) / 1e6 for name, module in averages.items()}
     card = CARD.format(
         views=bank.views,
         pool=POOL_SETS,
-        period=POOL_PERIOD,
+        period=period,
         command=settings.command,
-        steps=options.steps,
+        steps=state.steps,
         text_parameters=millions["text_encoder"],
         unet_parameters=millions["unet"],
         batch=batch,

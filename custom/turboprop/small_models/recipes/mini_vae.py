@@ -61,7 +61,7 @@ class MiniAutoencoder:
         self.modules: dict[str, nn.Module] = {"vae": autoencoder.to(device).train()}
         self.bank, self.batch, self.device = bank, batch, device
 
-    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """L1 + MSE + edges + KL: []."""
         from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
@@ -73,7 +73,7 @@ class MiniAutoencoder:
         pixels = F.l1_loss(decoded, images)
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
         loss = pixels + F.mse_loss(decoded, images) + 0.5 * edge_difference(decoded, images) + KL_WEIGHT * divergence
-        return loss, {"l1": float(pixels.detach()), "kl": float(divergence.detach())}
+        return loss, {"l1": pixels.detach(), "kl": divergence.detach()}
 
     def figures(self, averages: dict[str, nn.Module], folder: Path, step: int) -> dict[str, float]:
         return {"psnr": reconstruction_psnr(self.bank, averages["vae"], seed=9)}
@@ -95,7 +95,8 @@ def run(settings: Settings) -> bool:
     bank = settings.view_bank(1)
     recipe = MiniAutoencoder(bank, settings.batch or DEFAULT_BATCH, settings.seed, settings.device)
     options = TrainingOptions(
-        steps=settings.steps or DEFAULT_STEPS,
+        steps=settings.steps_or(DEFAULT_STEPS),
+        minutes=settings.minutes,
         learning_rate=settings.learning_rate or DEFAULT_RATE,
         cooldown=0.5,
         bfloat16=settings.bfloat16,
@@ -103,7 +104,7 @@ def run(settings: Settings) -> bool:
         figures_every=500,
     )
     averages, state = train(recipe, options, settings.work, settings.report)
-    if state.step < options.steps:
+    if state.step < state.steps:
         return False
     autoencoder = with_unit_variance(averages["vae"], bank, settings.seed)
     copy.deepcopy(autoencoder).to(torch.float16).save_pretrained(settings.output)
