@@ -133,6 +133,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU; nothing is written")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), help="these parts; nothing is written")
+    parser.add_argument("--skip", nargs="+", choices=list(PARTS), default=[], help="not these parts; the page says so")
     for name, kind in (("--part", str), ("--result", Path), ("--seconds", float)):
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)  # of a part's own process
     args = parser.parse_args()
@@ -144,9 +145,15 @@ def main() -> int:
     if not args.dry_run and not torch.cuda.is_available():
         print("error: no CUDA device here; --dry-run goes through the parts on the CPU", file=sys.stderr)
         return 2
+    from reporting import machine, write_report
+
+    where = machine(torch.device("cpu" if args.dry_run else "cuda"))
     start, found = time.monotonic(), {}
     with tempfile.TemporaryDirectory() as scratch:
         for part in args.only or PARTS:
+            if part in args.skip:
+                found[part] = [{"what": "the part", "figures": {}, "error": "left out by --skip"}]
+                continue
             left = LIMIT - GRACE - (time.monotonic() - start)
             if left < 10:
                 found[part] = [{"what": "the part", "figures": {}, "error": "left out: the command's time was over"}]
@@ -155,18 +162,17 @@ def main() -> int:
                 part, left if args.dry_run else min(PARTS[part][1], left), args.dry_run, Path(scratch)
             )
             print("\n".join([PARTS[part][0], *table(found[part]), ""]), flush=True)
-    seconds = time.monotonic() - start
+            seconds = time.monotonic() - start
+            if (
+                not args.dry_run and not args.only
+            ):  # after each part, so that a run that is cut short leaves its figures
+                data = {"machine": where, "versions": versions(), "seconds": seconds, "parts": found}
+                write_report("gpu", report(found, seconds, where), data)
     failed = [row for rows in found.values() for row in rows if row["error"]]
     n_rows = sum(map(len, found.values()))
-    print(f"{n_rows - len(failed)} of {n_rows} rows went through, in {seconds:.0f} s")
-    from reporting import machine, write_report
-
-    where = machine(torch.device("cpu" if args.dry_run else "cuda"))
-    text = report(found, seconds, where)
+    print(f"{n_rows - len(failed)} of {n_rows} rows went through, in {time.monotonic() - start:.0f} s")
     if args.dry_run:
         return 1 if failed else 0
-    if not args.only:
-        write_report("gpu", text, {"machine": where, "versions": versions(), "seconds": seconds, "parts": found})
     return 0 if len(failed) < n_rows else 1
 
 

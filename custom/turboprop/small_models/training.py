@@ -203,9 +203,10 @@ def _run(
     """The steps from where `held` is to the end, or to an interruption."""
     state, first, begun = held["state"], held["state"].step, time.monotonic()
     while state.step < options.steps and not interruption.asked:
-        if state.seconds >= _fall_begins_at(options):
+        if state.seconds >= _fall_begins_at(options) and state.step >= options.warmup:
             # as many steps for the fall as its share of all steps says; the same number in every later run
-            options = dataclasses.replace(options, steps=round(state.step / (1 - options.cooldown)), minutes=None)
+            steps = max(state.step + 1, round(state.step / (1 - options.cooldown)))
+            options = dataclasses.replace(options, steps=steps, minutes=None)
             state.steps = options.steps
             save_checkpoint(folder / "plateau.pt", held, identity)
         start = time.monotonic()
