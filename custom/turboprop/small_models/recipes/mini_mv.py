@@ -27,6 +27,7 @@ from ..sample_figures import SampleFigures
 from ..settings import Settings, denoiser_options, history_table, machine, pipeline_of, revision
 from ..text_table import CaptionTable
 from ..training import train
+from .mini_sd import opened_in_float32
 
 NUM_VIEWS = 4
 CAPTION_DROPOUT = 0.1  # classifier-free guidance (Ho and Salimans 2022)
@@ -109,7 +110,8 @@ A small multi-view diffusion teacher of Turboprop's world: MVDream's network (at
 turn apart, the camera's embedding beside the timestep's; arXiv 2308.16512) over the UNet of mini-sd. It draws the
 world's objects from an exact camera, four views at once or one. It knows nothing else.
 
-Autoencoder, text encoder and tokenizer are mini-sd's (`_shared_parts` in model_index.json). The UNet has
+Autoencoder and tokenizer are mini-sd's (`_shared_parts` in model_index.json), the text encoder is that of the mini-sd
+that it began as. The UNet has
 {parameters:.2f} M parameters and is stored in half precision. It predicts v. Its camera is told by sixteen numbers
 ("apparent_scale": MVDream's sixteen, the last of which says how large the picture is at the origin).
 
@@ -153,7 +155,7 @@ def run(settings: Settings) -> bool:
     averages, state = train(recipe, options, settings.work, settings.report)
     if state.step < state.steps:
         return False
-    save_model(settings.output, base_folder, averages["unet"], base.scheduler)
+    save_model(settings.output, base_folder, averages["unet"], base.text_encoder, base.scheduler)
     ceilings = {f"ceiling_{key}": value for key, value in measure.ceilings().items()}
     card = CARD.format(
         parameters=sum(p.numel() for p in averages["unet"].parameters()) / 1e6,
@@ -183,16 +185,19 @@ def run(settings: Settings) -> bool:
     return True
 
 
-def save_model(folder: Path, base_folder: Path, network: MultiViewUNet, scheduler: Any) -> None:
-    """Writes diffusers' layout in half precision; the parts that mini-sd has too stay there."""
+def save_model(folder: Path, base_folder: Path, network: MultiViewUNet, text_encoder: Any, scheduler: Any) -> None:
+    """Writes diffusers' layout in half precision; autoencoder and tokenizer stay in mini-sd's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     copy.deepcopy(network).to(torch.float16).save_pretrained(folder / "unet")
+    # Its own copy, for a later mini-sd has another text encoder (the autoencoder is trained apart, and stays)
+    copy.deepcopy(text_encoder).to(torch.float16).save_pretrained(folder / "text_encoder")
+    opened_in_float32(folder / "text_encoder")
     scheduler = type(scheduler).from_config(scheduler.config, prediction_type=PREDICTION_TYPE)
     scheduler.save_pretrained(folder / "scheduler")
     shared = os.path.relpath(base_folder, folder)
     index = {
         "_class_name": "MultiViewPipeline",
-        "_shared_parts": {part: shared for part in ("vae", "text_encoder", "tokenizer")},
+        "_shared_parts": {part: shared for part in ("vae", "tokenizer")},
         "unet": ["turboprop", "MultiViewUNet"],
         "vae": ["diffusers", "AutoencoderKL"],
         "text_encoder": ["transformers", "CLIPTextModel"],

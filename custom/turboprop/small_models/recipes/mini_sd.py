@@ -312,7 +312,14 @@ def save_pipeline(folder: Path, autoencoder: Any, tokenizer: Any, text_encoder: 
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(folder)
-    # transformers opens a model in the type that its config names, diffusers in float32: they have to agree.
-    config = folder / "text_encoder" / "config.json"
+    opened_in_float32(folder / "text_encoder")
+
+
+def opened_in_float32(folder: Path) -> None:
+    """Lets transformers open a model in float32, as diffusers does, whose weights are stored in half precision.
+
+    transformers opens a model in the type that its config names, and the parts of a pipeline have to agree.
+    """
+    config = folder / "config.json"
     content = json.loads(config.read_text())
     config.write_text(json.dumps({**content, "dtype": "float32"}, indent=2, sort_keys=True) + "\n")
