@@ -47,7 +47,8 @@ def mini_dino_recipe(bank, device, folder):
 def mini_novelview_recipe(bank, device, folder):
     base = pipeline_of(ASSETS / "teachers/mini-sd", device)
     encoder: ImageEncoder = read_encoder(ASSETS / "encoders/mini-dino")
-    return mini_novelview.MiniNovelView(bank, base, encoder, 4, 0, 2)
+    plan = mini_novelview.FigurePlan(objects=2, views=2, sampling_steps=2, bins=2)
+    return mini_novelview.MiniNovelView(bank, base, encoder, 4, 0, plan)
 
 
 RECIPES = {
@@ -61,11 +62,10 @@ RECIPES = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_it_trains_there(name, bank, on_cuda, tmp_path, monkeypatch):
-    for recipe in (mini_mv, mini_sd, mini_novelview):
+    for recipe in (mini_mv, mini_sd):
         monkeypatch.setattr(recipe, "FIGURE_STEPS", 2)
     monkeypatch.setattr(mini_sd, "FIGURE_KINDS", KINDS)
     monkeypatch.setattr(mini_novelview, "POOL_OBJECTS", 8)
-    monkeypatch.setattr(mini_novelview, "FIGURE_VIEWS", 2)
     monkeypatch.setattr(mini_dino, "FIGURE_OBJECTS", 4)
     device = torch.device("cuda")
     recipe = RECIPES[name](bank, device, tmp_path)

@@ -105,8 +105,8 @@ def test_neighbours_tell_kind_and_azimuth_where_the_pictures_are_known(views):
 
 
 def test_mini_novelview_shares_its_encoders_and_draws(views, tmp_path, monkeypatch):
-    for name, value in {"POOL_OBJECTS": 8, "FIGURE_STEPS": 2, "FIGURE_OBJECTS": 2, "FIGURE_VIEWS": 2}.items():
-        monkeypatch.setattr(mini_novelview, name, value)
+    monkeypatch.setattr(mini_novelview, "POOL_OBJECTS", 8)
+    monkeypatch.setattr(mini_novelview, "FIGURES", mini_novelview.FigurePlan(objects=2, views=2, sampling_steps=2))
     (tmp_path / "teachers").mkdir()
     (tmp_path / "teachers" / "mini-sd").symlink_to(MINI_SD)
     encoder = mini_dino.make_encoder()

@@ -127,3 +127,24 @@ def test_another_seeds_checkpoint_is_refused(tmp_path):
     train(Line(), OPTIONS, tmp_path, quiet)
     with pytest.raises(ValueError, match="a checkpoint of seed 0, expected 5"):
         train(Line(), replace(OPTIONS, seed=5), tmp_path, quiet)
+
+
+def test_figures_are_taken_at_minutes_of_training_by_the_processors_clock(tmp_path, monkeypatch):
+    seconds = iter(range(100_000))
+    monkeypatch.setattr("turboprop.small_models.training.time.process_time", lambda: 6.0 * next(seconds))
+    timed = replace(OPTIONS, steps=10**9, minutes=1.0, figures_every=10**9, figures_at=(0.25, 0.5))
+    _, state = train(Line(), replace(timed, processor_time=True), tmp_path, quiet)  # a step takes a tenth of a minute
+    assert [entry["minutes"] for entry in state.history] == pytest.approx([0.3, 0.5, 1.1], abs=0.11)
+    assert [entry["step"] for entry in state.history] == [3, 5, state.steps]
+
+
+def test_a_rate_that_never_falls_ends_and_is_not_trained_on(tmp_path, monkeypatch):
+    seconds = iter(range(100_000))
+    monkeypatch.setattr("turboprop.small_models.training.time.monotonic", lambda: float(next(seconds)))
+    constant = replace(OPTIONS, steps=10**9, minutes=0.5, cooldown=0.0)
+    whole, state = train(Line(), constant, tmp_path, quiet)
+    again, resumed = train(Line(), constant, tmp_path, quiet)
+    assert resumed.step == state.step and len(resumed.history) == len(state.history)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(again)))
+    _, longer = train(Line(), replace(constant, minutes=1.0), tmp_path, quiet)
+    assert longer.step > 1.5 * state.step

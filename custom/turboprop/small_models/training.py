@@ -42,6 +42,8 @@ class TrainingOptions:
     seed: int = 0
     report_every: int = 50  # steps between lines of progress
     figures_every: int = 1000  # steps between held-out figures and pictures
+    figures_at: tuple[float, ...] = ()  # minutes of training at which figures are taken besides
+    processor_time: bool = False  # minutes are those of the processor, which a busy machine does not lengthen
     checkpoint_every: int = 250  # steps
 
 
@@ -165,7 +167,8 @@ def train(
     identity = {"recipe": recipe.name, "seed": options.seed}
     if (folder / "last.pt").is_file():
         load_checkpoint(folder / "last.pt", held, identity)
-        falling = state.step > plateau_end(state.steps, options)
+        ended = state.step == state.steps  # a rate that never falls has no other sign of it
+        falling = ended or state.step > plateau_end(state.steps, options)
         if falling and not _same_end(state, options) and (folder / "plateau.pt").is_file():
             load_checkpoint(folder / "plateau.pt", held, identity)  # what was trained at a falling rate is left behind
             falling = False
@@ -202,6 +205,7 @@ def _run(
 ) -> None:
     """The steps from where `held` is to the end, or to an interruption."""
     state, first, begun = held["state"], held["state"].step, time.monotonic()
+    clock = time.process_time if options.processor_time else time.monotonic
     while state.step < options.steps and not interruption.asked:
         if state.seconds >= _fall_begins_at(options) and state.step >= options.warmup:
             # as many steps for the fall as its share of all steps says; the same number in every later run
@@ -209,16 +213,17 @@ def _run(
             options = dataclasses.replace(options, steps=steps, minutes=None)
             state.steps = options.steps
             save_checkpoint(folder / "plateau.pt", held, identity)
-        start = time.monotonic()
+        start, before = clock(), state.seconds
         figures = _one_step(recipe, held["optimizer"], parameters, state.step, options)
         average_weights(held["averages"], held["modules"], state.step, options.average_decay)
         state.step += 1
-        state.seconds += time.monotonic() - start
+        state.seconds += clock() - start
         done = state.step == options.steps
         if state.step % options.report_every == 0 or done:
             rate = (state.step - first) / (time.monotonic() - begun)
             report(f"{recipe.name} {state.step}{_left(state, options, rate)}: {_shown(figures)}; {rate:.2f} it/s")
-        if state.step % options.figures_every == 0 or done:
+        passed = any(before < 60 * minutes <= state.seconds for minutes in options.figures_at)
+        if state.step % options.figures_every == 0 or passed or done:
             measured = recipe.figures(held["averages"], folder, state.step)
             state.history.append({"step": state.step, "minutes": state.seconds / 60, **measured})
             report(f"{recipe.name} {state.step}, held out: {_shown(measured)}")

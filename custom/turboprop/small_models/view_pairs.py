@@ -35,7 +35,8 @@ def draw_objects(
 ) -> ViewedObjects:
     """`count` objects, from `views` of their kind's views in the bank each; kinds come in turn, colours are random.
 
-    The pictures are on `device`. Pairs of kind and main colour that are held out never come, or with `held_out_only` none but those.
+    The pictures are on `device`. Pairs of kind and main colour that are held out never come, or with `held_out_only`
+    none but those.
     """
     names = list(KINDS)
     choices: dict[str, list[ObjectSpec]] = {name: [] for name in names}
@@ -67,7 +68,8 @@ class ViewPairPool:
         self.bank, self.autoencoder, self.objects, self.period, self.seed = bank, autoencoder, objects, period, seed
         self._turn = -1
 
-    def _refresh(self, step: int) -> None:
+    def refresh(self, step: int) -> None:
+        """Draws and encodes the pool of a step, unless it is there."""
         turn = step // self.period
         if turn == self._turn:
             return
@@ -83,7 +85,7 @@ class ViewPairPool:
 
     def batch(self, step: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """`count` pairs of views as `novelview.training` takes them."""
-        self._refresh(step)
+        self.refresh(step)
         chosen = torch.randint(self.objects, (count,), generator=generator)
         target, given = torch.rand(count, self.VIEWS, generator=generator).argsort(1)[:, :2].unbind(1)
         return {
@@ -93,3 +95,14 @@ class ViewPairPool:
             "target_camera": self._cameras[chosen, target],
             "input_camera": self._cameras[chosen, given],
         }
+
+
+def first_to_others(objects: ViewedObjects, device: torch.device) -> dict[str, Tensor]:
+    """Every object's views but the first, to be drawn from the first: N (V - 1) pairs as `novelview.training` has them."""
+    count = objects.images.shape[1] - 1
+    return {
+        "target_image": objects.images[:, 1:].flatten(0, 1).to(device),
+        "input_image": objects.images[:, 0].repeat_interleave(count, 0).to(device),
+        "target_camera": objects.cameras[:, 1:].flatten(0, 1).to(device),
+        "input_camera": objects.cameras[:, 0].repeat_interleave(count, 0).to(device),
+    }

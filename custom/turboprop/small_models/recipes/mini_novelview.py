@@ -6,6 +6,8 @@ cross-attention and its features in the down path; autoencoder and encoder are t
 
 import copy
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from ...novelview.loading import save_novel_view_model
 from ...novelview.model import NovelViewModel, NovelViewSettings
 from ...novelview.sampling import sample_latents
 from ...novelview.timestep_sampling import TimestepSampling
-from ...novelview.training import TrainingRule, training_loss
+from ...novelview.training import TrainingRule, loss_by_bin, training_loss
 from ...world.dataset import ViewBank
 from ...world.objects import KINDS
 from ...world.render import role_colors
@@ -30,7 +32,7 @@ from ..latent_pool import pool_period
 from ..sample_figures import save_grid, silhouettes
 from ..settings import Settings, denoiser_options, history_table, machine, pipeline_of, revision
 from ..training import train
-from ..view_pairs import ViewedObjects, ViewPairPool, draw_objects
+from ..view_pairs import ViewedObjects, ViewPairPool, draw_objects, first_to_others
 
 CHANNELS = (48, 72, 96)
 SETTINGS = NovelViewSettings(tokens="patches", normalize_tokens=True, feature_layers=[1, 3, 5])
@@ -40,8 +42,27 @@ RULE = TrainingRule(
     TimestepSampling("truncated_normal", 1000.0, 200.0, uniform_share=0.5), 0.05, PhotometricAugmentation(0.5)
 )
 POOL_OBJECTS, POOL_PERIOD = 4096, 2000
-FIGURE_VIEWS, FIGURE_STEPS, FIGURE_SCALE, FIGURE_OBJECTS = 4, 20, 2.0, len(KINDS)
 DEFAULT_STEPS, DEFAULT_BATCH, DEFAULT_RATE = 8000, 40, 6e-4
+
+
+@dataclass(frozen=True)
+class FigurePlan:
+    """What is measured while the model trains: drawn views against exact ones."""
+
+    objects: int = len(KINDS)  # of each set
+    views: int = 4  # asked of each object, given one more
+    sampling_steps: int = 20
+    guidance_scale: float = 2.0
+    sets: tuple[str, ...] = ("seen", "held_out")  # pairs of kind and colour that are trained on, or not
+    bins: int = 0  # equal ranges of timesteps, in whose middle the loss of held-out pairs is taken; 0: none
+
+
+FIGURES = FigurePlan()
+
+
+def shipped_rule(step: int) -> TrainingRule:
+    """What mini-novelview trains with: every step alike."""
+    return RULE
 
 
 def make_unet(latent_channels: int, latent_size: int, token_width: int) -> Any:
@@ -75,28 +96,34 @@ class MiniNovelView:
         encoder: ImageEncoder,
         batch: int,
         seed: int,
-        figure_objects: int = 0,  # of seen, and as many of held-out pairs; 0: no figures
+        figures: FigurePlan | None = None,  # None: no figures
+        settings: NovelViewSettings = SETTINGS,
+        rule: Callable[[int], TrainingRule] = shipped_rule,  # of a step
+        alphas_cumprod: Tensor | None = None,  # [T]; None: mini-sd's
+        pool: ViewPairPool | None = None,  # None: one of its own, drawn anew every so often
     ) -> None:
         torch.manual_seed(seed)
         latent_size = int(base.unet.config.sample_size)
-        unet = make_unet(int(base.vae.config.latent_channels), latent_size, encoder.width)
-        alphas = base.scheduler.alphas_cumprod
-        self.model = NovelViewModel(unet, base.vae, encoder, SETTINGS, alphas, PREDICTION_TYPE).to(base.unet.device)
+        token_width = encoder.pooled_width if settings.tokens == "pooled" else encoder.width
+        unet = make_unet(int(base.vae.config.latent_channels), latent_size, token_width)
+        alphas = base.scheduler.alphas_cumprod if alphas_cumprod is None else alphas_cumprod
+        self.model = NovelViewModel(unet, base.vae, encoder, settings, alphas, PREDICTION_TYPE).to(base.unet.device)
         self.modules: dict[str, nn.Module] = {k: p.train() for k, p in self.model.trained_parts().items()}
         self.period = pool_period(POOL_PERIOD, DEFAULT_BATCH, batch)
-        self.pool = ViewPairPool(bank, base.vae, POOL_OBJECTS, self.period, seed)
-        self.batch, self.seed = batch, seed
+        self.pool = pool or ViewPairPool(bank, base.vae, POOL_OBJECTS, self.period, seed)
+        self.batch, self.seed, self.rule, self.plan = batch, seed, rule, figures
         self.measured: dict[str, ViewedObjects] = {}
-        for name, only in (("seen", False), ("held_out", True)) if figure_objects else ():
+        for name in figures.sets if figures else ():
+            only = name == "held_out"
             key = step_key(seed, int(only), stream="mini-novelview figures") % 2**63
             generator = torch.Generator().manual_seed(key)
-            self.measured[name] = draw_objects(bank, figure_objects, 1 + FIGURE_VIEWS, generator, only)
+            self.measured[name] = draw_objects(bank, figures.objects, 1 + figures.views, generator, only)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The denoising loss of one batch of pairs: []."""
         batch = self.pool.batch(step, self.batch, generator)
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # what training_loss draws from
-        loss, figures = training_loss(self.model, batch, RULE)
+        loss, figures = training_loss(self.model, batch, self.rule(step))
         return loss, {"mse": figures["mse"]}
 
     def averaged(self, averages: dict[str, nn.Module]) -> NovelViewModel:
@@ -107,13 +134,13 @@ class MiniNovelView:
 
     @torch.no_grad()
     def figures(self, averages: dict[str, nn.Module], folder: Path, step: int) -> dict[str, float]:
-        """PSNR and silhouette IoU of drawn views against exact ones, of seen and held-out pairs of kind and colour."""
+        """PSNR and silhouette IoU of drawn views against exact ones, by set; losses by range of timesteps, if planned."""
         model, figures, rows = self.averaged(averages), {}, []
         for name, objects in self.measured.items():
-            drawn = drawn_views(model, objects, self.seed)  # [N * V, 3, H, W]
+            drawn = drawn_views(model, objects, self.seed, self.plan)  # [N * V, 3, H, W]
             truth = objects.images[:, 1:].flatten(0, 1) / 2 + 0.5
             colors = torch.stack([role_colors(spec.main, spec.accent) for spec in objects.specs])
-            shapes = silhouettes(drawn, colors.repeat_interleave(FIGURE_VIEWS, 0))
+            shapes = silhouettes(drawn, colors.repeat_interleave(self.plan.views, 0))
             figures[f"psnr_{name}"] = float(psnr_of_each(drawn, truth).mean())
             figures[f"iou_{name}"] = float(silhouette_iou(shapes, objects.coverage[:, 1:].flatten(0, 1)).mean())
             given = objects.images[:, :1] / 2 + 0.5
@@ -121,7 +148,16 @@ class MiniNovelView:
             rows.append(torch.cat([given, drawn.unflatten(0, (count, -1)), truth.unflatten(0, (count, -1))], 1))
         if rows:
             save_grid(torch.cat(rows, 1), folder / f"samples-{step}.png")
-        return figures
+        return figures | self._losses(model)
+
+    def _losses(self, model: NovelViewModel) -> dict[str, float]:
+        """The loss of held-out pairs in the middle of each range of timesteps, and the mean of all."""
+        if self.plan is None or not self.plan.bins:
+            return {}
+        batch = first_to_others(self.measured["held_out"], model.alphas_cumprod.device)
+        torch.manual_seed(self.seed)  # what loss_by_bin draws from: the same noise at every time
+        losses = loss_by_bin(model, batch, self.plan.bins)
+        return {"loss": float(losses.mean())} | {f"loss_{i:02d}": float(loss) for i, loss in enumerate(losses)}
 
     def ceiling(self) -> dict[str, float]:
         """Silhouette IoU of the exact pictures themselves, by set: white parts are lost on white."""
@@ -129,13 +165,13 @@ class MiniNovelView:
         for name, objects in self.measured.items():
             colors = torch.stack([role_colors(spec.main, spec.accent) for spec in objects.specs])
             truth = objects.images[:, 1:].flatten(0, 1) / 2 + 0.5
-            shapes = silhouettes(truth, colors.repeat_interleave(FIGURE_VIEWS, 0))
+            shapes = silhouettes(truth, colors.repeat_interleave(self.plan.views, 0))
             ceilings[name] = float(silhouette_iou(shapes, objects.coverage[:, 1:].flatten(0, 1)).mean())
         return ceilings
 
 
 @torch.no_grad()
-def drawn_views(model: NovelViewModel, objects: ViewedObjects, seed: int) -> Tensor:
+def drawn_views(model: NovelViewModel, objects: ViewedObjects, seed: int, plan: FigurePlan) -> Tensor:
     """The objects' views but the first, drawn from the first: [N * V, 3, H, W] in [0, 1], on the CPU."""
     device, count = model.alphas_cumprod.device, objects.images.shape[1] - 1
     view = model.encode_view(objects.images[:, 0].to(device))
@@ -146,7 +182,7 @@ def drawn_views(model: NovelViewModel, objects: ViewedObjects, seed: int) -> Ten
     shape = (len(condition), model.latent_channels, model.latent_size, model.latent_size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
     latents = sample_latents(
-        model.predict_noise, model.alphas_cumprod, condition, noise, FIGURE_STEPS, FIGURE_SCALE, eta=0.0
+        model.predict_noise, model.alphas_cumprod, condition, noise, plan.sampling_steps, plan.guidance_scale, eta=0.0
     )
     return model.decode(latents).cpu()
 
@@ -197,7 +233,7 @@ def run(settings: Settings) -> bool:
     encoder = read_encoder(encoder_folder)
     bank = settings.view_bank(4)  # the one that mini-mv has
     batch = settings.batch or DEFAULT_BATCH
-    recipe = MiniNovelView(bank, base, encoder, batch, settings.seed, FIGURE_OBJECTS)
+    recipe = MiniNovelView(bank, base, encoder, batch, settings.seed, FIGURES)
     options = denoiser_options(settings, DEFAULT_STEPS, DEFAULT_RATE)
     averages, state = train(recipe, options, settings.work, settings.report)
     if state.step < state.steps:
@@ -236,10 +272,10 @@ def _card(
         revision=revision(),
         minutes=state.seconds / 60,
         machine=machine(),
-        sampling=FIGURE_STEPS,
-        scale=FIGURE_SCALE,
-        count=2 * FIGURE_OBJECTS,
-        asked=FIGURE_VIEWS,
+        sampling=FIGURES.sampling_steps,
+        scale=FIGURES.guidance_scale,
+        count=2 * FIGURES.objects,
+        asked=FIGURES.views,
         history=history_table(state),
         **ceiling,
     )
