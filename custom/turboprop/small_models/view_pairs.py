@@ -98,7 +98,7 @@ class ViewPairPool:
 
 
 def first_to_others(objects: ViewedObjects, device: torch.device) -> dict[str, Tensor]:
-    """Every object's views but the first, to be drawn from the first: N (V - 1) pairs as `novelview.training` has them."""
+    """All views but the first, to be drawn from the first: N (V - 1) pairs as `novelview.training` takes them."""
     count = objects.images.shape[1] - 1
     return {
         "target_image": objects.images[:, 1:].flatten(0, 1).to(device),

@@ -134,7 +134,7 @@ class MiniNovelView:
 
     @torch.no_grad()
     def figures(self, averages: dict[str, nn.Module], folder: Path, step: int) -> dict[str, float]:
-        """PSNR and silhouette IoU of drawn views against exact ones, by set; losses by range of timesteps, if planned."""
+        """PSNR and silhouette IoU of drawn views against exact ones, by set; losses by timestep, if planned."""
         model, figures, rows = self.averaged(averages), {}, []
         for name, objects in self.measured.items():
             drawn = drawn_views(model, objects, self.seed, self.plan)  # [N * V, 3, H, W]
