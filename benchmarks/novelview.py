@@ -124,8 +124,8 @@ def workshop_of(args: argparse.Namespace, outputs: Path) -> Workshop:
     count = 4 if args.dry_run and args.views is None else args.view_count
     work = outputs / "work"
     settings = Settings(outputs, work, device, seed=0, views=args.views, view_count=count, report=Clock())
-    bank = settings.view_bank(4)
-    file = args.views or outputs / f"views-{count}x4.npz"
+    bank = settings.view_bank(1)  # pairs need no sets
+    file = args.views or outputs / f"views-{count}x1.npz"
     return Workshop(device, TINY if args.dry_run else size_of(args), bank, file, outputs)
 
 

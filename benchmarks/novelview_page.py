@@ -262,14 +262,14 @@ def page(records: Sequence[dict], command: str, size: Size, picture: str | None)
         f"**What is measured.** {size.measured_objects} objects of held-out pairs of kind and colour, "
         f"{size.measured_views} views each, drawn from one picture in {size.sampling_steps} DDIM steps at guidance "
         f"scale 2; and the loss in the middle of {size.bins} equal ranges of timesteps. {clock}; neither measuring nor "
-        "encoding the pool, which is done once before, is counted. \"Times faster\" is the baseline's time to its own final "
-        "quality over the variant's time to it, on the same pairs, linear between measurements. A rate that falls "
-        "helps most at the end, so a curve says less of a shorter run than the run of a tenth of the time does.",
+        "encoding the pool, which is done once before, is counted. \"Times faster\" is the baseline's time to its own "
+        "final quality over the variant's time to it, on the same pairs, linear between measurements. A rate that "
+        "falls helps most at the end, so a curve says less of a shorter run than the run of a tenth of the time does.",
         "",
         "**Beside the paper.** It claims 14 times less time than zero-1-to-3 (arXiv 2310.03015): from 10 days on 8 "
         "A100 to under one. There a model of Stable Diffusion's size is fine-tuned; here a small one is trained from "
-        "nothing, so low noise, which the Gaussian leaves to what the model knew before, has to be learnt too. The third idea "
-        "saves time where 16 bits are faster: the steps in the table tell whether they are on this machine.",
+        "nothing, so low noise, which the Gaussian leaves to what the model knew before, has to be learnt too. The "
+        "third idea saves time where 16 bits are faster: the steps in the table tell whether they are on this machine.",
         "",
     ]  # fmt: skip
     lines += [f"![Held-out quality over the minutes of training]({picture})", ""] if picture else []
