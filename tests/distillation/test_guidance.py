@@ -87,9 +87,11 @@ def test_perp_neg_pushes_away_by_its_factor(guidance, prompt_utils):
     cameras = (data["elevation"], data["azimuth"], data["camera_distances"])
     _, strengths = utils.get_text_embeddings_perp_neg(*cameras)
     conditions = guidance(guidance_perp_neg=-0.5).conditions(utils, Cameras(*cameras))
-    torch.testing.assert_close(conditions.negative_weights, 0.5 * strengths)
-    assert (conditions.negative_weights < -0.1).any() and (conditions.negative_weights <= 1e-3).all()
-    assert len(conditions.positive) == len(conditions.unconditional) == BATCH and len(conditions.negatives) == 2 * BATCH
+    negatives = conditions.negatives
+    torch.testing.assert_close(negatives.weights, 0.5 * strengths)
+    assert (negatives.weights < -0.1).any() and (negatives.weights <= 1e-3).all()
+    assert len(conditions.positive) == len(conditions.unconditional) == BATCH
+    assert len(negatives.condition) == 2 * BATCH
 
 
 def test_the_method_is_one_key(guidance, prompt_utils):
