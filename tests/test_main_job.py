@@ -1,4 +1,4 @@
-"""configs/asd-3dconv.yaml at tiny size, through the command line: trained, killed, resumed, exported, and fed bad input."""
+"""configs/asd-3dconv.yaml at tiny size, by the command line: trained, killed, resumed, exported, and fed bad input."""
 
 import csv
 import json
@@ -28,8 +28,8 @@ TRIAL = Path("outputs/asd-3dconv/world_16")
 TEXT_DIM = 16
 
 SMALL = [
-    "use_timestamp=false", "data.batch_size=2", "data.n_view=2", "data.width=8", "data.height=8", "data.eval_width=8", "data.eval_height=8",
-    "data.n_val_views=2", "data.n_test_views=3",
+    "use_timestamp=false", "data.batch_size=2", "data.n_view=2", "data.width=8", "data.height=8",
+    "data.eval_width=8", "data.eval_height=8", "data.n_val_views=2", "data.n_test_views=3",
     f"system.geometry.text_dim={TEXT_DIM}", "system.geometry.style_dim=8", "system.geometry.feature_dim=4",
     "system.geometry.hidden_dim=8", "system.geometry.channels=[8,4]", "system.geometry.constant_bias_up_to=4",
     "system.renderer.num_samples_per_ray=16", "system.renderer.eikonal_points=32",

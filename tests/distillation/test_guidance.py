@@ -257,7 +257,8 @@ def test_hifas_image_loss_is_the_latent_loss_where_latents_are_images():
     output = guidance(rgb, prompt, angles, angles, angles)
     (latent_gradient,) = torch.autograd.grad(output["loss_sds"], rgb)
     (image_gradient,) = torch.autograd.grad(output["loss_sds_img"], rgb)
-    # images are (latents + 1) / 2: at the latents the image gradient is half the latent one, and the chain doubles the latter
+    # images are (latents + 1) / 2: at the latents the image gradient is half the latent one, and the chain doubles the
+    # latter
     torch.testing.assert_close(4 * image_gradient, latent_gradient, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="use_img_loss: expected rendered images, got latents"):
         guidance(rgb, prompt, angles, angles, angles, rgb_as_latents=True)

@@ -205,7 +205,8 @@ BAD = [
     (["system.scheduler.interval=day"], "system.scheduler.interval: expected 'epoch' or 'step', got 'day'", ""),
     (
         [
-            "system.scheduler={name: SequentialLR, milestones: [3], schedulers: [{name: StepLR, args: {step_size: '5'}}]}"
+            "system.scheduler={name: SequentialLR, milestones: [3], "
+            "schedulers: [{name: StepLR, args: {step_size: '5'}}]}"
         ],
         "system.scheduler.schedulers[0].args.step_size: expected int, got '5' (str)",
         "",

@@ -105,7 +105,7 @@ def classifier_free(
     unconditional: Tensor,  # [B, C, h, w]
     guidance_scale: float,
 ) -> Tensor:
-    """eps_u + s (eps_c - eps_u) (Ho and Salimans 2022, arXiv 2207.12598, in the form where s = 1 is the conditional)."""
+    """eps_u + s (eps_c - eps_u), so that s = 1 is the conditional (Ho and Salimans 2022, arXiv 2207.12598)."""
     return unconditional + guidance_scale * (positive - unconditional)
 
 

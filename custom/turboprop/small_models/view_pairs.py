@@ -35,7 +35,8 @@ def draw_objects(
 ) -> ViewedObjects:
     """`count` objects, from `views` of their kind's views in the bank each; kinds come in turn, colours are random.
 
-    The pictures are on `device`. Pairs of kind and main colour that are held out never come, or with `held_out_only` none but those.
+    The pictures are on `device`. Pairs of kind and main colour that are held out never come, or with `held_out_only`
+    none but those.
     """
     names = list(KINDS)
     choices: dict[str, list[ObjectSpec]] = {name: [] for name in names}
