@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 
 from launch import select_gpus, wait_asleep
-from tests.host.conftest import ROOT, TINY_CONFIG
+from tests.host.launches import ROOT, TINY_CONFIG
 
 TRIAL = Path("outputs/tiny/run")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import trimesh
 
-from tests.host.conftest import PLUGINS
+from tests.host.launches import PLUGINS
 from threestudio.models.geometry import shape_fit
 
 CONFIG = str(PLUGINS / "silhouette.yaml")

@@ -6,7 +6,7 @@ import torch
 import trimesh
 
 import threestudio
-from tests.host.conftest import ROOT
+from tests.host.launches import ROOT
 from threestudio.models.geometry import mesh_start
 from threestudio.models.geometry.mesh_start import MeshStartConfig, inverse_activation, read_start_mesh
 from threestudio.utils.errors import UserError
