@@ -181,13 +181,14 @@ def page(cells: Sequence[Cell], command: str, scales: Sequence[float], search_on
             "# What each distillation method buys",
             "",
             f"`{command}` on {'; '.join(machines)}. Means over prompts and seeds; in brackets the least and the "
-            f"largest mean of a seed. Different texts: {', '.join(f'{n} on {system}' for system, n in prompts.items())} "
-            f"(NeRF has {', '.join(NERF_KINDS)}, as far as they were run).",
+            "largest mean of a seed. Different texts: "
+            f"{', '.join(f'{n} on {system}' for system, n in prompts.items())} (NeRF has {', '.join(NERF_KINDS)}, as "
+            "far as they were run).",
             "",
             f"{found}. A search takes seed 0 and IoU less colour error on two objects that no table has ({sought}); a "
-            "generator learns the two with one prompt a step. A result of a caption without colours is measured against "
-            "the object nearest in colour of those that the caption allows, and a view counts for R@1 if its nearest text "
-            "among the world's 1,530 full captions is one of an object that the caption allows.",
+            "generator learns the two with one prompt a step. A result of a caption without colours is measured "
+            "against the object nearest in colour of those that the caption allows, and a view counts for R@1 if its "
+            "nearest text among the world's 1,530 full captions is one of an object that the caption allows.",
             "",
             "The paper's figures (ScaleDreamer, Ma et al. 2024, arXiv 2407.02040) are of Stable Diffusion 2.1, its own "
             "prompts and another CLIP, at scales of its own, as quoted in notes on the paper: their order may be "

@@ -3,8 +3,8 @@
     python benchmarks/hash_grid.py [--device cpu] [--points 65536] [--repeats 5] [--threads 1] [--write]
 
 Beside the backends stand two naive forms, the paper's equations written down in torch without a thought of speed: one
-looks up a level's eight corners together, one a corner at a time, as tutorials do. Their gradients differ widely in cost.
-All take turns in every round, so that other load on the machine falls on all of them; what counts is the ratio to
+looks up a level's eight corners together, one a corner at a time, as tutorials do. Their gradients differ widely in
+cost. All take turns in every round, so that other load on the machine falls on all of them; what counts is the ratio to
 naive torch, of medians over the rounds. ``--write`` puts the table into docs/benchmarks/hash_grid.{md,json}.
 """
 
@@ -123,7 +123,8 @@ def measure(device: torch.device, n_points: int, repeats: int) -> dict[str, dict
 def report(arguments: argparse.Namespace, device: torch.device) -> dict:
     times = measure(device, arguments.points, arguments.repeats)
     return {
-        "command": f"python benchmarks/hash_grid.py --device {device.type} --points {arguments.points} --repeats {arguments.repeats} --threads {arguments.threads}",
+        "command": f"python benchmarks/hash_grid.py --device {device.type} --points {arguments.points} "
+        f"--repeats {arguments.repeats} --threads {arguments.threads}",
         "machine": machine(device),
         "torch_threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
@@ -148,11 +149,11 @@ def markdown(result: dict) -> str:
         "# Hash grid",
         "",
         f"{result['points']:,} random points, {result['levels']} levels of {result['features']} features, "
-        f"{result['entries']:,} entries, seed {result['seed']}. How many times faster than naive torch, by the medians of "
-        f"{result['repeats']} rounds in which the backends take turns; in brackets the median time.",
+        f"{result['entries']:,} entries, seed {result['seed']}. How many times faster than naive torch, by the medians "
+        f"of {result['repeats']} rounds in which the backends take turns; in brackets the median time.",
         "",
-        f"`{result['command']}` on {result['machine']}; torch {result['torch']} with {result['torch_threads']} thread(s); "
-        f"load average {result['load_average']:.1f}, of which the ratios say more than the times.",
+        f"`{result['command']}` on {result['machine']}; torch {result['torch']} with {result['torch_threads']} "
+        f"thread(s); load average {result['load_average']:.1f}, of which the ratios say more than the times.",
         "",
         "| | " + " | ".join(backends) + " |",
         "|---|" + "---|" * len(backends),

@@ -151,9 +151,9 @@ def main() -> None:
     text = [
         "# One picture to a mesh",
         "",
-        f"Objects whose kind and main colour the novel-view model has not seen, from one picture each{windows}; seed 0, "
-        f"each run from launch to GLB on {args.threads} threads ({machine(torch.device('cpu'))}). Figures are means over "
-        "objects, over 8 views around each. Command: `python benchmarks/image_to_mesh.py --write`.",
+        f"Objects whose kind and main colour the novel-view model has not seen, from one picture each{windows}; "
+        f"seed 0, each run from launch to GLB on {args.threads} threads ({machine(torch.device('cpu'))}). Figures are "
+        "means over objects, over 8 views around each. Command: `python benchmarks/image_to_mesh.py --write`.",
         "",
         *table(finished),
         "",

@@ -2,8 +2,8 @@
 
     python benchmarks/mesh_rasterization.py [--device cpu] [--views 4] [--repeats 5] [--most-faces 1000000] [--write]
 
-A sphere of ever smaller triangles is seen by four cameras. Backends take turns in every round, so that other load on the
-machine falls on both. Slopes are those of log time against log size between the two largest sizes: 1 is linear.
+A sphere of ever smaller triangles is seen by four cameras. Backends take turns in every round, so that other load on
+the machine falls on both. Slopes are those of log time against log size between the two largest sizes: 1 is linear.
 ``--write`` puts the tables into docs/benchmarks/mesh_rasterization.{md,json}.
 """
 
@@ -203,8 +203,8 @@ def markdown(result: dict) -> str:
         f"A sphere seen by {result['views']} cameras; medians of {result['repeats']} rounds in which the backends take "
         "turns. Times include the mesh's bounding-volume tree and its edges, which are made anew in every call.",
         "",
-        f"`{result['command']}` on {result['machine']}; torch {result['torch']} with {result['torch_threads']} thread(s); "
-        f"load average {result['load_average']:.1f}, of which the ratios say more than the times.",
+        f"`{result['command']}` on {result['machine']}; torch {result['torch']} with {result['torch_threads']} "
+        f"thread(s); load average {result['load_average']:.1f}, of which the ratios say more than the times.",
         "",
         f"{PART_FACES:,} faces, {PART_SIZE} x {PART_SIZE} pixels:",
         "",

@@ -4,8 +4,8 @@
 
 The engine and a real Adam move states of hash grids along; gradients are ready-made and cost nothing. What is timed
 are the parts of a round (guesses, updates of the rollout, copies, distances, checks that gradients are finite, and the
-rest) and the true steps that a trainer makes with the accepted gradients. Any guess is near enough here, so strides are full:
-a round of a shorter stride makes fewer guesses and fewer true steps.
+rest) and the true steps that a trainer makes with the accepted gradients. Any guess is near enough here, so strides are
+full: a round of a shorter stride makes fewer guesses and fewer true steps.
 
 Shares are of a round of P gradients of --gradient-seconds each, without the true steps, which training step by step
 makes too. On one device gradients are computed in turn. On P ranks they are computed at once; a rank checks its own

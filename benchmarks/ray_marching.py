@@ -126,7 +126,8 @@ def measure(device: torch.device, repeats: int) -> list[dict]:
 
 def report(arguments: argparse.Namespace, device: torch.device) -> dict:
     return {
-        "command": f"python benchmarks/ray_marching.py --device {device.type} --repeats {arguments.repeats} --threads {arguments.threads}",
+        "command": f"python benchmarks/ray_marching.py --device {device.type} "
+        f"--repeats {arguments.repeats} --threads {arguments.threads}",
         "machine": machine(device),
         "torch_threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
@@ -141,12 +142,12 @@ def markdown(result: dict) -> str:
     lines = [
         "# Ray marching and compositing",
         "",
-        "Rays through a 32^3 grid whose occupied cells fill a ball of a quarter of its side. How many times faster the Warp "
-        f"kernels are than plain torch, by the medians of {result['repeats']} rounds in which the two take turns; in brackets "
-        "Warp's median time, and the peak of memory that a call allocates, Warp's and torch's.",
+        "Rays through a 32^3 grid whose occupied cells fill a ball of a quarter of its side. How many times faster the "
+        f"Warp kernels are than plain torch, by the medians of {result['repeats']} rounds in which the two take turns; "
+        "in brackets Warp's median time, and the peak of memory that a call allocates, Warp's and torch's.",
         "",
-        f"`{result['command']}` on {result['machine']}; torch {result['torch']} with {result['torch_threads']} thread(s); "
-        f"load average {result['load_average']:.1f}, of which the ratios say more than the times.",
+        f"`{result['command']}` on {result['machine']}; torch {result['torch']} with {result['torch_threads']} "
+        f"thread(s); load average {result['load_average']:.1f}, of which the ratios say more than the times.",
         "",
         "| rays | steps over the diagonal | samples | " + " | ".join(PASSES) + " |",
         "|---|---|---|" + "---|" * len(PASSES),

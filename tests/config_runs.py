@@ -59,7 +59,10 @@ METHODS = {
     "magic123-coarse-sd": None,
     "magic123-refine-sd": "magic123-coarse-sd",
 }
-TINY_HASH_GRID = "{otype: HashGrid, n_levels: 2, n_features_per_level: 2, log2_hashmap_size: 8, base_resolution: 4, per_level_scale: 2.0}"
+TINY_HASH_GRID = (
+    "{otype: HashGrid, n_levels: 2, n_features_per_level: 2, log2_hashmap_size: 8, base_resolution: 4, "
+    "per_level_scale: 2.0}"
+)
 TINY = [
     "data.height=8",
     "data.width=8",

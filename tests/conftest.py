@@ -15,6 +15,7 @@ load_extensions()
 
 from tests import cuda_visibility  # noqa: E402
 from tests.config_runs import models, runs  # noqa: E402,F401
+from tests.main_job import launch_job  # noqa: E402,F401
 from tests.tiny_deep_floyd import tiny_if_folder  # noqa: E402,F401
 from tests.tiny_multi_view import tiny_mv_folder  # noqa: E402,F401
 from tests.tiny_mvdream import community_folder, mvdream_file  # noqa: E402,F401

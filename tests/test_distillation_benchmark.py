@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import distillation as benchmark
-from tests.test_main_job import SMALL
+from tests.main_job import SMALL
 
 import distillation_page  # isort: skip  (the benchmark has put its folder on the path)
 import distillation_runs  # isort: skip

@@ -1,4 +1,4 @@
-"""From a picture to a mesh by the command line, at tiny size; and what is wrong with a picture, said before training."""
+"""From a picture to a mesh by the command line, at tiny size; what is wrong with a picture is said before training."""
 
 import json
 from pathlib import Path

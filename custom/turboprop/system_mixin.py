@@ -1,4 +1,4 @@
-"""Parts that are mixed into any system by its registered name: `system_type: "dreamfusion-system:turboprop-evaluated"`."""
+"""Parts that are mixed into any system by its name: `system_type: "dreamfusion-system:turboprop-evaluated"`."""
 
 from __future__ import annotations
 

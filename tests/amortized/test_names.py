@@ -7,8 +7,8 @@ from turboprop.amortized.names import prompt_slug
 
 HOSTILE = [
     "../../etc/passwd", "..", ".", "/", "\\\\share\\x", "a/b", "a b/", "~root", "con\x00trol", "line\nbreak", "!!!", "",
-    " ", "漢字", "Zürich", "é" * 200, "a" * 300, "word " * 80, "-rf", "*?<>|\":", "A red car", "a_red_car", "a  red car",
-    "a red car.", "a red car/", "😀", "x" * 80, "x" * 81,
+    " ", "漢字", "Zürich", "é" * 200, "a" * 300, "word " * 80, "-rf", "*?<>|\":", "A red car", "a_red_car",
+    "a  red car", "a red car.", "a red car/", "😀", "x" * 80, "x" * 81,
 ]  # fmt: skip
 
 

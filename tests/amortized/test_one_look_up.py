@@ -7,7 +7,7 @@ from turboprop.amortized.field import SpaceCache
 from turboprop.amortized.volsdf import composite, propose_samples
 from turboprop.amortized.voxel_sampling import flatten_grids
 
-from tests.amortized.test_volsdf_renderer import give_heads_weights, rays, scene
+from tests.amortized.scenes import give_heads_weights, rays, scene
 from threestudio.models.renderers.surface_density import volsdf_density
 
 OPTIONS = {"num_samples_per_ray": 24, "num_samples_per_ray_importance": 8, "min_weight": 1e-3, "eikonal_points": 200}

@@ -7,7 +7,8 @@ import torch
 from turboprop.teachers.contract import Cameras
 
 import threestudio
-from tests.test_main_job import TRIAL, assert_same, column, launch_job, model, state_of  # noqa: F401
+from tests.main_job import TRIAL, column, model, state_of
+from tests.saved_states import assert_same
 
 VSD = ["system.guidance_type=turboprop-vsd-guidance", "trainer.val_check_interval=null", "trainer.limit_test_batches=0"]
 SETS = ["data.view_sets=true", "data.n_view=4", "data.batch_size=1", "system.guidance.n_view=4"]
@@ -21,7 +22,7 @@ def trained(trial) -> tuple[dict, dict]:
 
 
 @pytest.mark.parametrize("sets", [False, True])
-def test_one_key_trains_the_generator_and_the_adapters(launch_job, tiny_sd_folder, tiny_mv_folder, sets):  # noqa: F811
+def test_one_key_trains_the_generator_and_the_adapters(launch_job, tiny_sd_folder, tiny_mv_folder, sets):
     given = [*VSD, *(SETS if sets else []), model(tiny_mv_folder if sets else tiny_sd_folder)]
     assert launch_job("--train", *given) == 0
     weights, groups = trained(TRIAL)
@@ -37,7 +38,7 @@ def test_one_key_trains_the_generator_and_the_adapters(launch_job, tiny_sd_folde
         assert len(values) == 3 and all(value > 0 for value in values)
 
 
-def test_stopped_and_resumed_is_the_same_and_exports(launch_job):  # noqa: F811
+def test_stopped_and_resumed_is_the_same_and_exports(launch_job):
     given = VSD
     assert launch_job("--train", *given, "exp_root_dir=whole") == 0
     whole, part = (Path(root, *TRIAL.parts[1:]) for root in ("whole", "part"))

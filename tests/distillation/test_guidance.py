@@ -87,9 +87,11 @@ def test_perp_neg_pushes_away_by_its_factor(guidance, prompt_utils):
     cameras = (data["elevation"], data["azimuth"], data["camera_distances"])
     _, strengths = utils.get_text_embeddings_perp_neg(*cameras)
     conditions = guidance(guidance_perp_neg=-0.5).conditions(utils, Cameras(*cameras))
-    torch.testing.assert_close(conditions.negative_weights, 0.5 * strengths)
-    assert (conditions.negative_weights < -0.1).any() and (conditions.negative_weights <= 1e-3).all()
-    assert len(conditions.positive) == len(conditions.unconditional) == BATCH and len(conditions.negatives) == 2 * BATCH
+    negatives = conditions.negatives
+    torch.testing.assert_close(negatives.weights, 0.5 * strengths)
+    assert (negatives.weights < -0.1).any() and (negatives.weights <= 1e-3).all()
+    assert len(conditions.positive) == len(conditions.unconditional) == BATCH
+    assert len(negatives.condition) == 2 * BATCH
 
 
 def test_the_method_is_one_key(guidance, prompt_utils):
@@ -255,7 +257,8 @@ def test_hifas_image_loss_is_the_latent_loss_where_latents_are_images():
     output = guidance(rgb, prompt, angles, angles, angles)
     (latent_gradient,) = torch.autograd.grad(output["loss_sds"], rgb)
     (image_gradient,) = torch.autograd.grad(output["loss_sds_img"], rgb)
-    # images are (latents + 1) / 2: at the latents the image gradient is half the latent one, and the chain doubles the latter
+    # images are (latents + 1) / 2: at the latents the image gradient is half the latent one, and the chain doubles the
+    # latter
     torch.testing.assert_close(4 * image_gradient, latent_gradient, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="use_img_loss: expected rendered images, got latents"):
         guidance(rgb, prompt, angles, angles, angles, rgb_as_latents=True)

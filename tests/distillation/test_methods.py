@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from turboprop.distillation import METHODS, Conditions, Query, asd_gradient, csd_gradient, sds_gradient, sjc_gradient
+from turboprop.distillation import (
+    METHODS,
+    Conditions,
+    Negatives,
+    Query,
+    asd_gradient,
+    csd_gradient,
+    sds_gradient,
+    sjc_gradient,
+)
 from turboprop.distillation.methods import classifier_free, perp_neg
 from turboprop.distillation.timesteps import sample_timesteps, shift_timesteps
 from turboprop.distillation.weighting import weight
@@ -293,13 +302,13 @@ def test_a_batch_is_its_samples(tiny_teacher, name, with_negatives):
     negative, weights = torch.randn(3, 2, 12, 16), torch.rand(3, 2) - 1
 
     def gradient(rows: slice) -> torch.Tensor:
-        negatives = (TextCondition(negative[rows].flatten(0, 1)), weights[rows]) if with_negatives else ()
+        negatives = Negatives(TextCondition(negative[rows].flatten(0, 1)), weights[rows]) if with_negatives else None
         parts = (TextCondition(part.embeddings[rows]) for part in (positive, unconditional))
         return METHODS[name](
             Query(
                 tiny_teacher,
                 latents[rows],
-                Conditions(*parts, *negatives),
+                Conditions(*parts, negatives),
                 timesteps[rows],
                 noise[rows],
                 shifted[rows],
@@ -321,10 +330,10 @@ def test_the_teacher_is_asked_once(tiny_teacher, name, branches):
     handle = tiny_teacher.unet.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0].shape[0]))
     try:
         text = TextCondition(torch.zeros(2, 12, 16))
-        negatives = TextCondition(torch.zeros(4, 12, 16))
+        negatives = Negatives(TextCondition(torch.zeros(4, 12, 16)), torch.zeros(2, 2))
         timesteps = torch.tensor([30, 500])
         latents = torch.zeros(2, 4, 8, 8)
-        for conditions in (Conditions(text, text), Conditions(text, text, negatives, torch.zeros(2, 2))):
+        for conditions in (Conditions(text, text), Conditions(text, text, negatives)):
             METHODS[name](
                 Query(
                     tiny_teacher,

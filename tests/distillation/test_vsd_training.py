@@ -6,7 +6,7 @@ import torch
 from turboprop.distillation.variational import VariationalScoreDistillationGuidance
 
 import threestudio
-from tests.host.conftest import ROOT, launch_here, tiny_plugin  # noqa: F401
+from tests.host.launches import ROOT
 from tests.saved_states import assert_same
 
 SMALL = [
@@ -58,7 +58,7 @@ def check_own_weights(trial: Path) -> None:
     assert all(f"train/{name}" in logged for name in ("loss_vsd", "loss_lora", "grad_norm"))
 
 
-def test_prolificdreamer_trains_and_shows_samples(launch_here, tiny_sd_folder, text_cache, tmp_path):  # noqa: F811
+def test_prolificdreamer_trains_and_shows_samples(launch_here, tiny_sd_folder, text_cache, tmp_path):
     options = [*arguments(tiny_sd_folder, "prolificdreamer"), "trainer.max_steps=2", "trainer.val_check_interval=2"]
     assert launch_here("--train", *options, config=str(ROOT / "configs/prolificdreamer.yaml")) == 0
     trial = tmp_path / "outputs/prolificdreamer/t"
@@ -66,7 +66,7 @@ def test_prolificdreamer_trains_and_shows_samples(launch_here, tiny_sd_folder, t
     assert (trial / "save/it2-0-sample.png").is_file()
 
 
-def test_a_run_of_another_method_takes_it_and_resumes(launch_here, tiny_sd_folder, text_cache, tmp_path):  # noqa: F811
+def test_a_run_of_another_method_takes_it_and_resumes(launch_here, tiny_sd_folder, text_cache, tmp_path):
     config = str(ROOT / "configs/dreamfusion-sd.yaml")
     options = [*arguments(tiny_sd_folder, "dreamfusion-sd"), "system.optimizer.params.guidance.lr=0.001"]
     assert launch_here("--train", *options, "exp_root_dir=whole", config=config) == 0
@@ -86,7 +86,7 @@ def groups_of(trial: Path) -> dict[str, dict]:
     return {group["name"]: group for group in optimizer["param_groups"]}
 
 
-def test_without_an_optimizer_group_its_weights_have_one(launch_here, tiny_sd_folder, text_cache, tmp_path):  # noqa: F811
+def test_without_an_optimizer_group_its_weights_have_one(launch_here, tiny_sd_folder, text_cache, tmp_path):
     config = str(ROOT / "configs/dreamfusion-sd.yaml")
     own = ["trainer.max_steps=2", "system.guidance.learning_rate=0.003"]
     options = [*arguments(tiny_sd_folder, "dreamfusion-sd"), *own]
@@ -105,14 +105,14 @@ class WithoutGroup(VariationalScoreDistillationGuidance):
     optimizer_group = None
 
 
-def test_a_guidance_that_names_no_group_needs_one(launch_here, tiny_sd_folder, text_cache, capsys):  # noqa: F811
+def test_a_guidance_that_names_no_group_needs_one(launch_here, tiny_sd_folder, text_cache, capsys):
     config = str(ROOT / "configs/dreamfusion-sd.yaml")
     options = [*arguments(tiny_sd_folder, "dreamfusion-sd"), "system.guidance_type=test-vsd-without-a-group"]
     assert launch_here("--train", *options, config=config) != 0
     assert "system.optimizer.params: test-vsd-without-a-group has weights to train" in capsys.readouterr().err
 
 
-def test_the_weights_of_both_losses_are_asked_for_before_any_work(launch_here, tiny_sd_folder, capsys, tmp_path):  # noqa: F811
+def test_the_weights_of_both_losses_are_asked_for_before_any_work(launch_here, tiny_sd_folder, capsys, tmp_path):
     options = [key for key in arguments(tiny_sd_folder, "dreamfusion-sd") if "lambda_lora" not in key]
     assert launch_here("--train", *options, config=str(ROOT / "configs/dreamfusion-sd.yaml")) == 2
     message = "system.loss.lambda_lora: a weight of the loss of turboprop-vsd-guidance is required"

@@ -146,14 +146,16 @@ def test_score_distillation(tiny_sd_folder, text_cache, tmp_path, monkeypatch):
 def test_a_guidance_with_weights_trains_beside_gaussians(tiny_sd_folder, text_cache, tmp_path, monkeypatch):
     """VSD in ASD's place: its adapters are in the optimizer and in the checkpoint."""
     monkeypatch.chdir(ROOT)
+    networks = ("pretrained_model_name_or_path", "pretrained_model_name_or_path_lora")
     given = [
         f"system.prompt_processor.pretrained_model_name_or_path={tiny_sd_folder}", f"exp_root_dir={tmp_path}",
-        f"system.guidance={{pretrained_model_name_or_path: {tiny_sd_folder}, pretrained_model_name_or_path_lora: {tiny_sd_folder}}}",
-        "data.height=8", "data.width=8", "data.batch_size=1", "data.eval_height=8", "data.eval_width=8", "data.n_test_views=1",
+        f"system.guidance={{{', '.join(f'{key}: {tiny_sd_folder}' for key in networks)}}}",
+        "data.height=8", "data.width=8", "data.batch_size=1", "data.eval_height=8", "data.eval_width=8",
+        "data.n_test_views=1",
         "system.geometry.init_num_pts=50", "system.geometry.isosurface_resolution=16",
         "system_type=gaussian-splatting-system", "system.guidance_type=turboprop-vsd-guidance",
-        "system.loss={lambda_vsd: 1.0, lambda_lora: 1.0}", "system.optimizer.params.guidance.lr=0.01", "trainer.max_steps=2",
-        "trainer.enable_progress_bar=false", "use_timestamp=false", "tag=vsd",
+        "system.loss={lambda_vsd: 1.0, lambda_lora: 1.0}", "system.optimizer.params.guidance.lr=0.01",
+        "trainer.max_steps=2", "trainer.enable_progress_bar=false", "use_timestamp=false", "tag=vsd",
     ]  # fmt: skip
     config = (ROOT / "configs" / "asd-gaussians.yaml").read_text()
     start, end = config.index("  evaluation:"), config.index("  geometry_type")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.host.conftest import ROOT
+from tests.host.launches import ROOT
 from tests.saved_states import assert_same
 from tests.tiny_stable_diffusion import write_tiny_stable_diffusion
 

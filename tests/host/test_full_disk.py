@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from tests.host.conftest import PLUGINS, ROOT, TINY_CONFIG
+from tests.host.launches import PLUGINS, ROOT, TINY_CONFIG
 from threestudio.utils.atomic_checkpoint import write_atomically
 from threestudio.utils.full_disk import full_disk_error
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import threestudio
-from tests.host.conftest import ROOT
+from tests.host.launches import ROOT
 from threestudio.models.exporters.formats import export_format_names, find_export_format
 from threestudio.utils.extensions import extension_files, load_extensions
 

@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 
 from launch import select_gpus, wait_asleep
-from tests.host.conftest import ROOT, TINY_CONFIG
+from tests.host.launches import ROOT, TINY_CONFIG
 
 TRIAL = Path("outputs/tiny/run")
 
@@ -205,7 +205,8 @@ BAD = [
     (["system.scheduler.interval=day"], "system.scheduler.interval: expected 'epoch' or 'step', got 'day'", ""),
     (
         [
-            "system.scheduler={name: SequentialLR, milestones: [3], schedulers: [{name: StepLR, args: {step_size: '5'}}]}"
+            "system.scheduler={name: SequentialLR, milestones: [3], "
+            "schedulers: [{name: StepLR, args: {step_size: '5'}}]}"
         ],
         "system.scheduler.schedulers[0].args.step_size: expected int, got '5' (str)",
         "",

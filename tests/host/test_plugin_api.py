@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.host.conftest import ROOT
+from tests.host.launches import ROOT
 
 
 def code_block(language: str) -> str:

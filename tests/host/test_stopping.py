@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.conftest import LAST, final_state
+from tests.host.launches import LAST, final_state
 from tests.saved_states import assert_same
 from threestudio.utils.stopping import StoppedByHand, StopSignals
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.host.conftest import TINY_CONFIG
+from tests.host.launches import TINY_CONFIG
 from threestudio.utils.config import load_config
 from threestudio.utils.errors import UserError
 from threestudio.utils.trial_folder import check_unused, owned_trial_folder

@@ -1,5 +1,6 @@
 """Small whole runs of the four representations through the command line, and what they end in."""
 
+import csv
 from pathlib import Path
 
 import torch
@@ -57,6 +58,13 @@ def small_config(kind: str, folder: Path) -> str:
 
 def checkpoint(folder: Path) -> dict:
     return torch.load(folder / "fit/run/ckpts/last.ckpt", weights_only=True)
+
+
+def logged(folder: Path, name: str) -> list[float]:
+    """The values of a figure that a run logged."""
+    (file,) = folder.glob("fit/run/csv_logs/version_0/metrics.csv")
+    with file.open() as table:
+        return [float(row[name]) for row in csv.DictReader(table) if row.get(name)]
 
 
 def state_of(checkpoint: dict) -> dict:

@@ -20,6 +20,7 @@ from turboprop.teachers.multi_view.teacher import MultiViewCondition
 
 import threestudio
 from launch import main
+from tests import main_job
 from tests.picard.processes import fit_in_processes
 from tests.picard.runs import COMMON, GEOMETRY, KINDS, ROOT, checkpoint, fit, state_of
 from tests.saved_states import assert_same
@@ -265,10 +266,9 @@ def test_an_error_in_a_slot_ends_the_run_with_it(distill):
 
 @pytest.mark.parametrize("multi_view", [False, True])
 def test_an_amortized_generator(multi_view, tmp_path, monkeypatch, tiny_sd_folder, tiny_mv_folder, text_cache, asked):
-    from tests.test_main_job import CONFIG, SMALL, library, model
-
     monkeypatch.chdir(tmp_path)
-    shipped = ["--config", CONFIG, "--train", library(tmp_path), model(tiny_sd_folder), *SMALL]
+    shipped = ["--config", main_job.CONFIG, "--train", *main_job.SMALL]
+    shipped += [main_job.library(tmp_path), main_job.model(tiny_sd_folder)]
     if multi_view:  # two prompts a step, a set of views of each
         shipped += ["data.view_sets=true", "data.n_view=4", f"system.guidance.ckpt_path={tiny_mv_folder}",
                     "system.guidance_type=mvdream-asynchronous-score-distillation-guidance"]  # fmt: skip

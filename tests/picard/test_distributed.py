@@ -16,7 +16,7 @@ from turboprop.picard.processes.shards import Shards
 from turboprop.picard.system_buffers import SystemBuffers
 
 from tests.picard.processes import in_processes
-from tests.picard.test_window import Problem, advance, assert_equal, picard
+from tests.picard.regression import Problem, advance, assert_equal, picard
 
 STEPS = 21
 ALIGNED = 16  # elements; fused kernels take so many at once, and one by one those after the last of them

@@ -1,4 +1,4 @@
-"""A run by Picard iterations that is killed between two checkpoints and resumed ends as one that was not, bit for bit."""
+"""A run by Picard iterations, killed between two checkpoints and resumed, ends as one that was not, bit for bit."""
 
 import os
 import random

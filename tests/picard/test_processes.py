@@ -7,8 +7,7 @@ from turboprop.picard.processes.shards import reads_parameters
 
 import threestudio
 from tests.picard.processes import fit_in_processes, fit_under_torchrun
-from tests.picard.runs import fit, state_of
-from tests.picard.test_runs import logged
+from tests.picard.runs import fit, logged, state_of
 from tests.saved_states import assert_same
 from threestudio.models.background.solid_color_background import SolidColorBackground
 from threestudio.utils.base import BaseModule

@@ -1,7 +1,5 @@
 """Whole runs with the mixin: resuming, teachers, gradients that are not finite, logs, keys that are wrong."""
 
-import csv
-
 import pytest
 import torch
 from turboprop.fitting.guidance import PicturesGuidance
@@ -9,12 +7,14 @@ from turboprop.picard.settings import picard_config
 
 import threestudio
 from launch import main
+from tests.main_job import CONFIG, SMALL, library, model
 from tests.picard.runs import (
     COMMON,
     GEOMETRY,
     ROOT,
     checkpoint,
     fit,
+    logged,
     small_config,
     state_of,
 )
@@ -32,12 +32,6 @@ class NanPicturesGuidance(PicturesGuidance):
 
     def __call__(self, rgb, *args, **kwargs):
         return super().__call__(rgb * self.factor, *args, **kwargs)
-
-
-def logged(folder, name) -> list[float]:
-    (file,) = folder.glob("fit/run/csv_logs/version_0/metrics.csv")
-    with file.open() as table:
-        return [float(row[name]) for row in csv.DictReader(table) if row.get(name)]
 
 
 @pytest.mark.parametrize("kind", ["nerf", "gaussians"])
@@ -155,8 +149,6 @@ def test_what_a_trainer_must_not_do_is_named(given, tmp_path, capsys):
 
 
 def test_an_amortized_generator_is_the_same_at_threshold_zero(tmp_path, monkeypatch, tiny_sd_folder, text_cache):
-    from tests.test_main_job import CONFIG, SMALL, library, model
-
     monkeypatch.chdir(tmp_path)
     shipped = ["--config", CONFIG, "--train", library(tmp_path), model(tiny_sd_folder), *SMALL]
     ends = []

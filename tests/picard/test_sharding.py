@@ -6,7 +6,7 @@ from turboprop.picard.engine.distances import BLOCK, squared_differences
 from turboprop.picard.engine.state import State
 from turboprop.picard.processes.sharding import Sharding
 
-from tests.picard.test_window import OPTIMIZERS, Problem, update_of
+from tests.picard.regression import OPTIMIZERS, Problem, update_of
 
 SHAPES = {"grid": (700, 2), "scalar": (), "bias": (3,), "nothing": (0, 4), "net": (5, 7)}
 

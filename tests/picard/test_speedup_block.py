@@ -5,7 +5,8 @@ from omegaconf import OmegaConf
 from turboprop.picard.dreampropeller import with_mixin
 
 from launch import main
-from tests.picard.test_systems import COMMON, ROOT, STEPS, Trial
+from tests.config_runs import ROOT
+from tests.picard.trials import COMMON, STEPS, Trial
 from threestudio.utils.config import load_config
 
 BLOCK = {"threshold": 30, "ema_decay": 0.9, "P": 3, "adaptivity_type": "median"}

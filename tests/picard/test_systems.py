@@ -1,6 +1,5 @@
 """Every system by Picard iterations, through the command line at tiny size: as step by step, and as not interrupted."""
 
-import csv
 import os
 import subprocess
 import sys
@@ -13,52 +12,16 @@ from omegaconf import OmegaConf
 
 from launch import main
 from tests.config_runs import METHODS, ROOT, TINY, Runs, tiny_overrides
+from tests.main_job import CONFIG, SMALL, library, model
 from tests.picard.processes import free_port
-from tests.picard.runs import state_of
+from tests.picard.trials import COMMON, HALF, STEPS, Trial
 from tests.saved_states import assert_same
-
-STEPS, HALF = 6, 3
-# What a run of STEPS steps goes through: schedules of a weight and of timesteps, validation, checkpoints.
-COMMON = [
-    "use_timestamp=false", "tag=trial", f"trainer.max_steps={STEPS}", "trainer.log_every_n_steps=1",
-    f"trainer.val_check_interval={HALF}", "trainer.limit_test_batches=0", "trainer.enable_progress_bar=false",
-    f"checkpoint.every_n_train_steps={HALF}", "checkpoint.save_top_k=-1", "data.n_val_views=1",
-    "system.guidance.max_step_percent=[0,0.9,0.5,4]",
-]  # fmt: skip
 
 GAUSSIANS = [
     "system.geometry.init_num_pts=60", "system.geometry.max_num=120", "system.geometry.densification_interval=2",
     "system.geometry.densify_from_iter=2", "system.geometry.densify_grad_threshold=0.0001",
     "system.geometry.prune_interval=4", "system.geometry.prune_from_iter=4", "data.batch_size=1",
 ]  # fmt: skip
-
-
-class Trial:
-    """What a run has left."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def checkpoint(self, name: str = "last") -> dict:
-        return torch.load(self.folder / "ckpts" / f"{name}.ckpt", weights_only=True)
-
-    def state(self) -> dict:
-        return state_of(self.checkpoint())
-
-    def strides(self) -> list[int]:
-        return [row[2] for row in self.checkpoint()["picard"]["history"]]
-
-    def logs(self) -> dict[str, list[str]]:
-        """What was logged of the steps, by name, without what Picard iterations add and how fast they were."""
-        (file,) = self.folder.glob("csv_logs/version_0/metrics.csv")
-        rows = list(csv.DictReader(file.open()))
-        names = [name for name in rows[0] if not name.startswith("picard/") and name != "train/steps_per_second"]
-        return {name: [row[name] for row in rows if row[name]] for name in names}
-
-    def files(self) -> set[str]:
-        """Names of checkpoints and results."""
-        kept = [*self.folder.glob("ckpts/*"), *self.folder.glob("save/**/*")]
-        return {str(path.relative_to(self.folder)) for path in kept if not path.name.startswith("picard.")}
 
 
 class Systems:
@@ -233,8 +196,6 @@ def test_gaussians_with_a_teacher_that_learns(systems):
 @pytest.fixture()
 def generator(tmp_path, monkeypatch, tiny_sd_folder, text_cache):
     """Trains the generator of configs/asd-3dconv.yaml with VSD in ASD's place: a folder's name, then keys."""
-    from tests.test_main_job import CONFIG, SMALL, library, model
-
     monkeypatch.chdir(tmp_path)
     config = OmegaConf.load(CONFIG)
     with_vsd(config)

@@ -107,14 +107,14 @@ def test_guidance_perp_neg_scales_the_weights(factor):
     conditions = guidance("turboprop-asd-guidance", guidance_perp_neg=factor).conditions(
         single(), Cameras(*cameras(45))
     )
-    assert conditions.negative_weights[0].tolist() == pytest.approx([factor * (4 * HALF - 2.426)] * 2, abs=1e-6)
+    assert conditions.negatives.weights[0].tolist() == pytest.approx([factor * (4 * HALF - 2.426)] * 2, abs=1e-6)
 
 
 def test_guidance_perp_neg_of_zero_turns_it_off():
     """Then the camera's own view is asked for, not a blend."""
     output = single()
     conditions = guidance("turboprop-asd-guidance", guidance_perp_neg=0.0).conditions(output, Cameras(*cameras(40)))
-    assert conditions.negatives is None and conditions.negative_weights is None
+    assert conditions.negatives is None
     assert torch.equal(conditions.positive.embeddings[0], output.text_embeddings_vd[FRONT])
 
 

@@ -162,13 +162,15 @@ class ImportanceEstimator(nn.Module):
         """
         if len(prop_sigma_fns) != len(prop_samples):
             raise UserError(
-                f"prop_sigma_fns and prop_samples: expected as many of each, got {len(prop_sigma_fns)} and {len(prop_samples)}"
+                f"prop_sigma_fns and prop_samples: expected as many of each, got {len(prop_sigma_fns)} and "
+                f"{len(prop_samples)}"
             )
         if sampling_type not in ("uniform", "lindisp"):
             raise UserError(f"sampling_type: expected uniform or lindisp, got {sampling_type!r}")
         if requires_grad:
             raise UserError(
-                "ImportanceEstimator.sampling: requires_grad=True is for learned proposals, which this estimator has none of"
+                "ImportanceEstimator.sampling: requires_grad=True is for learned proposals, "
+                "which this estimator has none of"
             )
         device = next((x.device for x in (near_plane, far_plane) if isinstance(x, Tensor)), None)
         near, far = (

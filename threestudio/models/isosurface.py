@@ -143,7 +143,8 @@ def check_surface(level: Tensor) -> None:
     low, high = torch.stack(level.aminmax()).tolist()  # one wait for a GPU
     if not low < 0:
         raise EmptyFieldError(
-            f"isosurface: the field is empty: no grid vertex is inside (level in [{low:.4g}, {high:.4g}], inside is < 0)"
+            "isosurface: the field is empty: no grid vertex is inside "
+            f"(level in [{low:.4g}, {high:.4g}], inside is < 0)"
         )
     if not high > 0:
         raise EmptyFieldError(

@@ -63,5 +63,6 @@ def values_and_gradients(function: Callable[..., Sequence[Tensor]], *inputs: Ten
     """What the function gives for the inputs, and the gradients of a fixed weighting of it."""
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     out = function(*leaves)
-    total = sum((x * wave(*x.shape, device=x.device, frequency=1.3)).sum() for x in out)
+    weighted = [(x * wave(*x.shape, device=x.device, frequency=1.3)).sum() for x in out]
+    total = sum(weighted[1:], start=weighted[0])
     return [*out, *torch.autograd.grad(total, leaves)]

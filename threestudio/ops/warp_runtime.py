@@ -68,7 +68,7 @@ def launch_parts(kernel: Any, parts: Sequence[tuple[Sequence[int], list[Any]]], 
         return
     # Compiled and loaded here: not by all threads at once.
     kernel.module.load(wp.device_from_torch(device))
-    list(_pool(n_threads, os.getpid()).map(lambda part: launch(kernel, *part, device), parts))
+    list(_pool(n_threads, os.getpid()).map(lambda part: launch(kernel, part[0], part[1], device), parts))
 
 
 def shares(count: int, device: torch.device, work: int = 1) -> list[tuple[int, int]]:

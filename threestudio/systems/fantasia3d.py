@@ -33,7 +33,7 @@ class Fantasia3D(ScoreDistillationSystem):
         return self.weighted_sum({**self._guide_shape(out, batch), **surface_losses(out["mesh"], self.weight)})
 
     def _guide_shape(self, out: dict, batch: dict) -> dict[str, Tensor]:
-        """Normals and mask [B, H, W, 4] shrunk to the latents' size at first (section 3.1), then normals as a picture."""
+        """Normals and mask [B, H, W, 4] at the latents' size at first (section 3.1), then normals as a picture."""
         if self.true_global_step >= self.cfg.latent_steps:
             return self.guide(out["comp_normal"], batch)
         latents = torch.cat([out["comp_normal"] * 2.0 - 1.0, out["opacity"]], dim=-1)

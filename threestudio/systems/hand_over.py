@@ -21,7 +21,7 @@ def converted_geometry(
     """A geometry of `geometry_type` from the one in the checkpoint `convert_from`.
 
     Args:
-        convert_from: `<trial>/ckpts/<name>.ckpt`, with the run's config at `<trial>/configs/parsed.yaml`; may have LAST.
+        convert_from: `<trial>/ckpts/<name>.ckpt`; the run's config is at `<trial>/configs/parsed.yaml`. May have LAST.
         geometry_config: of the new geometry.
         inherit_texture: whether encoding and feature network are taken over.
         override: keys of the previous geometry's config to set otherwise, e.g. isosurface_threshold.
@@ -36,7 +36,8 @@ def converted_geometry(
     except EmptyFieldError as error:
         raise UserError(
             f"{KEY}: {checkpoint} has no surface to hand over: {error}; "
-            "set system.geometry_convert_override.isosurface_threshold to a value within that range, or train that stage longer"
+            "set system.geometry_convert_override.isosurface_threshold to a value within that range, or train that "
+            "stage longer"
         ) from error
     except TypeError as error:
         raise UserError(f"{KEY}: {checkpoint}: {error}") from error

@@ -33,7 +33,7 @@ class Magic3D(ScoreDistillationSystem):
         losses = self.guide(out["comp_rgb"], batch)
         if self.cfg.refinement:
             losses.update(surface_losses(out["mesh"], self.weight))
-            # Surfaces that took the background's colour, between legs say, are found by no picture: this wears them off.
+            # Surfaces that took the background's colour, as between legs, are found by no picture: this wears them off.
             if self.weight("sparsity") > 0:
                 losses["loss_sparsity"] = sparsity_loss(out["opacity"])
         else:

@@ -1,4 +1,4 @@
-"""ProlificDreamer (Wang et al. 2023): variational score distillation in three stages, from a field to a textured mesh."""
+"""ProlificDreamer (Wang et al. 2023): variational score distillation in three stages, field to textured mesh."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What systems share that are taught by a guidance: a scene is rendered, and the guidance says what is wrong with it."""
+"""What systems share that a guidance teaches: a scene is rendered, and the guidance says what is wrong with it."""
 
 from typing import Any, ClassVar
 

@@ -45,7 +45,8 @@ class ConvNetGeometry(BaseGeometry):
                 raise UserError(f"geometry.{key}: expected more than 0, got {getattr(cfg, key)}")
         if not 0 < cfg.sphere_radius < cfg.radius:
             raise UserError(
-                f"geometry.sphere_radius: expected between 0 and geometry.radius ({cfg.radius:g}), got {cfg.sphere_radius:g}"
+                f"geometry.sphere_radius: expected between 0 and geometry.radius ({cfg.radius:g}), got "
+                f"{cfg.sphere_radius:g}"
             )
         self.generator = ConvGenerator(
             text_dim=cfg.text_dim,
@@ -66,7 +67,10 @@ class ConvNetGeometry(BaseGeometry):
             )
 
     def generate_space_cache(self, styles: Tensor, text_embed: Tensor) -> SpaceCache:
-        """Noise [P, Z] and pooled text [P, T] to the fields of P prompts. Raises ValueError for a text of another width."""
+        """Noise [P, Z] and pooled text [P, T] to the fields of P prompts.
+
+        Raises ValueError for a text of another width.
+        """
         self.check_text(text_embed)
         noisy = self.cfg.layer_noise and self.training
         return make_cache(self.generator(styles, text_embed, noisy))
@@ -75,7 +79,10 @@ class ConvNetGeometry(BaseGeometry):
         return Field(self.heads, cache, self.cfg.radius)
 
     def forward(self, points: Tensor, space_cache: SpaceCache, output_normal: bool = False) -> dict[str, Tensor]:
-        """points [P, N, 3] of each prompt, world units -> sdf [P, N, 1], features [P, N, C] and, if asked, sdf_grad, normal [P, N, 3]."""
+        """points [P, N, 3] of each prompt, world units -> sdf [P, N, 1], features [P, N, C].
+
+        With `output_normal` also sdf_grad and normal, each [P, N, 3].
+        """
         prompts, count = points.shape[:2]
         if prompts != space_cache.prompts:
             raise ValueError(f"points of {prompts} prompts were given for a cache of {space_cache.prompts}")

@@ -13,7 +13,7 @@ STEPS_BEFORE = 5  # steps of a prompt before it is judged: a field begins as a b
 
 @dataclass
 class LostObjects:
-    """A running share of the picture that each prompt's object covers, and which of them are outside `least`..`most`."""
+    """A running share of the picture that each prompt's object covers; which are outside `least`..`most`."""
 
     least: float
     most: float

@@ -62,8 +62,8 @@ class EqualizedLinear(nn.Module):
 def activation_layout(device: torch.device) -> torch.memory_format:
     """How activations [B, C, D, H, W] lie in memory.
 
-    On a CPU channels come last: a trilinear interpolation takes a fifth of the time that it takes with channels first, a
-    convolution's gradient two fifths, and features lie as the look-up reads them.
+    On a CPU channels come last: a trilinear interpolation takes a fifth of the time that it takes with channels first,
+    a convolution's gradient two fifths, and features lie as the look-up reads them.
     """
     return torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
 

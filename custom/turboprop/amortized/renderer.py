@@ -90,7 +90,10 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         bg_color: Tensor | None = None,  # [B, 3] or [B, H, W, 3] in [0, 1], in place of the background
         **kwargs: Any,  # the rest of the batch, for the material
     ) -> dict[str, Any]:
-        """Pictures comp_rgb, comp_rgb_fg, comp_rgb_bg, opacity, depth, comp_normal [B, H, W, *]; in training also sdf_grad [N, 3]."""
+        """Pictures comp_rgb, comp_rgb_fg, comp_rgb_bg, opacity, depth, comp_normal [B, H, W, *].
+
+        In training also sdf_grad [N, 3].
+        """
         if space_cache is None:
             space_cache = self.geometry.generate_space_cache(noise, text_embed)
         batch, height, width = rays_o.shape[:3]

@@ -169,7 +169,7 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
         return mesh_pictures(mesh, batch["mvp_mtx"], batch["height"], batch["width"], background)
 
     def export_prompt(self, prompt: str, cache: SpaceCache) -> Any:
-        """Write one prompt's mesh in every format; None, with a warning that names the prompt, if its field is empty."""
+        """Write one prompt's mesh in every format; None, with a warning that names it, if its field is empty."""
         try:
             mesh, statistics = self.exporter.mesh_of(cache)
         except EmptyField as error:

@@ -36,7 +36,10 @@ class PackedSamples:
 
 
 def lattice_distance(lattice: Tensor, points: Tensor, owner: Tensor) -> Tensor:
-    """Signed distances [M] from one lattice a prompt: lattice [P, G, G, G] (z, y, x), points [M, 3] in [-1, 1], owner [M]."""
+    """Signed distances [M] from one lattice a prompt.
+
+    lattice [P, G, G, G] (z, y, x), points [M, 3] in [-1, 1], owner [M].
+    """
     resolution = lattice.shape[-1]
     indices, weights = corner_weights(points, resolution)
     values = lattice.reshape(-1)[indices + (owner * resolution**3)[:, None]]

@@ -50,7 +50,10 @@ def flatten_grids(grids: Tensor) -> Tensor:
 
 
 def sample_grids(table: Tensor, points: Tensor, owner: Tensor, resolution: int) -> Tensor:
-    """Interpolate the grid of each point's owner: table [P * R^3, C], points [M, 3] in [-1, 1], owner [M] in [0, P) -> [M, C]."""
+    """Interpolate the grid of each point's owner.
+
+    table [P * R^3, C], points [M, 3] in [-1, 1], owner [M] in [0, P) -> [M, C].
+    """
     indices, weights = corner_weights(points, resolution)
     indices = indices + (owner * resolution**3)[:, None]
     return F.embedding_bag(indices, table, per_sample_weights=weights, mode="sum")

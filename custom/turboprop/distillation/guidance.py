@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import threestudio
-from threestudio.utils.base import BaseObject
+from threestudio.utils.base import BaseModule, BaseObject
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
 
@@ -74,7 +74,7 @@ class TeacherGuidance(BaseObject):
     """
 
     @dataclass
-    class Config(GuidanceConfig):
+    class Config(BaseObject.Config, GuidanceConfig):
         pass
 
     cfg: Config
@@ -160,7 +160,7 @@ class DistillationGuidance(TeacherGuidance):
     """A distillation method by the key `method`, a teacher, and the schedule between them."""
 
     @dataclass
-    class Config(GuidanceConfig):
+    class Config(TeacherGuidance.Config):
         method: str = "asd"  # asd, sds, csd, normalized_csd or sjc; vsd and sdi are guidances of their own
 
     cfg: Config
@@ -192,7 +192,11 @@ def check_method(method: str) -> None:
 # ----------------------------------------------------------------------------------- names
 
 
-def register_names(guidance: type, names: dict[str, dict[str, Any]], **attributes: Any) -> None:
+def register_names(
+    guidance: type[BaseObject] | type[BaseModule],
+    names: dict[str, dict[str, Any]],
+    **attributes: Any,
+) -> None:
     """Registers a guidance under each name, with the defaults of config keys that stand beside it.
 
     Errors about an unknown key say the name. `attributes` are those of the class.

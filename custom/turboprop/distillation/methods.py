@@ -12,13 +12,14 @@ branches together. They differ in one thing, what they subtract from the guided 
 VSD takes its second teacher by keyword; with that bound it has the signature. SDI (inversion.py) differs in its noise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic
 
 import torch
 from torch import Tensor
 
-from ..teachers.contract import Condition, Teacher
+from ..teachers.contract import ConditionT, Teacher
 from ..teachers.noise_schedule import remove_noise, signal_and_noise_level
 from .weighting import weight
 
@@ -36,24 +37,30 @@ class Distillation:
 
 
 @dataclass(frozen=True)
-class Conditions:
-    """What the teacher is asked about each of B latents.
+class Negatives(Generic[ConditionT]):
+    """What perp-neg pushes away from: K conditions for each of B samples."""
 
-    `negatives` and `negative_weights` are perp-neg's (K for each sample), both or neither.
-    """
+    condition: ConditionT  # of B * K samples, ordered (b0 k0), (b0 k1), (b1 k0), ...
+    weights: Tensor  # [B, K], <= 0: how far each pushes away
 
-    positive: Condition  # of B samples
-    unconditional: Condition  # of B samples
-    negatives: Condition | None = None  # of B * K samples, ordered (b0 k0), (b0 k1), (b1 k0), ...
-    negative_weights: Tensor | None = None  # [B, K], <= 0: how far each negative pushes away
+    def take(self, count: int) -> "Negatives[ConditionT]":
+        """The negatives of the first `count` samples."""
+        weights = self.weights[:count]
+        return Negatives(self.condition.take(weights.numel()), weights)
 
-    def take(self, count: int) -> "Conditions":
+
+@dataclass(frozen=True)
+class Conditions(Generic[ConditionT]):
+    """What the teacher is asked about each of B latents."""
+
+    positive: ConditionT  # of B samples
+    unconditional: ConditionT  # of B samples
+    negatives: Negatives[ConditionT] | None = None  # perp-neg's; None: the step has none
+
+    def take(self, count: int) -> "Conditions[ConditionT]":
         """The conditions of the first `count` samples."""
-        if self.negatives is None:
-            return Conditions(self.positive.take(count), self.unconditional.take(count))
-        weights = self.negative_weights[:count]
-        negatives = self.negatives.take(weights.numel())
-        return Conditions(self.positive.take(count), self.unconditional.take(count), negatives, weights)
+        negatives = None if self.negatives is None else self.negatives.take(count)
+        return Conditions(self.positive.take(count), self.unconditional.take(count), negatives)
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ def classifier_free(
     unconditional: Tensor,  # [B, C, h, w]
     guidance_scale: float,
 ) -> Tensor:
-    """eps_u + s (eps_c - eps_u) (Ho and Salimans 2022, arXiv 2207.12598, in the form where s = 1 is the conditional)."""
+    """eps_u + s (eps_c - eps_u), so that s = 1 is the conditional (Ho and Salimans 2022, arXiv 2207.12598)."""
     return unconditional + guidance_scale * (positive - unconditional)
 
 
@@ -131,7 +138,7 @@ class Scores:
     first: Tensor  # guided, at t
     positive: Tensor  # conditional, at t
     unconditional: Tensor  # at t
-    shifted: Tensor | None  # conditional, at t'; None where it was not asked for
+    later: tuple[Tensor, ...]  # conditional, one for each later question
 
 
 def ask_teacher(
@@ -140,22 +147,21 @@ def ask_teacher(
     conditions: Conditions,
     timesteps: Tensor,  # [B]
     guidance_scale: float,
-    noisy_shifted: Tensor | None = None,  # [B, C, h, w], at t'
-    shifted_timesteps: Tensor | None = None,  # [B], t'
+    later: Sequence[tuple[Tensor, Tensor]] = (),  # latents [B, C, h, w] at t', and t' [B], to ask about as well
 ) -> Scores:
-    """One call of the teacher: over 2B latents, B more for t', and B * K more for perp-neg."""
+    """One call of the teacher: over 2B latents, B more for each t', and B * K more for perp-neg."""
     batch_size = noisy.shape[0]
     inputs, times = [noisy, noisy], [timesteps, timesteps]
     asked = [conditions.positive, conditions.unconditional]
-    if noisy_shifted is not None:
-        inputs.append(noisy_shifted)
-        times.append(shifted_timesteps)
+    for later_noisy, later_timesteps in later:
+        inputs.append(later_noisy)
+        times.append(later_timesteps)
         asked.append(conditions.positive)
     if conditions.negatives is not None:
-        count = conditions.negative_weights.shape[1]
+        count = conditions.negatives.weights.shape[1]
         inputs.append(noisy.repeat_interleave(count, dim=0))
         times.append(timesteps.repeat_interleave(count, dim=0))
-        asked.append(conditions.negatives)
+        asked.append(conditions.negatives.condition)
     answers = teacher.predict_noise(torch.cat(inputs), torch.cat(times), asked[0].cat(asked[1:]))
     branches = answers.split([part.shape[0] for part in inputs])
     positive, unconditional = branches[0], branches[1]
@@ -163,8 +169,8 @@ def ask_teacher(
         first = classifier_free(positive, unconditional, guidance_scale)
     else:
         negatives = branches[-1].unflatten(0, (batch_size, -1))
-        first = perp_neg(positive, unconditional, negatives, conditions.negative_weights, guidance_scale)
-    return Scores(noisy, first, positive, unconditional, None if noisy_shifted is None else branches[2])
+        first = perp_neg(positive, unconditional, negatives, conditions.negatives.weights, guidance_scale)
+    return Scores(noisy, first, positive, unconditional, tuple(branches[2 : 2 + len(later)]))
 
 
 def guided_noise(
@@ -218,9 +224,10 @@ def asd_gradient(query: Query) -> Distillation:
     """
     later = query.shifted_timesteps
     noisy_later = query.teacher.add_noise(query.latents, query.noise, later)
-    asked = (query.noisy(), query.conditions, query.timesteps, query.guidance_scale, noisy_later, later)
+    asked = (query.noisy(), query.conditions, query.timesteps, query.guidance_scale, [(noisy_later, later)])
     scores = ask_teacher(query.teacher, *asked)
-    return _weighted(query, scores, scores.first - scores.shifted)
+    (renders_score,) = scores.later
+    return _weighted(query, scores, scores.first - renders_score)
 
 
 def sjc_gradient(query: Query) -> Distillation:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from threestudio.utils.errors import UserError
 
-from ..teachers.contract import Cameras, Condition, Teacher
-from .methods import Conditions
+from ..teachers.contract import Cameras, Teacher
+from .methods import Conditions, Negatives
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,18 @@ def text_conditions(
     angles = (cameras.elevation, cameras.azimuth, cameras.distance, view_dependent)
     if not prompt_utils.use_perp_neg or perp_neg == 0:
         positive, unconditional = prompt_utils.get_text_embeddings(*angles).chunk(2)
-        return Conditions(*(teacher.condition(part, cameras, n_view) for part in (positive, unconditional)))
+        return Conditions(
+            teacher.condition(positive, cameras, n_view), teacher.condition(unconditional, cameras, n_view)
+        )
     if n_view != 1:
         raise UserError(f"n_view: perp-neg works on single views, expected 1, got {n_view}")
     embeddings, weights = prompt_utils.get_text_embeddings_perp_neg(*angles)
     batch_size = cameras.elevation.shape[0]
     positive, unconditional, negatives = embeddings.split([batch_size, batch_size, len(embeddings) - 2 * batch_size])
-    each: list[Condition] = [teacher.condition(part, cameras, n_view) for part in (positive, unconditional)]
     pushed = teacher.condition(negatives, cameras.repeat_interleave(len(negatives) // batch_size))
-    # prompt_utils gives -f, the strengths that push away; guidance_perp_neg is -1 at full strength
-    return Conditions(*each, pushed, -perp_neg * weights)
+    return Conditions(
+        teacher.condition(positive, cameras, n_view),
+        teacher.condition(unconditional, cameras, n_view),
+        # prompt_utils gives -f, the strengths that push away; guidance_perp_neg is -1 at full strength
+        Negatives(pushed, -perp_neg * weights),
+    )

@@ -47,11 +47,13 @@ class ScheduleConfig:
 def check_schedule_config(cfg: ScheduleConfig) -> None:
     """Raises UserError, naming the key, for a value that no step can be made with."""
     for key in ("min_step_percent", "max_step_percent"):
-        if not all(0 <= percent <= 1 for percent in schedule_values(cfg[key])):
-            raise UserError(f"{key}: expected fractions in [0, 1] at every step, got {cfg[key]}")
+        percents = getattr(cfg, key)
+        if not all(0 <= percent <= 1 for percent in schedule_values(percents)):
+            raise UserError(f"{key}: expected fractions in [0, 1] at every step, got {percents}")
     for key, least in (("n_view", 1), ("plus_ratio", 0), ("trainer_max_steps", 1)):
-        if cfg[key] < least:
-            raise UserError(f"{key}: expected a number of at least {least}, got {cfg[key]:g}")
+        value = getattr(cfg, key)
+        if value < least:
+            raise UserError(f"{key}: expected a number of at least {least}, got {value:g}")
 
 
 class Schedule(Updateable):

@@ -14,7 +14,7 @@ from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
 
 from ..teachers.contract import Teacher
-from .guidance import DistillationGuidance, GuidanceConfig, TeacherGuidance, losses_named, register_names
+from .guidance import DistillationGuidance, TeacherGuidance, losses_named, register_names
 from .inversion import sdi_gradient
 from .methods import METHODS, Conditions, Method
 from .schedule import Schedule
@@ -56,7 +56,7 @@ class StableDiffusionSDIGuidance(TeacherGuidance):
     """Score Distillation via Inversion."""
 
     @dataclass
-    class Config(TokenMergingConfig, GuidanceConfig):
+    class Config(TokenMergingConfig, TeacherGuidance.Config):
         trainer_max_steps: int = 10000  # the length of the run, for t_anneal and sqrt_anneal
         enable_sdi: bool = True  # false: random noise, as in SDS
         inversion_guidance_scale: float = -7.5  # in the form of guidance_scale
@@ -78,8 +78,9 @@ class StableDiffusionSDIGuidance(TeacherGuidance):
         cfg = self.cfg
         check_token_merging(cfg)
         for key, least in (("inversion_n_steps", 1), ("inversion_eta", 0)):
-            if cfg[key] < least:
-                raise UserError(f"{key}: expected a number of at least {least}, got {cfg[key]:g}")
+            value = getattr(cfg, key)
+            if value < least:
+                raise UserError(f"{key}: expected a number of at least {least}, got {value:g}")
         super().configure(teacher)
 
     def _build_schedule(self) -> Schedule:

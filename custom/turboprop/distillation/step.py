@@ -125,5 +125,5 @@ def step_pictures(
     count = min(max(1, most // n_view) * n_view, distilled.noisy.shape[0])
     guided = partial(guided_noise, query.teacher, query.conditions.take(count), query.guidance_scale)
     shown = (distilled.noisy, query.timesteps, cameras.elevation, cameras.azimuth, cameras.distance)
-    noisy, timesteps, *angles = (value[:count] for value in shown)
-    return guidance_pictures(query.teacher, noisy, timesteps, guided, *angles)
+    noisy, timesteps, elevation, azimuth, distance = (value[:count] for value in shown)
+    return guidance_pictures(query.teacher, noisy, timesteps, guided, elevation, azimuth, distance)

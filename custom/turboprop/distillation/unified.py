@@ -17,6 +17,7 @@ from threestudio.utils.errors import UserError
 from threestudio.utils.value_checks import Scheduled
 
 from ..teachers.contract import Teacher
+from ..teachers.low_rank import LowRankTeacher
 from .guidance import DistillationGuidance, check_choice, losses_named
 from .variational import VariationalScoreDistillationGuidance
 
@@ -64,14 +65,15 @@ def check_unified(cfg: UnifiedConfig) -> None:
         ("vsd_use_lora", True),
         ("vsd_use_camera_condition", True),
     ):
-        if cfg[key] is not supported:
-            raise UserError(f"{key}: not supported; expected {str(supported).lower()}, got {str(cfg[key]).lower()}")
+        value = getattr(cfg, key)
+        if value is not supported:
+            raise UserError(f"{key}: not supported; expected {str(supported).lower()}, got {str(value).lower()}")
 
 
 def unified_keys(cfg: UnifiedConfig) -> dict[str, Any]:
     """The keys of a distillation guidance that say the same; one timestep for all samples of a step, as there."""
     return {
-        **{key: cfg[key] for key in SHARED_KEYS},
+        **{key: getattr(cfg, key) for key in SHARED_KEYS},
         "weighting_strategy": UNIFIED_WEIGHTING[cfg.weighting_strategy],
         "shared_timesteps": True,
     }
@@ -131,17 +133,18 @@ class StableDiffusionUnifiedGuidance(BaseModule):
         trained = cfg is None or checked.guidance_type == "vsd"
         return (*losses_named("sd", cfg is None or checked.use_img_loss), *(["train_phi"] if trained else []))
 
-    def configure(self, teacher: Teacher | None = None, render_teacher: Teacher | None = None) -> None:
+    def configure(self, teacher: Teacher | None = None, render_teacher: LowRankTeacher | None = None) -> None:
         cfg = self.cfg
         check_unified(cfg)
         for key in ("controlnet_model_name_or_path", "lora_model_name_or_path", "token_merging"):
-            if cfg[key]:
-                raise UserError(f"{key}: not supported, got {cfg[key]}")
+            value = getattr(cfg, key)
+            if value:
+                raise UserError(f"{key}: not supported, got {value}")
         own = (
             "view_dependent_prompting", "enable_sequential_cpu_offload", "enable_attention_slicing",
             "enable_channels_last_format", "sqrt_anneal", "trainer_max_steps", "use_img_loss",
         )  # fmt: skip
-        keys = {**unified_keys(cfg), **{key: cfg[key] for key in own}, "guidance_perp_neg": -1.0}
+        keys = {**unified_keys(cfg), **{key: getattr(cfg, key) for key in own}, "guidance_perp_neg": -1.0}
         if cfg.guidance_type == "vsd":
             keys.update(variational_keys(cfg))
             self.guidance: Any = VariationalScoreDistillationGuidance(keys, teacher, render_teacher)

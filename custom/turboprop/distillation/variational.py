@@ -47,8 +47,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
     """
 
     @dataclass
-    class Config(GuidanceConfig):  # the keys of ASD (plus_*) have no part in it
-        weights: str | None = None  # "path.ckpt:module_name" to start from; default none
+    class Config(BaseModule.Config, GuidanceConfig):  # the keys of ASD (plus_*) have no part in it
         # the network that the adapters are put on: "" is the teacher's own; else a text-to-image model with the
         # teacher's latents and text
         pretrained_model_name_or_path_lora: str = ""
@@ -74,7 +73,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
         """The optimizer's arguments for its weights, where the config has no group for them."""
         return {"lr": self.cfg.learning_rate, "eps": 1.0e-8}  # a scene's eps may be far above adapters' gradients
 
-    def configure(self, teacher: Teacher | None = None, render_teacher: Teacher | None = None) -> None:
+    def configure(self, teacher: Teacher | None = None, render_teacher: LowRankTeacher | None = None) -> None:
         cfg = self.cfg
         check_choice("camera_condition_type", cfg.camera_condition_type, CAMERA_CONDITIONS)
         if cfg.lora_n_timestamp_samples < 1:
@@ -166,7 +165,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
         mvp_mtx: Tensor,  # [B, 4, 4]
         c2w: Tensor,  # [B, 4, 4]
         fovy: Tensor | None = None,  # [B], radians
-    ) -> Conditions:
+    ) -> Conditions[CameraCondition]:
         """What the teacher of the renders is asked: the prompt without a view, with the camera and without it.
 
         A multi-view network is told cameras as it was trained.
@@ -176,13 +175,21 @@ class VariationalScoreDistillationGuidance(BaseModule):
         ).chunk(2)[0]
         if self.lora.multi_view:
             cameras = Cameras(elevation, azimuth, camera_distances, c2w, fovy)
-            asked = self.teacher.condition(embeddings, cameras, self.cfg.n_view)
-            numbers, views = asked.cameras, self.cfg.n_view
+            numbers, views = self._trained_numbers(embeddings, cameras), self.cfg.n_view
         else:
             numbers, views = c2w if self.cfg.camera_condition_type == "extrinsics" else mvp_mtx, 1
         numbers = numbers.reshape(-1, CAMERA_NUMBERS).to(embeddings)
         positive = CameraCondition(TextCondition(embeddings), numbers, views)
         return Conditions(positive, positive.without_cameras())
+
+    def _trained_numbers(self, embeddings: Tensor, cameras: Cameras) -> Tensor:  # [B, N, D] -> [B, 16]
+        """The cameras' numbers as a multi-view network was trained with them."""
+        from ..teachers.multi_view.teacher import MultiViewCondition
+
+        asked = self.teacher.condition(embeddings, cameras, self.cfg.n_view)
+        if not isinstance(asked, MultiViewCondition) or asked.cameras is None:
+            raise TypeError(f"expected a multi-view teacher, that is told cameras, got {type(self.teacher).__name__}")
+        return asked.cameras
 
     def training_loss(self, latents: Tensor, condition: CameraCondition) -> Tensor:
         """The denoising loss of the renders' teacher at random noise levels of all of [0, T). Returns a scalar.

@@ -38,7 +38,7 @@ class CheckRow:
 
 
 def draw_specs(by_kind: int, generator: torch.Generator, unseen: bool) -> list[ObjectSpec]:
-    """`by_kind` different objects of each kind, whose main colour is (`unseen`) or is not held out from the teachers."""
+    """`by_kind` different objects of each kind; `unseen`: of main colours that teachers never saw, else of others."""
     specs = []
     for kind in KINDS:
         of_kind = [s for s in all_specs(include_held_out=True) if s.kind == kind and held_out(kind, s.main) == unseen]

@@ -84,7 +84,10 @@ def load_judge(name: str | Path, device: str | torch.device = "cpu") -> ClipJudg
 
 
 def normalized_pixels(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """What a CLIPModel takes: [N, 3, S, S] in [0, 1] -> [N, 3, size, size], bilinear and antialiased as ScaleDreamer's."""
+    """What a CLIPModel takes: [N, 3, S, S] in [0, 1] -> [N, 3, size, size].
+
+    Bilinear and antialiased, as ScaleDreamer's.
+    """
     if images.shape[-1] != size:
         images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
     channel_mean, channel_std = (images.new_tensor(values)[:, None, None] for values in (mean, std))

@@ -39,7 +39,10 @@ class HeldOutScores:
         `chamfer`: of the mesh to the exact surface, if known.
         """
         figures = asdict(self)
-        line = f"{kind} views ({self.views}): PSNR {self.psnr:.2f} dB, on the object {self.psnr_object:.2f} dB, IoU {self.iou:.3f}"
+        line = (
+            f"{kind} views ({self.views}): PSNR {self.psnr:.2f} dB, on the object {self.psnr_object:.2f} dB, "
+            f"IoU {self.iou:.3f}"
+        )
         if chamfer is not None:
             figures |= {"chamfer": chamfer.distance, "chamfer_share": chamfer.share}
             line += f", Chamfer {chamfer.share:.4f} of the size"

@@ -107,10 +107,10 @@ class EvaluationReport:
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         return (
             f"# Evaluation\n\n{self.summary_line()}\n\n{table}\n\n"
-            f"Judge: {self.judge}. R@1 of all captions chooses among the world's {len(world_gallery())} full captions, R@1 of "
-            f"the gallery among {len(self.gallery)} texts. Chamfer in world units, and as a share of "
-            "the diagonal of the exact bounding box. A dash: does not apply or was not measured; inf: an empty mesh, left "
-            "out of the mean.\n"
+            f"Judge: {self.judge}. R@1 of all captions chooses among the world's {len(world_gallery())} full captions, "
+            f"R@1 of the gallery among {len(self.gallery)} texts. Chamfer in world units, and as a share of "
+            "the diagonal of the exact bounding box. A dash: does not apply or was not measured; inf: an empty mesh, "
+            "left out of the mean.\n"
         )
 
 
@@ -163,7 +163,7 @@ def evaluate_views(
 
 
 def world_gallery() -> list[str]:
-    """Every full caption of the world: the hard gallery, in which the right kind or the right colours are not enough."""
+    """Every full caption of the world: the hard gallery, where the right kind or the right colours are not enough."""
     return [caption(spec) for spec in all_specs(include_held_out=True)]
 
 

@@ -21,7 +21,8 @@ HOST_FORMATS = ("obj-mtl", "ply", "stl", "3dgs-ply")  # written by the host's me
 class GaussianMeshExporter(Exporter):
     @dataclass
     class Config(Exporter.Config):
-        # obj, glb: vertex colours, and point_cloud.ply beside; obj-mtl, ply, stl, 3dgs-ply: what mesh-exporter makes of them
+        # obj, glb: vertex colours, and point_cloud.ply beside; obj-mtl, ply, stl, 3dgs-ply: what mesh-exporter makes of
+        # them
         fmt: str = "obj"
         save_name: str = "model"  # file name of the mesh before its ending
         save_video: bool = True  # also render the test views

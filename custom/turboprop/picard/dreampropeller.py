@@ -40,8 +40,8 @@ class SpeedupBlock:
         _one_optimizer(config.system)
         left_out = _plain_trainer(config.get("trainer") or {})
         threestudio.info(
-            "speedup: trains by Picard iterations (DreamPropeller's rule and distance). trainer.val_check_interval counts "
-            f"steps here, there seconds{left_out}"
+            "speedup: trains by Picard iterations (DreamPropeller's rule and distance). trainer.val_check_interval "
+            f"counts steps here, there seconds{left_out}"
         )
 
 

@@ -60,7 +60,7 @@ def balanced_targets(scores: Tensor, temperature: float) -> Tensor:  # [N, K]
 
 
 def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
-    """-sum target log softmax(scores / temperature) of each vector: [..., K] scores of the student, targets -> [...]."""
+    """-sum target log softmax(scores / temperature) of each vector: the student's scores [..., K], targets -> [...]."""
     return -(targets * F.log_softmax(scores.float() / STUDENT_TEMPERATURE, dim=-1)).sum(-1)
 
 

@@ -75,7 +75,7 @@ class Settings:
 
 
 def denoiser_options(settings: Settings, steps: int, learning_rate: float) -> TrainingOptions:
-    """How the small diffusion models are trained; steps and rate are those of the recipe where the command gives none."""
+    """How the small diffusion models are trained; steps and rate are the recipe's where the command gives none."""
     return TrainingOptions(
         steps=settings.steps_or(steps),
         minutes=settings.minutes,

@@ -95,10 +95,10 @@ class Teacher(ABC, Generic[ConditionT]):
         images: Tensor,  # [B, 3, image_size, image_size] in [-1, 1]
         noise: Tensor | None = None,  # [B, C, h, w]; None: drawn from torch's global generator
     ) -> Tensor:
-        """Latents of images, in the unit that the diffusion runs in. Returns [B, C, h, w], differentiable in `images`."""
+        """Latents of images [B, C, h, w], in the unit that the diffusion runs in; differentiable in `images`."""
 
     def encoding_noise(self, images: Tensor) -> Tensor | None:  # [B, 3, H, W]
-        """What `encode` draws for these images where no noise is given, by the same draws: [B, C, h, w]; here nothing."""
+        """What `encode` draws for these images where no noise is given, by the same draws [B, C, h, w]; here none."""
         return None
 
     @abstractmethod
@@ -124,7 +124,7 @@ class Teacher(ABC, Generic[ConditionT]):
         timesteps: Tensor,  # [B], integer in [0, T)
         condition: ConditionT,  # of B samples
     ) -> Tensor:
-        """The teacher's estimate of the noise in `noisy`. Returns [B, C, h, w] in the type of `noisy`, without a graph."""
+        """The teacher's estimate of the noise in `noisy`: [B, C, h, w] in the type of `noisy`, without a graph."""
 
     def add_noise(
         self,

@@ -17,8 +17,8 @@ from .noise_schedule import scaled_linear_alphas_cumprod, signal_and_noise_level
 class GaussianMixtureTeacher(Teacher[TextCondition]):
     """Images are drawn from sum_k w_k N(means_k, stds_k^2 I); a condition is the row of weights w.
 
-    A condition is a `TextCondition` with embeddings [B, 1, K]: row b holds the weights of the K components for sample b,
-    non-negative and of sum 1. So any convex blend of two conditions, as perp-neg makes, is a condition again.
+    A condition is a `TextCondition` with embeddings [B, 1, K]: row b holds the weights of the K components for sample
+    b, non-negative and of sum 1. So any convex blend of two conditions, as perp-neg makes, is a condition again.
     Latents are the images themselves.
 
     Args:

@@ -16,8 +16,10 @@ def load_teacher(
     device: torch.device | str = "cpu",
     options: LoadingOptions = DEFAULT_OPTIONS,
 ) -> Teacher:
-    """A multi-view model if it is MVDream's file or the folder lists its network, a latent diffusion model if it lists an autoencoder, else a
-    pixel-space one.
+    """The teacher of a model folder, a hub id, or MVDream's own file.
+
+    A multi-view model if it is MVDream's file or the folder lists its network, a latent diffusion model if it lists an
+    autoencoder, else a pixel-space one.
 
     Raises:
         FileNotFoundError, ValueError: as `weights.model_folder`; or a part that does not load.

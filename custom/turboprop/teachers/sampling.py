@@ -17,7 +17,7 @@ def ddim_step(
     previous: Tensor,  # [B], < timesteps; below 0 means clean
     alphas_cumprod: Tensor,  # [T]
 ) -> Tensor:
-    """One deterministic step towards clean (DDIM, Song et al. 2020, equation 12 with sigma = 0). Returns [B, C, h, w]."""
+    """One deterministic step towards clean [B, C, h, w] (DDIM, Song et al. 2020, equation 12 with sigma = 0)."""
     clean = remove_noise(noisy, epsilon, timesteps, alphas_cumprod)
     signal, level = signal_and_noise_level(alphas_cumprod, previous.clamp(min=0), noisy.ndim)
     done = (previous < 0).view(-1, *[1] * (noisy.ndim - 1))

@@ -33,7 +33,10 @@ def read_solid(path) -> Solid:
 
 
 def first_hits(solid: Solid, origins: np.ndarray, directions: np.ndarray):
-    """Face (-1: none) [N] and barycentric coordinates [N, 3] where rays [N, 3] first meet the solid (Moeller, Trumbore 1997)."""
+    """Face (-1: none) [N] and barycentric coordinates [N, 3] where rays [N, 3] first meet the solid.
+
+    By the test of Moeller and Trumbore 1997.
+    """
     a, b, c = (solid.vertices[solid.faces[:, k]] for k in range(3))
     ab, ac = b - a, c - a
     face, weights = np.full(len(origins), -1), np.zeros((len(origins), 3))

@@ -6,18 +6,19 @@ import pytest
 import torch
 import trimesh
 
-from tests.host.conftest import PLUGINS
+from tests.host.launches import PLUGINS
 from threestudio.models.geometry import shape_fit
 
 CONFIG = str(PLUGINS / "silhouette.yaml")
 COARSE = "outputs/coarse/trial/ckpts/last.ckpt"
 SDF = [
-    "name=sdf", "system.geometry_type=implicit-sdf", "system.geometry.isosurface_threshold=0.0", "system.geometry.shape_init=sphere",
-    "system.geometry.shape_init_params=0.6", "system.renderer_type=neus-volume-renderer", "system.geometry.normal_type=analytic",
+    "name=sdf", "system.geometry_type=implicit-sdf", "system.geometry.isosurface_threshold=0.0",
+    "system.geometry.shape_init=sphere", "system.geometry.shape_init_params=0.6",
+    "system.renderer_type=neus-volume-renderer", "system.geometry.normal_type=analytic",
 ]  # fmt: skip
 GRID = [
-    "name=refine", "system.geometry_type=tetrahedra-sdf-grid", "~system.geometry.isosurface_threshold", "system.renderer_type=nvdiff-rasterizer",
-    "~system.renderer.num_samples_per_ray",
+    "name=refine", "system.geometry_type=tetrahedra-sdf-grid", "~system.geometry.isosurface_threshold",
+    "system.renderer_type=nvdiff-rasterizer", "~system.renderer.num_samples_per_ray",
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import torch
 import trimesh
 
 import threestudio
-from tests.host.conftest import ROOT
+from tests.host.launches import ROOT
 from threestudio.models.geometry import mesh_start
 from threestudio.models.geometry.mesh_start import MeshStartConfig, inverse_activation, read_start_mesh
 from threestudio.utils.errors import UserError
@@ -22,7 +22,8 @@ KINDS = {
     "implicit-sdf": {**SMALL, "isosurface_resolution": 32, "isosurface_method": "mc-cpu"},
     "tetrahedra-sdf-grid": {**SMALL, "isosurface_resolution": 32},
     "volume-grid": {
-        "grid_size": [32, 32, 32], "isosurface_resolution": 48, "isosurface_method": "mc-cpu", "isosurface_threshold": 10.0
+        "grid_size": [32, 32, 32], "isosurface_resolution": 48, "isosurface_method": "mc-cpu",
+        "isosurface_threshold": 10.0,
     },
     "custom-mesh": SMALL,
 }  # fmt: skip
@@ -111,8 +112,9 @@ def test_a_geometry_that_cannot_says_so():
 # -------------------------------------------------------------------- through the command line
 
 SYSTEM = [
-    "data.caption=a red chair with blue legs", "system.geometry.isosurface_resolution=24", "system.geometry.pos_encoding_config.n_levels=2",
-    "data.size=8", "data.n_train_views=2", "data.n_test_views=1", "trainer.max_steps=1", "data.batch_size=1",
+    "data.caption=a red chair with blue legs", "system.geometry.isosurface_resolution=24",
+    "system.geometry.pos_encoding_config.n_levels=2", "data.size=8", "data.n_train_views=2", "data.n_test_views=1",
+    "trainer.max_steps=1", "data.batch_size=1",
 ]  # fmt: skip
 
 

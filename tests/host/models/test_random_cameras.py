@@ -27,7 +27,8 @@ def test_batch_has_upstreams_keys_and_shapes():
     shapes = {k: tuple(v.shape) for k, v in b.items() if isinstance(v, torch.Tensor)}
     assert shapes == {
         "rays_o": (3, 8, 12, 3), "rays_d": (3, 8, 12, 3), "mvp_mtx": (3, 4, 4), "proj_mtx": (3, 4, 4), "c2w": (3, 4, 4),
-        "camera_positions": (3, 3), "light_positions": (3, 3), "elevation": (3,), "azimuth": (3,), "camera_distances": (3,), "fovy": (3,),
+        "camera_positions": (3, 3), "light_positions": (3, 3), "elevation": (3,), "azimuth": (3,),
+        "camera_distances": (3,), "fovy": (3,),
     }  # fmt: skip
     assert (b["height"], b["width"]) == (8, 12)
 

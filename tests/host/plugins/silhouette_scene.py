@@ -1,4 +1,4 @@
-"""A system without a teacher: shapes fill their pictures' middle and turn red. For tests of geometries and hand-over."""
+"""A system without a teacher: shapes fill their pictures and turn red. For tests of geometries and hand-over."""
 
 from dataclasses import dataclass
 

@@ -28,8 +28,8 @@ class BaseBackground(BaseModule):
 def randomly_replaced(color: Tensor, probability: float, shared: bool = False) -> Tensor:
     """With ``probability``, all colours of the batch give way to one random colour for each image.
 
-    With ``shared`` it is one for all images. color: [B, H, W, C]. The replaced colours stay in the graph with weight zero, so that data-parallel
-    training finds every parameter used.
+    With ``shared`` it is one for all images. color: [B, H, W, C]. The replaced colours stay in the graph with weight
+    zero, so that data-parallel training finds every parameter used.
     """
     if torch.rand(()).item() >= probability:
         return color

@@ -58,5 +58,5 @@ class NeuralEnvironmentMapBackground(BaseBackground):
         return color
 
     def augmented(self, color: Tensor, shared: bool = False) -> Tensor:
-        """Colours [B, H, W, C] of a training step with `random_aug`: at times a random one for each image, or for all."""
+        """Colours [B, H, W, C] of a training step with `random_aug`: at times a random one, for each image or all."""
         return randomly_replaced(color, self.cfg.random_aug_prob, shared)

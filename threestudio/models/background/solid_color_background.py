@@ -28,7 +28,8 @@ class SolidColorBackground(BaseBackground):
     def configure(self) -> None:
         if len(self.cfg.color) != self.cfg.n_output_dims:
             raise UserError(
-                f"background.color: expected {self.cfg.n_output_dims} numbers (n_output_dims), got {list(self.cfg.color)}"
+                f"background.color: expected {self.cfg.n_output_dims} numbers (n_output_dims), got "
+                f"{list(self.cfg.color)}"
             )
         color = torch.tensor([float(c) for c in self.cfg.color])
         if self.cfg.learned:

@@ -1,4 +1,4 @@
-"""Fewer faces for the same surface: quadric edge collapse, and, where that opens a closed surface, manifold3d's collapse."""
+"""Fewer faces for the same surface: quadric edge collapse, or manifold3d's, where that opens a closed surface."""
 
 from __future__ import annotations
 

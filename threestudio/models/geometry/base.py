@@ -72,7 +72,10 @@ class BaseGeometry(BaseModule):
 
 
 class BaseImplicitGeometry(BaseGeometry):
-    """A field over space. A subclass defines forward, forward_density or forward_sdf, forward_field and forward_level."""
+    """A field over space.
+
+    A subclass defines forward, forward_density or forward_sdf, forward_field and forward_level.
+    """
 
     @dataclass
     class Config(BaseGeometry.Config):
@@ -111,7 +114,7 @@ class BaseImplicitGeometry(BaseGeometry):
         self.unbounded = False
 
     def forward(self, points: Tensor, output_normal: bool = False) -> dict[str, Tensor]:
-        """points [..., 3] in world units -> density or sdf [..., 1], features [..., C] and, if asked, normals [..., 3]."""
+        """points [..., 3] in world units -> density or sdf [..., 1], features [..., C]; if asked, normals [..., 3]."""
         raise TypeError(f"{type(self).__name__} does not define forward")
 
     def forward_density(self, points: Tensor) -> Tensor:
@@ -123,7 +126,7 @@ class BaseImplicitGeometry(BaseGeometry):
         raise TypeError(f"{type(self).__name__} has no signed distance")
 
     def forward_field(self, points: Tensor) -> tuple[Tensor, Tensor | None]:
-        """points [..., 3] -> the field that the isosurface threshold refers to [..., 1], grid deformation [..., 3] or None."""
+        """points [..., 3] -> the isosurface threshold's field [..., 1], and the grid deformation [..., 3] or None."""
         raise TypeError(f"{type(self).__name__} does not define forward_field")
 
     def forward_level(self, field: Tensor, threshold: float) -> Tensor:
@@ -191,7 +194,8 @@ class BaseImplicitGeometry(BaseGeometry):
         solid = field[field > 1e-5]
         if solid.numel() == 0:
             raise EmptyFieldError(
-                f"isosurface: the field is empty: no value above 1e-5 (highest {field.max().item():.4g}), so threshold 'auto' is undefined"
+                f"isosurface: the field is empty: no value above 1e-5 (highest {field.max().item():.4g}), so threshold "
+                "'auto' is undefined"
             )
         threshold = solid.mean().item()
         threestudio.info(f"isosurface_threshold auto: {threshold:.4g}")

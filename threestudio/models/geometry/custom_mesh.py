@@ -20,7 +20,7 @@ from threestudio.utils.errors import UserError
 
 @threestudio.register("custom-mesh")
 class CustomMesh(BaseExplicitGeometry):
-    """Vertices and faces are buffers: a checkpoint holds the mesh that it was trained on, whatever its file is by now."""
+    """Vertices and faces are buffers: a checkpoint holds the mesh of its training, whatever its file is by now."""
 
     @dataclass
     class Config(BaseExplicitGeometry.Config):

@@ -36,7 +36,7 @@ class ImplicitSDF(BaseImplicitGeometry):
         n_feature_dims: int = 3  # features that the material sees; 0: none
         pos_encoding_config: dict = field(default_factory=hash_grid_defaults)
         mlp_network_config: dict = field(default_factory=mlp_defaults)
-        # finite_difference (forward), finite_difference_laplacian (central), pred (a network's), analytic, or null: none
+        # finite_difference (forward), finite_difference_laplacian (central), pred (a network's), analytic; null: none
         normal_type: str | None = "finite_difference"
         # distance of the differences, world units; progressive: a cell of ProgressiveBandHashGrid's finest open level
         finite_difference_normal_eps: float | str = 0.01
@@ -85,7 +85,8 @@ class ImplicitSDF(BaseImplicitGeometry):
             otype = cfg.pos_encoding_config.get("otype")
             if otype != "ProgressiveBandHashGrid":
                 raise UserError(
-                    f"geometry.finite_difference_normal_eps: progressive needs pos_encoding_config.otype=ProgressiveBandHashGrid, got {otype}"
+                    "geometry.finite_difference_normal_eps: progressive needs "
+                    f"pos_encoding_config.otype=ProgressiveBandHashGrid, got {otype}"
                 )
         elif isinstance(eps, str) or not eps > 0:
             raise UserError(f"geometry.finite_difference_normal_eps: expected a number > 0 or progressive, got {eps!r}")

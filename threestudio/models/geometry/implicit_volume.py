@@ -56,7 +56,7 @@ class ImplicitVolume(BaseImplicitGeometry):
         density_blob_std: float = 0.5  # its size, world units
         pos_encoding_config: dict = field(default_factory=hash_grid_defaults)
         mlp_network_config: dict = field(default_factory=mlp_defaults)
-        # finite_difference (forward), finite_difference_laplacian (central), pred (a network's), analytic, or null: none
+        # finite_difference (forward), finite_difference_laplacian (central), pred (a network's), analytic; null: none
         normal_type: str | None = "finite_difference"
         finite_difference_normal_eps: float = 0.01  # distance of the differences, world units
         isosurface_threshold: float | str = 25.0  # density of the surface, or "auto"

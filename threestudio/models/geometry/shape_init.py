@@ -60,7 +60,8 @@ def check_shape_init(shape_init: str | None, params: Any, up: str, front: str) -
             raise UserError(f"geometry.shape_init: mesh file not found: {path or '(no path)'}")
         if params is not None and (not isinstance(params, (int, float)) or isinstance(params, bool) or not params > 0):
             raise UserError(
-                f"geometry.shape_init_params: of a mesh: expected its size > 0 (largest coordinate, world units) or null, got {params!r}"
+                "geometry.shape_init_params: of a mesh: expected its size > 0 (largest coordinate, world units) or "
+                f"null, got {params!r}"
             )
         _check_axes(up, front)
     else:

@@ -109,8 +109,8 @@ class TetrahedraSDFGrid(BaseExplicitGeometry):
         low, high = self.sdf.min().item(), self.sdf.max().item()
         if low == high == 0:
             return (
-                "tetrahedra-sdf-grid has no surface: give geometry.shape_init, system.geometry_convert_from or weights, "
-                "for there is nothing to start from"
+                "tetrahedra-sdf-grid has no surface: give geometry.shape_init, system.geometry_convert_from or "
+                "weights, for there is nothing to start from"
             )
         return (
             f"tetrahedra-sdf-grid: the surface is empty: signed distances are in [{low:.4g}, {high:.4g}], inside is < 0"
@@ -168,7 +168,8 @@ class TetrahedraSDFGrid(BaseExplicitGeometry):
         except EmptyFieldError as error:
             raise EmptyFieldError(
                 f"{source} leaves no surface on a grid of "
-                f"geometry.isosurface_resolution={self.cfg.isosurface_resolution}: too thin or without an inside ({error})"
+                f"geometry.isosurface_resolution={self.cfg.isosurface_resolution}: too thin or without an inside "
+                f"({error})"
             ) from None
         self.shape_is_given = self._shape_initialized = True
 
@@ -230,7 +231,8 @@ class TetrahedraSDFGrid(BaseExplicitGeometry):
             return
         if self.deformation is None:
             threestudio.warn(
-                "geometry.isosurface_deformable_grid=false: the previous geometry's moved grid is straightened, its surface shifts a little"
+                "geometry.isosurface_deformable_grid=false: the previous geometry's moved grid is straightened, its "
+                "surface shifts a little"
             )
             return
         self.deformation.copy_(deformation)
@@ -251,8 +253,8 @@ class TetrahedraSDFGrid(BaseExplicitGeometry):
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise UserError(
-                "system.geometry_convert_inherit_texture: the previous geometry's pos_encoding_config or mlp_network_config "
-                f"differs from this one's: {reason}"
+                "system.geometry_convert_inherit_texture: the previous geometry's pos_encoding_config or "
+                f"mlp_network_config differs from this one's: {reason}"
             ) from error
 
 

@@ -39,7 +39,7 @@ class VolumeGrid(BaseImplicitGeometry):
         density_bias: float | str = "blob"  # a number, or blob: density_blob_scale exp(-|x|^2 / (2 std^2))
         density_blob_scale: float = 5.0  # height of the blob
         density_blob_std: float = 0.5  # its size, world units
-        # finite_difference (forward), finite_difference_laplacian (central), pred (from the grid), analytic, or null: none
+        # finite_difference (forward), finite_difference_laplacian (central), pred (from the grid), analytic; null: none
         normal_type: str | None = "finite_difference"
         finite_difference_normal_eps: float = 0.01  # distance of the differences, world units
         isosurface_threshold: float | str = "auto"  # density of the surface
@@ -110,7 +110,7 @@ class VolumeGrid(BaseImplicitGeometry):
         return values.reshape(*points.shape[:-1], grid.shape[1])
 
     def _density(self, points: Tensor, raw: Tensor) -> Tensor:
-        """Grid values [..., 1] at points [..., 3] -> density [..., 1]; all values have one learned scale (SJC, appendix)."""
+        """Grid values [..., 1] at points [..., 3] -> density [..., 1]; all have one learned scale (SJC, appendix)."""
         return get_activation(self.cfg.density_activation)(raw * torch.exp(self.density_scale) + self._bias(points))
 
     def _bias(self, points: Tensor) -> float | Tensor:

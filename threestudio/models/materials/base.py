@@ -27,5 +27,5 @@ class BaseMaterial(BaseModule):
         raise TypeError(f"{type(self).__name__} does not define forward")
 
     def export(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """features [..., F] -> texture channels: albedo [..., 3] and, where there are any, metallic, roughness, bump."""
+        """features [..., F] -> texture channels: albedo [..., 3] and, if it has them, metallic, roughness, bump."""
         return {}

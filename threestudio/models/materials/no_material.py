@@ -42,8 +42,8 @@ class NoMaterial(BaseMaterial):
             features = flat.reshape(*features.shape[:-1], self.cfg.n_output_dims)
         elif features.shape[-1] != self.cfg.n_output_dims:
             raise UserError(
-                f"no-material: expected {self.cfg.n_output_dims} feature channels (n_output_dims), got {features.shape[-1]}"
-                " (geometry.n_feature_dims)"
+                f"no-material: expected {self.cfg.n_output_dims} feature channels (n_output_dims), got "
+                f"{features.shape[-1]} (geometry.n_feature_dims)"
             )
         return get_activation(self.cfg.color_activation)(features)
 

@@ -38,7 +38,8 @@ class StableDiffusionLatentAdapterMaterial(BaseMaterial):
         """features [..., 4], latents -> colours [..., 3] in [0, 1]."""
         if features.shape[-1] != self.adapter.shape[0]:
             raise UserError(
-                f"sd-latent-adapter-material: expected 4 feature channels, got {features.shape[-1]} (geometry.n_feature_dims)"
+                f"sd-latent-adapter-material: expected 4 feature channels, got {features.shape[-1]} "
+                "(geometry.n_feature_dims)"
             )
         return ((features @ self.adapter + 1.0) / 2.0).clamp(0.0, 1.0)
 

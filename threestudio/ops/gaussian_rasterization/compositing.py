@@ -9,6 +9,8 @@ A pixel ends before the first Gaussian that would bring T below TRANSMITTANCE_MI
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,8 @@ def composite_pixels(
     return weights @ values, weights.sum(-1)
 
 
-def _tiles(height: int, width: int, tile: int):
+def _tiles(height: int, width: int, tile: int) -> Iterator[tuple[int, int, int, int]]:
+    """Each tile's rows and columns: first, and one after the last."""
     for top in range(0, height, tile):
         for left in range(0, width, tile):
             yield top, min(top + tile, height), left, min(left + tile, width)

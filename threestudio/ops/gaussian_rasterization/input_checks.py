@@ -36,9 +36,10 @@ def check_input(
     if means.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"means: expected float32 or float64, got {means.dtype}")
     named = dict(zip(("quaternions", "scales", "opacities", "colors"), gaussians[1:]))
-    named.update({"background": background, "means2d_offsets": means2d_offsets})
+    optional = {"background": background, "means2d_offsets": means2d_offsets}
+    named.update({name: tensor for name, tensor in optional.items() if tensor is not None})
     for name, tensor in named.items():
-        if tensor is not None and (tensor.dtype != means.dtype or tensor.device != means.device):
+        if tensor.dtype != means.dtype or tensor.device != means.device:
             raise ValueError(
                 f"{name}: expected {means.dtype} on {means.device} as the means, got {tensor.dtype} on {tensor.device}"
             )
@@ -56,17 +57,13 @@ def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
 
 
 @torch.no_grad()
-def _check_values(named: dict[str, Tensor | None]) -> None:
+def _check_values(named: dict[str, Tensor]) -> None:
     """With one transfer from the device for all rules."""
     quaternions, scales, opacities, c2w = (named[name] for name in ("quaternions", "scales", "opacities", "c2w"))
     rotation = c2w[:, :3, :3].double()
     skew = (rotation.transpose(1, 2) @ rotation - torch.eye(3, dtype=torch.float64, device=c2w.device)).abs()
     rules = {
-        **{
-            f"{name}: not finite (NaN or infinity)": ~torch.isfinite(x).all()
-            for name, x in named.items()
-            if x is not None
-        },
+        **{f"{name}: not finite (NaN or infinity)": ~torch.isfinite(x).all() for name, x in named.items()},
         "quaternions: expected a rotation, one has length 0": (quaternions.abs().amax(-1) == 0).any(),
         "scales: expected at least 0, one is negative": (scales < 0).any(),
         "opacities: expected values in [0, 1]": ((opacities < 0) | (opacities > 1)).any(),

@@ -85,7 +85,7 @@ def guard_band(intrinsics: Tensor, height: int, width: int) -> tuple[Tensor, Ten
 
 def _project(
     means: Tensor, quaternions: Tensor, scales: Tensor, c2w: Tensor, intrinsics: Tensor, height: int, width: int
-):
+) -> tuple[Tensor, ...]:
     """means2d [B, N, 2], depths [B, N], covariance a, b, c and determinant [B, N]; means and scales may have a [B]."""
     rotation, position = world_to_camera(c2w)
     local = torch.einsum("bij,bnj->bni", rotation, means - position[:, None])

@@ -20,7 +20,7 @@ def hash_grid_torch(positions: Tensor, table: Tensor, layout: HashGridLayout, n_
         cell = scaled.detach().floor()
         fraction = scaled - cell
         cell = cell.long()
-        total = 0.0
+        total = table.new_zeros(())
         for corner in itertools.product((0, 1), repeat=3):
             offset = torch.tensor(corner, device=positions.device)
             weight = torch.where(offset.bool(), fraction, 1.0 - fraction).prod(-1, keepdim=True)

@@ -8,7 +8,8 @@ ray. All backends give the same values and gradients, and on a CPU results that 
 - nerfacc: where a user has it, on CUDA, float32; once differentiable; ``auto`` takes it once it has agreed
   (nerfacc_backend.py).
 
-The ``_dense`` functions of reference.py do the same for a fixed number of samples a ray, [N, S]; they are the tests' oracle.
+The ``_dense`` functions of reference.py do the same for a fixed number of samples a ray, [N, S]; they are the tests'
+oracle.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,10 @@ def _compared(device: torch.device) -> list[tuple[Tensor, Tensor]]:
     ray = torch.tensor([0, 0, 0, 2, 3, 3], device=device)
     depth, colors = wave(6, device=device), wave(6, 3, device=device)
 
-    def results(weights_of_depth, accumulate_along_rays) -> list[Tensor]:
+    def results(
+        weights_of_depth: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
+        accumulate_along_rays: Callable[[Tensor, Tensor, Tensor, int], Tensor],
+    ) -> list[Tensor]:
         def function(depth: Tensor, colors: Tensor) -> list[Tensor]:
             weights, transmittance, alpha = weights_of_depth(depth, ray)
             return [weights, transmittance, alpha, accumulate_along_rays(weights, colors, ray, 4)]

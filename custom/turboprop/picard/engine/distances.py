@@ -70,8 +70,8 @@ def identical(a: Point, b: Point) -> bool:
 def switched(a: Point, b: Point) -> bool:
     """Whether more than LARGEST_SWITCH of a boolean buffer is on in one and off in the other.
 
-    Such a buffer is an occupancy grid: no error of the parameters tells that a guess still has the empty one from before
-    the first step, at which nothing is rendered.
+    Such a buffer is an occupancy grid: no error of the parameters tells that a guess still has the empty one from
+    before the first step, at which nothing is rendered.
     """
     return any(
         value.dtype == torch.bool

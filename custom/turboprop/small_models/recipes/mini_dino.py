@@ -80,7 +80,7 @@ class MiniDino:
         self.bank, self.batch, self.steps, self.seed, self.device = bank, batch, steps, seed, device
 
     def objects(self, generator: torch.Generator) -> Tensor:
-        """A batch of the world's objects without a background: premultiplied colours and opacity, [B, 4, S, S] in [0, 1]."""
+        """A batch of the world's objects without background: premultiplied colours, opacity, [B, 4, S, S] in [0, 1]."""
         drawn = draw_objects(self.bank, self.batch, 1, generator)
         opacity = drawn.coverage  # [B, 1, S, S]
         return torch.cat([drawn.images[:, 0] / 2 + 0.5 - (1.0 - opacity), opacity], 1).to(self.device)

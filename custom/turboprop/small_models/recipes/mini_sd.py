@@ -241,7 +241,8 @@ pictures, AdamW {rate:g} (warm-up {warmup}, linear fall over the last {cooldown:
 command made, at commit {revision}, in {minutes:.0f} minutes of training on {machine}; stored in half precision.
 
 ## Figures
-Samples (20 steps, guidance scale 3) of 34 captions from four sides each: R@1 of the judge over all 1,530 captions; view: the share of samples, of kinds with a front, whose nearest exact
+Samples (20 steps, guidance scale 3) of 34 captions from four sides each: R@1 of the judge over all 1,530 captions; \
+view: the share of samples, of kinds with a front, whose nearest exact
 render among 24 azimuths lies on the side that the caption's word names.
 
 {history}"""
@@ -257,7 +258,8 @@ def run(settings: Settings) -> bool:
 
     if not (settings.output / "vae" / "config.json").is_file():
         raise FileNotFoundError(
-            f"no autoencoder in {settings.output / 'vae'}: make it first (python -m custom.turboprop.small_models mini-vae)"
+            f"no autoencoder in {settings.output / 'vae'}: make it first "
+            "(python -m custom.turboprop.small_models mini-vae)"
         )
     autoencoder = AutoencoderKL.from_pretrained(settings.output / "vae", torch_dtype=torch.float32)
     autoencoder.to(settings.device, torch.float32).eval().requires_grad_(False)

@@ -35,7 +35,7 @@ def make_autoencoder() -> Any:
 
 
 def edge_difference(a: Tensor, b: Tensor) -> Tensor:
-    """L1 distance of the pictures' horizontal and vertical differences, which keeps edges sharp: [B, C, H, W] x 2 -> []."""
+    """L1 distance of the pictures' horizontal and vertical differences: [B, C, H, W] x 2 -> []. Keeps edges sharp."""
     return F.l1_loss(a.diff(dim=-1), b.diff(dim=-1)) + F.l1_loss(a.diff(dim=-2), b.diff(dim=-2))
 
 
