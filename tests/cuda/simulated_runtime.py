@@ -6,6 +6,7 @@ of a launch lies on the launch's device is checked. (The kernels' CUDA builds ar
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,6 +99,9 @@ def _simulate_torch(patch: MonkeyPatch) -> None:
 
     patch.setattr(torch.autocast, "__init__", autocast_on_cpu)
     patch.setattr(torch, "Generator", Generator)
+    # Optimizers take the parameters of CUDA together where all are of these types.
+    optimizer = importlib.import_module("torch.optim.optimizer")
+    patch.setattr(optimizer, "_foreach_supported_types", [Tensor, torch.nn.Parameter, CudaTensor])
     patch.setattr(torch, "load", load_to)
 
 
