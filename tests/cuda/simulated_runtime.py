@@ -42,6 +42,19 @@ class Seen:
     waits: Counter[str] = field(default_factory=Counter)  # of Python for the device, by the line that asks
 
 
+class SimulatedEvent:
+    """A mark in a stream whose work is always done. Waiting for it is waiting for the past: it is not counted."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        pass
+
+    def record(self, stream: Any = None) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
 @contextmanager
 def simulated_cuda() -> Iterator[Seen]:
     """Within the block, this process has one CUDA device."""
@@ -77,6 +90,7 @@ def _simulate_torch(patch: MonkeyPatch) -> None:
     }  # fmt: skip
     for name, answer in answers.items():
         patch.setattr(torch.cuda, name, lambda *args, answer=answer, **kwargs: answer)
+    patch.setattr(torch.cuda, "Event", SimulatedEvent)
     patch.setattr(torch.cuda, "current_stream", lambda *args, **kwargs: SimpleNamespace(device=CUDA))
     autocast, load = torch.autocast.__init__, torch.load
 

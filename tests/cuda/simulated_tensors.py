@@ -350,6 +350,7 @@ _BY_PYTHON: dict[Any, Callable] = {
     Tensor.to: _to,
     Tensor.cpu: lambda x, **kwargs: moved(x, CPU),
     Tensor.cuda: lambda x, *args, **kwargs: moved(x, CUDA),
+    Tensor.pin_memory: lambda x, *args: x,
     Tensor.type_as: lambda x, other: moved(x, other.device, other.dtype),
     torch.as_tensor: _as_tensor,
     torch.tensor: _tensor,
