@@ -130,8 +130,10 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         return C(value, self.true_current_epoch, self.true_global_step)
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        """As Lightning's, which sends each plain number to the run's device; here it stays on the CPU."""
-        super().log(name, torch.tensor(float(value)) if isinstance(value, (int, float)) else value, *args, **kwargs)
+        """As Lightning's, which sends each plain number to the run's device; here it stays on the CPU, unless processes
+        are to exchange it."""
+        stays = isinstance(value, (int, float)) and not kwargs.get("sync_dist")
+        super().log(name, torch.tensor(float(value)) if stays else value, *args, **kwargs)
 
     # ------------------------------------------------------------------------- lifecycle
 
