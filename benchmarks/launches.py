@@ -1,12 +1,12 @@
-"""Counts what a training step asks of a CUDA device: operations, and the points where Python waits; by part of the step.
+"""Counts what a training step asks of a CUDA device, by part of the step: operations, and where Python waits.
 
     python benchmarks/launches.py [NAMES ...] [--steps 16] [--lines 0] [--write]
 
 The steps are real ones at the config's own size, on the CUDA device that the tests simulate (tests/cuda): the backends
 and branches are those of CUDA, the values are computed on the CPU. So these are counts and no times, the same on every
-machine. A step of small work takes a GPU about as long as Python takes to ask for its operations, and each wait lets the
-device run out of work. ``--lines`` also names the lines of code with the most operations and waits. ``--write`` puts
-the table into docs/benchmarks/launches.{md,json}. Needs requirements-dev.txt.
+machine. A step of small work takes a GPU about as long as Python takes to ask for its operations, and each wait lets
+the device run out of work. ``--lines`` also names the lines of code with the most operations and waits. ``--write``
+puts the table into docs/benchmarks/launches.{md,json}. Needs requirements-dev.txt.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ PARTS = {
         "amortized/modulated_conv.py", "amortized/voxel_sampling.py", "models/mesh.py", "models/materials/",
         "gaussians/spherical_harmonics.py",
     ),
-    "rendering": ("renderers/", "background", "renderer.py", "ops/", "utils/rasterize.py", "gaussians/depth_normals.py"),
+    "rendering": (
+        "renderers/", "background", "renderer.py", "ops/", "utils/rasterize.py", "gaussians/depth_normals.py",
+    ),
     "teacher": ("turboprop/teachers/", "/diffusers/", "/transformers/"),
     "distillation": ("turboprop/distillation/",),
     "density control": ("gaussians/densification.py", "gaussians/training.py"),
@@ -215,8 +217,8 @@ def page(result: dict[str, Any]) -> str:
     configs = result["configs"]
     lines = [
         "# Operations of a training step", "",
-        f"`python benchmarks/launches.py --write`; torch {torch.__version__.split('+')[0]}. Counts, not times: means of "
-        f"{result['steps']} steps at the config's own size on a simulated CUDA device, after {SKIPPED} steps.", "",
+        f"`python benchmarks/launches.py --steps {result['steps']} --write`; torch {torch.__version__.split('+')[0]}. "
+        f"Counts, not times: means of {result['steps']} steps at the config's own size on a simulated CUDA device, after {SKIPPED} steps.", "",
         *(f"- **{column}**: {what}." for column, what in COLUMNS.items()), "",
         "A part is where in the code an operation is asked for; all of the backward pass is one.", "",
     ]  # fmt: skip

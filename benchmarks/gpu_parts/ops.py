@@ -1,12 +1,12 @@
 """Every op by backend: Warp, and gsplat, nerfacc, tinycudann where they can be imported, beside the torch reference.
 
 Times are of a forward and a backward pass (of the forward pass alone where there is no gradient). Differences are in
-values and gradients: the largest, in units of a tensor's largest value, and the share of all numbers that differ by more
-than 1e-4 in these units. Of a torch row they are from torch in float64, of the others from torch in float32: what one
-rounding more or less does is seen beside what the backends differ by. In the finest cells of the hash grid, whose numbers
-go to four thousand, a rounding moves a point by 5e-4 of a cell, and the kernels on CUDA round once (a fused multiply-add)
-where torch rounds twice. A Gaussian ends where its alpha falls below 1/255, and a pixel at that limit has it or not by
-its last bit: then a few numbers jump.
+values and gradients: the largest, in units of a tensor's largest value, and the share of all numbers that differ by
+more than 1e-4 in these units. Of a torch row they are from torch in float64, of the others from torch in float32: what
+one rounding more or less does is seen beside what the backends differ by. The finest cells of the hash grid are
+numbered to four thousand, so a rounding moves a point by 5e-4 of a cell, and the kernels on CUDA round once (a fused
+multiply-add) where torch rounds twice. A Gaussian ends where its alpha falls below 1/255, and a pixel at that limit
+has it or not by its last bit: then a few numbers jump.
 """
 
 from __future__ import annotations

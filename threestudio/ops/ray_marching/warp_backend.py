@@ -114,7 +114,7 @@ def march_occupied_warp(
     bbox: Tensor,
     check: Callable[[int], None],
 ) -> RaySamples:
-    """Arguments as those of reference.march_occupied_torch, float32; `check` is told the largest of n_steps, and raises.
+    """Arguments as those of reference.march_occupied_torch, float32; `check` is told the largest of n_steps.
 
     It is asked once the samples are counted: both numbers come from the device together.
     """
