@@ -29,6 +29,7 @@ class Setting:
     device: torch.device
     tiny: bool  # sizes for a dry run on a CPU
     deadline: float  # of time.monotonic(): work begun after it is left out
+    dtype: torch.dtype = torch.float32
 
     @property
     def late(self) -> bool:

@@ -140,7 +140,7 @@ def test_a_lattice_in_pieces_is_that_of_all_points_at_once(monkeypatch, resoluti
     z, y, x = torch.meshgrid(line, line, line, indexing="ij")
     points = torch.stack([x, y, z], -1).reshape(-1, 3)
     whole = torch.stack([field.signed_distance(points, torch.full((len(points),), prompt)) for prompt in range(2)])
-    monkeypatch.setattr(field_module, "LATTICE_ROWS", 700)
+    monkeypatch.setattr(field_module, "LATTICE_ROWS", {"cpu": 700})
     torch.testing.assert_close(field.lattice(resolution).reshape(2, -1), whole.detach(), rtol=1e-9, atol=1e-9)
 
 

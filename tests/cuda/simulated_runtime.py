@@ -6,6 +6,7 @@ of a launch lies on the launch's device is checked. (The kernels' CUDA builds ar
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,19 @@ class Seen:
     counter: Operations  # of torch, whose result lies there
     kernels: set[str] = field(default_factory=set)  # names of Warp's kernels launched there
     waits: Counter[str] = field(default_factory=Counter)  # of Python for the device, by the line that asks
+
+
+class SimulatedEvent:
+    """A mark in a stream whose work is always done. Waiting for it is waiting for the past: it is not counted."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        pass
+
+    def record(self, stream: Any = None) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
 
 
 @contextmanager
@@ -76,6 +90,7 @@ def _simulate_torch(patch: MonkeyPatch) -> None:
     }  # fmt: skip
     for name, answer in answers.items():
         patch.setattr(torch.cuda, name, lambda *args, answer=answer, **kwargs: answer)
+    patch.setattr(torch.cuda, "Event", SimulatedEvent)
     patch.setattr(torch.cuda, "current_stream", lambda *args, **kwargs: SimpleNamespace(device=CUDA))
     autocast, load = torch.autocast.__init__, torch.load
 
@@ -98,6 +113,9 @@ def _simulate_torch(patch: MonkeyPatch) -> None:
 
     patch.setattr(torch.autocast, "__init__", autocast_on_cpu)
     patch.setattr(torch, "Generator", Generator)
+    # Optimizers take the parameters of CUDA together where all are of these types.
+    optimizer = importlib.import_module("torch.optim.optimizer")
+    patch.setattr(optimizer, "_foreach_supported_types", [Tensor, torch.nn.Parameter, CudaTensor])
     patch.setattr(torch, "load", load_to)
 
 

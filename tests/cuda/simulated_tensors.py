@@ -88,10 +88,11 @@ class ReturnedTensor(HeldTensor):
     """What has been a CudaTensor and was moved to the CPU in place, as a module's parameters are."""
 
 
-# Operations that make Python wait for the device: their result is on the CPU, or its size hangs on values.
+# Operations that make Python wait for the device: their result is on the CPU, or its size hangs on values, or they look
+# whether they have failed.
 _WAITING = {
     aten._local_scalar_dense, aten.nonzero, aten.unique_dim, aten._unique2, aten.unique_consecutive, aten.masked_select,
-    aten.is_nonzero, aten.equal,
+    aten.is_nonzero, aten.equal, aten.bincount, aten._linalg_check_errors,
 }  # fmt: skip
 
 
@@ -120,11 +121,8 @@ def run_operation(func: Any, args: tuple, kwargs: dict) -> Any:
     flat = tree_flatten((args, kwargs))[0]
     tensors = [x for x in flat if isinstance(x, Tensor)]
     on_cuda = _device_of_result(func, args, kwargs, tensors).type == "cuda"
-    if func.overloadpacket in _WAITING and any(isinstance(x, CudaTensor) for x in tensors):
+    if any(isinstance(x, CudaTensor) for x in tensors) and _makes_python_wait(func, args, kwargs):
         waits.note()
-    elif func.overloadpacket in _INDEXING and any(isinstance(i, CudaTensor) and i.dtype == torch.bool for i in args[1]):
-        if len(args) < 3 or args[2].numel() > 1:  # x[mask] = number is a masked_fill, which reads nothing back
-            waits.note()
     out = func(*tree_map(_on_cpu, args), **tree_map(_on_cpu, kwargs))
     written = _written_arguments(func, args, kwargs)
     if written:  # in place, or into out=: the caller's own tensors come back
@@ -134,6 +132,20 @@ def run_operation(func: Any, args: tuple, kwargs: dict) -> Any:
             if isinstance(x, Tensor):
                 x.made_by_torch = True
     return tree_map(lambda x: CudaTensor(x) if on_cuda and isinstance(x, Tensor) else x, out)
+
+
+def _makes_python_wait(func: Any, args: tuple, kwargs: dict) -> bool:
+    """Whether an operation that a CudaTensor takes part in ends only when the device has come so far."""
+    if func.overloadpacket in _WAITING:
+        return True
+    if func is aten.repeat_interleave.Tensor:
+        return kwargs.get("output_size") is None
+    if func.overloadpacket not in _INDEXING:
+        return False
+    masks = any(isinstance(i, Tensor) and i.dtype == torch.bool for i in args[1])
+    if masks and (len(args) < 3 or args[2].numel() > 1):  # x[mask] = number is a masked_fill: nothing is read back
+        return True
+    return any(isinstance(i, Tensor) and not i.is_cuda for i in args[1])  # indices that have to be sent
 
 
 # The functions of torch that Python is in, the innermost last, each with whether it was given a CudaTensor.
@@ -252,39 +264,47 @@ class _Moved(torch.autograd.Function):
     """A copy on the other device; its gradient goes the way back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, device: torch.device) -> Tensor:
+    def forward(ctx: Any, x: Tensor, device: torch.device, non_blocking: bool) -> Tensor:
         ctx.back = x.device
+        if not non_blocking:  # CUDA copies either way in its stream, and waits for that
+            waits.note()
         if device == CUDA:
             return CudaTensor(x.detach().clone())
-        waits.note()
         return _on_cpu(x).detach().clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        return moved(grad, ctx.back), None
+        return moved(grad, ctx.back), None, None
 
 
-def moved(x: Tensor, device: Any = None, dtype: torch.dtype | None = None, copy: bool = False, **kwargs: Any) -> Tensor:
+def moved(
+    x: Tensor,
+    device: Any = None,
+    dtype: torch.dtype | None = None,
+    copy: bool = False,
+    non_blocking: bool = False,
+    **kwargs: Any,
+) -> Tensor:
     """``x.to(...)`` by the device that Python sees."""
     device, dtype = torch.device(device or x.device), dtype or x.dtype
     if {device, x.device} - {CPU, CUDA}:  # meta
         return aten._to_copy.default(x, dtype=dtype, device=device, **kwargs)
     copied = device == x.device and copy
     if device != x.device:
-        x = _Moved.apply(x, device)
+        x = _Moved.apply(x, device, non_blocking)
     return aten._to_copy.default(x, dtype=dtype, **kwargs) if copied or dtype != x.dtype or kwargs else x
 
 
 def _to(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     copy = kwargs.pop("copy", False)
-    kwargs.pop("non_blocking", None)
     other = kwargs.pop("other", None)
     if args and isinstance(args[0], Tensor):
         other, args = args[0], args[1:]
     if other is not None:
-        return moved(x, other.device, other.dtype, copy)
-    device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
-    return moved(x, device, dtype, copy, **({} if memory_format is None else {"memory_format": memory_format}))
+        return moved(x, other.device, other.dtype, copy, kwargs.get("non_blocking", False))
+    device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)
+    formats = {} if memory_format is None else {"memory_format": memory_format}
+    return moved(x, device, dtype, copy, non_blocking, **formats)
 
 
 def _tensor(data: Any, *, device: Any = None, requires_grad: bool = False, **kwargs: Any) -> Tensor:
@@ -330,6 +350,7 @@ _BY_PYTHON: dict[Any, Callable] = {
     Tensor.to: _to,
     Tensor.cpu: lambda x, **kwargs: moved(x, CPU),
     Tensor.cuda: lambda x, *args, **kwargs: moved(x, CUDA),
+    Tensor.pin_memory: lambda x, *args: x,
     Tensor.type_as: lambda x, other: moved(x, other.device, other.dtype),
     torch.as_tensor: _as_tensor,
     torch.tensor: _tensor,

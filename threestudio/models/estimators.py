@@ -12,6 +12,7 @@ from threestudio.ops.ray_marching import march_occupied
 from threestudio.ops.ray_sampling import RaySamples, importance_resample, ray_aabb_intersect, uniform_edges
 from threestudio.ops.volume_rendering import render_weight_from_density
 from threestudio.ops.volume_rendering.reference import render_weight_from_density_dense
+from threestudio.utils.devices import sent
 from threestudio.utils.errors import UserError
 
 SigmaFn = Callable[[Tensor, Tensor, Tensor], Tensor]  # t_starts [S], t_ends [S], ray_indices [S] -> density [S]
@@ -72,7 +73,7 @@ class OccupancyGridEstimator(nn.Module):
     ) -> None:
         r = self.resolution
         corner = torch.stack([cells // (r * r), cells // r % r, cells % r], -1)
-        unit = (corner + torch.rand(cells.shape[0], 3).to(self.occs)) / r
+        unit = (corner + sent(torch.rand(cells.shape[0], 3), self.occs)) / r
         points = self.aabbs[0] + unit * (self.aabbs[1] - self.aabbs[0])
         seen = occ_eval_fn(points).reshape(-1).to(self.occs.dtype)
         self.occs[cells] = torch.maximum(self.occs[cells] * ema_decay, seen)
@@ -103,7 +104,7 @@ class OccupancyGridEstimator(nn.Module):
         """
         t_min, t_max, _ = ray_aabb_intersect(rays_o, rays_d, self._occupied_box(), near_plane, far_plane)
         if stratified:
-            t_min = t_min + torch.rand(t_min.shape[0]).to(t_min) * render_step_size
+            t_min = t_min + sent(torch.rand(t_min.shape[0]), t_min) * render_step_size
         samples = march_occupied(rays_o, rays_d, t_min, t_max, render_step_size, self.binaries, self.aabbs)
         if sigma_fn is None or samples.ray_indices.numel() == 0 or (alpha_thre <= 0 and early_stop_eps <= 0):
             return samples
@@ -111,22 +112,20 @@ class OccupancyGridEstimator(nn.Module):
         _, transmittance, alpha = render_weight_from_density(
             samples.t_starts, samples.t_ends, density, samples.ray_indices
         )
-        alpha_thre = min(alpha_thre, self.occs.mean().item())
-        keep = ((transmittance > early_stop_eps) & (alpha >= alpha_thre)).nonzero()[:, 0]
+        least = self.occs.mean().clamp(max=alpha_thre)
+        keep = ((transmittance > early_stop_eps) & (alpha >= least)).nonzero()[:, 0]
         return RaySamples(*(x[keep] for x in samples))
 
     def _occupied_box(self) -> Tensor:
         """The box around the occupied cells [2, 3]; of no size at the lower corner where there are none."""
         low, high = self.aabbs
         taken = self.binaries.any(2)  # [x, y]
-        along = [taken.any(1), taken.any(0), self.binaries.any(0).any(0)]
-        index = [axis.nonzero()[:, 0] for axis in along]
-        if index[0].numel() == 0:
-            return torch.stack([low, low])
+        along = torch.stack([taken.any(1), taken.any(0), self.binaries.any(0).any(0)])  # [3, R]
+        index = torch.arange(self.resolution, device=along.device)
+        first = torch.where(along, index, self.resolution).amin(1)
+        end = torch.where(along, index + 1, 0).amax(1)
         cell = (high - low) / self.resolution
-        first = torch.stack([i[0] for i in index])
-        last = torch.stack([i[-1] for i in index]) + 1
-        return torch.stack([low + first * cell, low + last * cell])
+        return low + torch.stack([torch.where(end > 0, first, 0), end]) * cell
 
 
 class ImportanceEstimator(nn.Module):

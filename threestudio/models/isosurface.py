@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -167,8 +168,7 @@ def marching_tetrahedra(vertices: Tensor, tets: Tensor, level: Tensor) -> tuple[
     Returns:
         v_pos [Nv, 3], differentiable in vertices and level; t_pos_idx [Nf, 3], outward.
     """
-    triangles, n_triangles = _tetrahedron_table()
-    triangles, n_triangles = triangles.to(level.device), n_triangles.to(level.device)
+    table = _tetrahedron_table(level.device)
     inside = level < 0
     case = torch.zeros(tets.shape[0], dtype=torch.uint8, device=level.device)
     flags = inside.to(torch.uint8)
@@ -177,28 +177,34 @@ def marching_tetrahedra(vertices: Tensor, tets: Tensor, level: Tensor) -> tuple[
     crossed = ((case != 0) & (case != 15)).nonzero()[:, 0]
     case, tets = case[crossed].long(), tets[crossed].long()
 
-    a, b = (tets[:, [e[k] for e in _TET_EDGES]] for k in (0, 1))  # [T', 6]
+    a, b = (tets.index_select(1, ends) for ends in table.ends)  # [T', 6]
     n = vertices.shape[0]
     key = torch.minimum(a, b) * n + torch.maximum(a, b)
-    on_surface = inside[a] != inside[b]
-    keys, inverse = key[on_surface].unique(return_inverse=True)
+    on_surface = (inside[a] != inside[b]).view(-1).nonzero()[:, 0]  # each mask is looked through once: that is a wait
+    keys, inverse = key.view(-1)[on_surface].unique(return_inverse=True)
     vertex_of_edge = torch.full_like(key, -1)
-    vertex_of_edge[on_surface] = inverse
+    vertex_of_edge.view(-1)[on_surface] = inverse
 
     i, j = keys // n, keys % n
     # l_i and l_j have opposite signs, so the denominator is never zero.
     weight = (level[j] / (level[j] - level[i])).clamp(MARGIN, 1 - MARGIN)[:, None]
     v_pos = vertices[i] * weight + vertices[j] * (1 - weight)
 
-    first = vertex_of_edge.gather(1, triangles[case, 0])
-    two = n_triangles[case] == 2
-    second = vertex_of_edge[two].gather(1, triangles[case[two], 1])
+    first = vertex_of_edge.gather(1, table.triangles[case, 0])
+    two = (table.n_triangles[case] == 2).nonzero()[:, 0]
+    second = vertex_of_edge[two].gather(1, table.triangles[case[two], 1])
     return v_pos, torch.cat([first, second])
 
 
-@lru_cache(maxsize=1)
-def _tetrahedron_table() -> tuple[Tensor, Tensor]:
-    """Edges that make the triangles of each of the 16 sign cases: [16, 2, 3] and how many there are [16].
+class _TetrahedronTable(NamedTuple):
+    triangles: Tensor  # [16, 2, 3] the edges that make the triangles of each of the 16 sign cases
+    n_triangles: Tensor  # [16] how many triangles there are
+    ends: Tensor  # [2, 6] the corners at the two ends of each edge
+
+
+@lru_cache(maxsize=8)
+def _tetrahedron_table(device: torch.device) -> _TetrahedronTable:
+    """What marching asks for on a device.
 
     Made by geometry, not typed in: the triangles of the reference tetrahedron's edge midpoints are turned so
     that their normal points from the inside corners to the outside ones.
@@ -224,7 +230,8 @@ def _tetrahedron_table() -> tuple[Tensor, Tensor]:
                 face = face[::-1]
             table[case, k] = torch.tensor(face)
         count[case] = len(faces)
-    return table, count
+    ends = torch.tensor(_TET_EDGES).T.contiguous()
+    return _TetrahedronTable(table.to(device), count.to(device), ends.to(device))
 
 
 @lru_cache(maxsize=2)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from threestudio.ops.mesh_antialias.edges import Edges, mesh_edges
+from threestudio.utils.devices import constant, sent
 from threestudio.utils.errors import UserError
 
 
@@ -33,7 +35,7 @@ class Mesh:
         self._v_tex: Tensor | None = None
         self._t_tex_idx: Tensor | None = None
         self._v_rgb: Tensor | None = None
-        self._edges: Tensor | None = None
+        self._edge_faces: Edges | None = None
 
     def add_extra(self, name: str, value: Any) -> None:
         self.extras[name] = value
@@ -85,12 +87,15 @@ class Mesh:
 
     @property
     def edges(self) -> Tensor:
-        """Each undirected edge once [Ne, 2], the smaller index first."""
-        if self._edges is None:
-            t = self.t_pos_idx
-            pairs = torch.cat([t[:, [0, 1]], t[:, [1, 2]], t[:, [2, 0]]]).sort(dim=1).values
-            self._edges = pairs.unique(dim=0)
-        return self._edges
+        """Each undirected edge once [Ne, 2] int64, the smaller index first."""
+        return self.edge_faces.vertices
+
+    @property
+    def edge_faces(self) -> Edges:
+        """The edges and the faces on each of them."""
+        if self._edge_faces is None:
+            self._edge_faces = mesh_edges(self.t_pos_idx, self.v_pos.shape[0])
+        return self._edge_faces
 
     def remove_outlier(self, outlier_n_faces_threshold: int | float) -> Mesh:
         """Drops connected components with too few faces; gradients to ``v_pos`` are kept.
@@ -101,15 +106,18 @@ class Mesh:
         """
         if self.t_pos_idx.shape[0] == 0:
             return self
-        component = face_components(self.t_pos_idx, self.v_pos.shape[0])  # [Nf]
+        # On the CPU, where the components are found: a GPU is waited for once where nothing is dropped.
+        t_pos_idx = self.t_pos_idx.cpu()
+        component = face_components(t_pos_idx, self.v_pos.shape[0])  # [Nf]
         n_faces = torch.bincount(component)
         threshold = outlier_n_faces_threshold
         least = threshold if isinstance(threshold, int) else int(n_faces.max().item() * threshold)
         keep = (n_faces >= least)[component]
         if keep.all():
             return self
-        used, t_pos_idx = self.t_pos_idx[keep].unique(return_inverse=True)
-        mesh = Mesh(self.v_pos[used], t_pos_idx, **self.extras)
+        used, t_pos_idx = t_pos_idx[keep].unique(return_inverse=True)
+        used = sent(used, self.t_pos_idx)
+        mesh = Mesh(self.v_pos[used], sent(t_pos_idx, self.t_pos_idx), **self.extras)
         if self._v_rgb is not None:
             mesh.set_vertex_color(self._v_rgb[used])
         return mesh
@@ -171,7 +179,7 @@ def vertex_normals(v_pos: Tensor, t_pos_idx: Tensor) -> Tensor:
     for corner in range(3):
         normal = normal.index_add(0, t_pos_idx[:, corner], face)
     degenerate = (normal.square().sum(-1, keepdim=True) <= 1e-20).expand_as(normal)
-    return F.normalize(torch.where(degenerate, normal.new_tensor([0.0, 0.0, 1.0]), normal), dim=-1)
+    return F.normalize(torch.where(degenerate, constant((0.0, 0.0, 1.0), normal), normal), dim=-1)
 
 
 def vertex_tangents(v_pos: Tensor, t_pos_idx: Tensor, v_tex: Tensor, t_tex_idx: Tensor, v_nrm: Tensor) -> Tensor:

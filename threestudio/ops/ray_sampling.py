@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from threestudio.utils.devices import sent
+
 
 class RaySamples(NamedTuple):
     """Packed samples: sorted by ray, then by distance."""
@@ -52,7 +54,7 @@ def uniform_edges(near: Tensor, far: Tensor, n_samples: int, stratified: bool, l
     """
     u = torch.linspace(0, 1, n_samples + 1, device=near.device, dtype=near.dtype).expand(near.shape[0], -1)
     if stratified:
-        shift = (torch.rand(near.shape[0], 1).to(near) - 0.5) / n_samples
+        shift = (sent(torch.rand(near.shape[0], 1), near) - 0.5) / n_samples
         u = torch.cat([u[:, :1], u[:, 1:-1] + shift, u[:, -1:]], -1)
     near, far = near[:, None], far[:, None]
     if lindisp:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, is_dataclass
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -49,6 +50,9 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         cleanup_after_test_step: bool = False  # free cached memory after each
 
     cfg: Config
+    # Logged figures that the line of progress shows beside the losses. (Lightning's own way, prog_bar=True, waits for a
+    # GPU in every step, whether the line is printed or not.)
+    shown_figures: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, cfg: Any, resumed: bool = False) -> None:
         super().__init__()
@@ -124,6 +128,12 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
     def C(self, value: Any) -> float:
         """The value of a schedule now."""
         return C(value, self.true_current_epoch, self.true_global_step)
+
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's, which sends each plain number to the run's device; here it stays on the CPU, unless processes
+        are to exchange it."""
+        stays = isinstance(value, (int, float)) and not kwargs.get("sync_dist")
+        super().log(name, torch.tensor(float(value)) if stays else value, *args, **kwargs)
 
     # ------------------------------------------------------------------------- lifecycle
 

@@ -137,7 +137,7 @@ def non_finite_gradients(optimizer: torch.optim.Optimizer) -> list[int]:
     # The largest absolute value is finite only if all are; one transfer for all parameters.
     dense = [g._values() if g.is_sparse else g for _, g in indexed]
     largest = torch._foreach_norm(dense, ord=float("inf"))
-    finite = torch.stack([torch.isfinite(value).to(dense[0].device) for value in largest])
+    finite = torch.isfinite(torch.stack([value.to(dense[0].device) for value in largest]))
     if bool(finite.all()):
         return []
     return [index for (index, _), ok in zip(indexed, finite.tolist()) if not ok]

@@ -30,6 +30,7 @@ class ProlificDreamer(ScoreDistillationSystem):
         visualize_samples: bool = False  # show samples of the guidance's two models beside validation views
 
     cfg: Config
+    shown_figures = ("train/inv_std",)
 
     def own_weights(self) -> LossWeights:
         of_stage = {"coarse": VOLUME_WEIGHTS, "geometry": SURFACE_WEIGHTS, "texture": LossWeights()}[self.cfg.stage]
@@ -64,7 +65,7 @@ class ProlificDreamer(ScoreDistillationSystem):
         losses = volume_losses(out, self.weight)
         if "sdf_grad" in out:
             losses["loss_eikonal"] = eikonal_loss(out["sdf_grad"])
-            self.log("train/inv_std", out["inv_std"].detach().mean(), prog_bar=True)
+            self.log("train/inv_std", out["inv_std"].detach().mean())
         return losses
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:

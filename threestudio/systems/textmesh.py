@@ -15,6 +15,7 @@ class TextMesh(ScoreDistillationSystem):
         pass
 
     cfg: Config
+    shown_figures = ("train/inv_std",)
 
     def own_weights(self) -> LossWeights:
         return VOLUME_WEIGHTS.with_(required=("lambda_eikonal",))
@@ -23,5 +24,5 @@ class TextMesh(ScoreDistillationSystem):
         out = self(batch)
         losses = {**self.guide(out["comp_rgb"], batch), **volume_losses(out, self.weight)}
         losses["loss_eikonal"] = eikonal_loss(out["sdf_grad"])
-        self.log("train/inv_std", out["inv_std"].detach().mean(), prog_bar=True)
+        self.log("train/inv_std", out["inv_std"].detach().mean())
         return self.weighted_sum(losses)

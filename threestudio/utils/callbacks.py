@@ -218,9 +218,9 @@ class CustomProgressBar(ProgressBar):
     def get_metrics(self, trainer: pl.Trainer, pl_module: Any) -> dict:
         """Losses by their short names, what else was logged for the bar, and skipped steps."""
         logged = trainer.callback_metrics
-        metrics = {
-            key.removeprefix("train/"): float(value) for key, value in logged.items() if key.startswith("train/loss")
-        }
+        chosen = [key for key in logged if key.startswith("train/loss")]
+        chosen += [key for key in pl_module.shown_figures if key in logged]
+        metrics = {key.removeprefix("train/"): float(logged[key]) for key in chosen}
         bar = {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
         skipped = float(logged.get("train/skipped_steps", 0.0))
         if skipped > 0:

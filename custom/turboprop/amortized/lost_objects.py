@@ -11,6 +11,11 @@ FORGETTING = 0.7  # share of the old estimate that a new step keeps
 STEPS_BEFORE = 5  # steps of a prompt before it is judged: a field begins as a ball
 
 
+def covered_shares(prompts: int, opacity: Tensor) -> Tensor:  # [P * V, H, W, 1] -> [P]
+    """The share of its pictures that each prompt's object covers."""
+    return opacity.detach().mean(dim=(1, 2, 3)).reshape(prompts, -1).mean(1)
+
+
 @dataclass
 class LostObjects:
     """A running share of the picture that each prompt's object covers; which are outside `least`..`most`."""
@@ -21,9 +26,8 @@ class LostObjects:
     seen: dict[str, int] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)  # prompt: what became of it
 
-    def update(self, prompts: Sequence[str], opacity: Tensor) -> list[str]:
-        """Takes one step's opacities [P * V, H, W, 1] of P prompts. Returns lines about what has just changed."""
-        shares = opacity.detach().mean(dim=(1, 2, 3)).reshape(len(prompts), -1).mean(1).tolist()
+    def update(self, prompts: Sequence[str], shares: Sequence[float]) -> list[str]:
+        """Takes the shares that one step's prompts covered. Returns lines about what has just changed."""
         lines = []
         for prompt, share in zip(prompts, shares):
             self.seen[prompt] = self.seen.get(prompt, 0) + 1

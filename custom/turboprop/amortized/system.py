@@ -14,11 +14,12 @@ import threestudio
 from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import eikonal_loss, opaque_loss, sparsity_loss
 from threestudio.systems.score_distillation import ScoreDistillationSystem
+from threestudio.utils.devices import Reading
 from threestudio.utils.errors import UserError
 
 from .field import SpaceCache
 from .losses import coverage
-from .lost_objects import LostObjects
+from .lost_objects import LostObjects, covered_shares
 from .mesh_pictures import mesh_pictures
 from .meshing import EmptyField, write_mesh
 from .names import prompt_slug
@@ -45,6 +46,7 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
         turntable_fps: int = 12  # frames a second
 
     cfg: Config
+    shown_figures = ("train/opacity", "train/lost_objects")
 
     def own_weights(self) -> LossWeights:
         return LossWeights(("lambda_sparsity", "lambda_coverage", "lambda_opaque"), ("lambda_eikonal",))
@@ -57,6 +59,7 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
                 f"system.max_coverage: expected more than min_coverage and at most 1, got {self.cfg.max_coverage:g}"
             )
         self.lost_objects = LostObjects(*self.cfg.lost_coverage)
+        self._covered: tuple[int, list[str], Reading] | None = None  # the last step, its prompts, what they covered
         self._shown: dict[str, Tensor] = {}  # views of each prompt for the contact sheet
         super().configure()
 
@@ -94,21 +97,21 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
         losses["loss_opaque"] = opaque_loss(out["opacity"])
         if "sdf_grad" in out:
             losses["loss_eikonal"] = eikonal_loss(out["sdf_grad"])
-        self.log("train/opacity", out["opacity"].detach().mean(), prog_bar=True)
-        for line in self.lost_objects.update(batch["prompt"], out["opacity"]):
-            threestudio.warn(f"step {self.true_global_step}: {line}")
-        self.log("train/lost_objects", float(len(self.lost_objects.lost)), prog_bar=True)
+        self.log("train/opacity", out["opacity"].detach().mean())
+        self._watch_objects(batch["prompt"], out["opacity"])
         return self.weighted_sum(losses)
+
+    def _watch_objects(self, prompts: list[str], opacity: Tensor) -> None:
+        """Says which objects were being lost a step ago: by now a GPU has long told their shares of the pictures."""
+        if self._covered is not None:
+            step, before, shares = self._covered
+            for line in self.lost_objects.update(before, shares.values()):
+                threestudio.warn(f"step {step}: {line}")
+        self._covered = (self.true_global_step, prompts, Reading(covered_shares(len(prompts), opacity)))
+        self.log("train/lost_objects", float(len(self.lost_objects.lost)))
 
     def ask_guidance(self, images: Tensor, batch: dict[str, Any], **options: bool) -> dict[str, Any]:
         return self.guidance(images, self.prompt_processor(batch["prompt"]), **batch, **options)
-
-    def _log_scalar(self, name: str, value: Any) -> None:
-        """The guidance's losses are on the progress bar too."""
-        if name.removeprefix("train/loss_") in (self.guidance_losses or ()):
-            self.log(name, value.detach(), prog_bar=True)
-        else:
-            super()._log_scalar(name, value)
 
     # ------------------------------------------------------------------------- evaluation
 

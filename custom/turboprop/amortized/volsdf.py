@@ -13,6 +13,7 @@ from torch import Tensor
 
 from threestudio.models.renderers.surface_density import volsdf_density
 from threestudio.ops.ray_sampling import distances_at_shares, ray_aabb_intersect, uniform_edges
+from threestudio.ops.volume_rendering import weights_of_depth
 from threestudio.ops.volume_rendering.reference import render_weight_from_density_dense
 
 from .voxel_sampling import corner_weights
@@ -98,6 +99,19 @@ def dense_slots(ray: Tensor, rays: int) -> tuple[Tensor, Tensor, int]:
     return row_of_ray[ray], column, int(counts.max()) if len(ray) else 0
 
 
+def blending_weights(optical: Tensor, ray: Tensor, rays: int) -> Tensor:
+    """Packed optical depths [M] on rays [M] ascending, at least one -> weights [M].
+
+    On a CPU by a padded table, which is the fastest there; its size is a value that a GPU would have to be waited for.
+    """
+    if optical.is_cuda:
+        return weights_of_depth(optical, ray)[0]
+    row, column, width = dense_slots(ray, rays)
+    table = optical.new_zeros(int(row[-1]) + 1, width).index_put((row, column), optical)
+    before = torch.exp(-(table.cumsum(1) - table))[row, column]
+    return before * -torch.expm1(-optical)
+
+
 def composite(samples: PackedSamples, density: Tensor, values: Tensor, rays: int) -> Tensor:
     """Blend sample values front to back: density [M], values [M, C] -> [rays, C + 1], opacity last.
 
@@ -105,10 +119,6 @@ def composite(samples: PackedSamples, density: Tensor, values: Tensor, rays: int
     """
     if len(samples.ray) == 0:
         return values.new_zeros(rays, values.shape[1] + 1)
-    row, column, width = dense_slots(samples.ray, rays)
-    optical = density * (samples.end - samples.start)
-    table = optical.new_zeros(int(row[-1]) + 1, width).index_put((row, column), optical)
-    before = torch.exp(-(table.cumsum(1) - table))[row, column]
-    weights = before * -torch.expm1(-optical)
+    weights = blending_weights(density * (samples.end - samples.start), samples.ray, rays)
     weighted = weights[:, None] * torch.cat([values, torch.ones_like(values[:, :1])], 1)
     return weighted.new_zeros(rays, values.shape[1] + 1).index_add(0, samples.ray, weighted)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from threestudio.ops.gaussian_rasterization.projection import rotation_matrices
+from threestudio.utils.devices import constant
 
 from .names import children, normals_by_name
 from .parameters import Parameters, activate
@@ -126,7 +127,7 @@ def observe(
     Gradients count by normalized screen coordinates, which go from -1 to 1 over the image, so that thresholds do not
     depend on its size (gsplat's documentation of DefaultStrategy, grow_grad2d). Non-finite ones are left out.
     """
-    half_size = gradients.new_tensor([0.5 * width, 0.5 * height])
+    half_size = constant((0.5 * width, 0.5 * height), gradients)
     norms = (gradients * half_size).norm(dim=-1)  # [B, N]
     counted = visible & torch.isfinite(norms)
     return Statistics(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from threestudio.utils.base import BaseModule
+from threestudio.utils.devices import sent
 
 
 class BaseBackground(BaseModule):
@@ -34,5 +35,5 @@ def randomly_replaced(color: Tensor, probability: float, shared: bool = False) -
     if torch.rand(()).item() >= probability:
         return color
     shape = (1 if shared else color.shape[0],) + (1,) * (color.ndim - 2) + (color.shape[-1],)
-    random_color = torch.rand(shape).to(color)
+    random_color = sent(torch.rand(shape), color)
     return color * 0 + random_color

@@ -24,6 +24,7 @@ from threestudio.models.renderers.volume_parts import (
 )
 from threestudio.ops.ray_sampling import RaySamples
 from threestudio.ops.volume_rendering import render_weight_from_density
+from threestudio.utils.devices import sent
 from threestudio.utils.errors import UserError
 from threestudio.utils.ops import chunk_batch
 
@@ -93,7 +94,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
         opacity = out["opacity"].view(-1, 1)
         out["z_variance"] = samples.image(depth_variance(weights, samples.t_points, opacity, samples.ray_indices))
         if self.training and self.cfg.return_normal_perturb:
-            moved = samples.points + torch.randn(samples.points.shape).to(samples.points) * 1e-2
+            moved = samples.points + sent(torch.randn(samples.points.shape), samples.points) * 1e-2
             out["normal_perturb"] = self.geometry(moved, output_normal=True)["normal"]
         return out
 

@@ -61,7 +61,8 @@ class NVDiffRasterizer(Rasterizer):
         mesh = self.geometry.isosurface()
         fragments = rasterize(mesh.v_pos, mesh.t_pos_idx, mvp_mtx, height, width)
         mask = (fragments.face >= 0).to(mesh.v_pos)[..., None]
-        normal = F.normalize(interpolate(mesh.v_nrm, mesh.t_pos_idx, fragments), dim=-1)
+        # What is asked of this mesh from here on needs no check of its values: rasterize has made it.
+        normal = F.normalize(interpolate(mesh.v_nrm, mesh.t_pos_idx, fragments, check_values=False), dim=-1)
         images = {"opacity": mask, "comp_normal": (normal + 1.0) / 2.0 * mask}
         out: dict[str, Any] = {"mesh": mesh}
         if render_rgb:
@@ -73,7 +74,10 @@ class NVDiffRasterizer(Rasterizer):
             out["comp_rgb_bg"] = background
         # One pass for all images: finding the outline costs more than blending a channel.
         channels = [image.shape[-1] for image in images.values()]
-        smooth = antialias(torch.cat(list(images.values()), -1), fragments, mesh.v_pos, mesh.t_pos_idx, mvp_mtx)
+        smooth = antialias(
+            torch.cat(list(images.values()), -1), fragments, mesh.v_pos, mesh.t_pos_idx, mvp_mtx,
+            edges=mesh.edge_faces, check_values=False,
+        )  # fmt: skip
         out.update(zip(images, smooth.split(channels, -1)))
         return out
 
@@ -97,7 +101,7 @@ class NVDiffRasterizer(Rasterizer):
             return image.reshape(batch * height * width, -1).index_select(0, covered)
 
         view = covered // (height * width)
-        positions = seen(interpolate(mesh.v_pos, mesh.t_pos_idx, fragments))
+        positions = seen(interpolate(mesh.v_pos, mesh.t_pos_idx, fragments, check_values=False))
         extra: dict[str, Tensor] = {}
         if self.material.requires_normal:
             extra["shading_normal"] = seen(normal)

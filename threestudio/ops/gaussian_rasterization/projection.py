@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from threestudio.utils.devices import constant
+
 DILATION = (
     0.3  # square pixels, added to the variances on the image (Kerbl et al. 2023, their code's and gsplat's eps2d)
 )
@@ -72,13 +74,13 @@ def rotation_matrices(quaternions: Tensor) -> Tensor:
 
 def world_to_camera(c2w: Tensor) -> tuple[Tensor, Tensor]:
     """OpenGL c2w [B, 4, 4] -> rotation W [B, 3, 3] and position [B, 3] of a camera that looks along +z with y down."""
-    flip = c2w.new_tensor([1.0, -1.0, -1.0])
+    flip = constant((1.0, -1.0, -1.0), c2w)
     return (c2w[:, :3, :3] * flip).transpose(1, 2), c2w[:, :3, 3]
 
 
 def guard_band(intrinsics: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Least and largest x / z and y / z [B, 2] at which J is taken."""
-    size = intrinsics.new_tensor([width, height])
+    size = constant((width, height), intrinsics)
     focal, center = intrinsics[:, :2], intrinsics[:, 2:]
     return ((-GUARD_BAND * size - center) / focal).detach(), (((1 + GUARD_BAND) * size - center) / focal).detach()
 
@@ -124,7 +126,7 @@ def project_gaussians(
     with torch.no_grad():
         means2d, z, a, b, c, determinant = _project(means, quaternions, scales, c2w, intrinsics, height, width)
         half = box_half_sizes(opacities, a, c)
-        size = means2d.new_tensor([width, height])
+        size = constant((width, height), means2d)
         on_image = ((means2d + half > 0) & (means2d - half < size)).all(-1)
         visible = (z > near) & (opacities >= ALPHA_MIN) & on_image & torch.isfinite(determinant)
         largest = 0.5 * (a + c) + torch.hypot(0.5 * (a - c), b)  # of the covariance's eigenvalues

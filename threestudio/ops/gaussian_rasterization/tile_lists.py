@@ -103,7 +103,8 @@ def list_tiles(projected: ProjectedGaussians, means2d: Tensor, height: int, widt
     launch(list_tiles_kernel, [order.numel()], [*boxes, ends, keys, gaussians], device)
     gaussians = _sorted_by(keys, gaussians, n_tiles_of_all.bit_length())
     starts = torch.zeros(n_tiles_of_all + 1, dtype=torch.int64, device=device)
-    starts[1:] = torch.bincount(keys, minlength=n_tiles_of_all).cumsum(0)
+    # Not bincount, which looks for the largest key, and waits for it.
+    starts[1:] = starts[1:].scatter_add(0, keys.long(), torch.ones_like(keys, dtype=torch.int64)).cumsum(0)
     return TileLists(starts, gaussians, tile, cell, n_tiles)
 
 

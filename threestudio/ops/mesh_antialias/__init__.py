@@ -37,27 +37,42 @@ _BACKENDS = Backends("mesh antialias")
 
 
 def antialias(
-    image: Tensor, fragments: Fragments, v_pos: Tensor, t_pos_idx: Tensor, mvp: Tensor, backend: str = "auto"
+    image: Tensor,
+    fragments: Fragments,
+    v_pos: Tensor,
+    t_pos_idx: Tensor,
+    mvp: Tensor,
+    backend: str = "auto",
+    edges: Edges | None = None,
+    check_values: bool = True,
 ) -> Tensor:
     """Blends neighbouring pixels where the mesh's outline passes between their centres.
 
     Args:
         image: [B, H, W, C], of which fragments say what each pixel sees; v_pos [V, 3], t_pos_idx [F, 3], mvp [B, 4, 4]:
             as they were given to rasterize.
+        edges: those of t_pos_idx, where they are known (mesh_edges).
+        check_values: false for a mesh that rasterize has checked already: a GPU is not waited for once more.
     Returns:
         [B, H, W, C], differentiable in image, v_pos and mvp; each pixel a convex combination of it and its neighbours.
     """
-    check_mesh(v_pos, t_pos_idx)
-    return antialias_clip(image, fragments, clip_positions(v_pos, mvp), t_pos_idx, backend)
+    if check_values:
+        check_mesh(v_pos, t_pos_idx)
+    return antialias_clip(image, fragments, clip_positions(v_pos, mvp), t_pos_idx, backend, edges)
 
 
 def antialias_clip(
-    image: Tensor, fragments: Fragments, v_clip: Tensor, t_pos_idx: Tensor, backend: str = "auto"
+    image: Tensor,
+    fragments: Fragments,
+    v_clip: Tensor,
+    t_pos_idx: Tensor,
+    backend: str = "auto",
+    edges: Edges | None = None,
 ) -> Tensor:
     """``antialias`` from vertices in clip space [B, V, 4]."""
     if image.ndim != 4 or image.shape[:3] != fragments.face.shape:
         raise ValueError(f"antialias: image: expected {[*fragments.face.shape, 'C']}, got {list(image.shape)}")
-    edges = mesh_edges(t_pos_idx, v_clip.shape[1])
+    edges = mesh_edges(t_pos_idx, v_clip.shape[1]) if edges is None else edges
     clip, depth = v_clip.detach(), fragments.depth.detach()
     if _BACKENDS.choose(backend, v_clip) == "warp":
         from threestudio.ops.mesh_antialias.warp_backend import outline_pairs_warp

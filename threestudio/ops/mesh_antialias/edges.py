@@ -25,7 +25,7 @@ def mesh_edges(t_pos_idx: Tensor, n_vertices: int) -> Edges:
     is_first[1:] = keys[1:] != keys[:-1]
     first = is_first.nonzero()[:, 0]
     vertices = torch.stack([keys[first] // n_vertices, keys[first] % n_vertices], -1)
-    first = torch.cat([first, first.new_tensor([keys.shape[0]])])
+    first = torch.cat([first, first.new_full((1,), keys.shape[0])])
     return Edges(vertices, first, order // 3, (start > end)[order])
 
 
@@ -49,7 +49,7 @@ def crossing(ends: Tensor, in_row: Tensor, centre: Tensor) -> tuple[Tensor, Tens
 
 def edge_lines(ends: Tensor) -> Tensor:
     """The line a x + b y + c = 0 of edges [..., 2, 4] in normalized device coordinates [..., 3], not normalized."""
-    p, q = ends[..., 0, [0, 1, 3]], ends[..., 1, [0, 1, 3]]
+    p, q = torch.cat([ends[..., :2], ends[..., 3:]], -1).unbind(-2)  # x, y, w
     return torch.linalg.cross(p, q - p, dim=-1)
 
 

@@ -60,12 +60,15 @@ def rasterize(
     return locate_fragments(face, v_clip, t_pos_idx, backend)
 
 
-def interpolate(attributes: Tensor, t_idx: Tensor, fragments: Fragments, backend: str = "auto") -> Tensor:
+def interpolate(
+    attributes: Tensor, t_idx: Tensor, fragments: Fragments, backend: str = "auto", check_values: bool = True
+) -> Tensor:
     """Vertex attributes at each pixel; zeros where no face is seen.
 
     Args:
         attributes: [V, C], or [B, V, C] where they differ by view; t_idx: [F, 3], the faces' corners in attributes,
             which need not be those in the positions (texture coordinates have their own).
+        check_values: false where attributes, t_idx and fragments are known to be of one mesh: a GPU is not waited for.
     Returns:
         [B, H, W, C], differentiable in attributes and fragments.barycentric.
     """
@@ -73,12 +76,13 @@ def interpolate(attributes: Tensor, t_idx: Tensor, fragments: Fragments, backend
     if attributes.ndim not in (2, 3) or (attributes.ndim == 3 and attributes.shape[0] not in (1, batch)):
         raise ValueError(f"interpolate: attributes: expected [V, C] or [{batch}, V, C], got {list(attributes.shape)}")
     attributes = attributes if attributes.ndim == 3 else attributes[None]
-    low, high, last = torch.stack([*t_idx.aminmax(), fragments.face.max()]).tolist()
-    if low < 0 or high >= attributes.shape[1] or last >= t_idx.shape[0]:
-        raise UserError(
-            f"interpolate: t_idx names rows {low} to {high} of attributes {list(attributes.shape)}, "
-            f"the fragments' last face is {last} of {t_idx.shape[0]}: they belong to different meshes"
-        )
+    if check_values:
+        low, high, last = torch.stack([*t_idx.aminmax(), fragments.face.max()]).tolist()
+        if low < 0 or high >= attributes.shape[1] or last >= t_idx.shape[0]:
+            raise UserError(
+                f"interpolate: t_idx names rows {low} to {high} of attributes {list(attributes.shape)}, "
+                f"the fragments' last face is {last} of {t_idx.shape[0]}: they belong to different meshes"
+            )
     return _interpolate(attributes, t_idx, fragments.face, fragments.barycentric, backend)
 
 

@@ -61,7 +61,7 @@ def invert_camera(mvp: Tensor) -> Tensor:
     mvp = mvp.double()
     inverse, _ = torch.linalg.inv_ex(mvp)
     error = (mvp @ inverse - torch.eye(4, dtype=mvp.dtype, device=mvp.device)).abs().amax((1, 2))
-    bad = (~(error < 1e-6)).nonzero()[:, 0].tolist()
+    bad = [view for view, size in enumerate(error.tolist()) if not size < 1e-6]
     if bad:
         raise UserError(f"mesh rasterization: the camera of view {bad[0]} is degenerate: its mvp matrix has no inverse")
     return inverse

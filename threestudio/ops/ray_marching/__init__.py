@@ -49,14 +49,17 @@ def march_occupied(
         )
     length = torch.where(t_max > t_min, t_max - t_min, torch.zeros_like(t_min))
     n_steps = torch.ceil(length / step).clamp(max=MOST_STEPS + 1).long()
-    most = int(n_steps.max().item())
-    if most > MOST_STEPS:
-        raise UserError(
-            f"ray marching: a ray of length {length.max().item():.4g} has more than {MOST_STEPS} steps of {step:.4g}; "
-            "expected fewer: is the step too short, or a ray's direction not of length 1?"
-        )
+
+    def check(most: int) -> None:
+        if most > MOST_STEPS:
+            raise UserError(
+                f"ray marching: a ray of length {length.max().item():.4g} has more than {MOST_STEPS} steps of "
+                f"{step:.4g}; expected fewer: is the step too short, or a ray's direction not of length 1?"
+            )
+
     if backend == "warp":
         from threestudio.ops.ray_marching.warp_backend import march_occupied_warp
 
-        return march_occupied_warp(rays_o, rays_d, t_min, n_steps, step, binaries, bbox)
+        return march_occupied_warp(rays_o, rays_d, t_min, n_steps, step, binaries, bbox, check)
+    check(int(n_steps.max().item()))
     return march_occupied_torch(rays_o, rays_d, t_min, n_steps, step, binaries, bbox)

@@ -9,6 +9,8 @@ kernels run twice: to count each ray's samples, and to write them where the coun
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -103,9 +105,19 @@ def march_kernel(
 
 
 def march_occupied_warp(
-    rays_o: Tensor, rays_d: Tensor, t_min: Tensor, n_steps: Tensor, step: float, binaries: Tensor | None, bbox: Tensor
+    rays_o: Tensor,
+    rays_d: Tensor,
+    t_min: Tensor,
+    n_steps: Tensor,
+    step: float,
+    binaries: Tensor | None,
+    bbox: Tensor,
+    check: Callable[[int], None],
 ) -> RaySamples:
-    """Arguments as those of reference.march_occupied_torch, float32."""
+    """Arguments as those of reference.march_occupied_torch, float32; `check` is told the largest of n_steps.
+
+    It is asked once the samples are counted: both numbers come from the device together.
+    """
     device, n_rays = rays_o.device, rays_o.shape[0]
     if binaries is None:
         binaries = torch.ones(1, 1, 1, dtype=torch.bool, device=device)
@@ -122,7 +134,8 @@ def march_occupied_warp(
     nothing = torch.zeros(1, dtype=torch.int64, device=device)
     _march(place, n_rays, [False, counts, nothing, nothing, t_min.new_zeros(1), t_min.new_zeros(1)], device)
     ends = counts.cumsum(0)  # int64
-    n_samples = int(ends[-1].item())
+    n_samples, most = torch.stack([ends[-1], n_steps.max()]).tolist()
+    check(most)
     if n_samples >= 2**31:
         raise ValueError(f"ray marching: {n_samples} samples are more than one call can hold, 2^31")
     ray_indices = torch.empty(n_samples, dtype=torch.int64, device=device)

@@ -91,6 +91,7 @@ class MultiViewTeacher(Teacher[MultiViewCondition]):
         if self.image_size < factor or self.image_size % factor:
             raise UserError(f"image_size: expected a multiple of {factor}, got {image_size}")
         self.latent_size = self.image_size // factor
+        self._told: tuple[Cameras, Tensor] | None = None  # the cameras last asked about, and their numbers
 
     def at_image_size(self, image_size: int) -> "MultiViewTeacher":  # pixels
         """This teacher, asked about pictures of another side. Raises ValueError as the class."""
@@ -180,8 +181,11 @@ class MultiViewTeacher(Teacher[MultiViewCondition]):
             raise UserError(
                 f"n_view: expected a number of views that is a multiple of {num_views}, got {embeddings.shape[0]}"
             )
-        numbers = camera_numbers(cameras.c2w, cameras.fovy, self.network.config.camera_encoding)
-        return MultiViewCondition(embeddings, numbers, num_views)
+        told = self._told  # threads may ask side by side
+        if told is None or told[0] is not cameras:  # a step asks with a text and without
+            told = (cameras, camera_numbers(cameras.c2w, cameras.fovy, self.network.config.camera_encoding))
+            self._told = told
+        return MultiViewCondition(embeddings, told[1], num_views)
 
     @torch.no_grad()
     def predict_noise(self, noisy: Tensor, timesteps: Tensor, condition: MultiViewCondition) -> Tensor:

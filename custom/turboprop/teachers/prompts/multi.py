@@ -16,6 +16,7 @@ from threestudio.models.prompt_processors.views import (
     view_directions,
 )
 from threestudio.utils.base import BaseObject
+from threestudio.utils.devices import sent
 from threestudio.utils.errors import UserError, with_suggestion
 
 from ..text import encode_prompts
@@ -135,7 +136,8 @@ class MultiPromptProcessor(BaseObject):
             use_cache=cfg.use_cache,
             half_precision=cfg.half_precision_embeddings,
         )
-        self._uncond = embeddings.local_embeddings[0]  # [N, D]
+        self._uncond = embeddings.local_embeddings[0].to(self.device, torch.float32)  # [N, D]
+        self._last: MultiPromptOutput | None = None  # of the last call
         self._local = embeddings.local_embeddings[1:].unflatten(0, (len(names), PLAIN + 1))  # [P, 5, N, D], on the CPU
         self._global = embeddings.global_embeddings[1:].unflatten(0, (len(names), PLAIN + 1))[:, PLAIN]  # [P, D]
 
@@ -152,14 +154,20 @@ class MultiPromptProcessor(BaseObject):
     def __call__(self, prompts: str | Sequence[str]) -> MultiPromptOutput:
         """The embeddings of P prompts, float32, on this object's device. Raises ValueError for an unknown prompt."""
         names = [prompts] if isinstance(prompts, str) else list(prompts)
+        last = self._last  # threads may ask side by side
+        if last is None or last.prompts != names:  # a step asks for its prompts more than once
+            last = self._last = self._output(names)
+        return last
+
+    def _output(self, names: list[str]) -> MultiPromptOutput:
         rows = torch.tensor([self._row(name) for name in names])
-        local = self._local[rows].to(self.device, torch.float32)
+        local = sent(self._local[rows], self._uncond)
         return MultiPromptOutput(
             prompts=names,
             local_embeddings=local[:, PLAIN],
-            global_embeddings=self._global[rows].to(self.device, torch.float32),
+            global_embeddings=sent(self._global[rows], self._uncond),
             view_embeddings=local[:, :PLAIN],
-            uncond_embeddings=self._uncond.to(self.device, torch.float32),
+            uncond_embeddings=self._uncond,
             directions=self._directions,
             keys=self.cfg,
         )
