@@ -40,7 +40,15 @@ def test_an_update_is_left_out_where_its_own_class_says_so():
 
 def test_an_occupancy_grid_is_looked_at_once_a_slot(tmp_path, monkeypatch):
     assert threestudio.find("nerf-volume-renderer").update_step_changes_buffers_alone
-    counted, update = [], OccupancyGridEstimator._update
-    monkeypatch.setattr(OccupancyGridEstimator, "_update", lambda self, *args: counted.append(1) or update(self, *args))
+    counted, update = [], OccupancyGridEstimator.update_every_n_steps
+
+    def counting(self, step, occupancy, **options):
+        def looked_at(points):
+            counted.append(step)
+            return occupancy(points)
+
+        update(self, step, looked_at, **options)
+
+    monkeypatch.setattr(OccupancyGridEstimator, "update_every_n_steps", counting)
     fit("nerf", tmp_path, picard=("window=1",), steps=18)
-    assert len(counted) == 2  # of the steps 0 and 16
+    assert counted == [0, 16]

@@ -115,19 +115,21 @@ def test_threshold_zero_and_window_one_are_training_step_by_step(name, window, t
 def test_after_k_rounds_at_least_k_states_are_exact():
     """DreamPropeller, section 4.2: each round makes one more state that of the sequential run."""
     whole = sequential(Problem(), update_of(), 6)
-    engine = PicardWindow(Problem().evaluate_all, update_of(), 6, FixedThreshold(float("inf")))
-    engine_state = Problem().start()
-    points = engine._points(engine_state, 6)
+    better: list[State] = []  # where the last round came to: guesses of the next one over the same window
+
+    def evaluate(points):
+        return Problem().evaluate_all(better or points)
+
     for exact in range(1, 7):
-        evaluations = [Problem().evaluate(point) for point in points]
-        engine._roll_out(engine_state, points, evaluations)
+        engine = PicardWindow(evaluate, update_of(), 6, FixedThreshold(float("inf")))
         states = [Problem().start()]
-        for evaluation in evaluations:
+        for evaluation in engine.round(states[0]).accepted:
             states.append(states[-1].clone())
             advance(update_of(), states[-1], evaluation)
+        assert len(states) == 7  # whatever the guesses were, the whole window is accepted
         for step in range(exact + 1):
             assert_equal(states[step], whole[step])
-        points = states[:-1]
+        better = states[:-1]
 
 
 def test_strides_are_between_one_and_the_window_and_the_last_window_is_cut():
@@ -160,52 +162,61 @@ def test_the_base_is_left_alone():
     """Its moments above all: an optimizer that has been handed them changes them in place."""
     problem, update = Problem(), update_of()
     base = sequential(problem, update, 5)[-1]
-    kept = base.clone()
-    engine = PicardWindow(problem.evaluate_all, update, 6, FixedThreshold(1.0))
+    kept, asked = base.clone(), []
+
+    def evaluate(points):
+        asked.extend(points)
+        return problem.evaluate_all(points)
+
+    engine = PicardWindow(evaluate, update, 6, FixedThreshold(1.0))
     result = engine.round(base)
     assert_equal(base, kept)
-    shared = pointers(base)
-    assert not shared & pointers(engine._tail)
     following = engine.round(sequential(problem, update, 5 + result.stride)[-1])  # from another state: all are new
-    assert not shared & pointers(engine._tail) and following.step == 5 + result.stride
+    assert following.step == 5 + result.stride
+    assert_equal(base, kept)
     engine.round(base)
     assert_equal(base, kept)
+    guesses = [point for point in asked if point is not base]
+    assert len(guesses) == len(asked) - 2  # base was asked about twice
+    assert not pointers(base) & set().union(*(pointers(guess) for guess in guesses))
 
 
-def pointers(state: State) -> set[int]:
-    tensors = [*state.parameters.values(), *(v for of in state.moments.values() for v in of.values())]
-    return {tensor.data_ptr() for tensor in tensors}
+def pointers(point: Point) -> set[int]:
+    return {tensor.data_ptr() for tensor in point.parameters.values()}
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.05, 0.5, 1e9])
 def test_guesses_are_the_states_that_a_rounds_gradients_lead_to(threshold):
-    """Those after the stride; none is the same memory as another, nor as the end of the rollout."""
+    """Those after the stride; guesses of later steps go on from where the rollout ended, moments too.
+
+    None is the same memory as another.
+    """
     problem, update = Problem(), update_of()
-    evaluations = []
+    asked, evaluations = [], []
 
     def evaluate(points):
-        evaluations[:] = problem.evaluate_all(points)
+        asked[:], evaluations[:] = points, problem.evaluate_all(points)
         return evaluations
 
-    engine = PicardWindow(evaluate, update, 6, FixedThreshold(threshold))
-    state, strides = problem.start(), []
+    engine = PicardWindow(evaluate, update, 6, FixedThreshold(threshold), guess="zero_gradient")
+    state, expected = problem.start(), {}
     for _ in range(8):
         result = engine.round(state)
-        rolled = state.clone()
-        for index, evaluation in enumerate(evaluations):
+        assert [point.step for point in asked] == list(range(state.step, state.step + 6)) and asked[0] is state
+        for guess in asked[1:] if expected else []:
+            rolled = expected[guess.step]
+            assert all(torch.equal(rolled.parameters[n], guess.parameters[n]) for n in SHAPES)
+            assert all(torch.equal(rolled.auxiliaries[n], guess.auxiliaries[n]) for n in rolled.auxiliaries)
+        assert len({point.parameters["weight"].data_ptr() for point in asked}) == 6
+        rolled, expected = state.clone(), {}
+        for evaluation in evaluations:
             advance(update if threshold == 0 else update.quick, rolled, evaluation)
-            if index < result.stride:
-                advance(update, state, evaluation)
-            else:
-                guess = engine._guesses[rolled.step]
-                assert all(torch.equal(rolled.parameters[n], guess.parameters[n]) for n in SHAPES)
-                assert all(torch.equal(rolled.auxiliaries[n], guess.auxiliaries[n]) for n in rolled.auxiliaries)
-        assert_equal(rolled, engine._tail)
-        assert len(engine._guesses) == 6 - result.stride
-        seen = [engine._tail, *engine._guesses.values()]
-        assert len({point.parameters["weight"].data_ptr() for point in seen}) == len(seen)
-        strides.append(result.stride)
-    assert sum(strides) == state.step
+            expected[rolled.step] = rolled.clone()
+        while len(expected) < 12:
+            CONTINUATIONS["zero_gradient"](rolled, evaluations[-1].gradients, update)
+            expected[rolled.step] = rolled.clone()
+        for evaluation in result.accepted:
+            advance(update, state, evaluation)
 
 
 class Copies(TorchDispatchMode):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import fast_simplification
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,7 @@ from skimage.measure import marching_cubes
 
 import threestudio
 from tests.host.models.mesh_pictures import Solid, first_hits, intersection_over_union, picture, psnr
-from threestudio.models.exporters.simplification import _by_quadrics, is_watertight, simplify
+from threestudio.models.exporters.simplification import is_watertight, simplify
 from threestudio.models.geometry.base import BaseImplicitGeometry
 from threestudio.models.mesh import Mesh
 from threestudio.utils.errors import UserError
@@ -268,7 +269,9 @@ def test_a_rough_surface_that_quadrics_open_stays_closed():
     noise[[0, -1]] = noise[:, [0, -1]] = noise[:, :, [0, -1]] = -1
     vertices, faces, _, _ = marching_cubes(noise, 0.05, gradient_direction="ascent")
     mesh = Mesh(torch.from_numpy(vertices.copy()), torch.from_numpy(faces.astype(np.int64)))
-    points, triangles = _by_quadrics(vertices.astype(np.float64), faces.astype(np.int64), 9000)
+    points, triangles = fast_simplification.simplify(
+        vertices.astype(np.float64), faces.astype(np.int64), target_count=9000
+    )
     assert is_watertight(mesh) and not is_watertight(Mesh(torch.from_numpy(points), torch.from_numpy(triangles).long()))
     simple = simplify(mesh, 9000)
     assert 6000 < simple.t_pos_idx.shape[0] <= 9000 and is_watertight(simple)

@@ -257,7 +257,7 @@ def test_nothing_to_start_from_is_said():
 
 def test_too_thin_a_shape_is_said():
     geometry = grid(shape_init="sphere", shape_init_params=0.01)
-    geometry.isosurface_helper._grid_vertices.add_(0.02)  # no vertex at the centre
+    geometry.isosurface_helper.grid_vertices.add_(0.02)  # no vertex at the centre
     with pytest.raises(EmptyFieldError, match="isosurface_resolution=16"):
         geometry.initialize_shape()
 
