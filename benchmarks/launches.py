@@ -218,7 +218,8 @@ def page(result: dict[str, Any]) -> str:
     lines = [
         "# Operations of a training step", "",
         f"`python benchmarks/launches.py --steps {result['steps']} --write`; torch {torch.__version__.split('+')[0]}. "
-        f"Counts, not times: means of {result['steps']} steps at the config's own size on a simulated CUDA device, after {SKIPPED} steps.", "",
+        f"Counts, not times: means of {result['steps']} steps at the config's own size on a simulated CUDA device, "
+        f"after {SKIPPED} steps.", "",
         *(f"- **{column}**: {what}." for column, what in COLUMNS.items()), "",
         "A part is where in the code an operation is asked for; all of the backward pass is one.", "",
     ]  # fmt: skip
