@@ -60,7 +60,13 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# Each takes about a minute on the simulated device. mini-mv and mini-dino go through most of what the others do.
+SLOW = ("mini-sd", "mini-novelview")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in RECIPES]
+)
 def test_it_trains_there(name, bank, on_cuda, tmp_path, monkeypatch):
     for recipe in (mini_mv, mini_sd):
         monkeypatch.setattr(recipe, "FIGURE_STEPS", 2)
@@ -69,11 +75,11 @@ def test_it_trains_there(name, bank, on_cuda, tmp_path, monkeypatch):
     monkeypatch.setattr(mini_dino, "FIGURE_OBJECTS", 4)
     device = torch.device("cuda")
     recipe = RECIPES[name](bank, device, tmp_path)
-    options = TrainingOptions(steps=4, learning_rate=1e-3, bfloat16=True, figures_every=4, checkpoint_every=2)
+    options = TrainingOptions(steps=2, learning_rate=1e-3, bfloat16=True, figures_every=2, checkpoint_every=1)
     before = [p.detach().clone() for module in recipe.modules.values() for p in module.parameters()]
     averages, state = train(recipe, options, tmp_path / "work", lambda line: None)
     after = [p for module in recipe.modules.values() for p in module.parameters()]
-    assert state.step == 4 and (tmp_path / "work/last.pt").is_file()
+    assert state.step == 2 and (tmp_path / "work/last.pt").is_file()
     assert all(p.device.type == "cuda" for p in after)
     assert any(not torch.equal(a, b) for a, b in zip(before, after))
     assert all(value == value for value in state.history[-1].values())  # no figure is NaN
