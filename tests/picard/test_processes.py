@@ -6,6 +6,7 @@ from turboprop.picard.contract import ReadsParameters
 from turboprop.picard.processes.shards import reads_parameters
 
 import threestudio
+from tests.picard.nan_guidance import NAN_GUIDANCE
 from tests.picard.processes import fit_in_processes, fit_under_torchrun
 from tests.picard.runs import fit, logged, state_of
 from tests.saved_states import assert_same
@@ -58,10 +59,9 @@ def test_a_run_is_resumed_by_another_number_of_processes(kind, before, after, tm
 
 
 def test_a_gradient_that_is_not_finite_is_left_out_by_all(tmp_path):
-    nan = "system.guidance_type=test-nan-pictures-guidance"
     keys = ("window=5", "threshold=1e30")
-    alone = fit("dmtet", tmp_path / "alone", nan, picard=keys, steps=11)
-    together = fit_in_processes("dmtet", tmp_path / "together", nan, picard=keys, steps=11)
+    alone = fit("dmtet", tmp_path / "alone", NAN_GUIDANCE, picard=keys, steps=11)
+    together = fit_in_processes("dmtet", tmp_path / "together", NAN_GUIDANCE, picard=keys, steps=11)
     assert_same(state_of(together), state_of(alone))
     assert logged(tmp_path / "together", "train/skipped_steps")[-1] == 1
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from turboprop.fitting.guidance import PicturesGuidance
 from turboprop.picard.settings import picard_config
 
 import threestudio
 from launch import main
 from tests.main_job import CONFIG, SMALL, library, model
+from tests.picard.nan_guidance import NAN_GUIDANCE, NAN_STEP
 from tests.picard.runs import (
     COMMON,
     GEOMETRY,
@@ -19,19 +19,6 @@ from tests.picard.runs import (
     state_of,
 )
 from tests.saved_states import assert_same
-
-NAN_STEP = 9
-
-
-@threestudio.register("test-nan-pictures-guidance")
-class NanPicturesGuidance(PicturesGuidance):
-    """The loss of one step is NaN, whatever the state."""
-
-    def update_step(self, epoch, global_step, on_load_weights=False):
-        self.factor = float("nan") if global_step == NAN_STEP else 1.0
-
-    def __call__(self, rgb, *args, **kwargs):
-        return super().__call__(rgb * self.factor, *args, **kwargs)
 
 
 @pytest.mark.parametrize("kind", ["nerf", "gaussians"])
@@ -51,11 +38,10 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(kind, tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_costs_its_step_alone(tmp_path):
-    nan = "system.guidance_type=test-nan-pictures-guidance"
-    plain = fit("dmtet", tmp_path / "plain", nan, steps=14)
-    run = fit("dmtet", tmp_path / "run", nan, picard=("window=5", "threshold=0"), steps=14)
+    plain = fit("dmtet", tmp_path / "plain", NAN_GUIDANCE, steps=14)
+    run = fit("dmtet", tmp_path / "run", NAN_GUIDANCE, picard=("window=5", "threshold=0"), steps=14)
     assert_same(state_of(run), state_of(plain))
-    wide = fit("dmtet", tmp_path / "wide", nan, picard=("window=5", "threshold=1e30"), steps=14)
+    wide = fit("dmtet", tmp_path / "wide", NAN_GUIDANCE, picard=("window=5", "threshold=1e30"), steps=14)
     assert all(bool(torch.isfinite(value).all()) for value in wide["state_dict"].values())
     assert all(float(s["step"]) == 13 for s in wide["optimizer_states"][0]["state"].values())
     assert logged(tmp_path / "wide", "train/skipped_steps")[-1] == 1
