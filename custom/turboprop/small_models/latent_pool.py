@@ -16,7 +16,7 @@ from ..world.dataset import FOVY_DEG, ViewBank, sample_backgrounds, sample_specs
 from ..world.objects import KINDS
 from ..world.render import composite, role_colors
 
-ENCODE_BATCH = {"cpu": 64, "cuda": 1024}  # pictures at once, by device
+ENCODE_BATCH, ENCODE_BATCH_CUDA = 64, 1024  # pictures at once
 SHORTEST_PERIOD = 400  # steps of one pool
 CPU = torch.device("cpu")
 
@@ -78,7 +78,8 @@ def orbit_camera_numbers(elevation: Tensor, azimuth: Tensor, distance: Tensor, e
 def encode_pictures(autoencoder: Any, images: Tensor) -> tuple[Tensor, Tensor]:  # [N, 3, H, W] in [-1, 1]
     """Means and deviations of an autoencoder's latents, in the unit that diffusion runs in: [N, C, h, w] each."""
     device, scale = next(autoencoder.parameters()).device, autoencoder.config.scaling_factor
-    posteriors = [autoencoder.encode(part.to(device)).latent_dist for part in images.split(ENCODE_BATCH[device.type])]
+    at_once = ENCODE_BATCH_CUDA if device.type == "cuda" else ENCODE_BATCH
+    posteriors = [autoencoder.encode(part.to(device)).latent_dist for part in images.split(at_once)]
     means, deviations = torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
     return means * scale, deviations * scale
 
