@@ -10,6 +10,7 @@ from torch import nn
 from threestudio.models.mesh import Mesh
 from threestudio.systems import losses
 from threestudio.systems.adan import Adan
+from threestudio.systems.image_reference import ImageReferenceSystem
 from threestudio.systems.keyed_steps import non_finite_gradients
 from threestudio.systems.magic3d import Magic3D
 from threestudio.systems.score_distillation import ScoreDistillationSystem
@@ -204,6 +205,11 @@ def test_a_loss_of_weight_zero_may_be_nan():
     assert float(system.weighted_sum({"loss_a": torch.tensor(1.0), "loss_b": torch.tensor(math.nan)})["loss"]) == 1
 
 
+def square() -> Mesh:
+    corners = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
+    return Mesh(corners, torch.tensor([[0, 1, 2], [2, 1, 3]]))
+
+
 class RefiningMesh(Magic3D):
     """Its second stage, of a square that covers half of the picture and that no picture moves."""
 
@@ -214,9 +220,7 @@ class RefiningMesh(Magic3D):
         self.logged[name] = value
 
     def forward(self, batch):
-        corners = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
-        mesh = Mesh(corners, torch.tensor([[0, 1, 2], [2, 1, 3]]))
-        return {"mesh": mesh, "opacity": batch["opacity"], "comp_rgb": torch.zeros(1, 2, 2, 3)}
+        return {"mesh": square(), "opacity": batch["opacity"], "comp_rgb": torch.zeros(1, 2, 2, 3)}
 
     def guide(self, images, batch, **options):
         return {"loss_asd": torch.tensor(0.0)}
@@ -231,3 +235,20 @@ def test_a_mesh_is_worn_off_where_sparsity_has_a_weight():
         loss = system.training_step({"opacity": opacity}, 0)["loss"]
         assert loss.item() == pytest.approx(wanted)
         assert ("train/loss_sparsity" in system.logged) == (weight > 0)
+
+
+class RefiningPicture(ImageReferenceSystem):
+    def configure(self):
+        pass
+
+
+@pytest.mark.parametrize("weight", [10.0, 0.0])
+def test_a_mesh_from_a_picture_is_worn_off_at_random_cameras_alone(weight):
+    system = RefiningPicture({"refinement": True, "loss": {"lambda_sparsity": weight}})
+    out = {"mesh": square(), "opacity": torch.tensor([0.0, 1.0]).view(1, 1, 2, 1)}
+    assert "sparsity" not in system.regularizers(out, of_picture=True)
+    losses = system.regularizers(out, of_picture=False)
+    if weight > 0:
+        assert losses["sparsity"].item() == pytest.approx((math.sqrt(0.01) + math.sqrt(1.01)) / 2)
+    else:
+        assert "sparsity" not in losses

@@ -126,7 +126,10 @@ class ImageReferenceSystem(ScoreDistillationSystem):
         if self.weight("3d_normal_smooth") > 0:
             perturbed = needed(out, "normal_perturb", "3d_normal_smooth")
             losses["3d_normal_smooth"] = perturbed_normal_loss(out["normal"], perturbed)
-        scene = surface_losses(out["mesh"], self.weight) if self.cfg.refinement else volume_losses(out, self.weight)
+        if self.cfg.refinement:
+            scene = surface_losses(out["mesh"], self.weight, out["opacity"])
+        else:
+            scene = volume_losses(out, self.weight)
         for name, value in scene.items():
             name = name.removeprefix("loss_")
             if self.weight(name) > 0 and not (of_picture and name == "sparsity"):

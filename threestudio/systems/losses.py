@@ -79,11 +79,21 @@ def eikonal_loss(sdf_grad: Tensor) -> Tensor:  # [N, 3] -> []
 # ---------------------------------------------------------------------------------- of meshes
 
 
-def surface_losses(mesh: Mesh, weight: Weight) -> dict[str, Tensor]:
-    """Smoothness of a mesh: normals that agree along edges, and vertices near the centre of their neighbours."""
+def surface_losses(
+    mesh: Mesh,
+    weight: Weight,
+    opacity: Tensor | None = None,  # [B, H, W, 1], of a render of the mesh
+) -> dict[str, Tensor]:
+    """Smoothness of a mesh: normals that agree along edges, and vertices near the centre of their neighbours.
+
+    With `opacity` also sparsity, where that has a weight.
+    """
     losses = {"loss_normal_consistency": mesh.normal_consistency()}
     if weight("laplacian_smoothness") > 0:
         losses["loss_laplacian_smoothness"] = mesh.laplacian()
+    # Matter that took the background's colour, as between legs, is found by no picture: this wears it off.
+    if opacity is not None and weight("sparsity") > 0:
+        losses["loss_sparsity"] = sparsity_loss(opacity)
     return losses
 
 

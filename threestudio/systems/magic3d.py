@@ -7,7 +7,6 @@ from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import (
     SURFACE_WEIGHTS,
     VOLUME_WEIGHTS,
-    sparsity_loss,
     surface_losses,
     volume_losses,
 )
@@ -32,10 +31,7 @@ class Magic3D(ScoreDistillationSystem):
         out = self(batch)
         losses = self.guide(out["comp_rgb"], batch)
         if self.cfg.refinement:
-            losses.update(surface_losses(out["mesh"], self.weight))
-            # Surfaces that took the background's colour, as between legs, are found by no picture: this wears them off.
-            if self.weight("sparsity") > 0:
-                losses["loss_sparsity"] = sparsity_loss(out["opacity"])
+            losses.update(surface_losses(out["mesh"], self.weight, out["opacity"]))
         else:
             losses.update(volume_losses(out, self.weight))
         return self.weighted_sum(losses)
