@@ -194,6 +194,11 @@ BAD = [
     (["system.optimizer.params.field.lr=-0.1"], "system.optimizer.params.field.lr: Invalid learning rate", ""),
     (["system.optimizer.params.field.lrr=1"], "unknown key 'system.optimizer.params.field.lrr' (of AdamW)", "lr"),
     (["system.optimizer.params.field=0.1"], "system.optimizer.params.field: expected arguments", "got 0.1"),
+    (
+        ["system.optimizer.params.field.grid.lr=1"],
+        "unknown key 'system.optimizer.params.field.grid'",
+        "[field.grid].lr",
+    ),
     (["system.scheduler.args.gamma='0.9'"], "system.scheduler.args.gamma: expected float, got '0.9' (str)", ""),
     (["system.scheduler.args.gama=1"], "unknown key 'system.scheduler.args.gama' (of ExponentialLR)", "gamma"),
     (["system.scheduler.name=StepLR"], "system.scheduler.args.step_size: a value is required by StepLR", ""),

@@ -108,6 +108,12 @@ def check_optimizer(config: Any) -> None:
     for path, group in (entries.get("params") or {}).items():
         if group is not None and not isinstance(group, dict):
             raise UserError(f"{OPTIMIZER}.params.{path}: expected arguments of a group, got {shown(group)}")
+        if nested := [name for name, value in (group or {}).items() if isinstance(value, dict)]:
+            name = f"{path}.{nested[0]}"
+            raise UserError(
+                f"unknown key '{OPTIMIZER}.params.{name}'; on the command line a name with dots stands in brackets: "
+                f"'{OPTIMIZER}.params[{name}].lr=0.01'"
+            )
         sections[f"{OPTIMIZER}.params.{path}"] = (args, group or {})
     steps = _steps_alone(factory)
     for key, (of_all, given) in sections.items():
