@@ -74,7 +74,7 @@ POINTS += ["7:published", "7:median", "7:mean", "16:adaptive window"]
 OTHER_POINTS = {"sds-nerf": ["7:fixed"], "vsd-nerf": ["7:fixed"]}
 OTHER_POINTS |= {f"longer-{kind}": ["16:fixed", "32:fixed"] for kind in LONGER}
 ANOTHER_SEED, NUDGED = "another seed", "guidance scale times 1.000001"
-QUALITY = ("psnr", "r_at_1", "iou", "chamfer_share")
+QUALITY = ("psnr", "r_at_1_world", "iou", "color_error", "front_back", "chamfer_share")
 
 
 def config_files(job: str) -> list[Path]:

@@ -67,6 +67,7 @@ def test_starts_from_files(tmp_path):
         ({"sh_degree": 4}, "sh_degree: expected 0 to 3, got 4"),
         ({"opacity_init": 1.0}, "geometry.opacity_init: expected between 0 and 1"),
         ({"init_num_pts": 0}, "geometry.init_num_pts: expected more than 0"),
+        ({"smoothing": -0.1}, "geometry.smoothing: expected a number from 0 on, got -0.1"),
         ({"shape_init": "cube"}, "geometry.shape_init: expected ball, sphere or mesh:<file>, got 'cube'"),
         ({"geometry_convert_from": "shap-e:a chair"}, "shap-e is not available here"),
         ({"position_lr": [1, 2]}, "position_lr: expected a number, or a schedule"),
@@ -138,7 +139,7 @@ def test_density_steps_keep_optimizer_and_parameters_together():
 
 
 def test_files_say_what_is_rendered(tmp_path):
-    geometry = geometry_of(sphere=True, color_clip=1.0)
+    geometry = geometry_of(sphere=True, color_clip=1.0, smoothing=0.5)
     with torch.no_grad():
         geometry.log_scales.normal_()
         geometry.sh_dc.normal_(std=3.0)

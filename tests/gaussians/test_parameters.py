@@ -47,11 +47,23 @@ def test_options_that_change_the_meaning_can_be_written_into_the_parameters():
     parameters["log_scales"][:, 1] += 0.7
     parameters["sh_dc"][0] = 9.0
     options = activate(parameters, isotropic=True, color_clip=2.0)
-    plain = activate(effective(parameters, True, 2.0))
+    plain = activate(effective(parameters, True, 2.0, 0.0))
     assert all(torch.equal(a, b) for a, b in zip(options, plain))
     assert options.sh[0, 0].tolist() == [2.0] * 3
     assert torch.allclose(options.scales.log().mean(-1), parameters["log_scales"].mean(-1))
     assert torch.equal(options.scales[:, 0], options.scales[:, 1])
+
+
+@pytest.mark.parametrize("isotropic", [False, True])
+def test_smoothing_is_a_convolution_with_a_round_gaussian(isotropic):
+    """Covariances add up: the standard deviations 0.3 and 0.4 become 0.5."""
+    parameters, _, _ = points(1)
+    parameters["log_scales"] = torch.tensor([[0.3, 0.3, 0.3]]).log()
+    smooth = activate(parameters, isotropic, smoothing=0.4)
+    assert torch.allclose(smooth.scales, torch.full((1, 3), 0.5))
+    assert torch.equal(smooth.opacities, activate(parameters).opacities)
+    baked = activate(effective(parameters, isotropic, float("inf"), 0.4))
+    assert torch.allclose(baked.scales, smooth.scales)
 
 
 def test_degrees_and_normals_come_and_go():

@@ -172,3 +172,22 @@ def test_it_draws_gaussians_only():
     )
     with pytest.raises(ValueError, match="set system.geometry_type=gaussian-splatting"):
         renderer_of(geometry=volume)
+
+
+@pytest.mark.parametrize("smoothing, closed", [(0.0, False), (0.012, True)])
+def test_smoothing_closes_the_gaps_that_a_larger_picture_shows(smoothing, closed):
+    """A wall of specks, one in each pixel of a picture of 64, is opaque there; at 256 it is a sieve without it."""
+    pixel = 2 * 2.5 * math.tan(math.radians(45) / 2) / 64  # world units, at the wall
+    places = torch.arange(-12, 13) * pixel
+    geometry = GaussianSplatting({"init_num_pts": 625, "smoothing": smoothing})
+    with torch.no_grad():
+        geometry.means.copy_(torch.stack(torch.meshgrid(torch.zeros(1), places, places, indexing="ij"), -1).view(-1, 3))
+        geometry.log_scales.fill_(math.log(0.002))
+        geometry.opacity_logits.fill_(6.0)
+        renderer = renderer_of(geometry=geometry)
+        lowest = {}
+        for size in (64, 256):
+            opacity = renderer(**batch_of(size, 1))["opacity"][0, :, :, 0]
+            lowest[size] = opacity[size * 3 // 8 : size * 5 // 8, size * 3 // 8 : size * 5 // 8].min().item()
+    assert lowest[64] > 0.8
+    assert (lowest[256] > 0.5) if closed else (lowest[256] < 0.2)

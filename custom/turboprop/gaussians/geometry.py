@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,11 @@ class GaussianSplattingConfig(BaseGeometry.Config):
     opacity_reset_interval: int = 100000  # steps between resets to almost transparent
 
     sphere: bool = False  # round Gaussians: one scale for all axes
+    # Standard deviation of a round Gaussian that each Gaussian is convolved with, world units; 0: none. About half of
+    # the world's share of a training picture's pixel keeps gaps from opening in larger pictures: the 3D smoothing
+    # filter of Mip-Splatting (Yu et al. 2023, section 4.1), with one rate of sampling for the scene and opacities as
+    # they are.
+    smoothing: float = 0.0
     color_clip: Scheduled = 2.0  # largest absolute coefficient of degree 0; 1.77 is all of [0, 1]; a number or schedule
     pred_normal: bool = False  # a learned normal for each Gaussian
 
@@ -138,6 +144,8 @@ class GaussianSplatting(BaseGeometry):
                     "opacity_reset_interval", "sh_degree_interval"):  # fmt: skip
             if not cfg[key] > 0:
                 raise UserError(f"geometry.{key}: expected more than 0, got {cfg[key]}")
+        if not (cfg.smoothing >= 0 and math.isfinite(cfg.smoothing)):
+            raise UserError(f"geometry.smoothing: expected a number from 0 on, got {cfg.smoothing}")
         if not 0 < cfg.opacity_init < 1:
             raise UserError(f"geometry.opacity_init: expected between 0 and 1, got {cfg.opacity_init}")
         if cfg.isosurface_resolution < 8:
@@ -219,7 +227,7 @@ class GaussianSplatting(BaseGeometry):
         return {name: self._parameters[name] for name in parameter_names(self.cfg.sh_degree, self.cfg.pred_normal)}
 
     def gaussians(self) -> Gaussians:
-        return activate(self.raw(), self.cfg.sphere, self.color_limit)
+        return activate(self.raw(), self.cfg.sphere, self.color_limit, self.cfg.smoothing)
 
     @property
     def count(self) -> int:
@@ -329,7 +337,7 @@ class GaussianSplatting(BaseGeometry):
     def export_gaussians_ply(self, path: str) -> None:
         """Writes the 3D Gaussian PLY that viewers read."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_3dgs_ply(path, effective(self.raw(), self.cfg.sphere, self.color_limit))
+        write_3dgs_ply(path, effective(self.raw(), self.cfg.sphere, self.color_limit, self.cfg.smoothing))
 
 
 threestudio.register("turboprop-gaussian-splatting")(GaussianSplatting)

@@ -43,24 +43,33 @@ class Gaussians(NamedTuple):
     sh: Tensor  # [N, K, 3]
 
 
-def activate(parameters: Parameters, isotropic: bool = False, color_clip: float = float("inf")) -> Gaussians:
+def activate(
+    parameters: Parameters, isotropic: bool = False, color_clip: float = float("inf"), smoothing: float = 0.0
+) -> Gaussians:
     """Raw parameters -> Gaussians.
 
     isotropic: one scale for all axes, the geometric mean. color_clip: largest absolute coefficient of degree 0.
+    smoothing: standard deviation of a round Gaussian that each is convolved with, world units, at least 0.
     """
-    log_scales = parameters["log_scales"]
-    if isotropic:
-        log_scales = log_scales.mean(-1, keepdim=True).expand(-1, 3)
     sh = parameters["sh_dc"].clamp(-color_clip, color_clip)
     if "sh_rest" in parameters:
         sh = torch.cat([sh, parameters["sh_rest"]], 1)
     return Gaussians(
         parameters["means"],
-        log_scales.exp(),
+        _scales(parameters["log_scales"], isotropic, smoothing),
         parameters["quaternions"],
         torch.sigmoid(parameters["opacity_logits"]),
         sh,
     )
+
+
+def _scales(log_scales: Tensor, isotropic: bool, smoothing: float) -> Tensor:
+    """Standard deviations [N, 3]. Variances add up where Gaussians are convolved."""
+    if isotropic:
+        log_scales = log_scales.mean(-1, keepdim=True).expand(-1, 3)
+    if smoothing == 0:
+        return log_scales.exp()
+    return ((2 * log_scales).exp() + smoothing**2).sqrt()
 
 
 def from_points(
@@ -117,11 +126,11 @@ def with_normals(parameters: Parameters, wanted: bool) -> Parameters:
     return result
 
 
-def effective(parameters: Parameters, isotropic: bool, color_clip: float) -> Parameters:
-    """Raw parameters that mean the same without the two options of ``activate``."""
+def effective(parameters: Parameters, isotropic: bool, color_clip: float, smoothing: float) -> Parameters:
+    """Raw parameters that mean the same without the options of ``activate``."""
     result = {**parameters, "sh_dc": parameters["sh_dc"].clamp(-color_clip, color_clip)}
-    if isotropic:
-        result["log_scales"] = parameters["log_scales"].mean(-1, keepdim=True).expand(-1, 3)
+    if isotropic or smoothing > 0:
+        result["log_scales"] = _scales(parameters["log_scales"], isotropic, smoothing).log()
     return result
 
 
