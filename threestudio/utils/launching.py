@@ -26,6 +26,7 @@ from threestudio.utils.callbacks import (
     LogsStepRate,
 )
 from threestudio.utils.config import load_config
+from threestudio.utils.config_completion import Record, complete_config
 from threestudio.utils.devices import get_rank, running_on, trainer_device
 from threestudio.utils.errors import UserError
 from threestudio.utils.extensions import load_extensions
@@ -114,6 +115,7 @@ def _run(
     signals: StopSignals,
 ) -> None:
     """Builds and runs what has been checked, on the trainer's device."""
+    records = complete_config(cfg)
     pl.seed_everything(cfg.seed + get_rank(), workers=True, verbose=False)
     datamodule, system = build(cfg)
     if checkpoint is not None and not args.train:
@@ -124,7 +126,7 @@ def _run(
     existed = os.path.exists(cfg.trial_dir) and not cfg.stamped_now
     try:
         with owned_trial_folder(cfg, trains=args.train):
-            run_in_folder(args, cfg, datamodule, system, trainer_args, checkpoint_args, so_far, signals)
+            run_in_folder(args, cfg, datamodule, system, trainer_args, checkpoint_args, so_far, signals, records)
     except BaseException:
         if not so_far.started and not existed and get_rank() == 0:  # the loggers' empty files are all there is
             shutil.rmtree(cfg.trial_dir, ignore_errors=True)
@@ -141,9 +143,13 @@ def run_in_folder(
     checkpoint_args: dict[str, Any],
     so_far: RunSoFar,
     signals: StopSignals,
+    records: list[Record],
 ) -> None:
     """Runs what was built, in the trial's folder."""
     system.set_save_dir(os.path.join(cfg.trial_dir, "save"))
+    if args.train and get_rank() == 0:
+        for record in records:
+            record(system)
     callbacks: list[pl.Callback] = [NotesProgress(so_far)]
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(CustomProgressBar())

@@ -47,13 +47,12 @@ class InputViews:
         return Conditions(positive, self.teacher.unconditional(positive))
 
 
-def load_input_views(cfg: Any, teacher: NovelViewTeacher) -> InputViews:
+def input_pictures(cfg: Any) -> ReferenceViews:
     """The pictures that a guidance's cond_* and framing keys name."""
     framing = parse_structured(FramingConfig, cfg.framing)
     check_framing(framing, "system.guidance.framing")
     place = CameraPlace(cfg.cond_elevation_deg, cfg.cond_azimuth_deg, cfg.cond_camera_distance)
-    views = load_pictures(cfg.cond_image_path, place, framing, "system.guidance.cond_image_path")
-    return InputViews(teacher, views)
+    return load_pictures(cfg.cond_image_path, place, framing, "system.guidance.cond_image_path")
 
 
 @threestudio.register("zero123-dino-guidance")
@@ -84,8 +83,7 @@ class NovelViewGuidance(DistillationGuidance):
             raise UserError(
                 f"system.guidance.teacher_type: expected a novel-view model, got a {type(self.teacher).__name__}"
             )
-        given = load_input_views(self.cfg, self.teacher) if views is None else InputViews(self.teacher, views)
-        self.input_views = given
+        self.input_views = InputViews(self.teacher, input_pictures(self.cfg) if views is None else views)
 
     def _build_teacher(self) -> Teacher:
         if self.cfg.teacher_type:
