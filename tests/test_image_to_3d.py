@@ -147,6 +147,21 @@ def test_several_pictures_with_their_cameras(launch, tmp_path):
     assert json.loads((trial / "save/it2-evaluation/input.json").read_text())["views"] == 3
 
 
+def test_auto_estimates_the_elevation_and_the_run_keeps_it(launch):
+    code, trial = launch("nerf", "data.default_elevation_deg=auto", *NO_EVALUATION)
+    assert code == 0
+    kept = OmegaConf.load(trial / "configs/parsed.yaml")
+    estimate = json.loads((trial / "save/elevation.json").read_text())["elevation_deg"]
+    assert kept.data.default_elevation_deg == kept.system.guidance.cond_elevation_deg == estimate
+    assert (trial / "save/elevation.png").is_file()
+
+
+def test_auto_with_several_pictures_is_one_line(launch, tmp_path, capsys):
+    code, trial = launch("nerf", f"data.image_path={tmp_path}", "data.default_elevation_deg=auto")
+    assert code == 2 and not trial.exists()
+    assert "error: data.default_elevation_deg: auto is for a single picture" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------------------------- bad input
 
 
