@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from turboprop.evaluation.picture_metrics import psnr_of_each, structural_similarity_of_each
 from turboprop.fitting.posed_views import world_views
 from turboprop.novelview import evaluate, render_world
-from turboprop.novelview.picture_quality import perceptual_distance
+from turboprop.novelview.picture_quality import QualityMeter, perceptual_distance
 from turboprop.novelview.renders import open_index, read_camera, read_render, view_numbers
 from turboprop.world.cameras import orbit_c2w
 from turboprop.world.captions import ObjectSpec, held_out
@@ -36,6 +38,32 @@ def test_lpips_is_left_out_with_a_reason_or_says_how():
     assert how.startswith("not computed: ") if distance is None else "vgg" in how
     with pytest.raises(ValueError, match="lpips: expected one of vgg, alex, squeeze, got 'resnet'"):
         perceptual_distance("resnet", torch.device("cpu"))
+
+
+def test_missing_packages_are_named_with_what_to_install(monkeypatch):
+    for package in ("lpips", "torchvision"):
+        monkeypatch.setitem(sys.modules, package, None)
+    distance, how = perceptual_distance("squeeze", torch.device("cpu"))
+    assert distance is None and "lpips" in how and how.endswith("pip install lpips torchvision")
+
+
+@pytest.mark.parametrize("package", ["lpips", "torchmetrics"])
+def test_lpips_of_the_real_networks_at_random_weights(package, tmp_path, monkeypatch):
+    """The weights lie where torchvision looks for downloaded ones: the smallest backbone's, drawn at random."""
+    pytest.importorskip("lpips")
+    torchvision = pytest.importorskip("torchvision")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    weights = tmp_path / "hub" / "checkpoints" / Path(torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url).name
+    weights.parent.mkdir(parents=True)
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), weights)
+    if package == "torchmetrics":
+        monkeypatch.setitem(sys.modules, "lpips", None)
+    meter = QualityMeter("squeeze", torch.device("cpu"))
+    picture, other = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).unbind(0)
+    meter.add(picture, torch.stack([picture[0], other[1]]))
+    assert meter.report()["how"]["lpips"].startswith(package) and "squeeze" in meter.lines()[0]
+    same, different = (row["lpips"] for row in meter.rows)
+    assert same == pytest.approx(0.0, abs=1e-6) and different > 1e-4
 
 
 @pytest.fixture()

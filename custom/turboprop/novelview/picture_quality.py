@@ -17,37 +17,44 @@ Perceptual = Callable[[Tensor, Tensor], Tensor]  # two of [B, 3, S, S] in [0, 1]
 def perceptual_distance(backbone: str, device: torch.device) -> tuple[Perceptual | None, str]:
     """LPIPS (Zhang et al. 2018, arXiv 1801.03924) with one backbone, and how it was computed; or None, and why.
 
-    Of the package `lpips`, else of torchmetrics with torchvision.
+    Of the package `lpips`, else of torchmetrics; both need torchvision, and the backbone's weights, which they fetch.
 
     Raises:
         ValueError: an unknown backbone.
     """
     if backbone not in BACKBONES:
         raise UserError(f"lpips: expected one of {', '.join(BACKBONES)}, got {backbone!r}")
-    reasons = []
+    reasons, to_install = [], ""
     for load in (_lpips_package, _torchmetrics):
         try:
             return load(backbone, device)
         except (ImportError, OSError, RuntimeError) as error:  # OSError: its weights cannot be fetched
             reasons.append((str(error).strip().splitlines() or [type(error).__name__])[0])
-    return None, f"not computed: {'; '.join(reasons)}"
+            if isinstance(error, ImportError):
+                to_install = "; pip install lpips torchvision"
+    return None, f"not computed: {'; '.join(reasons)}{to_install}"
 
 
 def _lpips_package(backbone: str, device: torch.device) -> tuple[Perceptual, str]:
+    from importlib.metadata import version
+
     import lpips
 
     network = lpips.LPIPS(net=backbone, verbose=False).to(device).eval()
-    return (lambda one, other: network(one * 2 - 1, other * 2 - 1).flatten()), f"lpips {lpips.__version__}, {backbone}"
+    # lpips 0.1.4 has no __version__
+    return (lambda one, other: network(one * 2 - 1, other * 2 - 1).flatten()), f"lpips {version('lpips')}, {backbone}"
 
 
 def _torchmetrics(backbone: str, device: torch.device) -> tuple[Perceptual, str]:
     import torchmetrics
     import torchvision  # noqa: F401  its backbones; torchmetrics says so only later
-    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity as lpips
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    # Loads its weights here: the functional form does so at each call.
+    network = LearnedPerceptualImagePatchSimilarity(net_type=backbone, normalize=True).to(device)
 
     def distance(one: Tensor, other: Tensor) -> Tensor:
-        pairs = zip(one.split(1), other.split(1))
-        return torch.stack([lpips(a, b, net_type=backbone, normalize=True) for a, b in pairs])
+        return torch.stack([network(a, b) for a, b in zip(one.split(1), other.split(1))])
 
     return distance, f"torchmetrics {torchmetrics.__version__}, {backbone}"
 
