@@ -11,6 +11,16 @@ from threestudio.utils.errors import UserError
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
+def unknown_prediction_type(prediction_type: str) -> UserError:
+    return UserError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
+
+
+def check_prediction_type(prediction_type: str) -> None:
+    """Raises UserError for a prediction type that `to_epsilon` does not know."""
+    if prediction_type not in PREDICTION_TYPES:
+        raise unknown_prediction_type(prediction_type)
+
+
 def scaled_linear_alphas_cumprod(
     num_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
 ) -> Tensor:
@@ -71,7 +81,7 @@ def to_epsilon(
         return (signal * prediction + level * noisy).to(prediction.dtype)
     if prediction_type == "sample":
         return ((noisy - signal * prediction) / level).to(prediction.dtype)
-    raise UserError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
+    raise unknown_prediction_type(prediction_type)
 
 
 def prediction_target(
@@ -89,4 +99,4 @@ def prediction_target(
     if prediction_type == "v_prediction":
         signal, level = signal_and_noise_level(alphas_cumprod, timesteps, clean.ndim)
         return (signal * noise - level * clean).to(clean.dtype)
-    raise UserError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
+    raise unknown_prediction_type(prediction_type)
