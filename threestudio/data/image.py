@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
 import threestudio
 from threestudio.data.cameras import batch_of_poses, unit_focal_directions
 from threestudio.data.reference_views import ReferenceViews, SizedViews, orbit_camera, single_view
+from threestudio.data.stepwise import StepwiseDataModule
 from threestudio.data.uncond import (
     RandomCameraDataModuleConfig,
     RandomCameraDataset,
@@ -136,7 +136,7 @@ def _keys_of_random_cameras() -> Iterator[None]:
         raise UserError(re.sub(r"^data\.", "data.random_camera.", str(error))) from error
 
 
-class ReferenceViewsDataModule(pl.LightningDataModule, ABC):
+class ReferenceViewsDataModule(StepwiseDataModule, ABC):
     """Pictures to train with, and the orbit of random-camera-datamodule to look at. Needs `reference_views`."""
 
     cfg: SingleImageDataModuleConfig
@@ -155,21 +155,6 @@ class ReferenceViewsDataModule(pl.LightningDataModule, ABC):
                 self.val_dataset = RandomCameraDataset(cameras, "val")
             if stage in (None, "test", "predict"):
                 self.test_dataset = RandomCameraDataset(cameras, "test")
-
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.train_dataset, num_workers=0, batch_size=None, collate_fn=self.train_dataset.collate)
-
-    def _orbit(self, dataset: RandomCameraDataset) -> DataLoader:
-        return DataLoader(dataset, num_workers=0, batch_size=1, collate_fn=dataset.collate)
-
-    def val_dataloader(self) -> DataLoader:
-        return self._orbit(self.val_dataset)
-
-    def test_dataloader(self) -> DataLoader:
-        return self._orbit(self.test_dataset)
-
-    def predict_dataloader(self) -> DataLoader:
-        return self._orbit(self.test_dataset)
 
 
 @threestudio.register("single-image-datamodule")
