@@ -1,7 +1,5 @@
 """A scene from one picture, taught by a model of other views of it (zero-1-to-3, Liu et al. 2023)."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 import threestudio
@@ -19,11 +17,6 @@ class Zero123(ImageReferenceSystem):
     freq.n_ref-th step and in the first freq.ref_only_steps, and at random cameras at all others.
     """
 
-    @dataclass
-    class Config(ImageReferenceSystem.Config):
-        pass
-
-    cfg: Config
     guided_part = "zero123"
     freq_keys = (*ImageReferenceSystem.freq_keys, "ref_or_zero123")
 
