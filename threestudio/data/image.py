@@ -28,6 +28,7 @@ from threestudio.data.uncond import (
 from threestudio.utils.base import Updateable
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_at_least
 
 
 @dataclass
@@ -59,10 +60,8 @@ def check_config(cfg: SingleImageDataModuleConfig) -> None:
         raise UserError(f"data.default_camera_distance: expected more than 0, got {cfg.default_camera_distance:g}")
     if not 0 < cfg.default_fovy_deg < 180:
         raise UserError(f"data.default_fovy_deg: expected between 0 and 180, got {cfg.default_fovy_deg:g}")
-    if cfg.batch_size < 1:
-        raise UserError(f"data.batch_size: expected at least 1, got {cfg.batch_size}")
-    if cfg.rays_noise_scale < 0:
-        raise UserError(f"data.rays_noise_scale: expected at least 0, got {cfg.rays_noise_scale:g}")
+    check_at_least("data.batch_size", cfg.batch_size, 1)
+    check_at_least("data.rays_noise_scale", cfg.rays_noise_scale, 0)
 
 
 class ReferenceViewsIterableDataset(IterableDataset, Updateable):

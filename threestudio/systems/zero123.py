@@ -5,6 +5,7 @@ from torch import Tensor
 import threestudio
 from threestudio.systems.image_reference import ImageReferenceSystem
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_choice
 
 TURNS = ("accumulate", "alternate")
 
@@ -23,8 +24,7 @@ class Zero123(ImageReferenceSystem):
     def configure(self) -> None:
         freq = self.cfg.freq
         self.turns = freq.get("ref_or_zero123", "accumulate")
-        if self.turns not in TURNS:
-            raise UserError(f"system.freq.ref_or_zero123: expected one of {', '.join(TURNS)}, got {self.turns!r}")
+        check_choice("system.freq.ref_or_zero123", self.turns, TURNS)
         if self.turns == "alternate" and not freq.get("n_ref", 0) >= 1:
             raise UserError("system.freq.n_ref: alternate needs a number of at least 1")
         super().configure()

@@ -15,7 +15,7 @@ from threestudio.data.cameras import batch_of_poses, unit_focal_directions
 from threestudio.data.stepwise import StepwiseDataModule
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
-from threestudio.utils.value_checks import is_number_list
+from threestudio.utils.value_checks import check_at_least, is_number_list
 
 from ..world.captions import parse_caption
 from .posed_views import PosedViews, folder_views, spiral_c2w, world_views
@@ -45,8 +45,7 @@ def check_config(cfg: PosedViewsConfig) -> None:
     if not cfg.caption and not (cfg.train_file and cfg.test_file):
         raise UserError("data: expected both train_file and test_file")
     for key in ("size", "batch_size", "n_train_views", "n_test_views"):
-        if cfg[key] < 1:
-            raise UserError(f"data.{key}: expected at least 1, got {cfg[key]}")
+        check_at_least(f"data.{key}", cfg[key], 1)
     given = list(cfg.elevation_range) if is_number_list(cfg.elevation_range) else []
     if len(given) != 2 or not -90 < given[0] < given[1] < 90:
         raise UserError(f"data.elevation_range: expected two angles within +-90 degrees, got {cfg.elevation_range}")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_choice
 
 from ..teachers.noise_schedule import check_prediction_type, to_epsilon
 from .camera_pose import check_fourth_number
@@ -50,8 +51,7 @@ class NovelViewSettings:
     def check(self) -> None:
         """Raises ValueError that names the setting, what was expected and what came."""
         for key, known in (("tokens", TOKEN_FORMS), ("null_condition", NULL_CONDITIONS)):
-            if getattr(self, key) not in known:
-                raise UserError(f"{key}: expected one of {', '.join(known)}, got {getattr(self, key)!r}")
+            check_choice(key, getattr(self, key), known)
         check_fourth_number(self.fourth_number)
 
 

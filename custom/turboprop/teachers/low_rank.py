@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_at_least
 
 from .contract import Teacher, TextCondition
 from .loading import Denoiser
@@ -178,8 +179,7 @@ def _inject(unet: Any, rank: int) -> tuple[list[Any], dict[str, nn.Parameter]]:
 
 def _check_fit(denoiser: Denoiser, base: Teacher, rank: int) -> None:
     config = denoiser.unet.unet.config if denoiser.multi_view else denoiser.unet.config
-    if rank < 1:
-        raise UserError(f"lora_rank: expected a number of at least 1, got {rank}")
+    check_at_least("lora_rank", rank, 1)
     check_prediction_type(denoiser.prediction_type)
     conditioned = config.class_embed_type is not None and not denoiser.multi_view
     if conditioned or config.addition_embed_type not in (None, "text"):

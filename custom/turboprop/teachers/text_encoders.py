@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from threestudio.utils.errors import UserError
+from threestudio.utils.errors import UserError, first_line
 
 from .weights import part_classes, part_folder, weight_variant
 
@@ -124,7 +124,7 @@ def _loaded(part_class: Any, folder: Path, part: str, **options: Any) -> Any:
         with _no_progress_bar():
             return part_class.from_pretrained(str(part_folder(folder, part)), **options)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, ImportError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"pretrained_model_name_or_path: cannot load {part} of {folder}: {reason}") from error
 
 

@@ -18,7 +18,7 @@ from threestudio.models.mesh import Mesh
 from threestudio.models.networks import get_encoding, get_mlp
 from threestudio.utils.errors import UserError
 from threestudio.utils.ops import get_activation
-from threestudio.utils.value_checks import choices
+from threestudio.utils.value_checks import check_choice
 
 DENSITY_BIASES = ("blob_magic3d", "blob_dreamfusion")
 
@@ -78,10 +78,7 @@ class ImplicitVolume(BaseImplicitGeometry):
             self.normal_network = get_mlp(n, 3, mlp)
 
     def _check_config(self) -> None:
-        if self.cfg.normal_type not in NORMAL_TYPES:
-            raise UserError(
-                f"geometry.normal_type: expected one of {choices(NORMAL_TYPES)}, got {self.cfg.normal_type!r}"
-            )
+        check_choice("geometry.normal_type", self.cfg.normal_type, NORMAL_TYPES)
         bias = self.cfg.density_bias
         if isinstance(bias, str) and bias not in DENSITY_BIASES:
             raise UserError(
