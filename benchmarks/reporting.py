@@ -18,6 +18,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a script has its own folder there, not its checkout
 
+from threestudio.utils.markdown import table  # noqa: E402,F401 (the scripts take it from here)
+
 
 def machine(device: torch.device) -> str:
     """The processor and its cores, or the GPU."""
@@ -59,12 +61,6 @@ def where(result: dict[str, Any]) -> str:
 def given_command() -> str:
     """The command that this process was started with."""
     return " ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> list[str]:
-    """Lines of a table in markdown, whose first columns are text and whose others are numbers."""
-    rule = ["---"] * text_columns + ["---:"] * (len(head) - text_columns)
-    return [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from threestudio.utils.markdown import table
+
 from ..world.dataset import ViewBank, build_view_bank, load_view_bank, save_view_bank
 from .training import TrainingOptions, TrainingState
 
@@ -156,9 +158,8 @@ def history_table(state: TrainingState) -> str:
     if not state.history:
         return "(no figures were taken)\n"
     names = list(state.history[-1])
-    rows = [names, ["---:"] * len(names)]
-    rows += [[f"{entry.get(name, float('nan')):.4g}" for name in names] for entry in state.history]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+    rows = [[f"{entry.get(name, float('nan')):.4g}" for name in names] for entry in state.history]
+    return "\n".join(table(names, rows, text_columns=0)) + "\n"
 
 
 class Clock:
