@@ -16,10 +16,9 @@ from threestudio.data.stepwise import StepwiseDataModule
 from threestudio.data.uncond import RandomCameraDataModuleConfig, RandomCameraDataset, RandomCameraIterableDataset
 from threestudio.utils.base import Updateable
 from threestudio.utils.config import parse_structured
-from threestudio.utils.errors import UserError
 
 from ..multi_view.view_sets import ViewSets
-from ..teachers.prompts.library import load_prompt_library, prompt_list
+from ..teachers.prompts.library import chosen_library
 
 
 @dataclass
@@ -121,14 +120,7 @@ class MultiPromptCameraDataModule(StepwiseDataModule):
         self.cfg = parse_structured(self.config_class, cfg)
         self.sets = self.view_sets()
         self.views = self.views_of_stages()
-        if self.cfg.prompt_library and self.cfg.prompts is not None:
-            raise UserError("data: expected prompt_library or prompts, got both")
-        if self.cfg.prompt_library:
-            self.library = load_prompt_library(self.cfg.prompt_library)
-        elif self.cfg.prompts is not None:
-            self.library = prompt_list(list(self.cfg.prompts))
-        else:
-            raise UserError("data: expected prompt_library (a JSON file or name) or prompts, got neither")
+        self.library = chosen_library(self.cfg.prompt_library, self.cfg.prompts, "data")
 
     def view_sets(self) -> ViewSets | None:
         """How the cameras of a prompt are drawn together; None: each by itself."""

@@ -76,6 +76,6 @@ def load_part(part_class: Any, folder: Path, part: str, **options: Any) -> Any:
 
     try:
         return part_class.from_pretrained(str(part_folder(folder, part)), **options)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, ImportError, SafetensorError) as error:
         reason = first_line(error)
         raise UserError(f"pretrained_model_name_or_path: cannot load {part} of {folder}: {reason}") from error
