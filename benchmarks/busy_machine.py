@@ -21,7 +21,7 @@ import tempfile
 import time
 
 import torch
-from reporting import ROOT, machine, write_report
+from reporting import ROOT, given_command, machine, table, write_report
 
 STEP = re.compile(r"step (\d+)/\d+")
 SPIN = "while True: pass"
@@ -97,15 +97,15 @@ def main() -> None:
                 rate = steps_per_second(setting, busy, args.seconds, args.config)
                 rates[setting][busy].append(rate)
                 print(f"{setting}, beside {busy}: {rate:.2f} steps a second", flush=True)
-    lines = ["| threads wait awake for | " + " | ".join(f"beside {b} busy" for b in args.busy) + " |"]
-    lines.append("| --- |" + " ---: |" * len(args.busy))
-    for setting, by_busy in rates.items():
-        values = " | ".join(f"{statistics.median(by_busy[b]):.2f}" for b in args.busy)
-        lines.append(f"| {setting if not setting.isdigit() else setting + ' turns'} | {values} |")
+    rows = [
+        [f"{setting} turns" if setting.isdigit() else setting, *(f"{statistics.median(by[b]):.2f}" for b in args.busy)]
+        for setting, by in rates.items()
+    ]
+    lines = table(["threads wait awake for", *(f"beside {b} busy" for b in args.busy)], rows)
     print("\n".join(lines))
     if args.write:
         result = {
-            "command": "python benchmarks/busy_machine.py " + " ".join(sys.argv[1:]),
+            "command": given_command(),
             "machine": machine(torch.device("cpu")),
             "threads": torch.get_num_threads(),
             "seconds": args.seconds,

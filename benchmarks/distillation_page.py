@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from distillation_runs import CAPTIONS, METHODS, NERF_KINDS, SEARCHED
+from reporting import spread, table
 
 
 @dataclass(frozen=True)
@@ -80,20 +81,17 @@ def _groups(cells: Sequence[Cell]) -> dict[tuple[str, str, str], list[Cell]]:
 
 def _shown(cell: Cell, figure: str) -> str:
     values = cell.by_seed(figure)
-    if not values:
-        return "-"
-    low, high = cell.spread(figure)
-    return f"{mean(values):.3f}" + (f" ({low:.3f} to {high:.3f})" if len(values) > 1 else "")
+    return spread(values) if values else "-"
 
 
-def table(cells: Sequence[Cell]) -> list[str]:
+def methods_table(cells: Sequence[Cell]) -> list[str]:
     """One table in markdown: the methods of one system, teacher and form of caption."""
     paper, quoted = PAPER[cells[0].system]
     quotes = cells[0].captions == "full"
     head = ["method", "scale", "seeds", *(figure.title for figure in FIGURES.values())]
     head += ["lowest IoU", "empty meshes", "minutes a run"]
     head += [f"paper: {paper}, Sim / R@1"] if quotes else []
-    lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
+    rows = []
     for cell in cells:
         lowest = min(entry["iou"] for runs in cell.records.values() for record in runs for entry in record["prompts"])
         row = [
@@ -106,8 +104,8 @@ def table(cells: Sequence[Cell]) -> list[str]:
             f"{mean(cell.of_runs(lambda record: record['seconds'])) / 60:.1f}",
         ]
         row += [quoted.get(METHODS[cell.method].paper, "-")] if quotes else []
-        lines.append(f"| {' | '.join(row)} |")
-    return lines
+        rows.append(row)
+    return table(head, rows)
 
 
 def _overlap(one: Cell, other: Cell, figure: str) -> bool:
@@ -158,7 +156,14 @@ def tables(cells: Sequence[Cell]) -> list[str]:
     systems = {"3dconv": "3DConv-net, one generator for all prompts", "nerf": "NeRF, one a prompt"}
     lines = []
     for (system, teacher, captions), group in _groups(cells).items():
-        lines += [f"## {systems[system]}; {teacher}; {FORMS[captions]}", "", *table(group), "", *words(group), ""]
+        lines += [
+            f"## {systems[system]}; {teacher}; {FORMS[captions]}",
+            "",
+            *methods_table(group),
+            "",
+            *words(group),
+            "",
+        ]
     return lines or ["No run of a table is finished."]
 
 

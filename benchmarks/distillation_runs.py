@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launching import keep_record, launch, record_in
 from omegaconf import OmegaConf
 from turboprop.teachers.weights import part_classes, part_folder
 from turboprop.world.captions import ObjectSpec, caption, short_captions
@@ -180,8 +177,7 @@ def digest_of_config(found: dict[str, str]) -> str:
 
 
 def record_of(run: Run, settings: Settings) -> dict | None:
-    path = settings.outputs / run.folder / "run.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return record_in(settings.outputs / run.folder)
 
 
 def changes_since(record: dict, now: dict[str, str]) -> list[str]:
@@ -204,12 +200,8 @@ def execute(run: Run, settings: Settings, now: dict[str, str], machine: str) -> 
     library = folder / "prompts.json"
     library.write_text(json.dumps({"train": run.prompts}))
     given = [f"exp_root_dir={folder}", "tag=trial", "use_timestamp=false", *overrides(run, settings, str(library))]
-    command = [sys.executable, "launch.py", "--config", f"configs/{SYSTEMS[run.system]}.yaml", "--train", *given]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(settings.threads), "MKL_NUM_THREADS": str(settings.threads)}
-    begin = time.perf_counter()
-    with open(folder / "log.txt", "w") as log:
-        code = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
-    seconds = time.perf_counter() - begin
+    arguments = ["--config", f"configs/{SYSTEMS[run.system]}.yaml", "--train", *given]
+    code, seconds = launch(arguments, folder, settings.threads)
     found = sorted(folder.glob("*/trial/save/it*-evaluation/evaluation.json"))
     if code != 0 or not found:
         lines = (folder / "log.txt").read_text(errors="replace").strip().splitlines()
@@ -224,7 +216,5 @@ def execute(run: Run, settings: Settings, now: dict[str, str], machine: str) -> 
         "seconds": seconds,
         **{key: evaluation[key] for key in ("mean", "prompts", "empty_meshes", "views")},
     }
-    partial = folder / "run.json.part"
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    partial.replace(folder / "run.json")  # whole or not at all
+    keep_record(folder, record)
     return record

@@ -13,24 +13,20 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import statistics
-import sys
 import time
-from pathlib import Path
+from functools import partial
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import torch
+from reporting import conditions, default_device, table, where, write_report
+from timing import take_turns
 
-import torch  # noqa: E402
-from reporting import machine, write_report  # noqa: E402
-
-from threestudio.ops.gaussian_rasterization import (  # noqa: E402
+from threestudio.ops.gaussian_rasterization import (
     GaussianImage,
     available_backends,
     rasterize_gaussians,
 )
-from threestudio.ops.gaussian_rasterization.projection import intrinsics_from_fov  # noqa: E402
+from threestudio.ops.gaussian_rasterization.projection import intrinsics_from_fov
 
 SEED = 0
 COVERED = 9.0  # pixels: about the area that a Gaussian has on the image within one standard deviation
@@ -67,38 +63,20 @@ def step(backend: str, resolution: int, inputs: tuple) -> None:
     torch.autograd.grad(image.color.square().sum() + image.depth.sum(), inputs[0])
 
 
-def seconds(backend: str, resolution: int, inputs: tuple, device: torch.device) -> float:
-    if device.type != "cuda":
-        start = time.process_time()
-        step(backend, resolution, inputs)
-        return time.process_time() - start
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    step(backend, resolution, inputs)
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def measure(cases: list[Case], backends: list[str], device: torch.device, repeats: int) -> list[dict]:
-    """Seconds of every round by case and backend; a first round, with compilation, is not counted."""
-    rows = []
+    """Seconds of every round by case and backend."""
+    clock, rows = time.perf_counter if device.type == "cuda" else time.process_time, []
     for n, resolution in cases:
         inputs = scene(n, resolution, device)
-        times: dict[str, list[float]] = {backend: [] for backend in backends}
-        for round_index in range(repeats + 1):
-            for backend in backends:
-                taken = seconds(backend, resolution, inputs, device)
-                if round_index > 0:
-                    times[backend].append(taken)
+        work = {backend: partial(step, backend, resolution, inputs) for backend in backends}
+        times = take_turns(work, repeats, device, clock)
         rows.append({"gaussians": n, "resolution": resolution, "seconds": times})
     return rows
 
 
 def slope(sizes: list[float], values: list[float]) -> float:
     """The slope of log(values) over log(sizes), by least squares."""
-    x, y = [math.log(size) for size in sizes], [math.log(value) for value in values]
-    x_mean, y_mean = statistics.mean(x), statistics.mean(y)
-    return sum((a - x_mean) * (b - y_mean) for a, b in zip(x, y)) / sum((a - x_mean) ** 2 for a in x)
+    return statistics.linear_regression([math.log(size) for size in sizes], [math.log(value) for value in values]).slope
 
 
 def kept_bytes(backend: str, case: Case, device: torch.device) -> int:
@@ -127,10 +105,7 @@ def report(arguments: argparse.Namespace, device: torch.device) -> dict:
     tables = {name: measure(rows, backends, device, arguments.repeats) for name, rows in cases.items()}
     return {
         "command": f"python benchmarks/gaussian_rasterization.py --device {device.type} --repeats {arguments.repeats}",
-        "machine": machine(device),
-        "torch_threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "torch": torch.__version__,
+        **conditions(device),
         "seed": SEED,
         "clock": "wall" if device.type == "cuda" else "processor",
         "repeats": arguments.repeats,
@@ -153,13 +128,13 @@ def report(arguments: argparse.Namespace, device: torch.device) -> dict:
     }
 
 
-def table(rows: list[dict], backends: list[str], by: str) -> list[str]:
-    lines = ["", f"| {by} | " + " | ".join(backends) + " |", "|---|" + "---|" * len(backends)]
+def times_table(rows: list[dict], backends: list[str], by: str) -> list[str]:
+    lines = []
     for row in rows:
         medians = {backend: statistics.median(times) for backend, times in row["seconds"].items()}
-        cells = [f"{medians['torch'] / medians[b]:.1f}x ({1e3 * medians[b]:.1f} ms)" for b in backends]
-        lines.append(f"| {row[by]:,} | " + " | ".join(cells) + " |")
-    return lines
+        cells = (f"{medians['torch'] / medians[b]:.1f}x ({1e3 * medians[b]:.1f} ms)" for b in backends)
+        lines.append([f"{row[by]:,}", *cells])
+    return table([by, *backends], lines, text_columns=0)
 
 
 def markdown(result: dict) -> str:
@@ -171,23 +146,23 @@ def markdown(result: dict) -> str:
         f"medians of {result['repeats']} rounds in which backends take turns; in brackets the median {result['clock']} "
         "time.",
         "",
-        f"`{result['command']}` on {result['machine']}; torch {result['torch']} with {result['torch_threads']} "
-        f"thread(s); seed {result['seed']}; load average {result['load_average']:.1f}: ratios say more than times.",
+        where(result),
         "",
-        f"At {resolution} x {resolution} pixels, by the number of Gaussians:",
-        *table(result["tables"]["gaussians"], backends, "gaussians"),
+        f"At {resolution} x {resolution} pixels, by the number of Gaussians (seed {result['seed']}):",
+        "",
+        *times_table(result["tables"]["gaussians"], backends, "gaussians"),
         "",
         f"{n:,} Gaussians of one size in the world, by pixels along a side:",
-        *table(result["tables"]["resolution"], backends, "resolution"),
+        "",
+        *times_table(result["tables"]["resolution"], backends, "resolution"),
         "",
         "Slopes, d log time / d log size:",
         "",
-        "| | " + " | ".join(backends) + " |",
-        "|---|" + "---|" * len(backends),
+        *table(["", *backends], [[name, *(f"{s[b]:.2f}" for b in backends)] for name, s in result["slopes"].items()]),
+        "",
+        f"{LARGE[0]:,} Gaussians at {LARGE[1]} x {LARGE[1]} pixels, too much for plain torch:",
+        "",
     ]
-    for name, by_backend in result["slopes"].items():
-        lines.append(f"| {name} | " + " | ".join(f"{by_backend[b]:.2f}" for b in backends) + " |")
-    lines += ["", f"{LARGE[0]:,} Gaussians at {LARGE[1]} x {LARGE[1]} pixels, too much for plain torch:", ""]
     for backend, times in result["large"][0]["seconds"].items():
         lines.append(f"- {backend}: {1e3 * statistics.median(times):.0f} ms")
     lines += ["", "Memory kept from forward to backward:", ""]
@@ -198,12 +173,11 @@ def markdown(result: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=torch.device, default=default_device())
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/gaussian_rasterization.{md,json}")
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
-    result = report(arguments, device)
+    result = report(arguments, arguments.device)
     text = markdown(result)
     print(text)
     if arguments.write:

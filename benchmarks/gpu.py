@@ -39,17 +39,13 @@ GRACE = 15  # seconds that a part has beyond its own deadline to end by itself, 
 
 def run_part(part: str, args: argparse.Namespace) -> None:
     """In the part's own process: its rows, one JSON object a line."""
-    import logging
-    import warnings
-
     import torch
+    from reporting import quiet
 
     from benchmarks.gpu_parts.shared import Row, Setting
     from threestudio.utils.extensions import load_extensions
 
-    warnings.simplefilter("ignore")
-    for name in ("pytorch_lightning", "lightning.pytorch", "threestudio"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     deadline = time.monotonic() + args.seconds
     setting = Setting(torch.device("cpu" if args.dry_run else "cuda"), args.dry_run, deadline)
     with args.result.open("a", encoding="utf-8") as file:

@@ -11,22 +11,16 @@ naive torch, of medians over the rounds. ``--write`` puts the table into docs/be
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import torch
+from reporting import conditions, default_device, table, where, write_report
+from timing import take_turns
 
-import torch  # noqa: E402
-from reporting import machine, write_report  # noqa: E402
-
-from threestudio.ops.hash_grid import HashGridLayout, available_backends, hash_grid  # noqa: E402
-from threestudio.ops.hash_grid.reference import entry_index  # noqa: E402
-from threestudio.utils.memory import keep_freed_memory  # noqa: E402
+from threestudio.ops.hash_grid import HashGridLayout, available_backends, hash_grid
+from threestudio.ops.hash_grid.reference import entry_index
+from threestudio.utils.memory import keep_freed_memory
 
 SEED = 0
 LAYOUT = HashGridLayout(
@@ -94,30 +88,15 @@ def passes(backend: str, positions: torch.Tensor, table: torch.Tensor) -> dict[s
     return dict(zip(PASSES, (forward, backward, double_backward)))
 
 
-def seconds(function: Callable[[], None], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def measure(device: torch.device, n_points: int, repeats: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of every round, by pass and backend; a first round, with compilation, is not counted."""
+    """Seconds of every round, by pass and backend."""
     generator = torch.Generator().manual_seed(SEED)
     positions = torch.rand(n_points, 3, generator=generator).to(device)
-    table = torch.randn(LAYOUT.n_entries, LAYOUT.n_features, generator=generator).to(device).requires_grad_()
-    work = {backend: passes(backend, positions, table) for backend in [*available_backends(device), *NAIVE]}
-    times: dict[str, dict[str, list[float]]] = {name: {backend: [] for backend in work} for name in PASSES}
-    for round_index in range(repeats + 1):
-        for name in PASSES:
-            for backend in work:
-                taken = seconds(work[backend][name], device)
-                if round_index > 0:
-                    times[name][backend].append(taken)
-    return times
+    entries = torch.randn(LAYOUT.n_entries, LAYOUT.n_features, generator=generator).to(device).requires_grad_()
+    backends = [*available_backends(device), *NAIVE]
+    work = {backend: passes(backend, positions, entries) for backend in backends}
+    times = take_turns({(name, b): work[b][name] for name in PASSES for b in backends}, repeats, device)
+    return {name: {b: times[name, b] for b in backends} for name in PASSES}
 
 
 def report(arguments: argparse.Namespace, device: torch.device) -> dict:
@@ -125,10 +104,7 @@ def report(arguments: argparse.Namespace, device: torch.device) -> dict:
     return {
         "command": f"python benchmarks/hash_grid.py --device {device.type} --points {arguments.points} "
         f"--repeats {arguments.repeats} --threads {arguments.threads}",
-        "machine": machine(device),
-        "torch_threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "torch": torch.__version__,
+        **conditions(device),
         "seed": SEED,
         "levels": LAYOUT.n_levels,
         "features": LAYOUT.n_features,
@@ -146,29 +122,26 @@ def report(arguments: argparse.Namespace, device: torch.device) -> dict:
 def markdown(result: dict) -> str:
     backends = list(result["seconds"][PASSES[0]])
     rows = [
+        [name, *(f"{ratios[b]:.1f}x ({statistics.median(result['seconds'][name][b]):.3f} s)" for b in backends)]
+        for name, ratios in result["ratio_to_naive"].items()
+    ]
+    lines = [
         "# Hash grid",
         "",
         f"{result['points']:,} random points, {result['levels']} levels of {result['features']} features, "
         f"{result['entries']:,} entries, seed {result['seed']}. How many times faster than naive torch, by the medians "
         f"of {result['repeats']} rounds in which the backends take turns; in brackets the median time.",
         "",
-        f"`{result['command']}` on {result['machine']}; torch {result['torch']} with {result['torch_threads']} "
-        f"thread(s); load average {result['load_average']:.1f}, of which the ratios say more than the times.",
+        where(result),
         "",
-        "| | " + " | ".join(backends) + " |",
-        "|---|" + "---|" * len(backends),
+        *table(["", *backends], rows),
     ]
-    for name, by_backend in result["seconds"].items():
-        cells = [
-            f"{result['ratio_to_naive'][name][b]:.1f}x ({statistics.median(by_backend[b]):.3f} s)" for b in backends
-        ]
-        rows.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(rows) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=torch.device, default=default_device())
     parser.add_argument("--points", type=int, default=65536)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, and of Warp's launches")
@@ -176,7 +149,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()  # as launch.py does
-    result = report(arguments, torch.device(arguments.device))
+    result = report(arguments, arguments.device)
     text = markdown(result)
     print(text)
     if arguments.write:

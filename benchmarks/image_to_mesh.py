@@ -17,10 +17,8 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from reporting import ROOT, machine, write_report
-from representations import run
-
-sys.path.insert(0, str(ROOT))
+from reporting import ROOT, machine, table, write_report
+from representations import TITLES, run
 
 from threestudio.utils.extensions import load_extensions
 
@@ -33,7 +31,6 @@ from turboprop.world.cameras import orbit_c2w  # noqa: E402
 from turboprop.world.captions import ObjectSpec, caption  # noqa: E402
 
 CONFIGS = {"nerf": "zero123-dino", "gaussians": "zero123-dino-gaussians", "dmtet": "zero123-dino-dmtet"}
-TITLES = {"nerf": "NeRF", "gaussians": "Gaussians", "dmtet": "DMTet"}
 PLACE = {"elevation": 15.0, "azimuth": 30.0, "distance": 2.7, "fovy": 40.0}  # of all pictures: degrees, world units
 PICTURE_SIZE = 128  # pixels
 TARGETS = {"iou": 0.85, "front_back": 0.95, "input PSNR (dB)": 25.0, "seconds": 240.0}
@@ -80,16 +77,14 @@ def mean_figures(results: list[dict]) -> dict[str, float]:
     return figures
 
 
-def table(results: dict[str, list[dict]]) -> list[str]:
+def kinds_table(results: dict[str, list[dict]]) -> list[str]:
     names = ("iou", "front_back", "input PSNR (dB)", "color_error", "chamfer_share", "seconds")
-    lines = ["| | objects | " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) + 1)]
+    rows = []
     for kind, runs in results.items():
         figures = mean_figures(runs)
-        lines.append(f"| {TITLES[kind]} | {len(runs)} | " + " | ".join(f"{figures[name]:.3f}" for name in names) + " |")
-    lines.append(
-        "| target | 10 | " + " | ".join(f"{TARGETS[name]:g}" if name in TARGETS else "" for name in names) + " |"
-    )
-    return lines
+        rows.append([TITLES[kind], str(len(runs)), *(f"{figures[name]:.3f}" for name in names)])
+    rows.append(["target", "10", *(f"{TARGETS[name]:g}" if name in TARGETS else "" for name in names)])
+    return table(["", "objects", *names], rows)
 
 
 def truth_row(spec: ObjectSpec, size: int) -> list[Image.Image]:
@@ -155,7 +150,7 @@ def main() -> None:
         f"seed 0, each run from launch to GLB on {args.threads} threads ({machine(torch.device('cpu'))}). Figures are "
         "means over objects, over 8 views around each. Command: `python benchmarks/image_to_mesh.py --write`.",
         "",
-        *table(finished),
+        *kinds_table(finished),
         "",
         f"![the picture; rows of six views of each result, the last row the truth](../images/{name}.png)",
         "",

@@ -12,10 +12,8 @@ puts the table into docs/benchmarks/launches.{md,json}. Needs requirements-dev.t
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import tempfile
-import warnings
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -203,12 +201,14 @@ def shown(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
 
 
-def table(rows: dict[str, dict[str, float]]) -> list[str]:
-    lines = [f"| | {' | '.join(COLUMNS)} |", f"| --- {'| ---: ' * len(COLUMNS)}|"]
+def parts_table(rows: dict[str, dict[str, float]]) -> list[str]:
+    from reporting import table
+
+    lines = []
     for part, row in rows.items():
         cells = [part, *(shown(row[column]) for column in COLUMNS)]
-        lines.append(f"| {' | '.join(f'**{cell}**' if part == 'the step' else cell for cell in cells)} |")
-    return lines
+        lines.append([f"**{cell}**" if part == "the step" else cell for cell in cells])
+    return table(["", *COLUMNS], lines)
 
 
 def page(result: dict[str, Any]) -> str:
@@ -224,9 +224,9 @@ def page(result: dict[str, Any]) -> str:
         "A part is where in the code an operation is asked for; all of the backward pass is one.", "",
     ]  # fmt: skip
     summary = {name: rows["the step"] for name, rows in configs.items()}
-    lines += [line.replace("**", "") for line in table(summary)] + [""]
+    lines += [line.replace("**", "") for line in parts_table(summary)] + [""]
     for name, rows in configs.items():
-        lines += [f"## {name}", "", *table(rows), ""]
+        lines += [f"## {name}", "", *parts_table(rows), ""]
     return "\n".join(lines)
 
 
@@ -247,11 +247,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    warnings.simplefilter("ignore")
-    for name in ("pytorch_lightning", "lightning.pytorch", "threestudio"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    from reporting import write_report
+    from reporting import quiet, write_report
 
+    quiet()
     from threestudio.utils.extensions import load_extensions
 
     load_extensions()
@@ -259,7 +257,7 @@ def main() -> None:
     for name in args.names or NAMES:
         ledger = counted(name, args.steps)
         result["configs"][name] = per_step(ledger, args.steps)
-        print("\n".join([f"\n{name}", *table(result["configs"][name])]), flush=True)
+        print("\n".join([f"\n{name}", *parts_table(result["configs"][name])]), flush=True)
         for column in COLUMNS if args.lines else ():
             for line, count in ledger.lines.get(column, Counter()).most_common(args.lines):
                 print(f"  {column:10} {count / args.steps:8.1f}  {line}", flush=True)

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+import torch
+from reporting import machine, spread, table, write_report
+
 FIGURES = {
     "r_at_1": "R@1",
     "iou": "IoU",
@@ -49,11 +49,7 @@ def read_trial(folder: Path) -> dict:
 
 def mean_row(trials: list[dict]) -> list[str]:
     seeds = ", ".join(str(trial["seed"]) for trial in trials)
-    cells = []
-    for name in FIGURES:
-        values = [trial[name] for trial in trials]
-        spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
-        cells.append(f"{sum(values) / len(values):.3f}{spread}")
+    cells = [spread([trial[name] for trial in trials]) for name in FIGURES]
     empty = sum(trial["empty_meshes"] for trial in trials)
     return [f"{trials[0]['guidance']}, scale {trials[0]['guidance_scale']:g}", seeds, *cells, str(empty)]
 
@@ -67,20 +63,15 @@ def main() -> int:
     by_guidance: dict[str, list[dict]] = {}
     for trial in trials:
         by_guidance.setdefault(trial["guidance"], []).append(trial)
-    rows = [["guidance", "seeds", *FIGURES.values(), "empty meshes"], ["---"] * 2 + ["---:"] * (len(FIGURES) + 1)]
-    rows += [mean_row(group) for group in by_guidance.values()]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    print(table)
+    head = ["guidance", "seeds", *FIGURES.values(), "empty meshes"]
+    text = "\n".join(table(head, [mean_row(group) for group in by_guidance.values()], text_columns=2))
+    print(text)
     if args.write:
-        folder = ROOT / "docs" / "benchmarks"
         command = "python launch.py --config configs/asd-3dconv.yaml --train seed=S [system.guidance_type=G]"
-        machine = f"{platform.machine()}, {os.cpu_count()} cores"
+        where = machine(torch.device("cpu"))
         about = f"{trials[0]['prompts']} prompts, {trials[0]['steps']} steps; mean over seeds, their range in brackets."
-        (folder / "main_job.md").write_text(
-            f"# The main job by method\n\n`{command}` on {machine}. {about}\n\n{table}\n"
-        )
-        content = {"command": command, "machine": machine, "trials": trials}
-        (folder / "main_job.json").write_text(json.dumps(content, indent=1) + "\n")
+        page = f"# The main job by method\n\n`{command}` on {where}. {about}\n\n{text}\n"
+        write_report("main_job", page, {"command": command, "machine": where, "trials": trials})
     return 0
 
 

@@ -12,28 +12,23 @@ from __future__ import annotations
 import argparse
 import ctypes
 import math
-import os
 import statistics
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import torch
+from reporting import conditions, default_device, table, where, write_report
+from timing import take_turns
+from torch import Tensor
 
-import torch  # noqa: E402
-from reporting import machine, write_report  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from threestudio.data.cameras import (  # noqa: E402
+from threestudio.data.cameras import (
     batch_of_cameras,
     look_at,
     spherical_to_cartesian,
     unit_focal_directions,
 )
-from threestudio.ops.mesh_antialias import antialias  # noqa: E402
-from threestudio.ops.mesh_rasterization import available_backends, interpolate, rasterize  # noqa: E402
+from threestudio.ops.mesh_antialias import antialias
+from threestudio.ops.mesh_rasterization import available_backends, interpolate, rasterize
 
 FACES = (1_000, 10_000, 100_000, 1_000_000)
 SIZES = (64, 128, 256, 512)  # pixels along each side
@@ -91,27 +86,6 @@ def passes(backend: str, n_faces: int, size: int, n_views: int, device: torch.de
         torch.autograd.grad(image.square().sum(), v_pos)
 
     return dict(zip(PARTS, (visibility, outlines, backward)))
-
-
-def seconds(function: Callable[[], None], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def take_turns(work: dict[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every round by name; a first round, with compilation, is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for round_index in range(repeats + 1):
-        for name, function in work.items():
-            taken = seconds(function, device)
-            if round_index > 0:
-                times[name].append(taken)
-    return times
 
 
 def peak_memory(function: Callable[[], None], device: torch.device) -> float:
@@ -175,10 +149,7 @@ def report(arguments: argparse.Namespace, device: torch.device) -> dict:
     command = f"--device {device.type} --views {arguments.views} --repeats {arguments.repeats}"
     return {
         "command": f"python benchmarks/mesh_rasterization.py {command}",
-        "machine": machine(device),
-        "torch_threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "torch": torch.__version__,
+        **conditions(device),
         "views": arguments.views,
         "repeats": arguments.repeats,
         **result,
@@ -189,7 +160,6 @@ def report(arguments: argparse.Namespace, device: torch.device) -> dict:
 
 def markdown(result: dict) -> str:
     backends = list(result["parts"][PARTS[0]])
-    head = "|" + "---|" * (1 + len(backends))
 
     def cell(seconds_of: dict[str, float], backend: str) -> str:
         text = f"{seconds_of[backend] * 1000:.1f} ms"
@@ -197,54 +167,45 @@ def markdown(result: dict) -> str:
             return text
         return f"{text} ({seconds_of['torch'] / seconds_of[backend]:.1f}x torch)"
 
-    rows = [
+    lines = [
         "# Mesh rasterization",
         "",
         f"A sphere seen by {result['views']} cameras; medians of {result['repeats']} rounds in which the backends take "
         "turns. Times include the mesh's bounding-volume tree and its edges, which are made anew in every call.",
         "",
-        f"`{result['command']}` on {result['machine']}; torch {result['torch']} with {result['torch_threads']} "
-        f"thread(s); load average {result['load_average']:.1f}, of which the ratios say more than the times.",
+        where(result),
         "",
         f"{PART_FACES:,} faces, {PART_SIZE} x {PART_SIZE} pixels:",
         "",
-        "| | " + " | ".join(backends) + " |",
-        head,
-        *(f"| {part} | " + " | ".join(cell(t, b) for b in backends) + " |" for part, t in result["parts"].items()),
+        *table(["", *backends], [[part, *(cell(t, b) for b in backends)] for part, t in result["parts"].items()]),
     ]
-    for key, name, fixed in (
-        ("faces", "faces", f"{PART_SIZE} x {PART_SIZE} pixels"),
-        ("resolution", "pixels a side", f"{PART_FACES:,} faces"),
+    for key, of, name, fixed in (
+        ("faces", "faces", "faces", f"{PART_SIZE} x {PART_SIZE} pixels"),
+        ("resolution", "pixels", "pixels a side", f"{PART_FACES:,} faces"),
     ):
-        slopes = result["slope_faces" if key == "faces" else "slope_pixels"]
-        rows += [
-            "",
-            f"Forward and backward, {fixed}, with the peak of memory:",
-            "",
-            f"| {name} | " + " | ".join(backends) + " |",
-            head,
-        ]
+        rows = []
         for size, row in result[key].items():
             cells = (
                 f"{cell(row['seconds'], b)}, {row['memory_MiB'][b]:.0f} MiB" if b in row["seconds"] else ""
                 for b in backends
             )
-            rows.append(f"| {size:,} | " + " | ".join(cells) + " |")
-        of = "faces" if key == "faces" else "pixels"
-        rows += ["", f"Slope in the number of {of}: " + ", ".join(f"{b} {slopes[b]:.2f}" for b in backends) + "."]
-    return "\n".join(rows) + "\n"
+            rows.append([f"{size:,}", *cells])
+        slopes = ", ".join(f"{b} {result[f'slope_{of}'][b]:.2f}" for b in backends)
+        lines += ["", f"Forward and backward, {fixed}, with the peak of memory:", ""]
+        lines += [*table([name, *backends], rows, 0), "", f"Slope in the number of {of}: {slopes}."]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=torch.device, default=default_device())
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--most-faces", type=int, default=FACES[-1])
     parser.add_argument("--largest", type=int, default=SIZES[-1], help="pixels a side")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/mesh_rasterization.{md,json}")
     arguments = parser.parse_args()
-    result = report(arguments, torch.device(arguments.device))
+    result = report(arguments, arguments.device)
     text = markdown(result)
     print(text)
     if arguments.write:

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 
 from novelview_variants import BASELINE, CLAIM, LEFT_OUT, SAMPLERS, TENTH, WHOLE, Size
+from reporting import spread, table
 
 
 @dataclass(frozen=True)
@@ -99,18 +100,8 @@ def by_variant(records: Sequence[dict], table: str, names: Sequence[str]) -> dic
     return {name: seeds for name, seeds in found.items() if seeds}
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
-    text = f"{mean(values):.{digits}f}"
-    return text + (f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else "")
-
-
 def _finals(seeds: dict[int, dict], figure: str) -> list[float]:
     return [record["history"][-1][figure] for record in seeds.values()]
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
-    return lines + [f"| {' | '.join(row)} |" for row in rows]
 
 
 def claim_table(variants: dict[str, dict[int, dict]]) -> list[str]:
@@ -123,11 +114,11 @@ def claim_table(variants: dict[str, dict[int, dict]]) -> list[str]:
         first = next(iter(seeds.values()))
         row = [CLAIM[name].title, ", ".join(map(str, seeds)), first["precision"]]
         row += [f"{mean(r['minutes'] for r in seeds.values()):.2f}", f"{mean(r['steps'] for r in seeds.values()):.0f}"]
-        row += [_spread(_finals(seeds, key), figure.digits) for key, figure in FIGURES.items()]
+        row += [spread(_finals(seeds, key), figure.digits) for key, figure in FIGURES.items()]
         compared = name not in (BASELINE, TENTH) and BASELINE in variants
         row += [times_faster(variants, name, key).shown() if compared else "-" for key in FIGURES]
         rows.append(row)
-    return _markdown(head, rows)
+    return table(head, rows)
 
 
 def bins_table(variants: dict[str, dict[int, dict]], titles: Callable[[str], str]) -> list[str]:
@@ -136,7 +127,7 @@ def bins_table(variants: dict[str, dict[int, dict]], titles: Callable[[str], str
     bins = sorted(key for key in last if key.startswith("loss_"))
     head = ["loss at timestep", *(f"{(place + 0.5) * 1000 / len(bins):.0f}" for place in range(len(bins)))]
     rows = [[titles(name), *(f"{mean(_finals(seeds, key)):.3f}" for key in bins)] for name, seeds in variants.items()]
-    return _markdown(head, rows)
+    return table(head, rows)
 
 
 def samplers_table(variants: dict[str, dict[int, dict]]) -> list[str]:
@@ -147,9 +138,9 @@ def samplers_table(variants: dict[str, dict[int, dict]]) -> list[str]:
         row = [SAMPLERS[name].title, ", ".join(map(str, seeds)), str(next(iter(seeds.values()))["steps"])]
         for key, figure in FIGURES.items():
             comparable = key != "loss" or SAMPLERS[name].noise_shift == 1.0
-            row.append(_spread(_finals(seeds, key), figure.digits) if comparable else "-")
+            row.append(spread(_finals(seeds, key), figure.digits) if comparable else "-")
         rows.append(row)
-    return _markdown(head, rows)
+    return table(head, rows)
 
 
 def claim_words(variants: dict[str, dict[int, dict]]) -> list[str]:
@@ -214,11 +205,9 @@ def tables(records: Sequence[dict]) -> list[str]:
 
 def draw_curves(records: Sequence[dict], picture: Path) -> None:
     """Held-out quality over minutes of training: a line for the mean of a variant's seeds, a band for their spread."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Drawing
 
     drawing = Drawing(figsize=(12, 4), layout="constrained")
-    FigureCanvasAgg(drawing)
     claim = by_variant(records, "claim", list(CLAIM))
     for axes, (key, figure) in zip(drawing.subplots(1, len(FIGURES)), FIGURES.items()):
         for name, seeds in claim.items():

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from distillation_runs import digest_of
+from launching import keep_record, record_in
 from turboprop.novelview.image_encoders import quiet_transformers, read_encoder
 from turboprop.novelview.model import NovelViewSettings
 from turboprop.novelview.timestep_sampling import TimestepSampling, interpolated_noise_shift
@@ -188,8 +189,7 @@ class Workshop:
 
     def record(self, run: Run) -> dict | None:
         """What a finished run has measured."""
-        path = self.folder(run) / "run.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        return record_in(self.folder(run))
 
     def options(self, run: Run) -> TrainingOptions:
         variant, size = run.variant, self.size
@@ -242,9 +242,7 @@ class Workshop:
             "history": state.history,
             "fingerprint": self.fingerprint(run),
         }
-        partial = folder / "run.json.part"
-        partial.write_text(json.dumps(record, indent=1) + "\n")
-        partial.replace(folder / "run.json")  # whole or not at all
+        keep_record(folder, record)
         for name in ("last.pt", "plateau.pt"):
             (folder / name).unlink(missing_ok=True)  # 50 MB each, of no use any more
         return record

@@ -17,24 +17,16 @@ import argparse
 import csv
 import itertools
 import json
-import os
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
+from launching import launch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from PIL import Image
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from reporting import machine, write_report  # noqa: E402
+from reporting import ROOT, default_device, given_command, machine, table, write_report
 
 KINDS = ("nerf", "sdf", "dmtet", "gaussians")
 LONGER = ("nerf", "dmtet", "gaussians")  # what configs/longer/ has
@@ -110,14 +102,11 @@ def run(job: str, folder: Path, overrides: list[str], args: argparse.Namespace) 
         folder.mkdir(parents=True, exist_ok=True)
         fixed = ["use_timestamp=false", "trainer.enable_progress_bar=false", f"exp_root_dir={folder}"]
         configs = [word for file in config_files(job) for word in ("--config", str(file.relative_to(ROOT)))]
-        command = [sys.executable, "launch.py", *configs, "--train", *fixed, *overrides]
-        start = time.perf_counter()
-        environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
-        with open(folder / "log.txt", "w") as log:
-            code = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
+        arguments = [*configs, "--train", *fixed, *overrides]
+        code, seconds = launch(arguments, folder, args.threads)
         if code != 0:
-            raise SystemExit(f"{' '.join(command)}\nended with {code}, see {folder / 'log.txt'}")
-        (folder / "done").write_text(f"{time.perf_counter() - start:.1f}")
+            raise SystemExit(f"launch.py {' '.join(arguments)}\nended with {code}, see {folder / 'log.txt'}")
+        (folder / "done").write_text(f"{seconds:.1f}")
     result: dict = {"folder": folder, "quality": {}, "seconds": float((folder / "done").read_text())}
     reports = ("held_out.json", "evaluation.json")
     for file in [path for name in reports for path in folder.glob(f"*/*/save/*-evaluation/{name}")]:
@@ -245,26 +234,25 @@ def spread(values: list[float], digits: int) -> str:
     return f"{statistics.fmean(values):.{digits}f}{deviation}"
 
 
-def table(rows: list[dict]) -> list[str]:
+def rules_table(rows: list[dict]) -> list[str]:
     """A line for each job, window and rule: means over the seeds, and standard deviations."""
     names = [name for name in QUALITY if any(name in row["quality"] for row in rows)]
     head = ["job", "window", "rule", "seeds", "mean stride", "gradients a step", "PSNR to step by step (dB)", *names]
-    rule = "| --- | ---: | --- | ---: | ---: | ---: | ---: |"
-    lines = [f"| {' | '.join(head)} |", rule + " ---: |" * len(names)]
+    lines = []
     for (job, window, rule), group in _grouped(rows).items():
         qualities = [[r["quality"][name] for r in group if name in r["quality"]] for name in names]
-        quality = " | ".join(spread(values, 3) if values else "" for values in qualities)
+        quality = [spread(values, 3) if values else "" for values in qualities]
         distance = spread([r["psnr_to_sequential"] for r in group], 1)
-        first = f"| {job} | {window or ''} |"
         if window is None:
             name = "distance of two seeds" if rule == ANOTHER_SEED else rule
-            lines.append(f"{first} step by step; {name} | {len(group)} | 1 | 1.00 | {distance} | {quality} |")
+            figures = [f"step by step; {name}", str(len(group)), "1", "1.00"]
         else:
             work = sum(r["gradients"] for r in group) / sum(r["steps"] for r in group)
             stride = statistics.fmean(r["stride"] for r in group)
             name = f"fixed {group[0]['threshold']:g}" if rule == "fixed" else rule
-            lines.append(f"{first} {name} | {len(group)} | {stride:.2f} | {work:.2f} | {distance} | {quality} |")
-    return lines
+            figures = [name, str(len(group)), f"{stride:.2f}", f"{work:.2f}"]
+        lines.append([job, str(window or ""), *figures, distance, *quality])
+    return table(head, lines)
 
 
 def _grouped(rows: list[dict]) -> dict[tuple, list[dict]]:
@@ -293,8 +281,7 @@ def main() -> None:
     for row in measure(args):
         rows.append(row)
         show(row)
-    command = " ".join(["python benchmarks/picard.py", *sys.argv[1:]])
-    where = machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    command, where = given_command(), machine(default_device())
     seeds = f"seeds {', '.join(map(str, args.seeds))}: mean +- standard deviation"
     given = f"{where}; threads a run: {args.threads}; {seeds}"
     text = [
@@ -302,7 +289,7 @@ def main() -> None:
         "",
         f"Command: `{command}` ({given}).",
         "",
-        *table(rows),
+        *rules_table(rows),
         "",
     ]
     print("\n".join(text))

@@ -13,83 +13,25 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import logging
 import statistics
 import sys
 import time
-import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import pytorch_lightning as pl
+import torch
+from reporting import ROOT, default_device, given_command, machine, quiet, table, write_report
+from timing import synchronize
 
-import pytorch_lightning as pl  # noqa: E402
-import torch  # noqa: E402
-from reporting import machine, write_report  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-import threestudio  # noqa: E402
-from threestudio.utils.base import BaseObject  # noqa: E402
-from threestudio.utils.config import load_config  # noqa: E402
-from threestudio.utils.extensions import load_extensions  # noqa: E402
-from threestudio.utils.memory import keep_freed_memory  # noqa: E402
+import threestudio
+from threestudio.utils.config import load_config
+from threestudio.utils.extensions import load_extensions
+from threestudio.utils.memory import keep_freed_memory
 
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 WAYS = {"step by step": None, "in_process": "in_process", "batched": "experimental_batched"}
-SIZES = {
-    "mini-sd": [],
-    "sd21": [
-        "system.guidance.teacher_type=benchmark-sd21-teacher", "system.prompt_processor_type=benchmark-sd21-prompts",
-        "data.width=64", "data.height=64",
-    ],
-}  # fmt: skip
-SD21_UNET = {  # stabilityai/stable-diffusion-2-1-base, unet/config.json
-    "sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": (5, 10, 20, 20),
-    "cross_attention_dim": 1024, "use_linear_projection": True,
-}  # fmt: skip
-SD21_VAE = {  # vae/config.json
-    "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4, "sample_size": 768,
-    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
-}  # fmt: skip
-
-
-@threestudio.register("benchmark-sd21-teacher")
-def sd21_teacher(cfg: Any) -> Any:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from turboprop.teachers.latent_diffusion import LatentDiffusionTeacher
-    from turboprop.teachers.noise_schedule import scaled_linear_alphas_cumprod
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    with device, torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet, vae = UNet2DConditionModel(**SD21_UNET), AutoencoderKL(**SD21_VAE)
-    schedule = scaled_linear_alphas_cumprod().to(device)
-    return LatentDiffusionTeacher(unet.to(dtype), vae.to(dtype), schedule, "epsilon")
-
-
-@threestudio.register("benchmark-sd21-prompts")
-class RandomPrompts(BaseObject):
-    """Embeddings of the size of Stable Diffusion 2.1's, for any prompt."""
-
-    @dataclass
-    class Config(BaseObject.Config):  # the config's keys, which have no part in it
-        pretrained_model_name_or_path: str = ""
-        prompt: str = ""
-
-    use_perp_neg = False
-
-    def configure(self) -> None:
-        width = SD21_UNET["cross_attention_dim"]
-        self.embeddings = torch.randn(2, 77, width, generator=torch.Generator().manual_seed(0)).to(self.device)
-
-    def __call__(self) -> RandomPrompts:
-        return self
-
-    def get_text_embeddings(self, elevation: Tensor, *others: Any) -> Tensor:
-        return self.embeddings.repeat_interleave(elevation.shape[0], 0)  # [2B, 77, D]
+SIZES = ("mini-sd", "sd21")  # of the teacher
 
 
 class Times(pl.Callback):
@@ -99,8 +41,7 @@ class Times(pl.Callback):
         self.device, self.clock, self.ends = device, CLOCKS[clock], []
 
     def on_train_batch_end(self, *args: Any) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
         self.ends.append(self.clock())
 
 
@@ -112,8 +53,8 @@ def run(args: argparse.Namespace, batch: int, window: int, executor: str | None)
         given.append(f"system_type={base}{',' if ':' in base else ':'}picard")
         keys = {"window": window, "threshold": 1e30, "executor": executor, "report": "false"}
         given += [f"system.picard.{key}={value}" for key, value in keys.items()]
-    cfg = load_config(str(args.config), cli_args=[*SIZES[args.size], *given, *args.overrides])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cfg = load_config(str(args.config), cli_args=[*given, *args.overrides])
+    device = default_device()
     data = threestudio.find(cfg.data_type)(cfg.data)
     system = threestudio.find(cfg.system_type)(cfg.system)
     system.run_seed = args.seed
@@ -144,24 +85,20 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        "| batch | window | step by step (s) | in_process (s) | batched (s) | batched: faster by | memory (GiB) |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | --- |",
-    ]
+def ways_table(rows: list[dict[str, Any]]) -> list[str]:
+    head = ["batch", "window", *(f"{way} (s)" for way in WAYS), "batched: faster by", "memory (GiB)"]
+    lines = []
     for row in rows:
         plain, alone, together = (row["seconds"][way] for way in WAYS)
         memory = ", ".join(f"{value / 2**30:.1f}" for value in row["memory"].values() if value is not None)
-        lines.append(
-            f"| {row['batch']} | {row['window']} | {plain:.4f} | {alone:.4f} | {together:.4f} | "
-            f"{plain / together:.2f} | {memory} |"
-        )
-    return lines
+        seconds = [f"{value:.4f}" for value in (plain, alone, together)]
+        lines.append([str(row["batch"]), str(row["window"]), *seconds, f"{plain / together:.2f}", memory])
+    return table(head, lines, text_columns=0)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=list(SIZES), default="mini-sd", help="of the teacher")
+    parser.add_argument("--size", choices=SIZES, default="mini-sd", help="of the teacher")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "asd-nerf.yaml")
     parser.add_argument("--batches", nargs="+", type=int, help="default: 1 2 4; of sd21 1 2 3 4")
     parser.add_argument("--windows", nargs="+", type=int, default=[4, 7])
@@ -175,21 +112,23 @@ def main() -> int:
     if args.size == "sd21" and not torch.cuda.is_available():
         raise SystemExit("--size sd21 takes a GPU: a step takes minutes without one")
     args.batches = args.batches or ([1, 2, 3, 4] if args.size == "sd21" else [1, 2, 4])
-    warnings.simplefilter("ignore")
-    for name in ("pytorch_lightning", "lightning.pytorch", "threestudio"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet()
     keep_freed_memory()
     load_extensions()
+    command, device = given_command(), default_device()
+    if args.size == "sd21":
+        import random_teacher  # needs the plugin
+
+        random_teacher.register(False, device)
+        args.overrides = [*random_teacher.CONFIG_KEYS, "data.width=64", "data.height=64", *args.overrides]
     rows = measure(args)
-    command = " ".join(["python benchmarks/picard_batched.py", *sys.argv[1:]])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     memory = "; memory: the most allocated, in the same order" if device.type == "cuda" else ""
     text = [
         f"# A window of Picard iterations on one device, {args.size}", "",
         f"Command: `{command}` ({machine(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}; seed "
         f"{args.seed}; medians of {args.repeats * args.rounds} rounds, seconds a step by the {args.clock} clock at "
         f"full strides{memory}).", "",
-        *table(rows), "",
+        *ways_table(rows), "",
     ]  # fmt: skip
     print("\n".join(text))
     if args.write:

@@ -20,14 +20,12 @@ STYLES = {  # job: label, color, line; longer runs of a representation have its 
 
 def draw_rounds(table: Path, picture: Path, rounds: int = 24) -> None:
     """The first rounds of a run, one above the other: which steps' gradients were computed, and which accepted."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with table.open() as file:
         every = [{name: int(row[name]) for name in ("step", "window", "stride")} for row in csv.DictReader(file)]
     rows = every[:rounds]
     figure = Figure(figsize=(8, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     kinds = (
         ("window", "0.8", "computed at a guess, not accepted"),
@@ -46,11 +44,9 @@ def draw_rounds(table: Path, picture: Path, rounds: int = 24) -> None:
 
 def draw_distances(rows: list[dict], picture: Path) -> None:
     """For each representation: mean stride by window, and how much nearer to step by step than another seed is."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for job, (label, color, line) in STYLES.items():
         fixed = [row for row in rows if row["job"] == job and row["rule"] == "fixed"]

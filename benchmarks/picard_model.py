@@ -27,12 +27,8 @@ import math
 import statistics
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from reporting import write_report  # noqa: E402
+from reporting import ROOT, given_command, table, write_report
 
 BYTES = 4 * 12_600_000  # of the parameters, float32
 
@@ -136,27 +132,20 @@ def job_of(run: Run, strides: dict[tuple[str, int, str], float], devices: int) -
 
 
 def published_table(machine: Machine, overheads: list[dict]) -> list[str]:
-    lines = [
-        "| run | steps | gradient (s) | one device (s) | measured on 8 (s) | speed-up "
-        "| model, stride 4.9 to 5.4 (s) | speed-up |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    head = ["run", "steps", "gradient (s)", "one device (s)", "measured on 8 (s)", "speed-up"]
+    head += ["model, stride 4.9 to 5.4 (s)", "speed-up"]
+    rows = []
     for run in RUNS:
         modelled = [published_layout(run, machine, overheads, stride) for stride in run.strides]
-        lines.append(
-            f"| {run.name} | {run.steps} | {run.gradient:.3f} | {run.base:.0f} | {run.picard:.0f} "
-            f"| {run.base / run.picard:.2f} | {modelled[0]:.0f} to {modelled[1]:.0f} "
-            f"| {run.base / modelled[0]:.2f} to {run.base / modelled[1]:.2f} |"
-        )
-    return lines
+        row = [run.name, str(run.steps), f"{run.gradient:.3f}", f"{run.base:.0f}", f"{run.picard:.0f}"]
+        row += [f"{run.base / run.picard:.2f}", f"{modelled[0]:.0f} to {modelled[1]:.0f}"]
+        rows.append([*row, f"{run.base / modelled[0]:.2f} to {run.base / modelled[1]:.2f}"])
+    return table(head, rows)
 
 
 def our_table(machine: Machine, overheads: list[dict], strides: dict, devices: int) -> tuple[list[str], list[dict]]:
-    lines = [
-        "| run | strides of | window | rule | stride | devices at work | seconds | speed-up | paper, on 8 |",
-        "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    rows = []
+    head = ["run", "strides of", "window", "rule", "stride", "devices at work", "seconds", "speed-up", "paper, on 8"]
+    lines, rows = [], []
     for run in RUNS:
         job = job_of(run, strides, devices)
         if job is None:
@@ -168,23 +157,18 @@ def our_table(machine: Machine, overheads: list[dict], strides: dict, devices: i
             seconds = seconds_of(run, machine, overheads, window, stride, devices)
             rows.append({"run": run.name, "job": job, "window": window, "rule": rule, "stride": stride})
             rows[-1].update(devices=devices, seconds=seconds, speedup=run.base / seconds)
-            lines.append(
-                f"| {run.name} | {job} | {window} | {rule} | {stride:.2f} | {min(devices, window)} | {seconds:.0f} "
-                f"| {run.base / seconds:.2f} | {run.base / run.picard:.2f} |"
-            )
-    return lines, rows
+            line = [run.name, job, str(window), rule, f"{stride:.2f}", str(min(devices, window)), f"{seconds:.0f}"]
+            lines.append([*line, f"{run.base / seconds:.2f}", f"{run.base / run.picard:.2f}"])
+    return table(head, lines, text_columns=2), rows
 
 
 def worth_table(machine: Machine, overheads: list[dict]) -> list[str]:
     """What a full window of 64 would bring, by its stride, of which nothing is assumed."""
-    lines = [
-        "| run | round of 64 slots on 64 devices (s) | speed-up for each step of the stride |",
-        "| --- | ---: | ---: |",
-    ]
+    rows = []
     for run in RUNS:
         seconds = round_seconds(run, machine, overheads, 64, 64, 64)
-        lines.append(f"| {run.name} | {seconds:.3f} | {run.gradient / seconds:.3f} |")
-    return lines
+        rows.append([run.name, f"{seconds:.3f}", f"{run.gradient / seconds:.3f}"])
+    return table(["run", "round of 64 slots on 64 devices (s)", "speed-up for each step of the stride"], rows)
 
 
 def load(name: str, command: str) -> dict:
@@ -211,7 +195,7 @@ def main() -> int:
     machine = Machine(args.device_bandwidth, args.machine_bandwidth, ratio, args.spread)
     eight, rows8 = our_table(machine, overheads, strides, 8)
     many, rows64 = our_table(machine, overheads, strides, 64)
-    command = " ".join(["python benchmarks/picard_model.py", *sys.argv[1:]])
+    command = given_command()
     page = [
         "# A model of the time on 8 and 64 devices",
         "",

@@ -28,23 +28,21 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from reporting import given_command, machine, table, write_report
+from timing import synchronize
 
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-import torch.multiprocessing as multiprocessing  # noqa: E402
-from reporting import machine, write_report  # noqa: E402
-
-from threestudio.ops.hash_grid import HashGridLayout  # noqa: E402
-from threestudio.utils.extensions import load_extensions  # noqa: E402
-from threestudio.utils.memory import keep_freed_memory  # noqa: E402
+from threestudio.ops.hash_grid import HashGridLayout
+from threestudio.utils.extensions import load_extensions
+from threestudio.utils.memory import keep_freed_memory
 
 TABLES = {"0.1 M": 12, "1 M": 15, "12.6 M": 19}  # log2 of the largest level of the hash grid
 OPTIMIZERS = {"Adam": {}, "Adam, fused": {"fused": True}}
+LABELS = ("parameters", "optimizer", "window")
 PARTS = ("guesses", "updates", "copies", "distances", "finiteness", "rest")
 
 
@@ -56,10 +54,8 @@ class Clock:
 
     def now(self) -> float:
         """On a processor its own time, which other programs on the machine leave alone, if not its caches."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-            return time.perf_counter()
-        return time.process_time()
+        synchronize(self.device)
+        return time.perf_counter() if self.device.type == "cuda" else time.process_time()
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -274,7 +270,7 @@ def one_device(rows: list[dict]) -> list[str]:
         seconds = row["seconds"]
         cells = [*map(ms, (seconds[part] for part in (*PARTS, "round"))), f"{row['share']:.1%}"]
         lines.append([*labels(row), *cells, ms(seconds["true steps"]), f"{row['share_with_true_steps']:.1%}"])
-    return table(titles, lines)
+    return table([*LABELS, *titles], lines, text_columns=2)
 
 
 def many_ranks(rows: list[dict], bandwidth: float) -> list[str]:
@@ -287,7 +283,7 @@ def many_ranks(rows: list[dict], bandwidth: float) -> list[str]:
         for wire, _ in wires:
             cells += [ms(row[f"{wire}_exchange_seconds"]), f"{row[f'{wire}_share']:.1%}"]
         lines.append([*labels(row), *cells])
-    return table(titles, lines)
+    return table([*LABELS, *titles], lines, text_columns=2)
 
 
 def labels(row: dict) -> list[str]:
@@ -296,11 +292,6 @@ def labels(row: dict) -> list[str]:
 
 def ms(seconds: float) -> str:
     return f"{1e3 * seconds:.1f}"
-
-
-def table(titles: list[str], lines: list[list[str]]) -> list[str]:
-    rows = ["| " + " | ".join(cells) + " |" for cells in [["parameters", "optimizer", "window", *titles], *lines]]
-    return [rows[0], "| --- | --- |" + " ---: |" * (len(titles) + 1), *rows[1:]]
 
 
 def main() -> int:
@@ -318,7 +309,7 @@ def main() -> int:
     torch.set_num_threads(1)  # whose processor time is the wall clock of a machine with nothing else to do
     load_extensions()
     result = measure(args)
-    command = " ".join(["python benchmarks/picard_overhead.py", *sys.argv[1:]])
+    command = given_command()
     where = f"{machine(torch.device(args.device))}; torch {torch.__version__} with one thread"
     page = [
         "# What a round costs besides its gradients",

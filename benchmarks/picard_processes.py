@@ -22,8 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from reporting import ROOT, given_command, processor, table, write_report
 
 LIGHT = {  # of each job: what the end of training need not do here
     "fit-nerf": ["data.n_test_views=1"],
@@ -139,8 +138,6 @@ def fresh(folder: Path) -> Path:
 
 
 def report(args: argparse.Namespace, rows: list[dict[str, Any]]) -> str:
-    from reporting import processor
-
     def middle(way: str, name: str) -> float:
         return statistics.median(row[way][name] for row in rows)
 
@@ -148,6 +145,17 @@ def report(args: argparse.Namespace, rows: list[dict[str, Any]]) -> str:
         ratios = sorted(row[than]["seconds"] / row[way]["seconds"] for row in rows)
         return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
+    rows_of_ways = [["step by step, one process", f"{middle('step by step', 'seconds'):.3f}", "", "", "", "1"]]
+    shares = []
+    for way in WAYS[1:]:
+        faster = [times_faster(way, "step by step"), times_faster(way, "one process") if way != "one process" else ""]
+        figures = [f"{middle(way, 'stride'):.2f}", f"{middle(way, 'gradients_a_step'):.2f}"]
+        rows_of_ways.append([f"Picard, {way}", f"{middle(way, 'seconds'):.3f}", *faster, *figures])
+        parts = ("gradients", "waiting", "rest", "true_steps")
+        shares.append([f"Picard, {way}", *(f"{100 * middle(way, part):.0f} %" for part in parts)])
+    ceilings = sorted(row["ceiling"] for row in rows)
+    ceiling = f"{statistics.median(ceilings):.2f} ({ceilings[0]:.2f} to {ceilings[-1]:.2f})"
+    head = ["", "seconds a step", "faster than step by step", "faster than Picard in one process", "mean stride"]
     lines = [
         "# Picard iterations in two processes",
         "",
@@ -156,30 +164,17 @@ def report(args: argparse.Namespace, rows: list[dict[str, Any]]) -> str:
         f"{args.steps} steps after {args.warm_up},",
         f"medians of {args.repeats} repeats by turns, with the smallest and largest ratio.",
         "",
-        "| | seconds a step | faster than step by step | faster than Picard in one process | mean stride | "
-        "gradients a step |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-        f"| step by step, one process | {middle('step by step', 'seconds'):.3f} | | | | 1 |",
-    ]
-    for way in WAYS[1:]:
-        beside = times_faster(way, "one process") if way != "one process" else ""
-        faster = f"{times_faster(way, 'step by step')} | {beside}"
-        figures = f"{middle(way, 'stride'):.2f} | {middle(way, 'gradients_a_step'):.2f}"
-        lines.append(f"| Picard, {way} | {middle(way, 'seconds'):.3f} | {faster} | {figures} |")
-    ceilings = sorted(row["ceiling"] for row in rows)
-    ceiling = f"{statistics.median(ceilings):.2f} ({ceilings[0]:.2f} to {ceilings[-1]:.2f})"
-    lines += [
+        *table([*head, "gradients a step"], rows_of_ways),
         "",
         f"Two independent runs at once do {ceiling} times the work of one on this machine.",
         "",
-        "| share of the time | gradients | waiting for the other | exchange, rollout, errors | true steps |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        *table(
+            ["share of the time", "gradients", "waiting for the other", "exchange, rollout, errors", "true steps"],
+            shares,
+        ),
+        "",
     ]
-    for way in WAYS[1:]:
-        parts = ("gradients", "waiting", "rest", "true_steps")
-        shares = " | ".join(f"{100 * middle(way, part):.0f} %" for part in parts)
-        lines.append(f"| Picard, {way} | {shares} |")
-    return "\n".join([*lines, ""])
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -200,14 +195,12 @@ def main() -> None:
         work(*json.loads(args.task))
         return
     args.outputs = args.outputs.resolve()
-    args.command = " ".join(["python benchmarks/picard_processes.py", *sys.argv[1:]])
+    args.command = given_command()
     args.load_before = os.getloadavg()[0]
     rows = measure(args)
     text = report(args, rows)
     print(text)
     if args.write:
-        from reporting import write_report
-
         settings = {key: value for key, value in vars(args).items() if key not in ("outputs", "write", "task")}
         write_report("picard_processes", text, {"settings": settings, "rows": rows})
 

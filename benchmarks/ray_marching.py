@@ -11,24 +11,19 @@ docs/benchmarks/ray_marching.{md,json}.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import torch
+import torch.nn.functional as F
+from reporting import conditions, default_device, table, where, write_report
+from timing import take_turns
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from reporting import machine, write_report  # noqa: E402
-
-from threestudio.ops.ray_marching import march_occupied  # noqa: E402
-from threestudio.ops.ray_sampling import RaySamples, ray_aabb_intersect  # noqa: E402
-from threestudio.ops.volume_rendering import accumulate_along_rays, render_weight_from_density  # noqa: E402
-from threestudio.utils.memory import keep_freed_memory  # noqa: E402
+from threestudio.ops.ray_marching import march_occupied
+from threestudio.ops.ray_sampling import RaySamples, ray_aabb_intersect
+from threestudio.ops.volume_rendering import accumulate_along_rays, render_weight_from_density
+from threestudio.utils.memory import keep_freed_memory
 
 SEED = 0
 BACKENDS = ("torch", "warp")
@@ -81,16 +76,6 @@ def passes(n_rays: int, n_steps: int, device: torch.device) -> tuple[dict[str, C
     return dict(zip(PASSES, (march, forward, backward))), samples.t_starts.shape[0]
 
 
-def seconds(function: Callable[[str], object], backend: str, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function(backend)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def megabytes(function: Callable[[str], object], backend: str, device: torch.device) -> float:
     """Peak of the memory that one call allocates, over what was there before."""
     if device.type == "cuda":
@@ -112,13 +97,9 @@ def measure(device: torch.device, repeats: int) -> list[dict]:
     rows = []
     for n_rays, n_steps in SIZES:
         work, n_samples = passes(n_rays, n_steps, device)
-        times: dict[str, dict[str, list[float]]] = {name: {b: [] for b in BACKENDS} for name in work}
-        for round_index in range(repeats + 1):  # a first round, with compilation, is not counted
-            for name, function in work.items():
-                for backend in BACKENDS:
-                    taken = seconds(function, backend, device)
-                    if round_index > 0:
-                        times[name][backend].append(taken)
+        turns = {(name, b): partial(function, b) for name, function in work.items() for b in BACKENDS}
+        taken = take_turns(turns, repeats, device)
+        times = {name: {b: taken[name, b] for b in BACKENDS} for name in work}
         memory = {name: {b: megabytes(function, b, device) for b in BACKENDS} for name, function in work.items()}
         rows.append({"rays": n_rays, "steps": n_steps, "samples": n_samples, "seconds": times, "megabytes": memory})
     return rows
@@ -128,10 +109,7 @@ def report(arguments: argparse.Namespace, device: torch.device) -> dict:
     return {
         "command": f"python benchmarks/ray_marching.py --device {device.type} "
         f"--repeats {arguments.repeats} --threads {arguments.threads}",
-        "machine": machine(device),
-        "torch_threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "torch": torch.__version__,
+        **conditions(device),
         "seed": SEED,
         "repeats": arguments.repeats,
         "rows": measure(device, arguments.repeats),
@@ -139,6 +117,14 @@ def report(arguments: argparse.Namespace, device: torch.device) -> dict:
 
 
 def markdown(result: dict) -> str:
+    rows = []
+    for row in result["rows"]:
+        cells = [f"{row['rays']:,}", str(row["steps"]), f"{row['samples']:,}"]
+        for name in PASSES:
+            warp, torch_ = (statistics.median(row["seconds"][name][b]) for b in ("warp", "torch"))
+            memory = " / ".join(f"{row['megabytes'][name][b]:.1f}" for b in ("warp", "torch"))
+            cells.append(f"{torch_ / warp:.1f}x ({warp * 1e3:.1f} ms; {memory} MB)")
+        rows.append(cells)
     lines = [
         "# Ray marching and compositing",
         "",
@@ -146,32 +132,23 @@ def markdown(result: dict) -> str:
         f"Warp kernels are than plain torch, by the medians of {result['repeats']} rounds in which the two take turns; "
         "in brackets Warp's median time, and the peak of memory that a call allocates, Warp's and torch's.",
         "",
-        f"`{result['command']}` on {result['machine']}; torch {result['torch']} with {result['torch_threads']} "
-        f"thread(s); load average {result['load_average']:.1f}, of which the ratios say more than the times.",
+        where(result),
         "",
-        "| rays | steps over the diagonal | samples | " + " | ".join(PASSES) + " |",
-        "|---|---|---|" + "---|" * len(PASSES),
+        *table(["rays", "steps over the diagonal", "samples", *PASSES], rows, text_columns=0),
     ]
-    for row in result["rows"]:
-        cells = []
-        for name in PASSES:
-            warp, torch_ = (statistics.median(row["seconds"][name][b]) for b in ("warp", "torch"))
-            memory = " / ".join(f"{row['megabytes'][name][b]:.1f}" for b in ("warp", "torch"))
-            cells.append(f"{torch_ / warp:.1f}x ({warp * 1e3:.1f} ms; {memory} MB)")
-        lines.append(f"| {row['rays']:,} | {row['steps']} | {row['samples']:,} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=torch.device, default=default_device())
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch, and of Warp's launches")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/ray_marching.{md,json}")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()  # as launch.py does
-    result = report(arguments, torch.device(arguments.device))
+    result = report(arguments, arguments.device)
     text = markdown(result)
     print(text)
     if arguments.write:

@@ -16,14 +16,12 @@ import os
 import platform
 import resource
 import statistics
-import subprocess
-import sys
-import time
 from pathlib import Path
 
+from launching import keep_record, launch, record_in
 from omegaconf import OmegaConf
+from reporting import ROOT, table, write_report
 
-ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("nerf", "sdf", "dmtet", "gaussians")
 TITLES = {"nerf": "NeRF", "sdf": "SDF", "dmtet": "DMTet", "gaussians": "Gaussians"}
 CELL = 128  # side of a view in the picture, pixels
@@ -37,27 +35,22 @@ FIGURES = {  # of a distilled object, by their names in evaluation.json
     "r_at_1": "R@1 of 16 texts",
 }
 COMMAND = "python benchmarks/representations.py --write"
-FOLDER = ROOT / "docs" / "benchmarks"
 LIBRARY = ROOT / "custom" / "turboprop" / "world" / "libraries" / "world_16.json"
 FIT_CAPTIONS = ("a yellow car with black wheels", "a white snowman with a purple hat", "a blue chair with orange legs")
 
 
 def run(config: str, overrides: list[str], outputs: Path, threads: int) -> dict:
     """One launch: its seconds by the clock and of the processor, and the figures it left."""
-    record = outputs / "run.json"
-    if record.is_file():
-        return json.loads(record.read_text())
+    if (record := record_in(outputs)) is not None:
+        return record
     outputs.mkdir(parents=True, exist_ok=True)
-    launch = [sys.executable, "launch.py", "--config", f"configs/{config}.yaml", "--train"]
-    command = [*launch, f"exp_root_dir={outputs}", *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    begin, used = time.perf_counter(), _children_seconds()
-    with open(outputs / "log.txt", "w") as log:
-        code = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
-    spent = {"seconds": time.perf_counter() - begin, "cpu_seconds": _children_seconds() - used}
+    used = _children_seconds()
+    arguments = ["--config", f"configs/{config}.yaml", "--train", f"exp_root_dir={outputs}", *overrides]
+    code, seconds = launch(arguments, outputs, threads)
+    spent = {"seconds": seconds, "cpu_seconds": _children_seconds() - used}
     result = {**spent, "returncode": code, "threads": threads, **_figures(outputs)}
     if code == 0:
-        record.write_text(json.dumps(result, indent=1))
+        keep_record(outputs, result)
     return result
 
 
@@ -83,12 +76,6 @@ def _figures(outputs: Path) -> dict:
     for folder in outputs.glob("*/*/save/*-test"):
         found["turntable"] = str(folder)
     return found
-
-
-def table(header: list[str], rows: list[list[str]], text_columns: int) -> list[str]:
-    """Lines of a table whose first columns are text and whose others are numbers."""
-    rule = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
-    return [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
 
 
 def fit_table(fits: list[dict]) -> list[str]:
@@ -193,7 +180,7 @@ def page(fits: list[dict], distilled: list[dict]) -> str:
 
 def kept_runs(job: str) -> list[dict]:
     """The runs of a job that the page has now."""
-    runs = json.loads((FOLDER / "representations.json").read_text())["runs"]
+    runs = json.loads((ROOT / "docs" / "benchmarks" / "representations.json").read_text())["runs"]
     return [run_ for run_ in runs if run_["job"] == job]
 
 
@@ -231,12 +218,11 @@ def main() -> None:
     runs, text = [*fits, *distilled], page(fits, distilled)
     print(text)
     if args.write:
-        (FOLDER / "representations.md").write_text(text)
         pictures = ("views", "turntable")  # paths of this machine
         records = [{key: value for key, value in run_.items() if key not in pictures} for run_ in runs]
         machine = f"{os.cpu_count()} cores, {platform.machine()}"
         content = {"command": COMMAND, "machine": machine, "seed": 0, "runs": records}
-        (FOLDER / "representations.json").write_text(json.dumps(content, indent=1) + "\n")
+        write_report("representations", text, content)
         if "asd" in args.jobs and distilled:
             picture(distilled, ROOT / "docs" / "images" / "representations.png")
 

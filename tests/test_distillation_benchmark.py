@@ -144,7 +144,7 @@ def test_the_words_say_what_is_within_the_spread():
     )
     assert "colour error: best is ASD, no shift, 0.100; within its seeds' spread: SDS; behind:" in text
     assert "ASD, shift up to 0.1 against no shift: IoU +0.030 (within the spread), colour error +0.030 (worse)." in text
-    row = distillation_page.table(cells)[3]
+    row = distillation_page.methods_table(cells)[3]
     assert row.startswith("| ASD, shift up to 0.1 | 5 | 0, 1, 2 | 0.750 (0.730 to 0.770) |")
     assert row.endswith("| .237 / .276 |")
 

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_parts.shared import Row, Setting, guarded, median_seconds
+from benchmarks.gpu_parts.shared import Row, Setting, guarded
+from benchmarks.timing import median_seconds
 
 NOTABLE = 1e-4  # of a tensor's largest value
 Work = tuple[Sequence[str], Callable[[str], list[Tensor]]]  # backends beside torch, and what one of them gives

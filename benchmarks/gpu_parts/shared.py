@@ -1,8 +1,7 @@
-"""What the parts share: their setting, their rows, and clocks that wait for the device."""
+"""What the parts share: their setting and their rows."""
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -47,24 +46,6 @@ def guarded(what: str, setting: Setting, work: Callable[[], dict[str, Any]]) -> 
     finally:
         if setting.device.type == "cuda" and torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def median_seconds(work: Callable[[], Any], device: torch.device, repeats: int, warm_up: int = 2) -> float:
-    for _ in range(warm_up):
-        work()
-    seconds = []
-    for _ in range(repeats):
-        synchronize(device)
-        start = time.perf_counter()
-        work()
-        synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
 
 
 def existing_keys(config: DictConfig, wanted: dict[str, Any]) -> list[str]:

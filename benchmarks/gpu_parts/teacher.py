@@ -7,52 +7,17 @@ the encoder's backward pass. Time does not depend on weights.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 import torch
 from turboprop.teachers.latent_diffusion import LatentDiffusionTeacher
-from turboprop.teachers.noise_schedule import scaled_linear_alphas_cumprod
 
 import threestudio
-from benchmarks.gpu_parts.shared import Row, Setting, guarded, median_seconds
-from benchmarks.picard_batched import SD21_UNET, SD21_VAE
+from benchmarks.gpu_parts.shared import Row, Setting, guarded
+from benchmarks.random_teacher import TOKENS, RandomPrompts, random_teacher
+from benchmarks.timing import median_seconds
 
-TINY_UNET = {
-    "sample_size": 8, "block_out_channels": (32, 64), "attention_head_dim": 8, "cross_attention_dim": 16,
-    "layers_per_block": 1, "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-}  # fmt: skip
-TINY_VAE = {
-    "block_out_channels": (32, 32), "latent_channels": 4, "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-}  # fmt: skip
-TOKENS, BATCHES = 77, (1, 2, 4, 8)
-
-
-@lru_cache(maxsize=1)
-def random_teacher(tiny: bool, device: torch.device) -> LatentDiffusionTeacher:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    with device, torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet = UNet2DConditionModel(**(TINY_UNET if tiny else SD21_UNET))
-        vae = AutoencoderKL(**(TINY_VAE if tiny else SD21_VAE))
-    schedule = scaled_linear_alphas_cumprod().to(device)
-    return LatentDiffusionTeacher(unet.to(dtype), vae.to(dtype), schedule, "epsilon")
-
-
-class RandomPrompts:
-    """Embeddings for any view: [2B, tokens, width], positive ones first."""
-
-    use_perp_neg = False
-
-    def __init__(self, width: int, device: torch.device) -> None:
-        self.embeddings = torch.randn(2, TOKENS, width, generator=torch.Generator().manual_seed(0)).to(device)
-
-    def get_text_embeddings(self, elevation: torch.Tensor, *others: Any) -> torch.Tensor:
-        return self.embeddings.repeat_interleave(elevation.shape[0], 0)
+BATCHES = (1, 2, 4, 8)
 
 
 def guided(teacher: LatentDiffusionTeacher, rgb: torch.Tensor, angles: torch.Tensor) -> Any:

@@ -11,7 +11,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from benchmarks.gpu_parts.shared import Row, Setting, existing_keys, guarded, synchronize
+from benchmarks.gpu_parts.shared import Row, Setting, existing_keys, guarded
+from benchmarks.timing import synchronize
 from threestudio.utils.config import load_config
 from threestudio.utils.devices import running_on
 from threestudio.utils.launching import build

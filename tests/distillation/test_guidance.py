@@ -327,8 +327,8 @@ def test_the_final_picture_is_the_teachers_mode():
             {"guidance_perp_neg": 0.5},
             "guidance_perp_neg: expected a number of at most 0, got 0.5",
         ),
-        ("turboprop-guidance", {"trainer_max_steps": 0}, "trainer_max_steps: expected a number of at least 1, got 0"),
-        ("turboprop-guidance", {"plus_ratio": -1.0}, "plus_ratio: expected a number of at least 0, got -1"),
+        ("turboprop-guidance", {"trainer_max_steps": 0}, "trainer_max_steps: expected at least 1, got 0"),
+        ("turboprop-guidance", {"plus_ratio": -1.0}, "plus_ratio: expected at least 0, got -1"),
         (
             "turboprop-guidance",
             {"min_step_percent": 0.9, "max_step_percent": 0.2},

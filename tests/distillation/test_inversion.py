@@ -237,8 +237,8 @@ def test_without_inversion_noise_is_drawn(parts):
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
-        ({"inversion_n_steps": 0}, "inversion_n_steps: expected a number of at least 1, got 0"),
-        ({"inversion_eta": -0.1}, "inversion_eta: expected a number of at least 0, got -0.1"),
+        ({"inversion_n_steps": 0}, "inversion_n_steps: expected at least 1, got 0"),
+        ({"inversion_eta": -0.1}, "inversion_eta: expected at least 0, got -0.1"),
         ({"token_merging": True}, "token_merging: merging tokens is not supported"),
         ({"inversion_steps": 3}, "inversion_steps.*inversion_n_steps"),
     ],

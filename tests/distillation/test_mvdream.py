@@ -320,7 +320,7 @@ BAD = [
     ({"model_name": "sd-v3"}, "model_name: expected one of sd-v2.1-base-4view, sd-v1.5-4view, got 'sd-v3'"),
     ({"method": "csd"}, "method: expected one of sds, got 'csd'"),
     ({"image_size": 25}, "image_size: expected a multiple of 2, got 25"),
-    ({"n_view": 0}, "n_view: expected a number of at least 1, got 0"),
+    ({"n_view": 0}, "n_view: expected at least 1, got 0"),
 ]
 
 

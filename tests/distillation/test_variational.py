@@ -346,8 +346,8 @@ def test_a_config_of_another_method_runs_it(guidance, prompt_utils):
     ("cfg", "message"),
     [
         ({"camera_condition_type": "c2w"}, "camera_condition_type: expected one of extrinsics, mvp, got 'c2w'"),
-        ({"lora_n_timestamp_samples": 0}, "lora_n_timestamp_samples: expected a number of at least 1, got 0"),
-        ({"lora_rank": 0}, "lora_rank: expected a number of at least 1, got 0"),
+        ({"lora_n_timestamp_samples": 0}, "lora_n_timestamp_samples: expected at least 1, got 0"),
+        ({"lora_rank": 0}, "lora_rank: expected at least 1, got 0"),
         ({"lora_cfg_trainin": True}, "lora_cfg_trainin.*lora_cfg_training"),
         ({"pretrained_model_name_or_path_lora": "/nowhere"}, "no folder /nowhere"),
         ({"enable_sequential_cpu_offload": True}, "enable_sequential_cpu_offload: .* expected false, got true"),

@@ -8,7 +8,7 @@ import torch
 from turboprop.teachers import LatentDiffusionTeacher, PixelDiffusionTeacher, TextCondition, load_teacher
 from turboprop.teachers.text import encode_prompts
 from turboprop.teachers.text_encoders import T5TextEncoder
-from turboprop.teachers.weights import GATED, check_folder, check_model, model_folder, weight_files, weight_variant
+from turboprop.teachers.weights import GATED, check_folder, model_folder, weight_files, weight_variant
 
 import threestudio
 from tests.tiny_deep_floyd import write_tiny_deep_floyd
@@ -154,7 +154,7 @@ def test_gated_weights_that_cannot_be_fetched_say_what_to_do(name, monkeypatch, 
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    for ask in (check_model, lambda model: model_folder(model, prefer_half=True)):
+    for ask in (model_folder, lambda model: model_folder(model, prefer_half=True)):
         message = f"{name} is gated: accept its licence on https://huggingface.co/{name}"
         with pytest.raises(FileNotFoundError, match=message) as error:
             ask(name)

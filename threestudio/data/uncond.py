@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from omegaconf import ListConfig
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
 import threestudio
 from threestudio.data.cameras import (
@@ -26,6 +25,7 @@ from threestudio.data.cameras import (
     spherical_to_cartesian,
     unit_focal_directions,
 )
+from threestudio.data.stepwise import StepwiseDataModule
 from threestudio.utils.base import Updateable
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
@@ -284,7 +284,7 @@ class RandomCameraDataset(Dataset):
 
 
 @threestudio.register("random-camera-datamodule")
-class RandomCameraDataModule(pl.LightningDataModule):
+class RandomCameraDataModule(StepwiseDataModule):
     cfg: RandomCameraDataModuleConfig
 
     def __init__(self, cfg: Any | None = None) -> None:
@@ -298,18 +298,3 @@ class RandomCameraDataModule(pl.LightningDataModule):
             self.val_dataset = RandomCameraDataset(self.cfg, "val")
         if stage in (None, "test", "predict"):
             self.test_dataset = RandomCameraDataset(self.cfg, "test")
-
-    def general_loader(self, dataset: Any, batch_size: int | None, collate_fn: Any = None) -> DataLoader:
-        return DataLoader(dataset, num_workers=0, batch_size=batch_size, collate_fn=collate_fn)
-
-    def train_dataloader(self) -> DataLoader:
-        return self.general_loader(self.train_dataset, batch_size=None, collate_fn=self.train_dataset.collate)
-
-    def val_dataloader(self) -> DataLoader:
-        return self.general_loader(self.val_dataset, batch_size=1, collate_fn=self.val_dataset.collate)
-
-    def test_dataloader(self) -> DataLoader:
-        return self.general_loader(self.test_dataset, batch_size=1, collate_fn=self.test_dataset.collate)
-
-    def predict_dataloader(self) -> DataLoader:
-        return self.general_loader(self.test_dataset, batch_size=1, collate_fn=self.test_dataset.collate)

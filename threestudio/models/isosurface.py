@@ -19,6 +19,7 @@ from torch import Tensor
 from threestudio.models.mesh import Mesh
 from threestudio.utils.errors import UserError
 from threestudio.utils.memory import check_memory
+from threestudio.utils.value_checks import check_at_least
 
 
 class EmptyFieldError(UserError):
@@ -132,8 +133,7 @@ def check_resolution(method: str, resolution: int) -> None:
 
     method: mt or mc-cpu.
     """
-    if resolution < 2:
-        raise UserError(f"isosurface_resolution: expected at least 2, got {resolution}")
+    check_at_least("isosurface_resolution", resolution, 2)
     cells = {"mt": BYTES_A_CELL * ((resolution + 1) // 2) ** 3, "mc-cpu": BYTES_A_VOXEL * resolution**3}
     bytes_needed = cells[method]
     check_memory(bytes_needed, torch.device("cpu"), "geometry.isosurface_resolution", resolution)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_choice
 
 
 def is_installed(package: str) -> bool:
@@ -45,8 +46,7 @@ class Backends:
         Raises:
             UserError: a name that is none, or one that cannot run here on tensors of this type.
         """
-        if backend not in self.names:
-            raise UserError(f"{self.op}: backend: expected one of {', '.join(self.names)}, got {backend!r}")
+        check_choice(f"{self.op}: backend", backend, self.names)
         device, types = inputs[0].device, {x.dtype for x in inputs}
         available = self.available(device) if types == {torch.float32} else ["torch"]
         if backend == "auto":

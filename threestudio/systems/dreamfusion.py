@@ -1,7 +1,5 @@
 """DreamFusion (Poole et al. 2022): one scene for one prompt, taught by score distillation."""
 
-from dataclasses import dataclass
-
 import threestudio
 from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import VOLUME_WEIGHTS, volume_losses
@@ -10,12 +8,6 @@ from threestudio.systems.score_distillation import ScoreDistillationSystem
 
 @threestudio.register("dreamfusion-system")
 class DreamFusion(ScoreDistillationSystem):
-    @dataclass
-    class Config(ScoreDistillationSystem.Config):
-        pass
-
-    cfg: Config
-
     def own_weights(self) -> LossWeights:
         return VOLUME_WEIGHTS
 

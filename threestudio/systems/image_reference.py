@@ -9,12 +9,7 @@ import torch
 from torch import Tensor
 
 from threestudio.systems.loss_weights import LossWeights
-from threestudio.systems.losses import (
-    SURFACE_WEIGHTS,
-    VOLUME_WEIGHTS,
-    surface_losses,
-    volume_losses,
-)
+from threestudio.systems.losses import SURFACE_WEIGHTS, VOLUME_WEIGHTS, scene_losses
 from threestudio.systems.reference_losses import (
     color_loss,
     depth_correlation_loss,
@@ -126,11 +121,7 @@ class ImageReferenceSystem(ScoreDistillationSystem):
         if self.weight("3d_normal_smooth") > 0:
             perturbed = needed(out, "normal_perturb", "3d_normal_smooth")
             losses["3d_normal_smooth"] = perturbed_normal_loss(out["normal"], perturbed)
-        if self.cfg.refinement:
-            scene = surface_losses(out["mesh"], self.weight, out["opacity"])
-        else:
-            scene = volume_losses(out, self.weight)
-        for name, value in scene.items():
+        for name, value in scene_losses(out, self.cfg.refinement, self.weight).items():
             name = name.removeprefix("loss_")
             if self.weight(name) > 0 and not (of_picture and name == "sparsity"):
                 losses[name] = value
@@ -147,10 +138,8 @@ class ImageReferenceSystem(ScoreDistillationSystem):
 
     def on_validation_epoch_end(self) -> None:
         """Makes a video of the orbit, and removes its frames."""
-        step = self.true_global_step
-        name = f"it{step}-val"
-        self.save_img_sequence(name, name, r"(\d+)\.png", save_format="mp4", fps=30, name="val", step=step)
-        shutil.rmtree(Path(self.get_save_dir()) / name)
+        self._save_orbit("val")
+        shutil.rmtree(Path(self.get_save_dir()) / f"it{self.true_global_step}-val")
 
 
 def needed(out: dict, name: str, loss: str) -> Tensor:

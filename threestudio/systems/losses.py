@@ -100,6 +100,19 @@ def surface_losses(
 SURFACE_WEIGHTS = LossWeights(("lambda_normal_consistency",), ("lambda_laplacian_smoothness",))
 
 
+# ------------------------------------------------------- of systems in two stages, a field and its mesh
+
+
+def scene_weights(refinement: bool) -> LossWeights:
+    """Weights of the losses of a stage, and of the other one's, which may stand in one config with them."""
+    own, other = (SURFACE_WEIGHTS, VOLUME_WEIGHTS) if refinement else (VOLUME_WEIGHTS, SURFACE_WEIGHTS)
+    return own.with_(optional=other.keys)
+
+
+def scene_losses(out: dict, refinement: bool, weight: Weight) -> dict[str, Tensor]:
+    return surface_losses(out["mesh"], weight, out["opacity"]) if refinement else volume_losses(out, weight)
+
+
 # ----------------------------------------------------------------------- of single methods
 
 

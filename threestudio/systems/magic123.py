@@ -7,7 +7,7 @@ from torch import Tensor
 import threestudio
 from threestudio.systems.image_reference import cameras_of, needed, random_cameras_of
 from threestudio.systems.loss_weights import LossWeights
-from threestudio.systems.losses import SURFACE_WEIGHTS, VOLUME_WEIGHTS, surface_losses, volume_losses
+from threestudio.systems.losses import scene_weights, surface_losses, volume_losses
 from threestudio.systems.reference_losses import color_loss, mask_cross_entropy, normal_smoothness
 from threestudio.systems.score_distillation import ScoreDistillationSystem
 
@@ -27,11 +27,9 @@ class Magic123(ScoreDistillationSystem):
     guidance_parts = {"": "guidance", "3d_": "guidance_3d"}
 
     def own_weights(self) -> LossWeights:
-        own, other = VOLUME_WEIGHTS, SURFACE_WEIGHTS
-        if self.cfg.refinement:
-            own, other = other, own
-        required, optional = ("lambda_rgb", "lambda_mask"), ("lambda_normal_smoothness_2d", *other.keys)
-        return own.with_(required, optional)
+        return scene_weights(self.cfg.refinement).with_(
+            required=("lambda_rgb", "lambda_mask"), optional=("lambda_normal_smoothness_2d",)
+        )
 
     def training_step(self, batch: dict, batch_idx: int) -> dict:
         reference, cameras = self(cameras_of(batch)), random_cameras_of(batch)

@@ -4,12 +4,7 @@ from dataclasses import dataclass
 
 import threestudio
 from threestudio.systems.loss_weights import LossWeights
-from threestudio.systems.losses import (
-    SURFACE_WEIGHTS,
-    VOLUME_WEIGHTS,
-    surface_losses,
-    volume_losses,
-)
+from threestudio.systems.losses import scene_losses, scene_weights
 from threestudio.systems.score_distillation import ScoreDistillationSystem
 
 
@@ -22,16 +17,10 @@ class Magic3D(ScoreDistillationSystem):
     cfg: Config
 
     def own_weights(self) -> LossWeights:
-        own, other = VOLUME_WEIGHTS, SURFACE_WEIGHTS
-        if self.cfg.refinement:
-            own, other = other, own
-        return own.with_(optional=other.keys)
+        return scene_weights(self.cfg.refinement)
 
     def training_step(self, batch: dict, batch_idx: int) -> dict:
         out = self(batch)
         losses = self.guide(out["comp_rgb"], batch)
-        if self.cfg.refinement:
-            losses.update(surface_losses(out["mesh"], self.weight, out["opacity"]))
-        else:
-            losses.update(volume_losses(out, self.weight))
+        losses.update(scene_losses(out, self.cfg.refinement, self.weight))
         return self.weighted_sum(losses)

@@ -14,7 +14,7 @@ from threestudio.systems.losses import (
     volume_losses,
 )
 from threestudio.systems.score_distillation import ScoreDistillationSystem
-from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_choice
 
 STAGES = ("coarse", "geometry", "texture")
 
@@ -38,8 +38,7 @@ class ProlificDreamer(ScoreDistillationSystem):
         return of_stage.with_(optional=each)
 
     def configure(self) -> None:
-        if self.cfg.stage not in STAGES:
-            raise UserError(f"system.stage: expected one of {', '.join(STAGES)}, got {self.cfg.stage!r}")
+        check_choice("system.stage", self.cfg.stage, STAGES)
         super().configure()
         if not self._guidance_trains():
             self.build_prompts_and_guidance()

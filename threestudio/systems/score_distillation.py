@@ -111,14 +111,11 @@ class ScoreDistillationSystem(BaseLift3DSystem):
     def test_step(self, batch: dict, batch_idx: int) -> None:
         self._save_views(batch, "-test/", "test_step")
 
-    def on_test_epoch_end(self) -> None:
+    def _save_orbit(self, stage: str) -> None:
+        """A video of the pictures that a stage has written."""
         step = self.true_global_step
-        self.save_img_sequence(
-            f"it{step}-test",
-            f"it{step}-test",
-            r"(\d+)\.png",
-            save_format="mp4",
-            fps=30,
-            name="test",
-            step=step,
-        )
+        frames = f"it{step}-{stage}"
+        self.save_img_sequence(frames, frames, r"(\d+)\.png", save_format="mp4", fps=30, name=stage, step=step)
+
+    def on_test_epoch_end(self) -> None:
+        self._save_orbit("test")

@@ -21,7 +21,6 @@ class ScoreJacobianChaining(LatentSceneSystem):
         subpixel_rendering: bool = True  # pictures are decoded from latents of twice the model's size
 
     cfg: Config
-    # emptiness_scale: factor of the weights in the emptiness loss; center_ratio: share of an image's sides
 
     def own_weights(self) -> LossWeights:
         # emptiness_scale: factor of the weights in the emptiness loss; center_ratio: share of an image's sides

@@ -1,7 +1,5 @@
 """TextMesh (Tsalicoglou et al. 2023): a signed distance field, rendered as a volume, whose surface is the result."""
 
-from dataclasses import dataclass
-
 import threestudio
 from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import VOLUME_WEIGHTS, eikonal_loss, volume_losses
@@ -10,11 +8,6 @@ from threestudio.systems.score_distillation import ScoreDistillationSystem
 
 @threestudio.register("textmesh-system")
 class TextMesh(ScoreDistillationSystem):
-    @dataclass
-    class Config(ScoreDistillationSystem.Config):
-        pass
-
-    cfg: Config
     shown_figures = ("train/inv_std",)
 
     def own_weights(self) -> LossWeights:

@@ -1,12 +1,11 @@
 """A scene from one picture, taught by a model of other views of it (zero-1-to-3, Liu et al. 2023)."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 import threestudio
 from threestudio.systems.image_reference import ImageReferenceSystem
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_choice
 
 TURNS = ("accumulate", "alternate")
 
@@ -19,19 +18,13 @@ class Zero123(ImageReferenceSystem):
     freq.n_ref-th step and in the first freq.ref_only_steps, and at random cameras at all others.
     """
 
-    @dataclass
-    class Config(ImageReferenceSystem.Config):
-        pass
-
-    cfg: Config
     guided_part = "zero123"
     freq_keys = (*ImageReferenceSystem.freq_keys, "ref_or_zero123")
 
     def configure(self) -> None:
         freq = self.cfg.freq
         self.turns = freq.get("ref_or_zero123", "accumulate")
-        if self.turns not in TURNS:
-            raise UserError(f"system.freq.ref_or_zero123: expected one of {', '.join(TURNS)}, got {self.turns!r}")
+        check_choice("system.freq.ref_or_zero123", self.turns, TURNS)
         if self.turns == "alternate" and not freq.get("n_ref", 0) >= 1:
             raise UserError("system.freq.n_ref: alternate needs a number of at least 1")
         super().configure()

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from threestudio.utils.errors import UserError, with_suggestion
+from threestudio.utils.errors import UserError, one_line, with_suggestion
 from threestudio.utils.value_checks import alternatives, expected, fits, shown, type_name
 
 
@@ -92,7 +92,7 @@ def tried(build: Callable[[dict[str, Any]], Any], given: dict[str, Any], key: st
     try:
         return build(given)
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         if isinstance(error, (ArithmeticError, LookupError, AttributeError)):
             reason = f"{type(error).__name__}: {reason}"
         name = _culprit(build, given)

@@ -16,6 +16,16 @@ class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that the user names is not there."""
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, of libraries that say much; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def nearest_names(name: str, valid: Iterable[str], count: int = 3) -> list[str]:
     """Up to `count` names of `valid` that look like `name`, best first."""
     names = {v.lower(): v for v in valid}

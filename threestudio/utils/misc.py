@@ -10,7 +10,7 @@ import torch
 from packaging import version
 
 from threestudio.utils.devices import get_device, get_rank  # noqa: F401 (upstream's plugins take both from here)
-from threestudio.utils.errors import MissingFileError, UserError
+from threestudio.utils.errors import MissingFileError, UserError, first_line
 from threestudio.utils.value_checks import schedule_knots
 
 
@@ -84,7 +84,7 @@ def load_checkpoint(path: str, map_location: Any = "cpu") -> dict:
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # torch raises many types here; each means an unreadable file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise UserError(f"checkpoint {path} is corrupt or not a checkpoint: {reason}") from error
 
 

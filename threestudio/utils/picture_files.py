@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from threestudio.utils.errors import UserError
+from threestudio.utils.errors import UserError, one_line
 
 SMALLEST_SIDE = 8  # pixels; less than this shows no object
 LARGEST_SIDE = 4096  # pixels; what is larger is shrunk, which bounds the memory
@@ -50,7 +50,7 @@ def _broken_files_named(path: Path, key: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise UserError(f"{key}: {path} has too many pixels: {error}") from error
     except (OSError, SyntaxError, EOFError, ValueError) as error:  # SyntaxError is Pillow's for a broken PNG
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise UserError(f"{key}: {path} is not a whole picture: {reason}") from error
 
 

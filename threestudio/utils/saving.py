@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,10 +162,7 @@ class SaverMixin:
         import trimesh
 
         mesh = trimesh.Trimesh(images.to_numpy(v_pos), images.to_numpy(t_pos_idx), process=False)
-        path = self.get_save_path(filename)
-        with staged(path) as scratch:
-            mesh.export(scratch)
-        return path
+        return self.save_written(filename, mesh.export)[0]
 
     def save_obj(
         self,
@@ -210,28 +208,22 @@ class SaverMixin:
         v_tng: Any = None,  # [Nt, 4], tangents by texture coordinate that map_Bump refers to
     ) -> list[str]:
         """Writes a GLB with vertex colours, or with `save_uv` and `map_Kd` textures."""
-        path = self.get_save_path(_with_ending(filename, ".glb"))
         arrays = _arrays_of(mesh, save_normal, save_uv, save_vertex_color)
         maps = {"base_color": map_Kd, "metallic": map_Pm, "roughness": map_Pr, "normal_map": map_Bump, "v_tng": v_tng}
-        with staged(path) as scratch:
-            glb_files.write_glb(scratch, **arrays, **images.to_numpy(maps))
-        return [path]
+        write = partial(glb_files.write_glb, **arrays, **images.to_numpy(maps))
+        return self.save_written(_with_ending(filename, ".glb"), write)
 
     def save_ply(
         self, filename: str, mesh: Any, save_normal: bool = False, save_vertex_color: bool = False
     ) -> list[str]:
         """Writes a threestudio.models.mesh.Mesh as binary PLY."""
-        path = self.get_save_path(_with_ending(filename, ".ply"))
-        with staged(path) as scratch:
-            mesh_files.write_ply(scratch, **_plain_arrays_of(mesh, save_normal, save_vertex_color))
-        return [path]
+        write = partial(mesh_files.write_ply, **_plain_arrays_of(mesh, save_normal, save_vertex_color))
+        return self.save_written(_with_ending(filename, ".ply"), write)
 
     def save_stl(self, filename: str, mesh: Any) -> list[str]:
         """Writes a threestudio.models.mesh.Mesh as binary STL."""
-        path = self.get_save_path(_with_ending(filename, ".stl"))
-        with staged(path) as scratch:
-            mesh_files.write_stl(scratch, **images.to_numpy({"v_pos": mesh.v_pos, "t_pos_idx": mesh.t_pos_idx}))
-        return [path]
+        arrays = images.to_numpy({"v_pos": mesh.v_pos, "t_pos_idx": mesh.t_pos_idx})
+        return self.save_written(_with_ending(filename, ".stl"), partial(mesh_files.write_stl, **arrays))
 
     def save_written(self, filename: str, write: Callable[[str], Any]) -> list[str]:
         """For what writes itself: `write(path)` is called; the file appears when it is whole."""

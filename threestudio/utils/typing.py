@@ -21,32 +21,3 @@ from jaxtyping import Bool, Complex, Float, Inexact, Int, Integer, Num, Shaped, 
 from omegaconf import DictConfig
 from torch import Tensor
 from typeguard import typechecked as typechecker
-
-__all__ = [
-    "Any",
-    "Bool",
-    "Callable",
-    "Complex",
-    "Dict",
-    "DictConfig",
-    "Float",
-    "Inexact",
-    "Int",
-    "Integer",
-    "Iterable",
-    "List",
-    "Literal",
-    "NamedTuple",
-    "NewType",
-    "Num",
-    "Optional",
-    "Shaped",
-    "Sized",
-    "Tensor",
-    "Tuple",
-    "Type",
-    "TypeVar",
-    "UInt",
-    "Union",
-    "typechecker",
-]

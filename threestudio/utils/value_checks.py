@@ -30,6 +30,18 @@ def choices(values: Iterable[Any]) -> str:
     return ", ".join("null" if value is None else str(value) for value in values)
 
 
+def check_choice(key: str, value: Any, known: Iterable[Any]) -> None:
+    """Raises UserError for a value that is none of those known."""
+    if value not in known:
+        raise UserError(f"{key}: expected one of {choices(known)}, got {value!r}")
+
+
+def check_at_least(key: str, value: float, least: float) -> None:
+    """Raises UserError for a number below `least`."""
+    if value < least:
+        raise UserError(f"{key}: expected at least {least:g}, got {value:g}")
+
+
 def alternatives(hint: Any) -> tuple:
     """The member types of a Union or Optional, else the type itself."""
     return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image
 
-from threestudio.utils.errors import UserError
+from threestudio.utils.errors import UserError, first_line
 
 
 def _even(frame: np.ndarray) -> np.ndarray:
@@ -40,7 +40,7 @@ def write_mp4(path: str, frames: list[np.ndarray], fps: int) -> str:
         if os.path.exists(path):
             os.remove(path)
         fallback = os.path.splitext(path)[0] + ".gif"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         threestudio.warn(f"no mp4 ({reason}); writing {fallback}")
         return write_gif(fallback, frames, fps)
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
 import threestudio
+from threestudio.data.stepwise import StepwiseDataModule
 from threestudio.data.uncond import RandomCameraDataModuleConfig, RandomCameraDataset, RandomCameraIterableDataset
 from threestudio.utils.base import Updateable
 from threestudio.utils.config import parse_structured
-from threestudio.utils.errors import UserError
 
 from ..multi_view.view_sets import ViewSets
-from ..teachers.prompts.library import load_prompt_library, prompt_list
+from ..teachers.prompts.library import chosen_library
 
 
 @dataclass
@@ -105,14 +104,13 @@ class PromptOrbitDataset(Dataset):
         cameras = self.orbit.collate([self.orbit[i] for i in range(len(self.orbit))])
         return {**cameras, "index": index, "prompt": [self.prompts[index]], "noise": self.noise}
 
-
-def _the_item(items: list[dict[str, Any]]) -> dict[str, Any]:
-    (item,) = items
-    return item
+    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        (item,) = items
+        return item
 
 
 @threestudio.register("turboprop-multiprompt-camera-datamodule")
-class MultiPromptCameraDataModule(pl.LightningDataModule):
+class MultiPromptCameraDataModule(StepwiseDataModule):
     """Random cameras of several prompts a step; an orbit of each prompt to look at."""
 
     config_class = MultiPromptCameraConfig
@@ -122,14 +120,7 @@ class MultiPromptCameraDataModule(pl.LightningDataModule):
         self.cfg = parse_structured(self.config_class, cfg)
         self.sets = self.view_sets()
         self.views = self.views_of_stages()
-        if self.cfg.prompt_library and self.cfg.prompts is not None:
-            raise UserError("data: expected prompt_library or prompts, got both")
-        if self.cfg.prompt_library:
-            self.library = load_prompt_library(self.cfg.prompt_library)
-        elif self.cfg.prompts is not None:
-            self.library = prompt_list(list(self.cfg.prompts))
-        else:
-            raise UserError("data: expected prompt_library (a JSON file or name) or prompts, got neither")
+        self.library = chosen_library(self.cfg.prompt_library, self.cfg.prompts, "data")
 
     def view_sets(self) -> ViewSets | None:
         """How the cameras of a prompt are drawn together; None: each by itself."""
@@ -152,21 +143,6 @@ class MultiPromptCameraDataModule(pl.LightningDataModule):
             self.val_dataset = PromptOrbitDataset(self.cfg, self.library.split("val"), "val")
         if stage in (None, "test", "predict"):
             self.test_dataset = PromptOrbitDataset(self.cfg, self.library.split("test"), "test")
-
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.train_dataset, num_workers=0, batch_size=None, collate_fn=self.train_dataset.collate)
-
-    def _orbit_loader(self, dataset: PromptOrbitDataset) -> DataLoader:
-        return DataLoader(dataset, num_workers=0, batch_size=1, collate_fn=_the_item)
-
-    def val_dataloader(self) -> DataLoader:
-        return self._orbit_loader(self.val_dataset)
-
-    def test_dataloader(self) -> DataLoader:
-        return self._orbit_loader(self.test_dataset)
-
-    def predict_dataloader(self) -> DataLoader:
-        return self._orbit_loader(self.test_dataset)
 
 
 @threestudio.register("multiprompt-camera-datamodule")

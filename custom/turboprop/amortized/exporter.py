@@ -14,6 +14,7 @@ from threestudio.models.exporters.base import Exporter, ExporterOutput
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_at_least
 
 from .field import SpaceCache
 from .meshing import MeshStatistics, extract_mesh
@@ -42,8 +43,7 @@ class PromptMeshExporter(Exporter):
         unknown = [fmt for fmt in self.cfg.fmt if fmt not in FORMATS]
         if unknown or not self.cfg.fmt:
             raise UserError(f"exporter.fmt: expected some of {', '.join(FORMATS)}, got {list(self.cfg.fmt)}")
-        if self.cfg.resolution < 8:
-            raise UserError(f"exporter.resolution: expected at least 8, got {self.cfg.resolution}")
+        check_at_least("exporter.resolution", self.cfg.resolution, 8)
 
     def mesh_of(self, cache: SpaceCache) -> tuple[trimesh.Trimesh, MeshStatistics]:
         """The mesh of a cache of one prompt. Raises EmptyField."""

@@ -17,7 +17,7 @@ from threestudio.models.renderers.base import VolumeRenderer
 from threestudio.models.renderers.surface_density import volsdf_density
 from threestudio.utils.errors import UserError
 from threestudio.utils.misc import C
-from threestudio.utils.value_checks import Scheduled
+from threestudio.utils.value_checks import Scheduled, check_at_least, check_choice
 
 from .field import Field, SpaceCache, forward_differences, points_ahead
 from .volsdf import PackedSamples, composite, propose_samples
@@ -63,10 +63,8 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         super().configure(geometry, material, background)
         cfg = self.cfg
         for key, least in ((self.intervals_key, 1), (self.further_key, 0), ("eval_chunk_size", 1)):
-            if cfg[key] < least:
-                raise UserError(f"renderer.{key}: expected at least {least}, got {cfg[key]}")
-        if cfg.eikonal_at not in EIKONAL_AT:
-            raise UserError(f"renderer.eikonal_at: expected one of {', '.join(EIKONAL_AT)}, got {cfg.eikonal_at!r}")
+            check_at_least(f"renderer.{key}", cfg[key], least)
+        check_choice("renderer.eikonal_at", cfg.eikonal_at, EIKONAL_AT)
         if not 0 <= cfg.min_weight < 1:
             raise UserError(f"renderer.min_weight: expected at least 0 and less than 1, got {cfg.min_weight:g}")
         if not math.isclose(cfg.radius, geometry.cfg.radius):

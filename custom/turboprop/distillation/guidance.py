@@ -4,7 +4,6 @@ One class does the work of all methods that need a teacher alone. Most names dif
 of a table, and a method is swapped by one line of a config.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +15,7 @@ import threestudio
 from threestudio.utils.base import BaseModule, BaseObject
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_choice
 
 from ..teachers.configured import TeacherConfig, configured_teacher
 from ..teachers.contract import Cameras, Teacher
@@ -36,11 +36,6 @@ class GuidanceConfig(TeacherConfig, ScheduleConfig):
     weighting_strategy: str = "sds"  # w(t): sds, uniform or fantasia3d
     use_img_loss: bool = False  # HiFA: also the distance between the render and the guided clean image
     max_items_eval: int = 4  # how many samples of a batch guidance_eval pictures
-
-
-def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
-    if value not in choices:
-        raise UserError(f"{key}: expected one of {', '.join(choices)}, got {value!r}")
 
 
 def check_guidance_config(cfg: GuidanceConfig) -> None:

@@ -8,12 +8,12 @@ from functools import partial
 
 import threestudio
 from threestudio.utils.errors import UserError
-from threestudio.utils.value_checks import Scheduled
+from threestudio.utils.value_checks import Scheduled, check_choice
 
 from ..teachers.configured import configured_teacher
 from ..teachers.contract import Teacher
 from ..teachers.multi_view.hub import PUBLISHED, fetch_published
-from .guidance import DistillationGuidance, check_choice, register_names
+from .guidance import DistillationGuidance, register_names
 from .reconstruction import reconstruction_gradient
 
 CAMERA_CONDITIONS = ("rotation",)

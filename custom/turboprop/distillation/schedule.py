@@ -9,7 +9,7 @@ from torch import Tensor
 from threestudio.utils.base import Updateable
 from threestudio.utils.errors import UserError
 from threestudio.utils.misc import C
-from threestudio.utils.value_checks import Scheduled, schedule_values
+from threestudio.utils.value_checks import Scheduled, check_at_least, schedule_values
 
 from .timesteps import (
     sample_timesteps,
@@ -51,9 +51,7 @@ def check_schedule_config(cfg: ScheduleConfig) -> None:
         if not all(0 <= percent <= 1 for percent in schedule_values(percents)):
             raise UserError(f"{key}: expected fractions in [0, 1] at every step, got {percents}")
     for key, least in (("n_view", 1), ("plus_ratio", 0), ("trainer_max_steps", 1)):
-        value = getattr(cfg, key)
-        if value < least:
-            raise UserError(f"{key}: expected a number of at least {least}, got {value:g}")
+        check_at_least(key, getattr(cfg, key), least)
 
 
 class Schedule(Updateable):

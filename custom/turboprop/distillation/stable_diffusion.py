@@ -12,6 +12,7 @@ from torch import Tensor
 
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_at_least
 
 from ..teachers.contract import Teacher
 from .guidance import DistillationGuidance, TeacherGuidance, losses_named, register_names
@@ -78,9 +79,7 @@ class StableDiffusionSDIGuidance(TeacherGuidance):
         cfg = self.cfg
         check_token_merging(cfg)
         for key, least in (("inversion_n_steps", 1), ("inversion_eta", 0)):
-            value = getattr(cfg, key)
-            if value < least:
-                raise UserError(f"{key}: expected a number of at least {least}, got {value:g}")
+            check_at_least(key, getattr(cfg, key), least)
         super().configure(teacher)
 
     def _build_schedule(self) -> Schedule:

@@ -14,11 +14,11 @@ import threestudio
 from threestudio.utils.base import BaseModule
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
-from threestudio.utils.value_checks import Scheduled
+from threestudio.utils.value_checks import Scheduled, check_choice
 
 from ..teachers.contract import Teacher
 from ..teachers.low_rank import LowRankTeacher
-from .guidance import DistillationGuidance, check_choice, losses_named
+from .guidance import DistillationGuidance, losses_named
 from .variational import VariationalScoreDistillationGuidance
 
 GUIDANCE_TYPES = ("sds", "vsd")

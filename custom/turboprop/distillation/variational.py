@@ -11,6 +11,7 @@ import threestudio
 from threestudio.utils.base import BaseModule
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_at_least, check_choice
 
 from ..teachers.configured import configured_teacher, loading_options
 from ..teachers.contract import Cameras, Teacher, TextCondition
@@ -22,7 +23,6 @@ from ..teachers.sampling import ddim_sample
 from ..teachers.weights import part_classes
 from .guidance import (
     GuidanceConfig,
-    check_choice,
     check_guidance_config,
     conditions_of,
     losses_named,
@@ -76,10 +76,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
     def configure(self, teacher: Teacher | None = None, render_teacher: LowRankTeacher | None = None) -> None:
         cfg = self.cfg
         check_choice("camera_condition_type", cfg.camera_condition_type, CAMERA_CONDITIONS)
-        if cfg.lora_n_timestamp_samples < 1:
-            raise UserError(
-                f"lora_n_timestamp_samples: expected a number of at least 1, got {cfg.lora_n_timestamp_samples}"
-            )
+        check_at_least("lora_n_timestamp_samples", cfg.lora_n_timestamp_samples, 1)
         check_guidance_config(cfg)
         self.teacher = configured_teacher(cfg, self.device) if teacher is None else teacher
         self.schedule = Schedule(cfg, self.teacher.num_timesteps, self.teacher.device)

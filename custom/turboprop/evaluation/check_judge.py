@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from threestudio.utils.markdown import table
 from threestudio.utils.project_files import project_file
 
 from ..world.captions import ObjectSpec, all_specs, caption, held_out
@@ -128,14 +129,14 @@ def _own_cosines(judge: ClipJudge, images: Tensor, texts: Tensor) -> Tensor:  # 
     return torch.einsum("pvd,pd->pv", features, texts)
 
 
-def table(rows: list[CheckRow]) -> str:
+def judge_table(rows: list[CheckRow]) -> str:
     """The rows as a markdown table."""
-    lines = ["| pictures | Sim | R@1 of 1530 | R@1 of 16 | ranked below the true picture |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: |")
+    head = ["pictures", "Sim", "R@1 of 1530", "R@1 of 16", "ranked below the true picture"]
+    cells = []
     for row in rows:
         below = "-" if row.ranked_below is None else f"{row.ranked_below:.3f}"
-        lines.append(f"| {row.pictures} | {row.sim:.3f} | {row.r_at_1:.3f} | {row.r_at_1_of_16:.3f} | {below} |")
-    return "\n".join(lines)
+        cells.append([row.pictures, f"{row.sim:.3f}", f"{row.r_at_1:.3f}", f"{row.r_at_1_of_16:.3f}", below])
+    return "\n".join(table(head, cells))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -148,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(table(check_judge(judge, options.by_kind)))
+    print(judge_table(check_judge(judge, options.by_kind)))
     return 0
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from threestudio.utils.errors import UserError
+from threestudio.utils.markdown import table
 
 from ..world.captions import ObjectSpec, all_specs, allowed_specs, caption
 from ..world.render import SurfaceView
@@ -100,13 +101,14 @@ class EvaluationReport:
         (folder / "evaluation.md").write_text(self._table())
 
     def _table(self) -> str:
-        rows = [["prompt", *COLUMNS.values()], ["---"] + ["---:"] * len(COLUMNS)]
-        for scores in self.prompts:
-            rows.append([scores.prompt.replace("|", "\\|"), *(_figure(getattr(scores, name)) for name in COLUMNS)])
+        rows = [
+            [scores.prompt.replace("|", "\\|"), *(_figure(getattr(scores, name)) for name in COLUMNS)]
+            for scores in self.prompts
+        ]
         rows.append(["**mean**", *(_figure(value) for value in self.mean.values())])
-        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        lines = "\n".join(table(["prompt", *COLUMNS.values()], rows))
         return (
-            f"# Evaluation\n\n{self.summary_line()}\n\n{table}\n\n"
+            f"# Evaluation\n\n{self.summary_line()}\n\n{lines}\n\n"
             f"Judge: {self.judge}. R@1 of all captions chooses among the world's {len(world_gallery())} full captions, "
             f"R@1 of the gallery among {len(self.gallery)} texts. Chamfer in world units, and as a share of "
             "the diagonal of the exact bounding box. A dash: does not apply or was not measured; inf: an empty mesh, "

@@ -18,7 +18,7 @@ from threestudio.data.cameras import batch_of_poses, unit_focal_directions
 from threestudio.data.image import ReferenceViewsDataModule
 from threestudio.data.reference_views import ReferenceViews
 from threestudio.utils.config import parse_structured
-from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_at_least
 
 from ..system_mixin import SystemMixin
 from ..teachers.prompts.library import load_prompt_library
@@ -48,8 +48,7 @@ class EvaluatedSystem(SystemMixin):
     def configure(self) -> None:
         self.evaluation: EvaluationConfig = parse_structured(EvaluationConfig, self.cfg.evaluation)
         for key in ("views", "size"):
-            if self.evaluation[key] < 1:
-                raise UserError(f"system.evaluation.{key}: expected at least 1, got {self.evaluation[key]}")
+            check_at_least(f"system.evaluation.{key}", self.evaluation[key], 1)
         self._held_out: list[HeldOutScores] = []
         self._evaluating = False
         super().configure()

@@ -6,16 +6,16 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import threestudio
 from threestudio.data.cameras import batch_of_poses, unit_focal_directions
+from threestudio.data.stepwise import StepwiseDataModule
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
-from threestudio.utils.value_checks import is_number_list
+from threestudio.utils.value_checks import check_at_least, is_number_list
 
 from ..world.captions import parse_caption
 from .posed_views import PosedViews, folder_views, spiral_c2w, world_views
@@ -45,8 +45,7 @@ def check_config(cfg: PosedViewsConfig) -> None:
     if not cfg.caption and not (cfg.train_file and cfg.test_file):
         raise UserError("data: expected both train_file and test_file")
     for key in ("size", "batch_size", "n_train_views", "n_test_views"):
-        if cfg[key] < 1:
-            raise UserError(f"data.{key}: expected at least 1, got {cfg[key]}")
+        check_at_least(f"data.{key}", cfg[key], 1)
     given = list(cfg.elevation_range) if is_number_list(cfg.elevation_range) else []
     if len(given) != 2 or not -90 < given[0] < given[1] < 90:
         raise UserError(f"data.elevation_range: expected two angles within +-90 degrees, got {cfg.elevation_range}")
@@ -115,14 +114,13 @@ class HeldOutViewsDataset(Dataset):
         background = torch.tensor(list(self.cfg.eval_background))[None]
         return {"index": torch.tensor([index]), **batch_of(self.views[[index]], background)}
 
-
-def _the_item(items: list[dict[str, Any]]) -> dict[str, Any]:
-    (item,) = items
-    return item
+    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        (item,) = items
+        return item
 
 
 @threestudio.register("turboprop-posed-views-datamodule")
-class PosedViewsDataModule(pl.LightningDataModule):
+class PosedViewsDataModule(StepwiseDataModule):
     def __init__(self, cfg: Any = None) -> None:
         super().__init__()
         self.cfg = parse_structured(PosedViewsConfig, cfg)
@@ -138,10 +136,5 @@ class PosedViewsDataModule(pl.LightningDataModule):
     def _has_held_out_views(self) -> bool:
         return "test_dataset" in self.__dict__
 
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.train_dataset, num_workers=0, batch_size=None, collate_fn=self.train_dataset.collate)
-
-    def _held_out_loader(self) -> DataLoader:
-        return DataLoader(self.test_dataset, num_workers=0, batch_size=1, collate_fn=_the_item)
-
-    val_dataloader = test_dataloader = predict_dataloader = _held_out_loader
+    def val_dataloader(self) -> DataLoader:
+        return self.test_dataloader()

@@ -10,6 +10,7 @@ from threestudio.models.exporters.base import Exporter, ExporterOutput
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_choice
 
 from .geometry import GaussianSplatting
 from .meshing import EmptyDensity
@@ -31,9 +32,7 @@ class GaussianMeshExporter(Exporter):
 
     def configure(self, geometry: BaseGeometry, material: BaseMaterial, background: BaseBackground) -> None:
         super().configure(geometry, material, background)
-        known = (*OWN_FORMATS, *HOST_FORMATS)
-        if self.cfg.fmt not in known:
-            raise UserError(f"exporter.fmt: expected one of {', '.join(known)}, got {self.cfg.fmt!r}")
+        check_choice("exporter.fmt", self.cfg.fmt, (*OWN_FORMATS, *HOST_FORMATS))
         if not isinstance(geometry, GaussianSplatting):
             raise UserError(
                 f"exporter_type: gaussian-mesh-exporter is for gaussian-splatting, got {type(geometry).__name__}"

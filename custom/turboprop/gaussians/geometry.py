@@ -15,7 +15,7 @@ from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.mesh import Mesh
 from threestudio.utils.errors import UserError
 from threestudio.utils.misc import C, load_module_weights
-from threestudio.utils.value_checks import Scheduled
+from threestudio.utils.value_checks import Scheduled, check_at_least
 
 from .densification import Change, DensityControl, GaussianState, Statistics, density_control_step, observe
 from .density_field import sample_field
@@ -148,8 +148,7 @@ class GaussianSplatting(BaseGeometry):
             raise UserError(f"geometry.smoothing: expected a number from 0 on, got {cfg.smoothing}")
         if not 0 < cfg.opacity_init < 1:
             raise UserError(f"geometry.opacity_init: expected between 0 and 1, got {cfg.opacity_init}")
-        if cfg.isosurface_resolution < 8:
-            raise UserError(f"geometry.isosurface_resolution: expected at least 8, got {cfg.isosurface_resolution}")
+        check_at_least("geometry.isosurface_resolution", cfg.isosurface_resolution, 8)
         if not cfg.isosurface_threshold > 0:
             raise UserError(f"geometry.isosurface_threshold: expected more than 0, got {cfg.isosurface_threshold}")
         if cfg.geometry_convert_from.startswith(("shap-e:", "lrm:")):

@@ -20,6 +20,7 @@ from threestudio.models.renderers.base import Rasterizer
 from threestudio.ops.gaussian_rasterization import BACKENDS, GaussianImage, rasterize_gaussians_batch
 from threestudio.ops.gaussian_rasterization.projection import intrinsics_from_fov
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_choice
 
 from .depth_normals import camera_directions, normals_from_depth
 from .geometry import GaussianSplatting
@@ -55,8 +56,7 @@ class GaussianRasterizer(Rasterizer):
                 f"system.renderer_type: this renderer draws Gaussians, set system.geometry_type=gaussian-splatting "
                 f"(got {type(geometry).__name__})"
             )
-        if self.cfg.backend not in BACKENDS:
-            raise UserError(f"renderer.backend: expected one of {', '.join(BACKENDS)}, got {self.cfg.backend!r}")
+        check_choice("renderer.backend", self.cfg.backend, BACKENDS)
         if len(self.cfg.back_ground_color) != 3:
             raise UserError(f"renderer.back_ground_color: expected 3 numbers, got {list(self.cfg.back_ground_color)}")
         if not 0 <= self.cfg.invert_bg_prob <= 1:

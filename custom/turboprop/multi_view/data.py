@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pytorch_lightning as pl
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
 import threestudio
+from threestudio.data.stepwise import StepwiseDataModule
 from threestudio.data.uncond import RandomCameraDataModuleConfig, RandomCameraDataset, RandomCameraIterableDataset
 from threestudio.utils.base import Updateable
 from threestudio.utils.config import parse_structured
@@ -49,7 +49,7 @@ class MultiViewIterableDataset(IterableDataset, Updateable):
 
 
 @threestudio.register("mvdream-random-multiview-camera-datamodule")
-class MultiViewCameraDataModule(pl.LightningDataModule):
+class MultiViewCameraDataModule(StepwiseDataModule):
     """Sets of cameras to train with, and the host's orbit to look with."""
 
     cfg: MultiViewCameraConfig
@@ -66,18 +66,3 @@ class MultiViewCameraDataModule(pl.LightningDataModule):
             self.val_dataset = RandomCameraDataset(self.cfg, "val")
         if stage in (None, "test", "predict"):
             self.test_dataset = RandomCameraDataset(self.cfg, "test")
-
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.train_dataset, num_workers=0, batch_size=None, collate_fn=self.train_dataset.collate)
-
-    def _orbit_loader(self, dataset: RandomCameraDataset) -> DataLoader:
-        return DataLoader(dataset, num_workers=0, batch_size=1, collate_fn=dataset.collate)
-
-    def val_dataloader(self) -> DataLoader:
-        return self._orbit_loader(self.val_dataset)
-
-    def test_dataloader(self) -> DataLoader:
-        return self._orbit_loader(self.test_dataset)
-
-    def predict_dataloader(self) -> DataLoader:
-        return self._orbit_loader(self.test_dataset)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from threestudio.data.uncond import RandomCameraIterableDataset
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_at_least
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,7 @@ class ViewSets:
     zoom_range: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
-        if self.n_view < 1:
-            raise UserError(f"data.n_view: expected at least 1, got {self.n_view}")
+        check_at_least("data.n_view", self.n_view, 1)
         if len(self.zoom_range) != 2 or not 0 < self.zoom_range[0] <= self.zoom_range[1]:
             raise UserError(
                 f"data.zoom_range: expected two numbers above 0, the lower first, got {list(self.zoom_range)}"

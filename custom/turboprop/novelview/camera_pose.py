@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from threestudio.data.cameras import cartesian_to_spherical
-from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_choice
 
 POSE_NUMBERS = 4
 # What the fourth number is. zero123 and zero123-xl: the difference of the distances. stable-zero123: the polar angle of
@@ -19,8 +19,7 @@ FOURTH_NUMBERS = ("distance_difference", "input_polar_angle")
 
 def check_fourth_number(name: str, key: str = "fourth_number") -> None:
     """Raises ValueError for a name that is none of FOURTH_NUMBERS."""
-    if name not in FOURTH_NUMBERS:
-        raise UserError(f"{key}: expected one of {', '.join(FOURTH_NUMBERS)}, got {name!r}")
+    check_choice(key, name, FOURTH_NUMBERS)
 
 
 def relative_pose(

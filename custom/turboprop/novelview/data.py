@@ -19,6 +19,7 @@ from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
 from threestudio.utils.keyed_random import step_key
 from threestudio.utils.misc import get_rank
+from threestudio.utils.value_checks import check_at_least
 
 from .latent_cache import LatentCache, open_latent_cache
 from .renders import BrokenFolder, FolderIndex, open_index, read_camera, read_render, split_of, view_numbers
@@ -44,10 +45,8 @@ def check_config(cfg: NovelViewDataConfig) -> None:
     if not cfg.root:
         raise UserError("data.root: expected a folder of renders (see docs/novelview.md), got an empty name")
     for key in ("image_size", "batch_size", "validation_pairs", "validation_batch_size"):
-        if cfg[key] < 1:
-            raise UserError(f"data.{key}: expected at least 1, got {cfg[key]}")
-    if cfg.num_workers < 0:
-        raise UserError(f"data.num_workers: expected at least 0, got {cfg.num_workers}")
+        check_at_least(f"data.{key}", cfg[key], 1)
+    check_at_least("data.num_workers", cfg.num_workers, 0)
     if not 0.0 <= cfg.validation_share < 1.0:
         raise UserError(f"data.validation_share: expected a number in [0, 1), got {cfg.validation_share}")
     if cfg.validation_share == 0 and not cfg.validation_root:

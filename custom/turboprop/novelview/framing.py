@@ -13,6 +13,7 @@ from torch import Tensor
 
 from threestudio.utils.errors import UserError
 from threestudio.utils.picture_files import COVERED, padded
+from threestudio.utils.value_checks import check_at_least, check_choice
 
 MODES = ("auto", "center", "keep")
 
@@ -30,14 +31,12 @@ class FramingConfig:
 
 def check_framing(cfg: FramingConfig, key: str) -> None:
     """Raises ValueError with the key that is wrong."""
-    if cfg.mode not in MODES:
-        raise UserError(f"{key}.mode: expected one of {', '.join(MODES)}, got {cfg.mode!r}")
+    check_choice(f"{key}.mode", cfg.mode, MODES)
     if not 0 < cfg.object_fill <= 1:
         raise UserError(f"{key}.object_fill: expected more than 0, at most 1, got {cfg.object_fill:g}")
     if not 0 <= cfg.least_fill <= cfg.most_fill:
         raise UserError(f"{key}.least_fill: expected at most most_fill, got {cfg.least_fill:g} and {cfg.most_fill:g}")
-    if cfg.most_offset < 0:
-        raise UserError(f"{key}.most_offset: expected at least 0, got {cfg.most_offset:g}")
+    check_at_least(f"{key}.most_offset", cfg.most_offset, 0)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from threestudio.utils.errors import UserError
+from threestudio.utils.errors import UserError, first_line
 
 CLIP_MEAN_STD = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -162,7 +162,7 @@ def read_encoder(folder: Path, image_size: int = 0, key: str = "image_encoder") 
         with quiet_transformers():
             model, loaded = model_class.from_pretrained(str(folder), output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"{key}: cannot load the encoder in {folder}: {reason}") from error
     if loaded["missing_keys"]:
         missing = sorted(loaded["missing_keys"])

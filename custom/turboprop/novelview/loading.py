@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threestudio.utils.errors import UserError
+from threestudio.utils.errors import UserError, first_line
 
 from ..teachers.loading import load_part
 from ..teachers.weights import model_folder, part_classes, part_folder, weight_files, weight_variant
@@ -141,7 +141,7 @@ def read_weights(folder: Path, part: str) -> dict[str, Tensor]:
             pickled = path.suffix == ".bin"
             tensors |= torch.load(path, map_location="cpu", weights_only=True) if pickled else load_file(path)
         except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise UserError(f"cannot load {path}: {reason}") from error
     return {key: value.float() for key, value in tensors.items()}
 

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_choice
 
-from ..teachers.noise_schedule import PREDICTION_TYPES, to_epsilon
+from ..teachers.noise_schedule import check_prediction_type, to_epsilon
 from .camera_pose import check_fourth_number
 from .condition import ConditionDropout, NovelViewCondition, keep_where
 from .conditioning import FeatureInjection, TokenProjection, injection_shapes
@@ -50,8 +51,7 @@ class NovelViewSettings:
     def check(self) -> None:
         """Raises ValueError that names the setting, what was expected and what came."""
         for key, known in (("tokens", TOKEN_FORMS), ("null_condition", NULL_CONDITIONS)):
-            if getattr(self, key) not in known:
-                raise UserError(f"{key}: expected one of {', '.join(known)}, got {getattr(self, key)!r}")
+            check_choice(key, getattr(self, key), known)
         check_fourth_number(self.fourth_number)
 
 
@@ -256,8 +256,7 @@ class NovelViewModel(nn.Module):
 
 
 def _check_parts(unet: Any, vae: Any, prediction_type: str) -> None:
-    if prediction_type not in PREDICTION_TYPES:
-        raise UserError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
+    check_prediction_type(prediction_type)
     channels = int(vae.config.latent_channels)
     if unet.config.in_channels != 2 * channels or unet.config.out_channels != channels:
         raise UserError(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from threestudio.utils.errors import MissingFileError, UserError
+from threestudio.utils.errors import MissingFileError, UserError, first_line
 
 from ..teachers.noise_schedule import scaled_linear_alphas_cumprod
 from .image_encoders import ImageEncoder
@@ -59,7 +59,7 @@ def read_checkpoint_tensors(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([(_Placeholder, name) for name in foreign]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (UnpicklingError, RuntimeError, OSError, EOFError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"pretrained_model_name_or_path: cannot read {path}: {reason}") from error
     tensors = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}

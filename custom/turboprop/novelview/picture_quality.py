@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threestudio.utils.errors import UserError
+from threestudio.utils.errors import first_line
+from threestudio.utils.value_checks import check_choice
 
 from ..evaluation.picture_metrics import psnr_of_each, structural_similarity_of_each
 
@@ -22,14 +23,13 @@ def perceptual_distance(backbone: str, device: torch.device) -> tuple[Perceptual
     Raises:
         ValueError: an unknown backbone.
     """
-    if backbone not in BACKBONES:
-        raise UserError(f"lpips: expected one of {', '.join(BACKBONES)}, got {backbone!r}")
+    check_choice("lpips", backbone, BACKBONES)
     reasons, to_install = [], ""
     for load in (_lpips_package, _torchmetrics):
         try:
             return load(backbone, device)
         except (ImportError, OSError, RuntimeError) as error:  # OSError: its weights cannot be fetched
-            reasons.append((str(error).strip().splitlines() or [type(error).__name__])[0])
+            reasons.append(first_line(error))
             if isinstance(error, ImportError):
                 to_install = "; pip install lpips torchvision"
     return None, f"not computed: {'; '.join(reasons)}{to_install}"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_at_least
 
 from ..world.cameras import orbit_c2w
 from ..world.captions import ObjectSpec, all_specs, caption, held_out
@@ -99,8 +100,7 @@ def _report_traced(kind: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
-        if options.objects < 0:
-            raise UserError(f"--objects: expected at least 0, got {options.objects}")
+        check_at_least("--objects", options.objects, 0)
         if options.bank is not None and options.bank.is_file():
             bank = load_view_bank(options.bank)
         else:

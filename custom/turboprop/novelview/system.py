@@ -14,7 +14,7 @@ import threestudio
 from threestudio.systems.base import BaseSystem
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
-from threestudio.utils.value_checks import Scheduled
+from threestudio.utils.value_checks import Scheduled, check_at_least, check_choice
 
 from ..small_models.training import average_weights
 from .augmentation import PhotometricAugmentation
@@ -108,13 +108,9 @@ class NovelViewSystem(BaseSystem):
             raise UserError(f"system.condition_dropout: expected a number within 0 to 1/3, got {given}")
         if not 0.0 <= cfg.ema_decay < 1.0:
             raise UserError(f"system.ema_decay: expected a number in [0, 1), got {cfg.ema_decay}")
-        if cfg.min_snr_gamma < 0:
-            raise UserError(f"system.min_snr_gamma: expected at least 0, got {cfg.min_snr_gamma}")
-        if cfg.frozen_precision not in FROZEN_TYPES:
-            known = ", ".join(FROZEN_TYPES)
-            raise UserError(f"system.frozen_precision: expected one of {known}, got {cfg.frozen_precision!r}")
-        if cfg.validation_bins < 1:
-            raise UserError(f"system.validation_bins: expected at least 1, got {cfg.validation_bins}")
+        check_at_least("system.min_snr_gamma", cfg.min_snr_gamma, 0)
+        check_choice("system.frozen_precision", cfg.frozen_precision, FROZEN_TYPES)
+        check_at_least("system.validation_bins", cfg.validation_bins, 1)
 
     def _timestep_sampling(self) -> TimestepSampling:
         values = self.timesteps

@@ -1,9 +1,11 @@
 """A novel-view diffusion model as a teacher: its condition is a picture and the camera from which to see the object."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ..teachers.contract import Teacher
+from ..teachers.autoencoder import LatentTeacher
 from .camera_pose import relative_pose
 from .condition import NovelViewCondition
 from .loading import load_novel_view_model
@@ -12,7 +14,7 @@ from .model import EncodedView, NovelViewModel, square_image
 __all__ = ["NovelViewCondition", "NovelViewTeacher"]
 
 
-class NovelViewTeacher(Teacher[NovelViewCondition]):
+class NovelViewTeacher(LatentTeacher[NovelViewCondition]):
     """zero123, zero123-xl, stable-zero123, or a model trained here.
 
     Args:
@@ -46,26 +48,9 @@ class NovelViewTeacher(Teacher[NovelViewCondition]):
         model = load_novel_view_model(pretrained_model_name_or_path, fourth_number=fourth_number)
         return cls(model.cast(torch.float16 if half else torch.float32).to(device))
 
-    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        vae = self.model.vae
-        with torch.autocast(self.device.type, enabled=False):
-            posterior = vae.encode(images.to(vae.dtype)).latent_dist
-            if noise is None:
-                noise = self.encoding_noise(images)
-            latents = posterior.mean + posterior.std * noise.to(posterior.mean)
-        return (latents * vae.config.scaling_factor).to(images.dtype)
-
-    def encoding_noise(self, images: Tensor) -> Tensor:
-        factor = self.image_size // self.latent_size
-        height, width = (side // factor for side in images.shape[-2:])
-        shape = (images.shape[0], self.latent_channels, height, width)
-        return torch.randn(shape, dtype=self.model.vae.dtype, device=images.device)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        vae = self.model.vae
-        with torch.autocast(self.device.type, enabled=False):
-            images = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample
-        return images.to(latents.dtype)
+    @property
+    def vae(self) -> Any:
+        return self.model.vae
 
     @torch.no_grad()
     def predict_noise(self, noisy: Tensor, timesteps: Tensor, condition: NovelViewCondition) -> Tensor:

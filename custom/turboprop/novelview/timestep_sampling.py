@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_choice
 
 
 def uniform_quantile(uniform: Tensor, num_timesteps: int) -> Tensor:  # [B] in (0, 1)
@@ -57,8 +58,7 @@ class TimestepSampling:
 
     def check(self, key: str = "timesteps") -> None:
         """Raises ValueError that names the key, what was expected and what came."""
-        if self.sampler not in SAMPLERS:
-            raise UserError(f"{key}.sampler: expected one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
+        check_choice(f"{key}.sampler", self.sampler, SAMPLERS)
         if not self.std > 0:
             raise UserError(f"{key}.std: expected a number above 0, got {self.std}")
         if not 0.0 <= self.uniform_share <= 1.0:

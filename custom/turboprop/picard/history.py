@@ -94,11 +94,9 @@ class History:
 
 def draw(rows: Sequence[RoundFigures], path: Path) -> None:
     """Stride and window above, error and threshold below, over the steps of the run."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True)
     steps = [row.step for row in rows]
     above.step(steps, [row.window for row in rows], where="post", color="0.7", label="window")

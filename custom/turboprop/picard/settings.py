@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_choice
 
 from .engine.distances import DISTANCES
 from .engine.guesses import CONTINUATIONS
@@ -60,12 +61,12 @@ def picard_config(given: Any) -> PicardConfig:
     config.learning_teacher = config.beside or config.learning_teacher
     if config.speedup:
         config = with_speedup(config, config.speedup)
-    _check_choice("rule", config.rule, RULES)
-    _check_choice("distance", config.distance, DISTANCES)
-    _check_choice("guess", config.guess, CONTINUATIONS)
-    _check_choice("executor", config.executor, EXECUTORS)
-    _check_choice("exchange", config.exchange, EXCHANGE_TYPES)
-    _check_choice("learning_teacher", config.learning_teacher, LEARNING_TEACHER)
+    check_choice("system.picard.rule", config.rule, RULES)
+    check_choice("system.picard.distance", config.distance, DISTANCES)
+    check_choice("system.picard.guess", config.guess, CONTINUATIONS)
+    check_choice("system.picard.executor", config.executor, EXECUTORS)
+    check_choice("system.picard.exchange", config.exchange, EXCHANGE_TYPES)
+    check_choice("system.picard.learning_teacher", config.learning_teacher, LEARNING_TEACHER)
     _check("dead_after", config.dead_after, "at least 5 (seconds)", lambda value: value >= 5)
     _check("slow_ratio", config.slow_ratio, "above 1", lambda value: value > 1)
     _check("check_every", config.check_every, "at least 1", lambda value: value >= 1)
@@ -93,11 +94,6 @@ def with_speedup(config: Any, block: Mapping[str, Any]) -> Any:
         key = SPEEDUP[name]
         config[key] = float(value) if isinstance(config[key], float) else value
     return config
-
-
-def _check_choice(key: str, value: str, choices: Iterable[str]) -> None:
-    if value not in choices:
-        raise UserError(f"system.picard.{key}: expected one of {', '.join(choices)}, got {value!r}")
 
 
 def _check(key: str, value: float, expected: str, holds: Callable[[float], bool]) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from threestudio.utils.markdown import table
+
 from ..world.dataset import ViewBank, build_view_bank, load_view_bank, save_view_bank
 from .training import TrainingOptions, TrainingState
 
@@ -121,14 +123,43 @@ def revision() -> str:
     return result.stdout.strip() or "unknown"
 
 
+def training_facts(settings: Settings, options: TrainingOptions, state: TrainingState, batch: int) -> dict[str, Any]:
+    """What every card says of a training, by the names of its blanks."""
+    return {
+        "command": settings.command,
+        "steps": state.steps,
+        "batch": batch,
+        "rate": options.learning_rate,
+        "warmup": options.warmup,
+        "cooldown": options.cooldown,
+        "decay": options.average_decay,
+        "precision": "bfloat16 autocast" if options.bfloat16 else "float32",
+        "seed": options.seed,
+        "revision": revision(),
+        "minutes": state.seconds / 60,
+        "machine": machine(),
+        "history": history_table(state),
+    }
+
+
+def write_card(settings: Settings, card: str) -> None:
+    """The README of a model's folder, and a line that the model is there."""
+    (settings.output / "README.md").write_text(card)
+    settings.report(f"wrote {settings.output}")
+
+
+def millions(module: torch.nn.Module) -> float:
+    """Parameters, in millions."""
+    return sum(p.numel() for p in module.parameters()) / 1e6
+
+
 def history_table(state: TrainingState) -> str:
     """Held-out figures over a training, as a table in Markdown."""
     if not state.history:
         return "(no figures were taken)\n"
     names = list(state.history[-1])
-    rows = [names, ["---:"] * len(names)]
-    rows += [[f"{entry.get(name, float('nan')):.4g}" for name in names] for entry in state.history]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+    rows = [[f"{entry.get(name, float('nan')):.4g}" for name in names] for entry in state.history]
+    return "\n".join(table(names, rows, text_columns=0)) + "\n"
 
 
 class Clock:

@@ -5,17 +5,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..world.captions import ObjectSpec, all_specs, caption, short_captions
+from ..world.captions import ObjectSpec, all_captions, caption, short_captions
 
 FULL_SHARE, ONE_COLOR_SHARE = 0.88, 0.08  # of captions; the rest names the kind alone
+
+
+def caption_of_length(spec: ObjectSpec, draw: float) -> str:
+    """A caption by a number in [0, 1): mostly full, sometimes without the second colour, or without both."""
+    one_color, no_color = short_captions(spec)
+    if draw < FULL_SHARE:
+        return caption(spec)
+    return one_color if draw < FULL_SHARE + ONE_COLOR_SHARE else no_color
 
 
 class CaptionTable:
     """Text embeddings [T, N, D] of every full and short caption, and of the empty one."""
 
     def __init__(self, tokenizer: Any, text_encoder: Any) -> None:
-        texts = [text for spec in all_specs(include_held_out=True) for text in (caption(spec), *short_captions(spec))]
-        self.texts = [*dict.fromkeys(texts), ""]
+        self.texts = [*all_captions(), ""]
         self.row = {text: index for index, text in enumerate(self.texts)}
         device = next(text_encoder.parameters()).device
         with torch.no_grad():
@@ -31,8 +38,5 @@ class CaptionTable:
         """Captions of objects, mostly full, some short, a share of `dropout` empty: [S, N, D]."""
         texts = []
         for spec, (length, dropped) in zip(specs, torch.rand(len(specs), 2, generator=generator).tolist()):
-            one_color, no_color = short_captions(spec)
-            full = caption(spec)
-            text = full if length < FULL_SHARE else one_color if length < FULL_SHARE + ONE_COLOR_SHARE else no_color
-            texts.append("" if dropped < dropout else text)
+            texts.append("" if dropped < dropout else caption_of_length(spec, length))
         return self.of(texts)

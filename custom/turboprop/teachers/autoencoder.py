@@ -5,6 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from threestudio.utils.errors import UserError
+
+from .contract import ConditionT, Teacher
+from .noise_schedule import check_prediction_type
+
 
 def encode_latents(
     vae: Any,  # AutoencoderKL
@@ -36,3 +41,44 @@ def posterior_noise(vae: Any, images: Tensor) -> Tensor:  # [B, 3, H, W]
 def downsampling(vae: Any) -> int:
     """Pixels along the side of a latent."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+class LatentTeacher(Teacher[ConditionT]):
+    """A teacher of the latents of an AutoencoderKL, which is `vae`."""
+
+    vae: Any
+
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        return encode_latents(self.vae, images, self.encoding_noise(images) if noise is None else noise)
+
+    def encoding_noise(self, images: Tensor) -> Tensor:
+        return posterior_noise(self.vae, images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return decode_latents(self.vae, latents)
+
+
+class TextToImageTeacher(LatentTeacher[ConditionT]):
+    """What the text-to-image models in latents share: parts that fit together, frozen.
+
+    Raises:
+        ValueError: an unknown prediction type, or a denoiser of other channels than the autoencoder has.
+    """
+
+    def __init__(
+        self,
+        unet_config: Any,  # of the denoiser
+        vae: Any,  # AutoencoderKL
+        alphas_cumprod: Tensor,  # [T]
+        prediction_type: str,
+    ) -> None:
+        check_prediction_type(prediction_type)
+        if unet_config.in_channels != vae.config.latent_channels:
+            raise UserError(
+                f"the unet takes {unet_config.in_channels} channels, the vae's latents have "
+                f"{vae.config.latent_channels}: not a text-to-image model"
+            )
+        self.vae = vae.eval().requires_grad_(False)
+        self.alphas_cumprod = alphas_cumprod.to(device=next(vae.parameters()).device, dtype=torch.float32)
+        self.prediction_type = prediction_type
+        self.latent_channels = vae.config.latent_channels

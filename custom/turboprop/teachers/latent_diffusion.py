@@ -7,14 +7,14 @@ from torch import Tensor
 
 from threestudio.utils.errors import UserError
 
-from .autoencoder import decode_latents, downsampling, encode_latents, posterior_noise
-from .contract import Teacher, TextCondition
+from .autoencoder import TextToImageTeacher, downsampling
+from .contract import TextCondition
 from .loading import LoadingOptions, load_denoiser, load_part
-from .noise_schedule import PREDICTION_TYPES, to_epsilon
+from .noise_schedule import to_epsilon
 from .weights import DENOISER_PARTS, model_folder, weight_variant
 
 
-class LatentDiffusionTeacher(Teacher[TextCondition]):
+class LatentDiffusionTeacher(TextToImageTeacher[TextCondition]):
     """A text-conditioned latent diffusion model: UNet2DConditionModel, AutoencoderKL and a scheduler's schedule.
 
     Args:
@@ -28,20 +28,10 @@ class LatentDiffusionTeacher(Teacher[TextCondition]):
     """
 
     def __init__(self, unet: Any, vae: Any, alphas_cumprod: Tensor, prediction_type: str) -> None:
-        if prediction_type not in PREDICTION_TYPES:
-            raise UserError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
-        if unet.config.in_channels != vae.config.latent_channels:
-            raise UserError(
-                f"the unet takes {unet.config.in_channels} channels, the vae's latents have "
-                f"{vae.config.latent_channels}: not a text-to-image model"
-            )
+        super().__init__(unet.config, vae, alphas_cumprod, prediction_type)
         if unet.config.addition_embed_type is not None or unet.config.class_embed_type is not None:
             raise UserError("the unet needs conditions besides the prompt (as SDXL's does): not a model of this family")
         self.unet = unet.eval().requires_grad_(False)
-        self.vae = vae.eval().requires_grad_(False)
-        self.alphas_cumprod = alphas_cumprod.to(device=next(vae.parameters()).device, dtype=torch.float32)
-        self.prediction_type = prediction_type
-        self.latent_channels = vae.config.latent_channels
         self.latent_size = unet.config.sample_size
         self.image_size = self.latent_size * downsampling(vae)
 
@@ -74,15 +64,6 @@ class LatentDiffusionTeacher(Teacher[TextCondition]):
         variant = weight_variant(folder, "vae")
         vae = load_part(AutoencoderKL, folder, "vae", torch_dtype=options.dtype(device), variant=variant)
         return cls(denoiser.unet, vae.to(device), denoiser.alphas_cumprod, denoiser.prediction_type)
-
-    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        return encode_latents(self.vae, images, self.encoding_noise(images) if noise is None else noise)
-
-    def encoding_noise(self, images: Tensor) -> Tensor:
-        return posterior_noise(self.vae, images)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return decode_latents(self.vae, latents)
 
     @torch.no_grad()
     def predict_noise(self, noisy: Tensor, timesteps: Tensor, condition: TextCondition) -> Tensor:

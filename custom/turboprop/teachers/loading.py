@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threestudio.utils.errors import UserError
+from threestudio.utils.errors import UserError, first_line
 
 from .weights import PIXEL_PARTS, model_folder, part_folder, weight_variant
 
@@ -76,6 +76,6 @@ def load_part(part_class: Any, folder: Path, part: str, **options: Any) -> Any:
 
     try:
         return part_class.from_pretrained(str(part_folder(folder, part)), **options)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, ImportError, SafetensorError) as error:
+        reason = first_line(error)
         raise UserError(f"pretrained_model_name_or_path: cannot load {part} of {folder}: {reason}") from error

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_at_least
 
 from .contract import Teacher, TextCondition
 from .loading import Denoiser
-from .noise_schedule import PREDICTION_TYPES, prediction_target, to_epsilon
+from .noise_schedule import check_prediction_type, prediction_target, to_epsilon
 
 CAMERA_NUMBERS = 16  # a 4x4 matrix
 ATTENTION_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]  # of each attention block
@@ -178,12 +179,8 @@ def _inject(unet: Any, rank: int) -> tuple[list[Any], dict[str, nn.Parameter]]:
 
 def _check_fit(denoiser: Denoiser, base: Teacher, rank: int) -> None:
     config = denoiser.unet.unet.config if denoiser.multi_view else denoiser.unet.config
-    if rank < 1:
-        raise UserError(f"lora_rank: expected a number of at least 1, got {rank}")
-    if denoiser.prediction_type not in PREDICTION_TYPES:
-        raise UserError(
-            f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {denoiser.prediction_type!r}"
-        )
+    check_at_least("lora_rank", rank, 1)
+    check_prediction_type(denoiser.prediction_type)
     conditioned = config.class_embed_type is not None and not denoiser.multi_view
     if conditioned or config.addition_embed_type not in (None, "text"):
         raise UserError("pretrained_model_name_or_path_lora: its unet needs conditions besides the prompt")

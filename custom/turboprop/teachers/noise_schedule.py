@@ -6,9 +6,14 @@ Notation: x_t = a_t x_0 + s_t eps, with a_t = sqrt(alphas_cumprod[t]) and s_t = 
 import torch
 from torch import Tensor
 
-from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_choice
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+def check_prediction_type(prediction_type: str) -> None:
+    """Raises UserError for a prediction type that `to_epsilon` does not know."""
+    check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
 
 
 def scaled_linear_alphas_cumprod(
@@ -64,14 +69,13 @@ def to_epsilon(
     With v = a_t eps - s_t x_0 (Salimans and Ho 2022, appendix D): eps = a_t v + s_t x_t.
     With x_0: eps = (x_t - a_t x_0) / s_t.
     """
+    check_prediction_type(prediction_type)
     if prediction_type == "epsilon":
         return prediction
     signal, level = signal_and_noise_level(alphas_cumprod, timesteps, noisy.ndim)
     if prediction_type == "v_prediction":
         return (signal * prediction + level * noisy).to(prediction.dtype)
-    if prediction_type == "sample":
-        return ((noisy - signal * prediction) / level).to(prediction.dtype)
-    raise UserError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
+    return ((noisy - signal * prediction) / level).to(prediction.dtype)
 
 
 def prediction_target(
@@ -82,11 +86,10 @@ def prediction_target(
     prediction_type: str,
 ) -> Tensor:
     """What a network of a prediction type is trained to answer about add_noise(clean, noise). Returns [B, C, h, w]."""
+    check_prediction_type(prediction_type)
     if prediction_type == "epsilon":
         return noise
     if prediction_type == "sample":
         return clean
-    if prediction_type == "v_prediction":
-        signal, level = signal_and_noise_level(alphas_cumprod, timesteps, clean.ndim)
-        return (signal * noise - level * clean).to(clean.dtype)
-    raise UserError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
+    signal, level = signal_and_noise_level(alphas_cumprod, timesteps, clean.ndim)
+    return (signal * noise - level * clean).to(clean.dtype)

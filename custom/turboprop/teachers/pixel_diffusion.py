@@ -9,7 +9,7 @@ from threestudio.utils.errors import UserError
 
 from .contract import Teacher, TextCondition
 from .loading import DEFAULT_OPTIONS, LoadingOptions, load_denoiser
-from .noise_schedule import PREDICTION_TYPES, to_epsilon
+from .noise_schedule import check_prediction_type, to_epsilon
 
 
 class PixelDiffusionTeacher(Teacher[TextCondition]):
@@ -25,8 +25,7 @@ class PixelDiffusionTeacher(Teacher[TextCondition]):
     """
 
     def __init__(self, unet: Any, alphas_cumprod: Tensor, prediction_type: str) -> None:
-        if prediction_type not in PREDICTION_TYPES:
-            raise UserError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
+        check_prediction_type(prediction_type)
         config = unet.config
         if config.in_channels != 3 or config.out_channels not in (3, 6):
             raise UserError(

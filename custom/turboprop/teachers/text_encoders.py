@@ -9,9 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from threestudio.utils.errors import UserError
-
-from .weights import part_classes, part_folder, weight_variant
+from .loading import load_part
+from .weights import part_classes, weight_variant
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,28 @@ class PromptEncoder(Protocol):
         ...
 
 
-class TextEncoder:
+class _TextModel:
+    """A tokenizer and a text model; a subclass says which of the model's numbers are the embeddings."""
+
+    tokenizer: Any
+    model: Any
+    max_tokens: int
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], batch_size: int = 64) -> PromptEmbeddings:
+        parts = []
+        for start in range(0, len(prompts), batch_size):
+            tokens = _tokenized(self.tokenizer, list(prompts[start : start + batch_size]), self.max_tokens)
+            parts.append(self._embedded({name: value.to(self.model.device) for name, value in tokens.items()}))
+        local, pooled = zip(*parts)
+        return PromptEmbeddings(torch.cat(local), torch.cat(pooled))
+
+    def _embedded(self, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor]:  # each [P, N]
+        """Local [P, N, D] and global [P, D] embeddings."""
+        raise NotImplementedError
+
+
+class TextEncoder(_TextModel):
     """CLIP tokenizer and text model of a folder in diffusers' layout.
 
     Args:
@@ -47,26 +67,20 @@ class TextEncoder:
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         from transformers import CLIPTextModel
 
-        self.tokenizer: Any = load_tokenizer(folder, t5=False)
+        self.tokenizer = load_tokenizer(folder, t5=False)
         variant = weight_variant(folder, "text_encoder")
         model = _loaded(CLIPTextModel, folder, "text_encoder", dtype=torch.float32, variant=variant)
-        self.model: Any = model.to(device).eval().requires_grad_(False)
+        self.model = model.to(device).eval().requires_grad_(False)
         self.max_tokens = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
 
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str], batch_size: int = 64) -> PromptEmbeddings:
-        local, pooled = [], []
-        for start in range(0, len(prompts), batch_size):
-            tokens = _tokenized(self.tokenizer, list(prompts[start : start + batch_size]), self.max_tokens)
-            if not self.model.config.to_dict().get("use_attention_mask"):
-                del tokens["attention_mask"]
-            output = self.model(**{name: value.to(self.model.device) for name, value in tokens.items()})
-            local.append(output.last_hidden_state)
-            pooled.append(output.pooler_output)
-        return PromptEmbeddings(torch.cat(local), torch.cat(pooled))
+    def _embedded(self, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        if not self.model.config.to_dict().get("use_attention_mask"):
+            del tokens["attention_mask"]
+        output = self.model(**tokens)
+        return output.last_hidden_state, output.pooler_output
 
 
-class T5TextEncoder:
+class T5TextEncoder(_TextModel):
     """T5 tokenizer and encoder of a folder in diffusers' layout.
 
     IF's has 4.8 billion parameters: 10 GB in float16, which is what runs on a GPU, and 19 GB in float32, on a CPU.
@@ -79,24 +93,17 @@ class T5TextEncoder:
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         from transformers import T5EncoderModel
 
-        self.tokenizer: Any = load_tokenizer(folder, t5=True)
+        self.tokenizer = load_tokenizer(folder, t5=True)
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
         variant = weight_variant(folder, "text_encoder", prefer_half=True)
         model = _loaded(T5EncoderModel, folder, "text_encoder", dtype=dtype, variant=variant)
-        self.model: Any = model.to(device).eval().requires_grad_(False)
+        self.model = model.to(device).eval().requires_grad_(False)
         self.max_tokens = self.MAX_TOKENS
 
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str], batch_size: int = 64) -> PromptEmbeddings:
-        local, pooled = [], []
-        for start in range(0, len(prompts), batch_size):
-            tokens = _tokenized(self.tokenizer, list(prompts[start : start + batch_size]), self.max_tokens)
-            tokens = {name: value.to(self.model.device) for name, value in tokens.items()}
-            states = self.model(**tokens).last_hidden_state.float()  # [P, N, D]
-            mask = tokens["attention_mask"][..., None].to(states)
-            local.append(states)
-            pooled.append((states * mask).sum(dim=1) / mask.sum(dim=1))
-        return PromptEmbeddings(torch.cat(local), torch.cat(pooled))
+    def _embedded(self, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        states = self.model(**tokens).last_hidden_state.float()  # [P, N, D]
+        mask = tokens["attention_mask"][..., None].to(states)
+        return states, (states * mask).sum(dim=1) / mask.sum(dim=1)
 
 
 def is_t5(pretrained_model_name_or_path: str) -> bool:
@@ -117,15 +124,8 @@ def _tokenized(tokenizer: Any, prompts: list[str], max_tokens: int) -> dict[str,
 
 
 def _loaded(part_class: Any, folder: Path, part: str, **options: Any) -> Any:
-    """`part_class.from_pretrained` of a part, with a failure in one line that names the part."""
-    from safetensors import SafetensorError
-
-    try:
-        with _no_progress_bar():
-            return part_class.from_pretrained(str(part_folder(folder, part)), **options)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, ImportError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"pretrained_model_name_or_path: cannot load {part} of {folder}: {reason}") from error
+    with _no_progress_bar():
+        return load_part(part_class, folder, part, **options)
 
 
 @contextmanager

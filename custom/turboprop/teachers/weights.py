@@ -98,17 +98,6 @@ def model_folder(name: str, parts: Sequence[str] = DENOISER_PARTS + TEXT_PARTS, 
     return folder
 
 
-def check_model(name: str, parts: Sequence[str] = DENOISER_PARTS + TEXT_PARTS) -> None:
-    """Fails now, cheaply, where `model_folder` would fail later: reads headers only, and of a hub id one small file.
-
-    Raises: as `model_folder`.
-    """
-    if _is_local(name):
-        check_folder(Path(name).expanduser(), parts)
-    else:
-        _fetch(name, ["model_index.json"])
-
-
 def part_classes(name: str) -> dict[str, str]:
     """The class of each part that a model's index lists; of a hub id it fetches that one small file.
 

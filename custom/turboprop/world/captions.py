@@ -99,3 +99,9 @@ def all_specs(include_held_out: bool = False) -> list[ObjectSpec]:
         for accent in COLORS
         if main != accent and (include_held_out or not held_out(kind, main))
     ]
+
+
+def all_captions() -> list[str]:
+    """The full and the short captions of every object, each text once, in a fixed order."""
+    texts = (text for spec in all_specs(include_held_out=True) for text in (caption(spec), *short_captions(spec)))
+    return [*dict.fromkeys(texts)]

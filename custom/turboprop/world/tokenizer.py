@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .captions import VIEWS, all_specs, caption, short_captions
+from .captions import VIEWS, all_captions
 
 MAX_LENGTH = 32  # tokens, start and end included; the longest caption of the world has 14
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -17,8 +17,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 def world_words() -> list[str]:
     """Every word of the world's captions, in a fixed order."""
-    texts = [text for spec in all_specs(include_held_out=True) for text in (caption(spec), *short_captions(spec))]
-    return sorted({word for text in texts for word in text.split()} | set(VIEWS) | {"view"})
+    return sorted({word for text in all_captions() for word in text.split()} | set(VIEWS) | {"view"})
 
 
 def byte_pair_merges(words: list[str]) -> list[tuple[str, str]]:

@@ -18,9 +18,6 @@ class BaseBackground(BaseModule):
 
     cfg: Config
 
-    def configure(self) -> None:
-        pass
-
     def forward(self, dirs: Tensor) -> Tensor:
         """dirs [B, H, W, 3], unit length -> colours [B, H, W, C]."""
         raise TypeError(f"{type(self).__name__} does not define forward")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import threestudio
 from threestudio.models.background.base import BaseBackground
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
+from threestudio.models.scene import OfScene, SceneParts
 from threestudio.utils.base import BaseObject
 
 
@@ -22,13 +23,7 @@ class ExporterOutput:
     summary: str = ""  # what is in it, in words, for the line that is printed of it
 
 
-class _SceneParts(NamedTuple):
-    geometry: BaseGeometry
-    material: BaseMaterial
-    background: BaseBackground
-
-
-class Exporter(BaseObject):
+class Exporter(OfScene, BaseObject):
     @dataclass
     class Config(BaseObject.Config):
         save_video: bool = False  # also render the test views while exporting
@@ -36,19 +31,7 @@ class Exporter(BaseObject):
     cfg: Config
 
     def configure(self, geometry: BaseGeometry, material: BaseMaterial, background: BaseBackground) -> None:
-        self._parts = _SceneParts(geometry, material, background)
-
-    @property
-    def geometry(self) -> BaseGeometry:
-        return self._parts.geometry
-
-    @property
-    def material(self) -> BaseMaterial:
-        return self._parts.material
-
-    @property
-    def background(self) -> BaseBackground:
-        return self._parts.background
+        self._parts = SceneParts(geometry, material, background)
 
     def __call__(self, *args: Any, **kwargs: Any) -> list[ExporterOutput]:
         raise TypeError(f"{type(self).__name__} does not define __call__")

@@ -25,7 +25,7 @@ from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.mesh import Mesh
 from threestudio.models.networks import ProgressiveBandHashGrid, get_encoding, get_mlp
 from threestudio.utils.errors import UserError
-from threestudio.utils.value_checks import choices
+from threestudio.utils.value_checks import check_choice
 
 
 @threestudio.register("implicit-sdf")
@@ -76,8 +76,7 @@ class ImplicitSDF(BaseImplicitGeometry):
 
     def _check_config(self) -> None:
         cfg = self.cfg
-        if cfg.normal_type not in NORMAL_TYPES:
-            raise UserError(f"geometry.normal_type: expected one of {choices(NORMAL_TYPES)}, got {cfg.normal_type!r}")
+        check_choice("geometry.normal_type", cfg.normal_type, NORMAL_TYPES)
         if isinstance(cfg.sdf_bias, str) and cfg.sdf_bias not in ("sphere", "ellipsoid"):
             raise UserError(f"geometry.sdf_bias: expected a number, sphere or ellipsoid, got {cfg.sdf_bias!r}")
         eps = cfg.finite_difference_normal_eps

@@ -12,14 +12,14 @@ from torch import Tensor
 import threestudio
 from threestudio.models.geometry.base import BaseGeometry, BaseImplicitGeometry, contract_to_unisphere
 from threestudio.models.geometry.mesh_start import SHELL, DensityProfile, fit_to_mesh, surface_density
+from threestudio.models.geometry.normals import NORMAL_TYPES, analytic_gradient, finite_difference_gradient
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.mesh import Mesh
 from threestudio.models.networks import get_encoding, get_mlp
 from threestudio.utils.errors import UserError
 from threestudio.utils.ops import get_activation
-from threestudio.utils.value_checks import choices
+from threestudio.utils.value_checks import check_choice
 
-NORMAL_TYPES = ("finite_difference", "finite_difference_laplacian", "pred", "analytic", None)
 DENSITY_BIASES = ("blob_magic3d", "blob_dreamfusion")
 
 
@@ -78,10 +78,7 @@ class ImplicitVolume(BaseImplicitGeometry):
             self.normal_network = get_mlp(n, 3, mlp)
 
     def _check_config(self) -> None:
-        if self.cfg.normal_type not in NORMAL_TYPES:
-            raise UserError(
-                f"geometry.normal_type: expected one of {choices(NORMAL_TYPES)}, got {self.cfg.normal_type!r}"
-            )
+        check_choice("geometry.normal_type", self.cfg.normal_type, NORMAL_TYPES)
         bias = self.cfg.density_bias
         if isinstance(bias, str) and bias not in DENSITY_BIASES:
             raise UserError(
@@ -125,7 +122,7 @@ class ImplicitVolume(BaseImplicitGeometry):
             if self.cfg.n_feature_dims > 0:
                 output["features"] = self.feature_network(encoded).view(*points.shape[:-1], self.cfg.n_feature_dims)
             if output_normal and self.cfg.normal_type is not None:
-                normal = F.normalize(self._normal(points, encoded, density), dim=-1)
+                normal = F.normalize(self._normal(points, encoded, density, grad_enabled), dim=-1)
                 output.update(normal=normal, shading_normal=normal)
         # Where the caller keeps no gradient, the graph that analytic normals needed ends here.
         return output if grad_enabled else {name: value.detach() for name, value in output.items()}
@@ -134,20 +131,16 @@ class ImplicitVolume(BaseImplicitGeometry):
         unit = contract_to_unisphere(points, self.bbox, self.unbounded)
         return self.encoding(unit.reshape(-1, self.cfg.n_input_dims))
 
-    def _normal(self, points: Tensor, encoded: Tensor, density: Tensor) -> Tensor:
+    def _normal(self, points: Tensor, encoded: Tensor, density: Tensor, create_graph: bool) -> Tensor:
         """Downhill direction of the density [..., 3], not normalized."""
         kind = self.cfg.normal_type
         if kind == "pred":
             return self.normal_network(encoded).view(*points.shape[:-1], 3)
         if kind == "analytic":
-            return -torch.autograd.grad(density.sum(), points, create_graph=True)[0]
+            return -analytic_gradient(density, points, create_graph)
+        central = kind == "finite_difference_laplacian"
         eps = self.cfg.finite_difference_normal_eps
-        steps = eps * torch.eye(3, device=points.device, dtype=points.dtype)
-        ahead = self.forward_density((points[..., None, :] + steps).clamp(-self.cfg.radius, self.cfg.radius))[..., 0]
-        if kind == "finite_difference":
-            return -(ahead - density) / eps
-        behind = self.forward_density((points[..., None, :] - steps).clamp(-self.cfg.radius, self.cfg.radius))[..., 0]
-        return -(ahead - behind) / (2 * eps)
+        return -finite_difference_gradient(self.forward_density, points, density, eps, central, self.cfg.radius)
 
     def forward_density(self, points: Tensor) -> Tensor:
         density = self.density_network(self._encode(points)).view(*points.shape[:-1], 1)

@@ -13,6 +13,7 @@ import threestudio
 from threestudio.models.mesh import Mesh
 from threestudio.utils.errors import UserError
 from threestudio.utils.mesh_reading import AXES, load_mesh_file
+from threestudio.utils.value_checks import check_choice
 
 SignedDistance = Callable[[Tensor], Tensor]  # points [..., 3] -> distance [..., 1], negative inside
 
@@ -143,8 +144,7 @@ def warn_if_open(mesh: Mesh, path: str) -> None:
 
 def _check_axes(up: str, front: str) -> None:
     for key, axis in (("shape_init_mesh_up", up), ("shape_init_mesh_front", front)):
-        if axis not in AXES:
-            raise UserError(f"geometry.{key}: expected one of {', '.join(AXES)}, got {axis!r}")
+        check_choice(f"geometry.{key}", axis, AXES)
     if up[1] == front[1]:
         raise UserError(
             f"geometry.shape_init_mesh_front: expected an axis other than shape_init_mesh_up's, got {front} and {up}"

@@ -24,7 +24,7 @@ from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.mesh import Mesh
 from threestudio.utils.errors import UserError
 from threestudio.utils.ops import get_activation
-from threestudio.utils.value_checks import choices
+from threestudio.utils.value_checks import check_choice
 
 MOST_VOXELS = 2**31 - 1  # values of the grid that torch indexes with 32 bits
 
@@ -70,8 +70,7 @@ class VolumeGrid(BaseImplicitGeometry):
             )
         if isinstance(cfg.density_bias, str) and cfg.density_bias != "blob":
             raise UserError(f"geometry.density_bias: expected a number or blob, got {cfg.density_bias!r}")
-        if cfg.normal_type not in NORMAL_TYPES:
-            raise UserError(f"geometry.normal_type: expected one of {choices(NORMAL_TYPES)}, got {cfg.normal_type!r}")
+        check_choice("geometry.normal_type", cfg.normal_type, NORMAL_TYPES)
         if not cfg.finite_difference_normal_eps > 0:
             raise UserError(
                 f"geometry.finite_difference_normal_eps: expected > 0, got {cfg.finite_difference_normal_eps}"

@@ -19,9 +19,6 @@ class BaseMaterial(BaseModule):
     requires_normal: bool = False  # whether forward needs shading_normal
     requires_tangent: bool = False  # whether forward needs tangent
 
-    def configure(self) -> None:
-        pass
-
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """features [..., F], viewdirs, positions, light_positions, shading_normal [..., 3], ... -> colours [..., C]."""
         raise TypeError(f"{type(self).__name__} does not define forward")

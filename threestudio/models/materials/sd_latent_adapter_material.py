@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,12 +24,6 @@ LATENT_COLORS = (
 
 @threestudio.register("sd-latent-adapter-material")
 class StableDiffusionLatentAdapterMaterial(BaseMaterial):
-    @dataclass
-    class Config(BaseMaterial.Config):
-        pass
-
-    cfg: Config
-
     def configure(self) -> None:
         self.adapter = nn.Parameter(torch.tensor(LATENT_COLORS))
 

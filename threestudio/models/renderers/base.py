@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from threestudio.models.background.base import BaseBackground
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
+from threestudio.models.scene import OfScene, SceneParts
 from threestudio.utils.base import BaseModule
 
 
-class _SceneParts(NamedTuple):
-    """Keeps the parts out of the renderer's module tree: they belong to the system, and so do their weights."""
-
-    geometry: BaseGeometry
-    material: BaseMaterial
-    background: BaseBackground
-
-
-class Renderer(BaseModule):
+class Renderer(OfScene, BaseModule):
     @dataclass
     class Config(BaseModule.Config):
         radius: float = 1.0  # half the side of the cube that is rendered, world units
@@ -29,25 +22,13 @@ class Renderer(BaseModule):
     cfg: Config
 
     def configure(self, geometry: BaseGeometry, material: BaseMaterial, background: BaseBackground) -> None:
-        self._parts = _SceneParts(geometry, material, background)
+        self._parts = SceneParts(geometry, material, background)
         r = float(self.cfg.radius)
         self.register_buffer("bbox", torch.tensor([[-r] * 3, [r] * 3], dtype=torch.float32))
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """A whole batch of the data module as keywords -> images [B, H, W, C] by name."""
         raise TypeError(f"{type(self).__name__} does not define forward")
-
-    @property
-    def geometry(self) -> BaseGeometry:
-        return self._parts.geometry
-
-    @property
-    def material(self) -> BaseMaterial:
-        return self._parts.material
-
-    @property
-    def background(self) -> BaseBackground:
-        return self._parts.background
 
     def set_geometry(self, geometry: BaseGeometry) -> None:
         self._parts = self._parts._replace(geometry=geometry)

@@ -12,17 +12,8 @@ import threestudio
 from threestudio.models.background.base import BaseBackground
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
-from threestudio.models.renderers.base import VolumeRenderer
-from threestudio.models.renderers.volume_parts import (
-    depth_variance,
-    diagonal_step,
-    estimator_of,
-    ray_samples,
-    render_volume,
-    update_occupancy,
-    volume_samples,
-)
-from threestudio.ops.ray_sampling import RaySamples
+from threestudio.models.renderers.field_renderer import FieldRenderer
+from threestudio.models.renderers.volume_parts import depth_variance, render_volume, volume_samples
 from threestudio.ops.volume_rendering import render_weight_from_density
 from threestudio.utils.devices import sent
 from threestudio.utils.errors import UserError
@@ -30,37 +21,25 @@ from threestudio.utils.ops import chunk_batch
 
 
 @threestudio.register("nerf-volume-renderer")
-class NeRFVolumeRenderer(VolumeRenderer):
+class NeRFVolumeRenderer(FieldRenderer):
     @dataclass
-    class Config(VolumeRenderer.Config):
-        num_samples_per_ray: int = 512  # occgrid: steps over the cube's diagonal; importance: resampled ones of a ray
-        eval_chunk_size: int = 160000  # points per query outside training
-        randomized: bool = True  # jitter the samples while training
-        near_plane: float = 0.0  # nearest sample, world units
-        far_plane: float = 1e10  # farthest sample
+    class Config(FieldRenderer.Config):
         return_comp_normal: bool = False  # composited normals in training too
         return_normal_perturb: bool = False  # normals at points moved a little, for smoothness losses
-        estimator: str = "occgrid"  # occgrid: occupancy grid; importance: coarse samples, then resampled
-        ema_decay: float = 0.95  # occgrid: share of a cell's value that is left by its next update
-        grid_prune: bool = True  # occgrid: skip cells found empty; false: every sample in the cube is shaded
-        prune_alpha_threshold: bool = True  # occgrid with grid_prune: skip samples of opacity < 0.01
         proposal_network_config: dict | None = None  # of estimator=proposal, which is not available here
         prop_optimizer_config: dict | None = None  # the same
         prop_scheduler_config: dict | None = None  # the same
         num_samples_per_ray_proposal: int = 64  # the same
-        num_samples_per_ray_importance: int = 64  # importance: equal intervals of a ray, shaded with the others
 
     cfg: Config
 
     def configure(self, geometry: BaseGeometry, material: BaseMaterial, background: BaseBackground) -> None:
-        super().configure(geometry, material, background)
         if self.cfg.estimator == "proposal":
             raise UserError(
                 "renderer.estimator: 'proposal' (learned proposal networks) is not available here, "
                 "use occgrid or importance"
             )
-        self.estimator = estimator_of(self.cfg, self.bbox)
-        self.render_step_size = diagonal_step(self.cfg)
+        super().configure(geometry, material, background)
 
     def forward(
         self,
@@ -81,7 +60,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
             in training also each sample's weights, t_points, t_intervals [S, 1], t_dirs, points [S, 3], ray_indices [S]
             and what the geometry gave there; comp_normal [B, H, W, 3] in [0, 1] outside training or where asked for.
         """
-        samples = volume_samples(self._sample, rays_o, rays_d)
+        samples = volume_samples(self.sample, rays_o, rays_d)
 
         def weights_of(geo_out: dict[str, Tensor]) -> Tensor:
             density = geo_out["density"][:, 0].float()
@@ -98,20 +77,9 @@ class NeRFVolumeRenderer(VolumeRenderer):
             out["normal_perturb"] = self.geometry(moved, output_normal=True)["normal"]
         return out
 
-    def _sample(self, rays_o: Tensor, rays_d: Tensor) -> RaySamples:
-        """rays_o, rays_d [N, 3] -> packed samples."""
-        stratified = self.cfg.randomized and self.training
-
-        def density(t_starts: Tensor, t_ends: Tensor, ray: Tensor) -> Tensor:
-            return self._density_at(rays_o[ray], rays_d[ray], t_starts, t_ends)
-
-        return ray_samples(
-            self.cfg, self.estimator, density, rays_o, rays_d, self.bbox, self.render_step_size, stratified
-        )
-
     @torch.no_grad()
-    def _density_at(self, rays_o: Tensor, rays_d: Tensor, t_starts: Tensor, t_ends: Tensor) -> Tensor:
-        """Density [S] in the middle of intervals on rays [S, 3], without gradient."""
+    def interval_density(self, rays_o: Tensor, rays_d: Tensor, t_starts: Tensor, t_ends: Tensor) -> Tensor:
+        """Density [S] in the middle of the intervals."""
         points = rays_o + rays_d * ((t_starts + t_ends) / 2)[:, None]
         return chunk_batch(self.geometry.forward_density, self.cfg.eval_chunk_size, points)[:, 0]
 
@@ -119,12 +87,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         if self.training and not on_load_weights:
-            update_occupancy(
-                self.cfg,
-                self.estimator,
-                global_step,
-                lambda points: self._density_for_grid(points) * self.render_step_size,
-            )
+            self.update_occupancy(global_step, lambda points: self._density_for_grid(points) * self.render_step_size)
 
     @torch.no_grad()
     def _density_for_grid(self, points: Tensor) -> Tensor:

@@ -13,17 +13,9 @@ import threestudio
 from threestudio.models.background.base import BaseBackground
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
-from threestudio.models.renderers.base import VolumeRenderer
+from threestudio.models.renderers.field_renderer import FieldRenderer
 from threestudio.models.renderers.surface_density import annealed_cosine, neus_alpha, volsdf_density
-from threestudio.models.renderers.volume_parts import (
-    diagonal_step,
-    estimator_of,
-    ray_samples,
-    render_volume,
-    update_occupancy,
-    volume_samples,
-)
-from threestudio.ops.ray_sampling import RaySamples
+from threestudio.models.renderers.volume_parts import render_volume, volume_samples
 from threestudio.ops.volume_rendering import render_weight_from_alpha
 from threestudio.utils.errors import UserError
 from threestudio.utils.ops import chunk_batch, dot
@@ -50,23 +42,14 @@ class LearnedVariance(nn.Module):
 
 
 @threestudio.register("neus-volume-renderer")
-class NeuSVolumeRenderer(VolumeRenderer):
+class NeuSVolumeRenderer(FieldRenderer):
     @dataclass
-    class Config(VolumeRenderer.Config):
-        num_samples_per_ray: int = 512  # occgrid: steps over the cube's diagonal; importance: resampled ones of a ray
-        randomized: bool = True  # jitter the samples while training
-        eval_chunk_size: int = 160000  # points per query outside training
+    class Config(FieldRenderer.Config):
         learned_variance_init: float = 0.3  # v: the surface is about exp(-10 v) world units thick at first
         cos_anneal_end_steps: int = 0  # steps over which rays that leave the surface lose their say; 0: they have none
         use_volsdf: bool = False  # density from distance as in VolSDF, in place of NeuS' opacity
-        near_plane: float = 0.0  # nearest sample, world units
-        far_plane: float = 1e10  # farthest sample
-        # occgrid: occupancy grid; importance: coarse samples, then resampled (use_volsdf only)
+        # as nerf-volume-renderer's; importance with use_volsdf only
         estimator: str = "occgrid"
-        ema_decay: float = 0.95  # occgrid: share of a cell's value that is left by its next update
-        grid_prune: bool = True  # occgrid: skip cells found empty; false: every sample in the cube is shaded
-        prune_alpha_threshold: bool = True  # occgrid with grid_prune: skip samples of opacity < 0.01
-        num_samples_per_ray_importance: int = 64  # importance: equal intervals of a ray, shaded with the others
 
     cfg: Config
 
@@ -78,8 +61,6 @@ class NeuSVolumeRenderer(VolumeRenderer):
         if cfg.estimator == "importance" and not cfg.use_volsdf:
             raise UserError("renderer.estimator: importance needs renderer.use_volsdf=true (it samples by density)")
         self.variance = LearnedVariance(cfg.learned_variance_init)
-        self.estimator = estimator_of(cfg, self.bbox)
-        self.render_step_size = diagonal_step(cfg)
         self.cos_anneal_ratio = 1.0 if cfg.cos_anneal_end_steps == 0 else 0.0
 
     def forward(
@@ -101,7 +82,7 @@ class NeuSVolumeRenderer(VolumeRenderer):
             weights, t_points, t_intervals [S, 1], t_dirs, points [S, 3], ray_indices [S] and what the geometry gave
             there (sdf, sdf_grad, normal, features); outside training comp_normal [B, H, W, 3] in [0, 1]; inv_std [].
         """
-        samples = volume_samples(self._sample, rays_o, rays_d)
+        samples = volume_samples(self.sample, rays_o, rays_d)
 
         def weights_of(geo_out: dict[str, Tensor]) -> Tensor:
             alpha = self._alpha(geo_out, samples.t_dirs, samples.t_intervals)
@@ -139,20 +120,13 @@ class NeuSVolumeRenderer(VolumeRenderer):
 
     # ------------------------------------------------------------------------- sampling
 
-    def _sample(self, rays_o: Tensor, rays_d: Tensor) -> RaySamples:
-        """rays_o, rays_d [N, 3] -> packed samples."""
-        stratified = self.cfg.randomized and self.training
-
-        def density(t_starts: Tensor, t_ends: Tensor, ray: Tensor) -> Tensor:
-            """Density [S] that gives the intervals [S] their opacity."""
-            lengths = (t_ends - t_starts)[:, None]
-            points = rays_o[ray] + rays_d[ray] * ((t_starts + t_ends) / 2)[:, None]
-            alpha = self._opacity_without_normal(points, lengths)
-            return (-torch.log1p(-alpha.clamp(max=1 - 1e-6)) / lengths.clamp(min=1e-9))[:, 0]
-
-        return ray_samples(
-            self.cfg, self.estimator, density, rays_o, rays_d, self.bbox, self.render_step_size, stratified
-        )
+    @torch.no_grad()
+    def interval_density(self, rays_o: Tensor, rays_d: Tensor, t_starts: Tensor, t_ends: Tensor) -> Tensor:
+        """Density [S] that gives the intervals their opacity."""
+        lengths = (t_ends - t_starts)[:, None]
+        points = rays_o + rays_d * ((t_starts + t_ends) / 2)[:, None]
+        alpha = self._opacity_without_normal(points, lengths)
+        return (-torch.log1p(-alpha.clamp(max=1 - 1e-6)) / lengths.clamp(min=1e-9))[:, 0]
 
     # ----------------------------------------------------------------------- life cycle
 
@@ -161,9 +135,4 @@ class NeuSVolumeRenderer(VolumeRenderer):
             self.cos_anneal_ratio = min(1.0, global_step / self.cfg.cos_anneal_end_steps)
         if self.training and not on_load_weights:
             length = self.bbox.new_full((1, 1), self.render_step_size)
-            update_occupancy(
-                self.cfg,
-                self.estimator,
-                global_step,
-                lambda points: self._opacity_without_normal(points, length),
-            )
+            self.update_occupancy(global_step, lambda points: self._opacity_without_normal(points, length))

@@ -37,51 +37,6 @@ def estimator_of(cfg: Any, bbox: Tensor) -> OccupancyGridEstimator | ImportanceE
     return estimator
 
 
-def update_occupancy(
-    cfg: Any,  # a renderer's, with the keys of sampling
-    estimator: Any,  # that cfg.estimator names
-    global_step: int,
-    occupancy: Callable[[Tensor], Tensor],  # points [M, 3] -> [M, 1], of a step's length
-) -> None:
-    """A training step's look at the field, where there is an occupancy grid that prunes."""
-    if cfg.estimator == "occgrid" and cfg.grid_prune:
-        estimator.update_every_n_steps(global_step, occupancy, ema_decay=cfg.ema_decay)
-
-
-def diagonal_step(cfg: Any) -> float:
-    """The cube's diagonal in num_samples_per_ray steps, world units."""
-    return 1.732 * 2 * cfg.radius / cfg.num_samples_per_ray
-
-
-def ray_samples(
-    cfg: Any,  # a renderer's, with the keys of sampling
-    estimator: Any,  # that cfg.estimator names
-    density: IntervalDensity,
-    rays_o: Tensor,  # [N, 3]
-    rays_d: Tensor,  # [N, 3]
-    bbox: Tensor,  # [2, 3]
-    render_step_size: float,  # world units
-    stratified: bool,
-) -> RaySamples:
-    """Packed samples by the occupancy grid, or where coarse ones found matter."""
-    if cfg.estimator == "occgrid":
-        prune = cfg.grid_prune and cfg.prune_alpha_threshold  # upstream's rule: without grid_prune nothing is dropped
-        return estimator.sampling(
-            rays_o,
-            rays_d,
-            sigma_fn=density if prune else None,
-            near_plane=cfg.near_plane,
-            far_plane=cfg.far_plane,
-            render_step_size=render_step_size,
-            early_stop_eps=1e-4 if prune else 0.0,
-            alpha_thre=0.01 if prune else 0.0,
-            stratified=stratified,
-        )
-    # Upstream's roles of the two keys, whatever their names suggest: the proposal has num_samples_per_ray_importance.
-    planes, coarse, fine = (cfg.near_plane, cfg.far_plane), cfg.num_samples_per_ray_importance, cfg.num_samples_per_ray
-    return importance_samples(estimator, density, rays_o, rays_d, bbox, planes, coarse, fine, stratified)
-
-
 def importance_samples(
     estimator: ImportanceEstimator,
     density: IntervalDensity,

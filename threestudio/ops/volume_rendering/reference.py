@@ -58,8 +58,3 @@ def render_weight_from_density_dense(
     """Weights, transmittance before the sample, and alpha of samples of a density; all tensors [N, S]."""
     depth = optical_depth(t_starts, t_ends, density)
     return _weights(depth, depth.cumsum(-1) - depth)
-
-
-def accumulate_along_rays_dense(weights: Tensor, values: Tensor | None) -> Tensor:
-    """Weighted sum on each ray: weights [N, S], values [N, S, C] or None (ones) -> [N, C]."""
-    return weights.sum(-1, keepdim=True) if values is None else (weights[..., None] * values).sum(-2)

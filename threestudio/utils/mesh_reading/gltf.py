@@ -14,6 +14,7 @@ from threestudio.utils.mesh_reading.gltf_extensions import DRACO, unread_extensi
 from threestudio.utils.mesh_reading.gltf_materials import GltfMaterials
 from threestudio.utils.mesh_reading.gltf_nodes import PlacedMesh, placed_meshes
 from threestudio.utils.mesh_reading.part import MeshPart, unit_colors
+from threestudio.utils.mesh_reading.polygons import strip_triangles
 
 _TRIANGLES, _STRIP, _FAN = 4, 5, 6  # section 5.24; points and lines have no surface
 
@@ -95,11 +96,10 @@ def _faces(file: GltfFile, primitive: dict[str, Any], n_vertices: int) -> np.nda
     mode = primitive.get("mode", _TRIANGLES)
     if mode == _TRIANGLES:
         return corners[: len(corners) // 3 * 3].reshape(-1, 3)
-    first, second, third = corners[:-2], corners[1:-1], corners[2:]
     if mode == _FAN:
+        second, third = corners[1:-1], corners[2:]
         return np.stack([second, third, np.broadcast_to(corners[:1], third.shape)], 1)
-    odd = np.arange(len(first)) % 2 == 1  # every other triangle of a strip runs the other way
-    return np.stack([first, np.where(odd, third, second), np.where(odd, second, third)], 1)
+    return strip_triangles(corners)
 
 
 def _add_colors(

@@ -12,6 +12,7 @@ from threestudio.utils.errors import UserError
 from threestudio.utils.mesh_reading.part import GREY, MeshPart
 from threestudio.utils.mesh_reading.registry import mesh_endings, mesh_reader_of
 from threestudio.utils.mesh_reading.surface_colors import SurfaceColors, Texture
+from threestudio.utils.value_checks import check_choice
 
 AXES = ("+x", "+y", "+z", "-x", "-y", "-z")
 
@@ -51,8 +52,7 @@ def load_mesh_file(
 def rotation_to_world(up: str, front: str) -> np.ndarray:
     """Matrix [3, 3] that turns a file's front to +x and its up to +z."""
     for name, axis in (("up", up), ("front", front)):
-        if axis not in AXES:
-            raise UserError(f"the axis {name} of a mesh file: expected one of {', '.join(AXES)}, got {axis!r}")
+        check_choice(f"the axis {name} of a mesh file", axis, AXES)
     if up[1] == front[1]:
         raise UserError(f"the axes of a mesh file: expected up and front along different axes, got {up} and {front}")
     x, z = (np.eye(3)["xyz".index(axis[1])] * (1.0 if axis[0] == "+" else -1.0) for axis in (front, up))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threestudio.utils.errors import UserError
+from threestudio.utils.errors import UserError, one_line
 
 
 def find_named_file(folder: str, name: str) -> str | None:
@@ -68,6 +68,6 @@ def read_picture(source: str | bytes, label: str) -> Tensor:  # [H, W, 3] uint8,
                 texels = np.array(image.convert("RGB"))
     # PIL's readers raise these for what is broken, unknown or too large.
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise UserError(f"{label} cannot be read as a picture ({reason})") from error
     return torch.from_numpy(texels)

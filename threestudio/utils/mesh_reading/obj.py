@@ -14,7 +14,7 @@ from threestudio.utils.errors import UserError
 from threestudio.utils.mesh_reading.mtl import Material, decoded_text, map_of, read_materials, texture_of
 from threestudio.utils.mesh_reading.named_files import find_named_file
 from threestudio.utils.mesh_reading.part import GREY, MeshPart, all_white, unit_colors
-from threestudio.utils.mesh_reading.polygons import triangulate
+from threestudio.utils.mesh_reading.polygons import check_corners, triangulate
 from threestudio.utils.mesh_reading.surface_colors import Texture
 
 
@@ -38,8 +38,7 @@ def read_obj(path: str, colors: bool) -> list[MeshPart]:
     lines = _read_lines(path)
     vertices, vertex_rgb = _vertices(path, lines.vertices)
     corner_v = np.array(lines.corner_v, np.int64)
-    if len(corner_v) and not (0 <= corner_v.min() and corner_v.max() < len(vertices)):
-        raise UserError(f"{path} is broken: a face names a vertex that is not there")
+    check_corners(path, corner_v, len(vertices))
     triangles = triangulate(np.array(lines.counts, np.int64), vertices[corner_v])
     faces = corner_v[triangles.corners]
     if not colors:

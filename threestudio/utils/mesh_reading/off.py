@@ -8,7 +8,7 @@ import numpy as np
 
 from threestudio.utils.errors import UserError
 from threestudio.utils.mesh_reading.part import MeshPart, unit_colors
-from threestudio.utils.mesh_reading.polygons import triangulate
+from threestudio.utils.mesh_reading.polygons import check_corners, triangulate
 
 _HEADER = re.compile(r"(ST)?(C)?(N)?(4)?(n)?OFF")  # the Geomview manual, "OFF Files"
 
@@ -95,8 +95,7 @@ def _faces(path: str, rows: list[list[str]], n_vertices: int) -> tuple[np.ndarra
     if any(len(row) < n or n < 1 for row, n in zip(corners, counts)):
         raise UserError(f"{path} is cut short or broken: a face has fewer corners than it counts")
     flat = np.array([index for row in corners for index in row], np.int64)
-    if len(flat) and not (0 <= flat.min() and flat.max() < n_vertices):
-        raise UserError(f"{path} is broken: a face names a vertex that is not there")
+    check_corners(path, flat, n_vertices)
     tails = [row[1 + n :] for row, n in zip(rows, counts)]
     given = [len(tail) >= 3 for tail in tails]
     if not any(given):

@@ -11,7 +11,7 @@ from threestudio.utils.errors import UserError
 from threestudio.utils.mesh_reading.named_files import named_file, read_picture
 from threestudio.utils.mesh_reading.part import MeshPart, all_white, unit_colors
 from threestudio.utils.mesh_reading.ply_tables import Lists, Table, read_ply_header, read_ply_tables
-from threestudio.utils.mesh_reading.polygons import triangulate
+from threestudio.utils.mesh_reading.polygons import check_corners, strip_triangles, triangulate
 from threestudio.utils.mesh_reading.surface_colors import Texture
 
 _INDICES = ("vertex_indices", "vertex_index")
@@ -69,7 +69,7 @@ def _faces(path: str, tables: dict[str, Table], vertices: np.ndarray) -> tuple[_
     face = tables.get("face", {})
     lists = next((face[name] for name in _INDICES if isinstance(face.get(name), Lists)), None)
     if lists is not None and len(lists.counts):
-        _check_range(path, lists.values, len(vertices))
+        check_corners(path, lists.values, len(vertices))
         triangles = triangulate(lists.counts, vertices[lists.values])
         start = np.cumsum(lists.counts) - lists.counts
         wedge = triangles.corners - start[triangles.polygon][:, None]
@@ -78,26 +78,19 @@ def _faces(path: str, tables: dict[str, Table], vertices: np.ndarray) -> tuple[_
     if not isinstance(strips, Lists):
         raise UserError(f"{path} is broken: its faces have no list {' or '.join(_INDICES)}")
     corners = _strip_triangles(strips)
-    _check_range(path, corners, len(vertices))
+    check_corners(path, corners, len(vertices))
     none = np.zeros(len(corners), np.int64)
     return _Faces(corners, np.zeros_like(corners), none), {}
 
 
-def _check_range(path: str, indices: np.ndarray, n_vertices: int) -> None:
-    if len(indices) and not (0 <= indices.min() and indices.max() < n_vertices):
-        raise UserError(f"{path} is broken: a face names a vertex that is not there")
-
-
 def _strip_triangles(strips: Lists) -> np.ndarray:
-    """[T, 3] of strips in which -1 ends one; every other triangle of a strip runs the other way."""
+    """[T, 3] of strips in which -1 ends one."""
     result = []
     for strip in np.split(strips.values.astype(np.int64), np.cumsum(strips.counts)[:-1]):
         for run in np.split(strip, np.flatnonzero(strip < 0)):
             run = run[run >= 0]
             if len(run) >= 3:
-                first, second, third = run[:-2], run[1:-1], run[2:]
-                odd = np.arange(len(first)) % 2 == 1
-                result.append(np.stack([first, np.where(odd, third, second), np.where(odd, second, third)], 1))
+                result.append(strip_triangles(run))
     return np.concatenate(result) if result else np.zeros((0, 3), np.int64)
 
 

@@ -6,10 +6,25 @@ from typing import NamedTuple
 
 import numpy as np
 
+from threestudio.utils.errors import UserError
+
 
 class Triangles(NamedTuple):
     corners: np.ndarray  # [T, 3] indices into the corners of all polygons, which follow one another
     polygon: np.ndarray  # [T] the polygon that each triangle is of
+
+
+def check_corners(path: str, corners: np.ndarray, n_vertices: int) -> None:
+    """Raises UserError where a face of the file names a vertex that it does not have."""
+    if len(corners) and not (0 <= corners.min() and corners.max() < n_vertices):
+        raise UserError(f"{path} is broken: a face names a vertex that is not there")
+
+
+def strip_triangles(corners: np.ndarray) -> np.ndarray:  # [n] -> [n - 2, 3]
+    """Triangles of a strip; every other one runs the other way."""
+    first, second, third = corners[:-2], corners[1:-1], corners[2:]
+    odd = np.arange(len(first)) % 2 == 1
+    return np.stack([first, np.where(odd, third, second), np.where(odd, second, third)], 1)
 
 
 def triangulate(counts: np.ndarray, positions: np.ndarray) -> Triangles:

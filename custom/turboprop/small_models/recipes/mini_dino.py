@@ -27,7 +27,7 @@ from ..self_distillation import (
     random_masks,
     view_loss,
 )
-from ..settings import Settings, history_table, machine, revision
+from ..settings import Settings, millions, training_facts, write_card
 from ..training import TrainingOptions, train
 from ..view_pairs import ViewedObjects, draw_objects
 
@@ -222,31 +222,19 @@ def run(settings: Settings) -> bool:
     encoder = copy.deepcopy(recipe.modules["teacher"]["encoder"])
     save_encoder(settings.output, encoder)
     card = CARD.format(
-        parameters=sum(p.numel() for p in encoder.parameters()) / 1e6,
+        **training_facts(settings, options, state, batch),
+        parameters=millions(encoder),
         layers=LAYERS,
         width=WIDTH,
         patch=PATCH_SIZE,
         size=IMAGE_SIZE,
         views=bank.views,
-        command=settings.command,
-        steps=steps,
-        batch=batch,
         large=LARGE_CROPS,
         small=SMALL_CROPS,
         small_size=SMALL_SIZE,
-        rate=options.learning_rate,
-        warmup=options.warmup,
-        cooldown=options.cooldown,
-        precision="bfloat16 autocast" if options.bfloat16 else "float32",
-        seed=options.seed,
-        revision=revision(),
-        minutes=state.seconds / 60,
-        machine=machine(),
         known=FIGURE_VIEWS * FIGURE_OBJECTS * len(KINDS),
-        history=history_table(state),
     )
-    (settings.output / "README.md").write_text(card)
-    settings.report(f"wrote {settings.output}")
+    write_card(settings, card)
     return True
 
 

@@ -24,7 +24,7 @@ from ...world.dataset import ViewBank
 from ...world.objects import KINDS
 from ..latent_pool import LatentPool, pool_period
 from ..sample_figures import SampleFigures
-from ..settings import Settings, denoiser_options, history_table, machine, pipeline_of, revision
+from ..settings import Settings, denoiser_options, millions, pipeline_of, training_facts, write_card
 from ..text_table import CaptionTable
 from ..training import train
 from .mini_sd import opened_in_float32
@@ -158,30 +158,17 @@ def run(settings: Settings) -> bool:
     save_model(settings.output, base_folder, averages["unet"], base.text_encoder, base.scheduler)
     ceilings = {f"ceiling_{key}": value for key, value in measure.ceilings().items()}
     card = CARD.format(
-        parameters=sum(p.numel() for p in averages["unet"].parameters()) / 1e6,
+        **training_facts(settings, options, state, recipe.batch_sets * NUM_VIEWS),
+        parameters=millions(averages["unet"]),
         views=bank.views,
         turns=bank.turns,
         pool=POOL_SETS * bank.turns,
         period=period,
-        command=settings.command,
-        steps=state.steps,
-        batch=recipe.batch_sets * NUM_VIEWS,
-        rate=options.learning_rate,
-        warmup=options.warmup,
-        cooldown=options.cooldown,
-        decay=options.average_decay,
-        seed=options.seed,
-        revision=revision(),
-        precision="bfloat16 autocast" if options.bfloat16 else "float32",
-        minutes=state.seconds / 60,
-        machine=machine(),
         scale=measure.guidance_scale,
         count=measure.count,
-        history=history_table(state),
         **ceilings,
     )
-    (settings.output / "README.md").write_text(card)
-    settings.report(f"wrote {settings.output}")
+    write_card(settings, card)
     return True
 
 

@@ -30,7 +30,7 @@ from ...world.objects import KINDS
 from ...world.render import role_colors
 from ..latent_pool import pool_period
 from ..sample_figures import save_grid, silhouettes
-from ..settings import Settings, denoiser_options, history_table, machine, pipeline_of, revision
+from ..settings import Settings, denoiser_options, millions, pipeline_of, training_facts, write_card
 from ..training import train
 from ..view_pairs import ViewedObjects, ViewPairPool, draw_objects, first_to_others
 
@@ -137,12 +137,9 @@ class MiniNovelView:
         """PSNR and silhouette IoU of drawn views against exact ones, by set; losses by timestep, if planned."""
         model, figures, rows = self.averaged(averages), {}, []
         for name, objects in self.measured.items():
-            drawn = drawn_views(model, objects, self.seed, self.plan)  # [N * V, 3, H, W]
-            truth = objects.images[:, 1:].flatten(0, 1) / 2 + 0.5
-            colors = torch.stack([role_colors(spec.main, spec.accent) for spec in objects.specs])
-            shapes = silhouettes(drawn, colors.repeat_interleave(self.plan.views, 0))
+            drawn, truth = drawn_views(model, objects, self.seed, self.plan), exact_views(objects)
             figures[f"psnr_{name}"] = float(psnr_of_each(drawn, truth).mean())
-            figures[f"iou_{name}"] = float(silhouette_iou(shapes, objects.coverage[:, 1:].flatten(0, 1)).mean())
+            figures[f"iou_{name}"] = mean_silhouette_iou(drawn, objects)
             given = objects.images[:, :1] / 2 + 0.5
             count = len(objects.specs)
             rows.append(torch.cat([given, drawn.unflatten(0, (count, -1)), truth.unflatten(0, (count, -1))], 1))
@@ -161,13 +158,20 @@ class MiniNovelView:
 
     def ceiling(self) -> dict[str, float]:
         """Silhouette IoU of the exact pictures themselves, by set: white parts are lost on white."""
-        ceilings = {}
-        for name, objects in self.measured.items():
-            colors = torch.stack([role_colors(spec.main, spec.accent) for spec in objects.specs])
-            truth = objects.images[:, 1:].flatten(0, 1) / 2 + 0.5
-            shapes = silhouettes(truth, colors.repeat_interleave(self.plan.views, 0))
-            ceilings[name] = float(silhouette_iou(shapes, objects.coverage[:, 1:].flatten(0, 1)).mean())
-        return ceilings
+        return {name: mean_silhouette_iou(exact_views(objects), objects) for name, objects in self.measured.items()}
+
+
+def exact_views(objects: ViewedObjects) -> Tensor:
+    """The objects' views but the first: [N * V, 3, H, W] in [0, 1]."""
+    return objects.images[:, 1:].flatten(0, 1) / 2 + 0.5
+
+
+def mean_silhouette_iou(pictures: Tensor, objects: ViewedObjects) -> float:  # [N * V, 3, H, W] in [0, 1]
+    """Of pictures of the objects' views but the first, told from their background by colour."""
+    coverage = objects.coverage[:, 1:]  # [N, V, ...]
+    colors = torch.stack([role_colors(spec.main, spec.accent) for spec in objects.specs])
+    shapes = silhouettes(pictures, colors.repeat_interleave(coverage.shape[1], 0))
+    return float(silhouette_iou(shapes, coverage.flatten(0, 1)).mean())
 
 
 @torch.no_grad()
@@ -243,8 +247,7 @@ def run(settings: Settings) -> bool:
         "image_encoder": os.path.relpath(encoder_folder, settings.output),
     }
     save_novel_view_model(recipe.averaged(averages), settings.output, torch.float16, shared)
-    (settings.output / "README.md").write_text(_card(settings, recipe, options, state, averages, bank))
-    settings.report(f"wrote {settings.output}")
+    write_card(settings, _card(settings, recipe, options, state, averages, bank))
     return True
 
 
@@ -253,29 +256,17 @@ def _card(
 ) -> str:
     ceiling = {f"ceiling_{name}": value for name, value in recipe.ceiling().items()}
     return CARD.format(
-        parameters=sum(p.numel() for module in averages.values() for p in module.parameters()) / 1e6,
+        **training_facts(settings, options, state, recipe.batch),
+        parameters=sum(map(millions, averages.values())),
         patches=recipe.model.image_encoder.grid**2,
         layers=", ".join(map(str, SETTINGS.feature_layers)),
         views=bank.views,
         pool=POOL_OBJECTS * ViewPairPool.VIEWS,
         period=recipe.period,
-        command=settings.command,
-        steps=state.steps,
-        batch=recipe.batch,
-        rate=options.learning_rate,
-        warmup=options.warmup,
-        cooldown=options.cooldown,
-        decay=options.average_decay,
-        seed=options.seed,
         dropout=RULE.condition_dropout,
-        precision="bfloat16 autocast" if options.bfloat16 else "float32",
-        revision=revision(),
-        minutes=state.seconds / 60,
-        machine=machine(),
         sampling=FIGURES.sampling_steps,
         scale=FIGURES.guidance_scale,
         count=2 * FIGURES.objects,
         asked=FIGURES.views,
-        history=history_table(state),
         **ceiling,
     )

@@ -18,14 +18,14 @@ from ...evaluation.clip_metrics import clip_scores, load_judge
 from ...teachers.noise_schedule import add_noise, signal_and_noise_level
 from ...teachers.sampling import ddim_sample
 from ...world.cameras import view_direction
-from ...world.captions import VIEWS, ObjectSpec, all_specs, caption, short_captions
+from ...world.captions import VIEWS, ObjectSpec, all_captions, all_specs, caption
 from ...world.dataset import IMAGE_SIZE, ViewBank
 from ...world.objects import KINDS
 from ...world.tokenizer import build_tokenizer
 from ..latent_pool import LatentPool, LatentSets, pool_period
 from ..sample_figures import exact_sets, nearest_azimuths, save_grid
-from ..settings import Settings, denoiser_options, history_table, machine, revision
-from ..text_table import FULL_SHARE, ONE_COLOR_SHARE
+from ..settings import Settings, denoiser_options, millions, training_facts, write_card
+from ..text_table import caption_of_length
 from ..training import train
 from .mini_vae import LATENT_CHANNELS
 
@@ -100,9 +100,7 @@ def draw_caption(spec: ObjectSpec, view: str, draws: tuple[float, float, float])
     length, named, dropped = draws
     if dropped < CAPTION_DROPOUT:
         return ""
-    one_color, no_color = short_captions(spec)
-    full = caption(spec)
-    text = full if length < FULL_SHARE else one_color if length < FULL_SHARE + ONE_COLOR_SHARE else no_color
+    text = caption_of_length(spec, length)
     return f"{text}, {view} view" if named < VIEW_SHARE else text
 
 
@@ -139,8 +137,7 @@ class MiniTextToImage:
         self.autoencoder, self.batch = autoencoder, batch
         self.alphas_cumprod = make_scheduler().alphas_cumprod.to(self.device)
         self.pool = LatentPool(bank, autoencoder, "mvdream", pool_sets // bank.turns, period, settings.seed)
-        texts = [text for spec in all_specs(include_held_out=True) for text in (caption(spec), *short_captions(spec))]
-        plain = [*dict.fromkeys(texts)]
+        plain = all_captions()
         self.texts = ["", *plain, *(f"{text}, {view} view" for text in plain for view in VIEWS)]
         self.row = {text: index for index, text in enumerate(self.texts)}
         tokens = tokenizer(self.texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -273,30 +270,16 @@ def run(settings: Settings) -> bool:
     if state.step < state.steps:
         return False
     save_pipeline(settings.output, autoencoder, tokenizer, averages["text_encoder"], averages["unet"])
-    millions = {name: sum(p.numel() for p in module.parameters()) / 1e6 for name, module in averages.items()}
     card = CARD.format(
+        **training_facts(settings, options, state, batch),
         views=bank.views,
         pool=POOL_SETS,
         period=period,
-        command=settings.command,
-        steps=state.steps,
-        text_parameters=millions["text_encoder"],
-        unet_parameters=millions["unet"],
-        batch=batch,
-        rate=options.learning_rate,
-        warmup=options.warmup,
-        cooldown=options.cooldown,
-        decay=options.average_decay,
-        precision="bfloat16 autocast" if options.bfloat16 else "float32",
-        seed=options.seed,
+        text_parameters=millions(averages["text_encoder"]),
+        unet_parameters=millions(averages["unet"]),
         largest=LARGEST_WEIGHT,
-        revision=revision(),
-        minutes=state.seconds / 60,
-        machine=machine(),
-        history=history_table(state),
     )
-    (settings.output / "README.md").write_text(card)
-    settings.report(f"wrote {settings.output}")
+    write_card(settings, card)
     return True
 
 

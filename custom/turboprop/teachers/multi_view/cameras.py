@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import check_choice
 
 CAMERA_NUMBERS = 16
 ENCODINGS = ("mvdream", "apparent_scale")
@@ -27,8 +27,7 @@ def camera_numbers(
     Raises:
         ValueError: an unknown encoding.
     """
-    if encoding not in ENCODINGS:
-        raise UserError(f"camera encoding: expected one of {', '.join(ENCODINGS)}, got {encoding!r}")
+    check_choice("camera encoding", encoding, ENCODINGS)
     position = c2w[:, :3, 3]
     normalized = c2w.clone()
     normalized[:, :3, 3] = F.normalize(position, dim=-1, eps=1e-8)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from threestudio.utils.errors import MissingFileError
+from threestudio.utils.errors import MissingFileError, first_line
 
 from ..weights import DENOISER_PARTS, model_folder
 
@@ -39,7 +39,7 @@ def fetch_published(name: str) -> str:
     try:
         return hf_hub_download(model.repository, model.file)
     except (HfHubHTTPError, EntryNotFoundError, OSError) as error:
-        reasons = [f"{model.repository}: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"]
+        reasons = [f"{model.repository}: {first_line(error)}"]
     for folder in model.folders:
         try:
             return str(model_folder(folder, DENOISER_PARTS))

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from threestudio.utils.errors import MissingFileError, UserError
 
-from ..autoencoder import decode_latents, downsampling, encode_latents, posterior_noise
-from ..contract import Cameras, Teacher
+from ..autoencoder import TextToImageTeacher, downsampling
+from ..contract import Cameras
 from ..loading import LoadingOptions, load_part
-from ..noise_schedule import PREDICTION_TYPES, to_epsilon
+from ..noise_schedule import to_epsilon
 from ..weights import DENOISER_PARTS, is_weight_file, model_folder, part_classes, weight_variant
 from .cameras import camera_numbers
 from .network import MultiViewUNet
@@ -55,7 +55,7 @@ class MultiViewCondition:
         return self.embeddings.shape[0]
 
 
-class MultiViewTeacher(Teacher[MultiViewCondition]):
+class MultiViewTeacher(TextToImageTeacher[MultiViewCondition]):
     """MVDream's kind of model: a MultiViewUNet, an AutoencoderKL and a scheduler's schedule.
 
     Pictures have the side that the network was trained with, or `image_size`.
@@ -73,19 +73,9 @@ class MultiViewTeacher(Teacher[MultiViewCondition]):
         prediction_type: str,
         image_size: int | None = None,  # pixels
     ) -> None:
-        if prediction_type not in PREDICTION_TYPES:
-            raise UserError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
         config = network.unet.config
-        if config.in_channels != vae.config.latent_channels:
-            raise UserError(
-                f"the unet takes {config.in_channels} channels, the vae's latents have {vae.config.latent_channels}: "
-                "not a text-to-image model"
-            )
+        super().__init__(config, vae, alphas_cumprod, prediction_type)
         self.network = network.eval().requires_grad_(False)
-        self.vae = vae.eval().requires_grad_(False)
-        self.alphas_cumprod = alphas_cumprod.to(device=next(vae.parameters()).device, dtype=torch.float32)
-        self.prediction_type = prediction_type
-        self.latent_channels = vae.config.latent_channels
         factor = downsampling(vae)
         self.image_size = config.sample_size * factor if image_size is None else image_size
         if self.image_size < factor or self.image_size % factor:
@@ -164,15 +154,6 @@ class MultiViewTeacher(Teacher[MultiViewCondition]):
         if is_weight_file(pretrained_model_name_or_path):
             return cls.from_original(Path(pretrained_model_name_or_path).expanduser(), device, options)
         return cls.from_folder(model_folder(pretrained_model_name_or_path, DENOISER_PARTS), device, options)
-
-    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        return encode_latents(self.vae, images, self.encoding_noise(images) if noise is None else noise)
-
-    def encoding_noise(self, images: Tensor) -> Tensor:
-        return posterior_noise(self.vae, images)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return decode_latents(self.vae, latents)
 
     def condition(self, embeddings: Tensor, cameras: Cameras | None, num_views: int = 1) -> MultiViewCondition:
         if cameras is None or cameras.c2w is None or cameras.fovy is None:

@@ -69,6 +69,17 @@ def prompt_list(prompts: Sequence[str], where: str = "prompts") -> PromptLibrary
     return PromptLibrary(checked, checked, checked)
 
 
+def chosen_library(prompt_library: str, prompts: Sequence[str] | None, where: str) -> PromptLibrary:
+    """The library of a config that names one or lists prompts. Raises UserError, after `where`, for both or neither."""
+    if prompt_library and prompts is not None:
+        raise UserError(f"{where}: expected prompt_library or prompts, got both")
+    if prompt_library:
+        return load_prompt_library(prompt_library)
+    if prompts is None:
+        raise UserError(f"{where}: expected prompt_library (a JSON file or name) or prompts, got neither")
+    return prompt_list(prompts)
+
+
 def _checked(prompts: Any, where: str) -> list[str]:
     if not isinstance(prompts, list):
         raise UserError(f"{where}: expected a list of prompts, got a {type(prompts).__name__}")

@@ -21,7 +21,7 @@ from threestudio.utils.errors import UserError, with_suggestion
 
 from ..text import encode_prompts
 from ..token_limit import TokenLimit
-from .library import PromptLibrary, load_prompt_library, prompt_list
+from .library import chosen_library, prompt_list
 from .views import shortened_for_views
 
 PLAIN = 4  # where the plain prompt stands behind its four views
@@ -120,7 +120,7 @@ class MultiPromptProcessor(BaseObject):
 
     def configure(self) -> None:
         cfg = self.cfg
-        self.library = self._read_library()
+        self.library = chosen_library(cfg.prompt_library, cfg.prompts, "prompt processor")
         extra = [text for text in (cfg.eval_prompt, cfg.target_prompt) if text is not None]
         if extra:
             prompt_list(extra, "eval_prompt, target_prompt")
@@ -177,16 +177,6 @@ class MultiPromptProcessor(BaseObject):
             message = f"prompt {name!r} is not among the {len(self._rows)} encoded ones"
             raise UserError(with_suggestion(message, name, self._rows))
         return self._rows[name]
-
-    def _read_library(self) -> PromptLibrary:
-        cfg = self.cfg
-        if cfg.prompt_library and cfg.prompts is not None:
-            raise UserError("prompt processor: expected prompt_library or prompts, got both")
-        if cfg.prompt_library:
-            return load_prompt_library(cfg.prompt_library)
-        if cfg.prompts is None:
-            raise UserError("prompt processor: expected prompt_library (a JSON file or name) or prompts, got neither")
-        return prompt_list(cfg.prompts)
 
 
 @threestudio.register("stable-diffusion-multi-prompt-processor")
