@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -16,10 +17,15 @@ from threestudio.utils.errors import UserError
 def find_named_file(folder: str, name: str) -> str | None:
     """The path of the file that a mesh file in `folder` calls `name`; None where there is none.
 
-    Backslashes separate folders too, upper and lower case need not agree, and a full path of another machine stands
-    for the file of that name beside the mesh.
+    Backslashes separate folders too, upper and lower case need not agree, %20 may stand for a blank, and a full path
+    of another machine stands for the file of that name beside the mesh.
     """
     name = name.strip().strip("\"'")
+    found = _find(folder, name)
+    return _find(folder, unquote(name)) if found is None and "%" in name else found
+
+
+def _find(folder: str, name: str) -> str | None:
     for spelling in (name, name.replace("\\", "/")):
         path = os.path.join(folder, spelling)
         if spelling and os.path.isfile(path):
@@ -67,6 +73,8 @@ def read_picture(source: str | bytes, label: str) -> Tensor:  # [H, W, 3] uint8,
             else:
                 texels = np.array(image.convert("RGB"))
     # PIL's readers raise these for what is broken, unknown or too large.
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"{label} cannot be read as a picture (of no kind that Pillow knows)") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{label} cannot be read as a picture ({reason})") from error
