@@ -65,17 +65,16 @@ def read_picture(source: str | bytes, label: str) -> Tensor:  # [H, W, 3] uint8,
     """A picture's texels, of a path or of a file's bytes; `label` names it where it cannot be read (UserError)."""
     from PIL import Image
 
+    from threestudio.utils.picture_decoding import DECODING_ERRORS, deep_grey, first_bytes, reason_unread
+
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if image.mode == "F" or image.mode.startswith("I"):
-                grey = np.asarray(image, np.float64) / (1.0 if image.mode == "F" else 65535.0)
-                texels = np.repeat((grey.clip(0, 1) * 255.0).round().astype(np.uint8)[..., None], 3, -1)
+            deep = deep_grey(image)
+            if deep is not None:
+                texels = (deep[..., [0, 0, 0]] * 255.0).round().astype(np.uint8)
             else:
                 texels = np.array(image.convert("RGB"))
-    # PIL's readers raise these for what is broken, unknown or too large.
-    except Image.UnidentifiedImageError as error:
-        raise UserError(f"{label} cannot be read as a picture (of no kind that Pillow knows)") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except DECODING_ERRORS as error:
+        reason = reason_unread(error, source[:32] if isinstance(source, bytes) else first_bytes(source))
         raise UserError(f"{label} cannot be read as a picture ({reason})") from error
     return torch.from_numpy(texels)
