@@ -40,7 +40,7 @@ class GltfFile:
         try:
             self.tree: dict[str, Any] = json.loads(text.rstrip(b"\0").decode("utf-8-sig"))  # some pad with zeros
             version = str(self.tree["asset"]["version"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path} is no glTF file, or is cut short") from error
         if not version.startswith("2."):
             raise UserError(f"{path} is glTF {version}; expected version 2.0, export it anew")
