@@ -1,7 +1,8 @@
 """The error that means: the user's input is wrong, and this line says how."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -14,6 +15,19 @@ class UserError(ValueError):
 
 class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that the user names is not there."""
+
+
+@contextmanager
+def key_of_errors(part: str) -> Iterator[None]:
+    """Gives a UserError of the block the full key of a system's part, as `system.geometry`, where it lacks that."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        if text.startswith("system."):
+            raise
+        where = "system." if text.startswith((f"{part}.", f"{part}:", f"{part}_")) else f"system.{part}: "
+        raise type(error)(f"{where}{text}") from error
 
 
 def nearest_names(name: str, valid: Iterable[str], count: int = 3) -> list[str]:
