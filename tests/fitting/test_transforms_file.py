@@ -56,6 +56,11 @@ NERFSTUDIO = {"fl_x": FOCAL, "fl_y": FOCAL, "cx": SIZE / 2, "cy": SIZE / 2, "w":
         {"shared": ANGLE, "name": ".\\train\\frame.000{}"},
         {"shared": ANGLE, "name": "train\\frame.000{}.png"},
         {"shared": ANGLE, "name": "train/r {}"},
+        {"shared": ANGLE, "name": "Train/Frame.000{}.PNG"},  # of a system that has no case
+        {"shared": ANGLE, "name": "train/frame%2E000{}.png"},
+        {"shared": ANGLE, "name": "C:\\scenes\\chair\\{}.png"},  # a full path of another machine
+        {"shared": {**ANGLE, "camera_model": "pinhole"}},
+        {"shared": {**ANGLE, "camera_model": None, "is_fisheye": False}},
         {"shared": {**ANGLE, "camera_angle_y": FOVY}},
         {"shared": ANGLE, "rows": 3},
         {"shared": {**NERFSTUDIO, "camera_model": "OPENCV", "k1": 0.0, "k2": 0, "p1": 0.0}},
@@ -101,6 +106,7 @@ BAD = [
     ({"shared": {**NERFSTUDIO, "cx": 4, "cy": 28}}, r"principal point \(cx, cy\) = \(4, 28\) is far off the middle"),
     ({"shared": {**NERFSTUDIO, "k1": 0.03}}, r"lens distortion is not read \(k1 = 0.03\)"),
     ({"shared": {**NERFSTUDIO, "camera_model": "OPENCV_FISHEYE"}}, "camera_model OPENCV_FISHEYE: only pinhole cameras"),
+    ({"shared": {**NERFSTUDIO, "is_fisheye": True}}, r"camera_model a fisheye \(is_fisheye\): only pinhole cameras"),
     ({"shared": {"camera_angle_x": 40}}, "camera_angle_x: expected radians between 0 and pi, got 40"),
     ({"shared": {"camera_angle_x": "wide"}}, "camera_angle_x: expected a number, got 'wide'"),
     ({"shared": {"fl_x": -3}}, "fl_x: expected more than 0, got -3"),
@@ -125,7 +131,9 @@ def test_what_is_not_read_is_one_line_that_names_the_file(pictures, views, given
     assert str(caught.value).startswith(str(file)) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"frames": []}', '{"frames": 3}', '{"camera_angle_x": 0.6}'])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "{", "[]", "{}", '{"frames": []}', '{"frames": 3}', '{"camera_angle_x": 0.6}']
+)
 def test_what_is_no_transforms_json(tmp_path, text):
     (tmp_path / "transforms.json").write_text(text)
     with pytest.raises(UserError, match="transforms.json: (not valid JSON|expected a list of frames)"):

@@ -169,6 +169,23 @@ def test_values_at_the_end_of_their_range_are_replaced_and_counted(tmp_path, cap
     assert torch.equal(read["quaternions"][4:], parameters["quaternions"][4:])
 
 
+def test_lengths_whose_squares_are_no_numbers(tmp_path, caplog):
+    """Scales and rotations that are finite and would make infinite or empty matrices."""
+    parameters = parameters_of()
+    turns = parameters["quaternions"].clone()
+    parameters["log_scales"][0, 0], parameters["log_scales"][1, 1] = 300.0, 89.0
+    parameters["quaternions"][2] *= 1e-30
+    parameters["quaternions"][3] *= 1e30
+    write_3dgs_ply(tmp_path / "a.ply", parameters)
+    with caplog.at_level("WARNING"):
+        read = read_3dgs_ply(tmp_path / "a.ply")
+    assert "scale_ beyond exp(13.8) in 2 of 7 rows" in caplog.text
+    assert read["log_scales"].max().exp().item() == pytest.approx(1e6, rel=1e-4)
+    expected = torch.nn.functional.normalize(turns[2:4], dim=-1)
+    torch.testing.assert_close(read["quaternions"][2:4], expected)
+    assert torch.equal(read["quaternions"][4:], turns[4:])
+
+
 @pytest.mark.parametrize("form", ["binary_little_endian", "binary_big_endian"])
 def test_elements_before_the_vertices_are_passed_over(tmp_path, form):
     """A camera of two numbers, then a list of three and one of five values, then the Gaussians."""

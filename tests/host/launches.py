@@ -17,6 +17,17 @@ TINY_CONFIG = str(PLUGINS / "tiny.yaml")
 LAST = "outputs/tiny/run/ckpts/last.ckpt"  # of the tiny run
 
 
+def can_mount() -> bool:
+    """Whether this process may mount disks in a namespace of its own."""
+    try:
+        done = subprocess.run(
+            ["unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=1m tmpfs /mnt"], capture_output=True
+        )
+    except FileNotFoundError:
+        return False
+    return done.returncode == 0
+
+
 def final_state(folder: Path) -> dict:
     """What a run that was started in `folder` ends with."""
     checkpoint = torch.load(folder / LAST, weights_only=True)

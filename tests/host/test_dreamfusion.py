@@ -99,6 +99,18 @@ def test_dry_run_opens_the_model_and_writes_nothing(launch_here, arguments, tmp_
         ("system.prompt_processor.prompt=''", "prompt"),
         ("system.guidance.pretrained_model_name_or_path=/nowhere", "/nowhere"),
         ("system.guidance_type=stable-difusion-guidance", "stable-diffusion-guidance"),
+        (
+            "system.geometry_type=implicit-volum",
+            "system.geometry_type: unknown registered name 'implicit-volum'; nearest",
+        ),
+        ("system.geometry.radius=0", "error: system.geometry.radius: expected > 0, got 0"),
+        ("system.guidance.max_step_percent=2", "error: system.guidance"),
+        ("system.exporter.fmt=gltf", "error: system.exporter.fmt: expected one of"),
+        ("system.exporter.simplify_to=-1", "error: system.exporter.simplify_to: expected 0 (off) or at least 4"),
+        (
+            "system.geometry.mlp_network_config={otype: VanillaMLP, n_neurons: 0}",
+            "n_neurons: expected a whole number from 1, got 0 (int)",
+        ),
         ("system.geometry_type=''", "system.geometry_type: a registered name is required"),
         ("system.guidance.guidance_scal=3", "unknown key 'system.guidance.guidance_scal'"),
     ],

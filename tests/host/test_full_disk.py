@@ -9,21 +9,11 @@ import sys
 import pytest
 import torch
 
-from tests.host.launches import PLUGINS, ROOT, TINY_CONFIG
+from tests.host.launches import PLUGINS, ROOT, TINY_CONFIG, can_mount
 from threestudio.utils.atomic_checkpoint import write_atomically
 from threestudio.utils.full_disk import full_disk_error
 
 FULL = os.strerror(errno.ENOSPC)
-
-
-def can_mount() -> bool:
-    try:
-        done = subprocess.run(
-            ["unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=1m tmpfs /mnt"], capture_output=True
-        )
-    except FileNotFoundError:
-        return False
-    return done.returncode == 0
 
 
 def test_the_cause_is_found_under_what_came_of_it(tmp_path):
@@ -40,6 +30,39 @@ def test_the_cause_is_found_under_what_came_of_it(tmp_path):
     assert found.errno == errno.ENOSPC and found.filename == "/data/last.ckpt"
     assert full_disk_error(RuntimeError("a bug"), str(tmp_path)) is None
     assert full_disk_error(OSError(errno.EACCES, "Permission denied"), str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EFBIG])
+def test_a_folder_that_takes_no_file_is_the_disks_fault_and_other_files_are_not(tmp_path, code):
+    own, other = (
+        OSError(code, os.strerror(code), str(path / "a.png")) for path in (tmp_path / "save", tmp_path.parent)
+    )
+    assert full_disk_error(own, str(tmp_path)) is own
+    assert (full_disk_error(other, str(tmp_path)) is None) == (code != errno.EFBIG)
+
+
+def test_a_folder_that_is_gone(tmp_path):
+    lost = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(tmp_path / "trial/save/a.png"))
+    assert full_disk_error(lost, str(tmp_path / "trial")) is lost
+    (tmp_path / "trial").mkdir()
+    assert full_disk_error(lost, str(tmp_path / "trial")) is None  # then a file alone is missing: a bug
+
+
+def test_a_limit_of_a_files_size_is_one_line(start_launch, tmp_path):
+    """ulimit -f counts blocks of 1024 bytes in bash; a checkpoint has some 50 kB."""
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)); "
+    code += f"sys.path.insert(0, {str(ROOT)!r}); import launch; "
+    code += f"sys.exit(launch.main(['--config', {TINY_CONFIG!r}, '--train', 'system.field.n_neurons=512', "
+    code += "'trainer.max_steps=8']))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path / "elsewhere",
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert re.search(rf"^error: {os.strerror(errno.EFBIG)}: \S+, at step \d+; ", done.stderr, re.MULTILINE)
 
 
 def test_a_checkpoint_that_does_not_fit_names_its_path_and_leaves_the_old_one(tmp_path):

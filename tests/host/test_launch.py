@@ -1,6 +1,7 @@
 """The command line: what each mode writes, and that bad input is one clear line."""
 
 import os
+import pickle
 import shlex
 import subprocess
 import sys
@@ -225,6 +226,12 @@ BAD = [
     (["system.weights=nowhere.ckpt"], "checkpoint not found: nowhere.ckpt", ""),
     (["resume=nowhere.ckpt"], "resume: checkpoint not found: nowhere.ckpt", ""),
     (["resume=outputs/x@LAST/last.ckpt"], "resume: no path matches", ""),
+    (["seed=-1"], "seed: expected 0 to 2147483647, got -1", ""),
+    (["seed=99999999999"], "seed: expected 0 to 2147483647, got 99999999999", ""),
+    (["data.radius=nan"], "data.radius: expected float, got 'nan' (str)", ""),
+    (["data.radius=.nan"], "data.radius: expected float, got nan (float)", ""),
+    (["name=yes"], "name: expected str, got True (bool); write quotes", ""),
+    (["trainer.overfit_batches=1", "trainer.check_val_every_n_epoch=1"], "trainer: ", "val_check_interval"),
     (["tag=../../escape"], "tag: '../../escape' is not a folder name", ""),
     (["seed"], "bad override 'seed'", ""),
     (["--sed=3"], "bad override '--sed=3'", ""),
@@ -248,13 +255,13 @@ def test_a_dry_run_finds_values_that_a_step_would_fall_over(launch_here, capsys,
     assert f"error: {argument.split('=')[0]}: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04 torn off"])
+@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04 torn off", pickle.dumps({"a": 1}, 2)])
 def test_corrupt_checkpoints(launch_here, tmp_path, capsys, content):
     (tmp_path / "bad.ckpt").write_bytes(content)
     for mode in ("--train", "--export"):
         assert launch_here(mode, "resume=bad.ckpt") == 2
         error = capsys.readouterr().err
-        assert "error: resume: checkpoint bad.ckpt is corrupt" in error
+        assert "error: resume: checkpoint bad.ckpt is corrupt" in error and "weights_only" not in error
         assert "Traceback" not in error
     assert files_in(tmp_path) == ["bad.ckpt"]
 
@@ -275,6 +282,23 @@ def test_a_checkpoint_of_another_system(launch_here, capsys):
     torch.save({"some": 1}, "other.ckpt")
     assert launch_here("--train", "resume=other.ckpt") == 2
     assert "not a checkpoint of a run: no state_dict" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "key, value, lacks",
+    [
+        ("state_dict", 7, "state_dict"),
+        ("global_step", "x", "global_step"),
+        ("optimizer_states", None, "optimizer_states"),
+        ("loops", {}, "fit_loop in loops"),
+        (None, torch.zeros(3), "state_dict"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_of_a_run_is_one_line(launch_here, capsys, key, value, lacks):
+    whole = {"state_dict": {}, "epoch": 0, "global_step": 1, "optimizer_states": [], "loops": {"fit_loop": {}}}
+    torch.save(value if key is None else {**whole, key: value}, "other.ckpt")
+    assert launch_here("--train", "resume=other.ckpt") == 2
+    assert f"error: resume: other.ckpt is not a checkpoint of a run: no {lacks}" in capsys.readouterr().err
 
 
 def test_export_needs_a_checkpoint(launch_here, capsys):

@@ -61,6 +61,42 @@ def test_sixteen_bits_of_grey_keep_them(tmp_path):
     assert torch.equal(rgba[..., 0], rgba[..., 2])
 
 
+def test_sixteen_bits_of_grey_with_one_that_is_transparent(tmp_path):
+    """A PNG of 16-bit greys whose tRNS chunk names 0, written by hand."""
+    grey = ball_pixels()[..., 0].astype(">u2") * 257
+    rows = b"".join(b"\0" + row.tobytes() for row in grey)
+    header = (40).to_bytes(4, "big") * 2 + bytes([16, 0, 0, 0, 0])
+    chunks = png_chunk(b"IHDR", header) + png_chunk(b"tRNS", b"\0\0")
+    chunks += png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+    (tmp_path / "grey.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    rgba = read_object(tmp_path / "grey.png", KEY)
+    torch.testing.assert_close(rgba[..., 3], torch.from_numpy(ball_pixels()[..., 3] > 0).float())
+    torch.testing.assert_close(rgba[20, 20, :3], torch.full((3,), BALL_COLOR[0] / 255))
+
+
+def test_floats_count_to_one(tmp_path):
+    """Pillow would make 8 bits of them that count to 255: black."""
+    values = np.linspace(-0.5, 1.5, 64, dtype=np.float32).reshape(8, 8)
+    values[0, 0] = np.nan
+    Image.fromarray(values).save(tmp_path / "grey.tiff")
+    rgba, _ = read_picture(tmp_path / "grey.tiff", KEY)
+    torch.testing.assert_close(rgba[..., 1], torch.from_numpy(np.nan_to_num(values)).clamp(0, 1))
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + b"\0" * 60, "it is HEIC, which is not read; save it as PNG or JPEG"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull fetches the picture"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "of no kind that is read"),
+        (b"", "the file is empty"),
+    ],
+)
+def test_what_stands_in_a_pictures_place_is_said(tmp_path, content, reason):
+    (tmp_path / "x.png").write_bytes(content)
+    assert reason in refusal(tmp_path / "x.png")
+
+
 def png_chunk(kind: bytes, data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 

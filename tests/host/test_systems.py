@@ -48,6 +48,12 @@ def test_parameter_groups():
     assert sum(len(g["params"]) for g in everything.param_groups) == 7
 
 
+def test_weights_of_two_groups_are_one_line():
+    groups = {"geometry": {"lr": 0.1}, "geometry.0": {"lr": 0.2}}
+    with pytest.raises(UserError, match="optimizer.params.geometry.0: has weights that the group geometry has too"):
+        parse_optimizer(config(name="Adam", params=groups), Scene())
+
+
 def test_bad_optimizers():
     with pytest.raises(UserError, match="optimizer.params.geometri: Scene has no 'geometri'; nearest: geometry"):
         parse_optimizer(config(name="Adam", params={"geometri": {"lr": 1}}), Scene())

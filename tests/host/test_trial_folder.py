@@ -1,5 +1,8 @@
 """A trial's folder belongs to one run: others are refused, or get one of their own."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -8,7 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.host.launches import TINY_CONFIG
+from tests.host.launches import PLUGINS, ROOT, TINY_CONFIG, can_mount
 from threestudio.utils.config import load_config
 from threestudio.utils.errors import UserError
 from threestudio.utils.trial_folder import check_unused, owned_trial_folder
@@ -139,6 +142,34 @@ def test_a_folder_that_cannot_be_made_is_one_line(launch_here, tmp_path, capsys)
     (tmp_path / "outputs").write_text("a file")
     assert launch_here("--train") == 2
     assert f"exp_root_dir: cannot make the folder {TRIAL}: Not a directory" in error_of(capsys)
+
+
+@pytest.mark.parametrize("name", [".lock", "cmd.txt", "ckpts", "csv_logs", "configs"])
+def test_what_stands_where_a_run_writes_is_one_line(launch_here, capsys, name):
+    """A folder for a file of the run, or a file for its folder."""
+    if name in (".lock", "cmd.txt"):
+        (TRIAL / name).mkdir(parents=True)
+    else:
+        TRIAL.mkdir(parents=True)
+        (TRIAL / name).write_text("")
+    assert launch_here("--train", "trainer.max_steps=4") == 1
+    assert f"{TRIAL}/{name}, at step " in error_of(capsys)
+
+
+@pytest.mark.skipif(not can_mount(), reason="needs the right to mount a disk in a namespace of its own")
+@pytest.mark.parametrize("mode, code", [("--train", 2), ("--export", 2)])
+def test_a_disk_for_reading_only_is_one_line_before_any_work(launch_here, tmp_path, mode, code):
+    assert launch_here("--train", "trainer.max_steps=4") == 0
+    (tmp_path / "custom").mkdir()
+    (tmp_path / "custom/tiny_field.py").write_bytes((PLUGINS / "tiny_field.py").read_bytes())
+    run = [sys.executable, str(ROOT / "launch.py"), "--config", TINY_CONFIG, mode, f"resume={TRIAL}/ckpts/last.ckpt"]
+    command = 'mount --bind outputs outputs && mount -o remount,bind,ro outputs && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", command, "sh", *run],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+    assert f"error: exp_root_dir: cannot write into {TRIAL}: Read-only file system" in done.stderr
 
 
 def test_a_run_that_does_not_start_leaves_nothing_behind(launch_here, tmp_path):

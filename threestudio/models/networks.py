@@ -22,6 +22,7 @@ from threestudio.ops.spherical_harmonics import real_spherical_harmonics
 from threestudio.utils.base import Updateable
 from threestudio.utils.errors import UserError, with_suggestion
 from threestudio.utils.ops import get_activation
+from threestudio.utils.value_checks import shown
 
 
 class Identity(nn.Module):
@@ -247,6 +248,17 @@ def get_encoding(n_input_dims: int, config: Mapping[str, Any]) -> CompositeEncod
     return CompositeEncoding(encoding, include_xyz)
 
 
+def _layer_sizes(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Width and number of the hidden layers. Raises UserError."""
+    sizes = []
+    for name, default, least in (("n_neurons", 64, 1), ("n_hidden_layers", 1, 0)):
+        size = config.get(name, default)
+        if isinstance(size, bool) or not isinstance(size, int) or size < least:
+            raise UserError(f"mlp_network_config.{name}: expected a whole number from {least}, got {shown(size)}")
+        sizes.append(size)
+    return sizes[0], sizes[1]
+
+
 class VanillaMLP(nn.Module):
     """Linear layers without bias. Runs in float32 under autocast too: fields are sensitive to rounding.
 
@@ -256,7 +268,7 @@ class VanillaMLP(nn.Module):
     def __init__(self, n_input_dims: int, n_output_dims: int, config: Mapping[str, Any]) -> None:
         super().__init__()
         _check_keys("mlp_network_config", config, ("activation", "output_activation", "n_neurons", "n_hidden_layers"))
-        width, depth = int(config.get("n_neurons", 64)), int(config.get("n_hidden_layers", 1))
+        width, depth = _layer_sizes(config)
         self.n_input_dims, self.n_output_dims = n_input_dims, n_output_dims
         self.activation = get_activation(str(config.get("activation", "ReLU")).lower())
         self.output_activation = get_activation(config.get("output_activation"))
@@ -293,7 +305,7 @@ class SphereInitVanillaMLP(nn.Module):
     def __init__(self, n_input_dims: int, n_output_dims: int, config: Mapping[str, Any]) -> None:
         super().__init__()
         _check_keys("mlp_network_config", config, self.KEYS)
-        width, depth = int(config.get("n_neurons", 64)), int(config.get("n_hidden_layers", 1))
+        width, depth = _layer_sizes(config)
         self.n_input_dims, self.n_output_dims = n_input_dims, n_output_dims
         self.output_activation = get_activation(config.get("output_activation"))
         sizes = [n_input_dims] + [width] * depth + [n_output_dims]

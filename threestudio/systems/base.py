@@ -28,7 +28,7 @@ from threestudio.utils.base import (
 )
 from threestudio.utils.config import parse_structured
 from threestudio.utils.devices import get_device, running_on
-from threestudio.utils.errors import UserError
+from threestudio.utils.errors import UserError, key_of_errors
 from threestudio.utils.keyed_random import preserved_random_state, seed_step
 from threestudio.utils.misc import C, cleanup, load_module_weights
 from threestudio.utils.saving import SaverMixin, describe_files
@@ -265,11 +265,12 @@ class BaseLift3DSystem(BaseSystem):
     def _check_parts(self) -> None:
         """Raises UserError for a wrong key or type in the config of any part, before the first is built.
 
-        Guidance and exporter are built only when they are needed, which may be hours later.
+        Guidance and exporter are built only when a run begins.
         """
         for part in self.parts:
             name = self.cfg[f"{part}_type"]
-            config_class = getattr(threestudio.find(name), "Config", None) if name else None
+            with key_of_errors(f"{part}_type"):
+                config_class = getattr(threestudio.find(name), "Config", None) if name else None
             if is_dataclass(config_class):
                 parse_structured(config_class, self.cfg[part])
 
@@ -301,8 +302,10 @@ class BaseLift3DSystem(BaseSystem):
         name = self.cfg[f"{part}_type"]
         if not name:
             raise UserError(f"system.{part}_type: a registered name is required")
-        with running_on(get_device() if self._trainer is None else self.device):
-            return threestudio.find(name)(self.cfg[part], **kwargs)
+        with key_of_errors(f"{part}_type"):
+            registered = threestudio.find(name)
+        with running_on(get_device() if self._trainer is None else self.device), key_of_errors(part):
+            return registered(self.cfg[part], **kwargs)
 
     def build_prompts(self) -> None:
         """Builds `prompt_processor`; opens the model's folders."""
@@ -329,6 +332,7 @@ class BaseLift3DSystem(BaseSystem):
             self.geometry.initialize_shape()
 
     def on_fit_start(self) -> None:
+        self.build_exporter()  # a wrong value of it is found now, and not hours later
         self.initialize_shape()
         if self._save_dir is not None:
             threestudio.info(f"Validation results will be saved to {self._save_dir}")
@@ -354,12 +358,12 @@ class BaseLift3DSystem(BaseSystem):
     # ----------------------------------------------------------------------------- export
 
     def on_predict_start(self) -> None:
-        self.exporter = self._build(
-            "exporter",
-            geometry=self.geometry,
-            material=self.material,
-            background=self.background,
-        )
+        self.build_exporter()
+
+    def build_exporter(self) -> None:
+        """Builds `exporter`, which checks its values against the scene's parts."""
+        parts = {"geometry": self.geometry, "material": self.material, "background": self.background}
+        self.exporter = self._build("exporter", **parts)
 
     def predict_step(self, batch: Any, batch_idx: int) -> None:
         if self.exporter.cfg.save_video:

@@ -133,8 +133,12 @@ def parse_optimizer(config: Any, model: nn.Module) -> torch.optim.Optimizer:
     groups = entries.get("params")
     if groups:
         params: list = []
+        group_of: dict[nn.Parameter, str] = {}
         for path, group_args in groups.items():
             members = list(_parameters(_attribute(model, path), path))
+            again = next((other for p in members if (other := group_of.setdefault(p, path)) != path), None)
+            if again is not None:
+                raise UserError(f"{OPTIMIZER}.params.{path}: has weights that the group {again} has too; leave one out")
             params.append({"params": members, "name": path, **_with_tuples(group_args or {})})
             threestudio.debug(f"optimizer group {path}: {group_args}")
     else:

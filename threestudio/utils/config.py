@@ -122,10 +122,19 @@ def _checked_value(value: Any, hint: Any, key: str, takes_schedule: bool) -> Any
         else:
             raise expected(key, hint, value)
         return value
+    if isinstance(value, bool) and str in kinds and bool not in kinds:  # yes, no, on and off among them
+        raise UserError(f"{expected(key, hint, value)}; write quotes around a text that YAML takes for a truth value")
+    if float in kinds and str not in kinds and _is_nan(value):
+        raise expected(key, hint, value)
     if isinstance(value, int) and not isinstance(value, bool):
         if float in kinds and int not in kinds:
             return float(value)
     return value
+
+
+def _is_nan(value: Any) -> bool:
+    """Whether it is not a number; YAML writes .nan, and omegaconf makes one of the text nan too."""
+    return value != value if isinstance(value, float) else isinstance(value, str) and value.lower() == "nan"
 
 
 # ----------------------------------------------------------------------------- structured configs
@@ -211,6 +220,9 @@ def dump_config(path: str, config: Any) -> None:
 # ----------------------------------------------------------------------------------- experiments
 
 
+LARGEST_SEED = 2**31 - 1  # numpy takes 32 bits, and each process of a run adds its rank
+
+
 @dataclass
 class ExperimentConfig:
     name: str = "default"  # of the experiment: the folder that holds its trials
@@ -235,6 +247,8 @@ class ExperimentConfig:
     checkpoint: dict = field(default_factory=dict)  # arguments of ModelCheckpoint
 
     def __post_init__(self) -> None:
+        if isinstance(self.seed, int) and not 0 <= self.seed <= LARGEST_SEED:
+            raise UserError(f"seed: expected 0 to {LARGEST_SEED}, got {self.seed}")
         if not self.tag and not self.use_timestamp:
             raise UserError("tag: a trial needs a tag or use_timestamp=true; both are unset")
         self.stamped_now = False

@@ -1,7 +1,8 @@
 """The error that means: the user's input is wrong, and this line says how."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -24,6 +25,19 @@ def one_line(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, of libraries that say much; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def key_of_errors(part: str) -> Iterator[None]:
+    """Gives a UserError of the block the full key of a system's part, as `system.geometry`, where it lacks that."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        if text.startswith("system."):
+            raise
+        where = "system." if text.startswith((f"{part}.", f"{part}:", f"{part}_")) else f"system.{part}: "
+        raise type(error)(f"{where}{text}") from error
 
 
 def nearest_names(name: str, valid: Iterable[str], count: int = 3) -> list[str]:

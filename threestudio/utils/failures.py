@@ -57,12 +57,20 @@ def reported(error: Exception, so_far: RunSoFar, verbose: bool) -> int | None:
     if full is not None:
         line = full_disk_line(full, so_far.trial_dir, so_far.step)
         return report(error, verbose, FAILURE_EXIT_CODE, line)
-    if isinstance(error, MisconfigurationException) and not so_far.started:  # Lightning's of wrong settings
+    if not so_far.started and _of_lightnings_settings(error):
         return report(error, verbose, USAGE_EXIT_CODE, f"trainer: {error}")
     if not so_far.started and _of_a_checkpoint_that_does_not_fit(error):
         resume = "" if so_far.cfg is None else so_far.cfg.resume
         return report(error, verbose, USAGE_EXIT_CODE, f"resume: {resume} does not fit this config: {error}")
     return None
+
+
+def _of_lightnings_settings(error: BaseException) -> bool:
+    """Whether Lightning itself refuses a setting, alone or beside others."""
+    if isinstance(error, MisconfigurationException):
+        return True
+    raised_in = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
+    return type(error) is ValueError and raised_in[:1] != [] and raised_in[0].startswith("pytorch_lightning.")
 
 
 def _of_a_checkpoint_that_does_not_fit(error: BaseException) -> bool:

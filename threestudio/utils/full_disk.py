@@ -1,4 +1,4 @@
-"""A disk that is full, told in one line, from whatever its failure has become on the way up."""
+"""A disk that is full or does not take a run's files, told in one line, from whatever its failure has become."""
 
 import errno
 import os
@@ -9,7 +9,11 @@ from pathlib import Path
 from threestudio.utils.misc import load_checkpoint
 from threestudio.utils.trial_folder import last_checkpoint
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: beyond the limit of `ulimit -f`
+# What else a trial's folder answers: no rights there, a disk for reading only, a file where a folder should be.
+_REFUSED = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO,
+)  # fmt: skip
 _NOTHING_FREE = 64 * 1024  # bytes; less than any file of a run needs
 
 
@@ -25,7 +29,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def full_disk_error(error: BaseException, folder: str) -> OSError | None:
-    """The OSError behind `error` that says that the disk, or the user's share of it, is full; None if there is none.
+    """The OSError behind `error` that says that the disk, or the user's share of it, is full, or that `folder`, the
+    run's own, does not take a file; None if there is none.
 
     A program that writes for this one (ffmpeg's videos) tells no reason: then the disk of `folder` itself is asked.
     """
@@ -33,10 +38,23 @@ def full_disk_error(error: BaseException, folder: str) -> OSError | None:
     if full:
         named = [e for e in full if e.filename is not None]
         return (named or full)[-1]
+    refused = [e for e in _causes(error) if isinstance(e, OSError) and _is_refused(e, folder)]
+    if refused:
+        return refused[-1]
     if isinstance(error, (OSError, RuntimeError)) and os.path.isdir(folder):
         if shutil.disk_usage(folder).free < _NOTHING_FREE:
             return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder)
     return None
+
+
+def _is_refused(error: OSError, folder: str) -> bool:
+    """Whether a path in `folder` cannot be written, or the whole folder is gone."""
+    if not folder or not isinstance(error.filename, str):
+        return False
+    top, path = Path(folder).absolute(), Path(error.filename).absolute()
+    if top != path and top not in path.parents:
+        return False
+    return error.errno in _REFUSED or error.errno == errno.ENOENT and not top.is_dir()
 
 
 def _whole_checkpoint(trial_dir: str) -> str:

@@ -248,12 +248,15 @@ def _checked_resume(cfg: DictConfig, args: Namespace) -> dict | None:
         checkpoint = load_checkpoint(cfg.resume)
     except (ValueError, OSError) as error:
         raise UserError(f"resume: {error}") from error
-    needed = ["state_dict", "epoch", "global_step"]
-    needed += ["optimizer_states", "loops"] if args.train else []
-    missing = [key for key in needed if key not in checkpoint]
+    needed: dict[str, type] = {"state_dict": dict, "epoch": int, "global_step": int}
+    if args.train:
+        needed.update(optimizer_states=list, loops=dict)
+    content = checkpoint if isinstance(checkpoint, dict) else {}
+    missing = [key for key, kind in needed.items() if not isinstance(content.get(key), kind)]
+    missing += ["fit_loop in loops"] if args.train and not missing and "fit_loop" not in content["loops"] else []
     if missing:
         raise UserError(f"resume: {cfg.resume} is not a checkpoint of a run: no {missing[0]}")
-    return {key: checkpoint[key] for key in ("epoch", "global_step")}
+    return {key: content[key] for key in ("epoch", "global_step")}
 
 
 # ------------------------------------------------------------------------------------- dry run

@@ -3,6 +3,7 @@
 import gc
 import math
 import os
+import pickle
 import re
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from packaging import version
 
 from threestudio.utils.devices import get_device, get_rank  # noqa: F401 (upstream's plugins take both from here)
-from threestudio.utils.errors import MissingFileError, UserError, first_line
+from threestudio.utils.errors import MissingFileError, UserError
 from threestudio.utils.value_checks import schedule_knots
 
 
@@ -83,8 +84,12 @@ def load_checkpoint(path: str, map_location: Any = "cpu") -> dict:
         raise MissingFileError(f"checkpoint not found: {path}")
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = "it is cut short, or holds more than tensors and plain values, which are all that is loaded"
+        raise UserError(f"checkpoint {path} is corrupt or not a checkpoint: {reason}") from error
     except Exception as error:  # torch raises many types here; each means an unreadable file
-        reason = first_line(error)
+        reason = str(error).split(". ")[0].splitlines()[0] if str(error) else ""
+        reason = reason if " " in reason else f"{type(error).__name__} {reason}".strip()
         raise UserError(f"checkpoint {path} is corrupt or not a checkpoint: {reason}") from error
 
 

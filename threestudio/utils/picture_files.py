@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from threestudio.utils.errors import UserError, one_line
+from threestudio.utils.errors import UserError
+from threestudio.utils.picture_decoding import DECODING_ERRORS, deep_grey, first_bytes, reason_unread
 
 SMALLEST_SIDE = 8  # pixels; less than this shows no object
 LARGEST_SIDE = 4096  # pixels; what is larger is shrunk, which bounds the memory
 COVERED = 0.5  # alpha above which a pixel belongs to the object
 _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
-_DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # 16 bits a pixel, read as they are
 
 
 def read_picture(path: Path | str, key: str) -> tuple[Tensor, bool]:
@@ -49,17 +49,16 @@ def _broken_files_named(path: Path, key: str) -> Iterator[None]:
         yield
     except Image.DecompressionBombError as error:
         raise UserError(f"{key}: {path} has too many pixels: {error}") from error
-    except (OSError, SyntaxError, EOFError, ValueError) as error:  # SyntaxError is Pillow's for a broken PNG
-        reason = one_line(error)
+    except DECODING_ERRORS as error:
+        reason = reason_unread(error, first_bytes(path))
         raise UserError(f"{key}: {path} is not a whole picture: {reason}") from error
 
 
 def _rgba(image: Image.Image) -> Tensor:
     """[H, W, 4] in [0, 1]"""
-    if image.mode in _DEEP_GREY:
-        grey = torch.from_numpy(np.array(image).astype(np.float32)).clamp(0, 65535) / 65535.0
-        pixels = torch.stack([grey, grey, grey, torch.ones_like(grey)], dim=-1)
-        return resized(pixels, *_bounded(*grey.shape))
+    deep = deep_grey(image)
+    if deep is not None:
+        return resized(torch.from_numpy(deep)[..., [0, 0, 0, 1]], *_bounded(*deep.shape[:2]))
     if image.mode not in ("RGB", "L"):  # these are shrunk before they take four channels
         image = image.convert("RGBA" if image.mode in (*_WITH_ALPHA, "P") or _names_transparent(image) else "RGB")
     if not _names_transparent(image):

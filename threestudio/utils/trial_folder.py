@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,11 @@ def owned_trial_folder(cfg: DictConfig, trains: bool) -> Iterator[None]:
             os.makedirs(cfg.trial_dir, exist_ok=True)
     except OSError as error:
         raise UserError(f"exp_root_dir: cannot make the folder {cfg.trial_dir}: {error.strerror}") from error
+    try:
+        with tempfile.TemporaryFile(dir=cfg.trial_dir):
+            pass
+    except OSError as error:
+        raise UserError(f"exp_root_dir: cannot write into {cfg.trial_dir}: {error.strerror}") from error
     if not trains:
         yield
         return
@@ -116,7 +122,7 @@ def _held_by(trial_dir: str) -> str | None:
     try:
         with open(os.path.join(trial_dir, LOCK_FILE), "r+", encoding="utf-8") as file:
             return None if _try_lock(file) else file.read().strip()
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:  # there is none, or it cannot be had: then taking the folder fails, and says why
         return None
 
 

@@ -71,7 +71,6 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
 
     def _check_evaluation(self) -> None:
         """Open what the end of the run needs, so that what is wrong with it is known before training."""
-        self._build_exporter()
         if self.cfg.judge:
             from ..evaluation.clip_metrics import load_judge
 
@@ -141,11 +140,7 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
 
     def on_test_epoch_start(self) -> None:
         self._results: list[dict[str, Any]] = []
-        self._build_exporter()
-
-    def _build_exporter(self) -> None:
-        parts = {"geometry": self.geometry, "material": self.material, "background": self.background}
-        self.exporter = self._build("exporter", **parts)
+        self.build_exporter()
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         (prompt,) = batch["prompt"]
@@ -240,7 +235,7 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
 
     def on_predict_start(self) -> None:
         self.build_prompts()
-        self._build_exporter()
+        self.build_exporter()
         self._exported: dict[str, bool] = {}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:

@@ -113,13 +113,16 @@ def _pixels(path: Path) -> np.ndarray:
     """[H, W, 4] in [0, 1], straight alpha. Raises UserError that names the file."""
     from PIL import Image
 
+    from threestudio.utils.picture_decoding import DECODING_ERRORS, deep_grey, first_bytes, reason_unread
+
     try:
         with Image.open(path) as image:
-            if image.mode.startswith("I"):  # 16 bits of grey, which PIL would cut to 8
-                image = Image.fromarray((np.asarray(image, np.float32) / 257.0).round().clip(0, 255).astype(np.uint8))
+            deep = deep_grey(image)
+            if deep is not None:
+                return deep[..., [0, 0, 0, 1]]
             return np.asarray(image.convert("RGBA"), dtype=np.float32) / 255.0
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a whole picture ({error})") from error
+    except DECODING_ERRORS as error:
+        raise UserError(f"{path}: not a whole picture ({reason_unread(error, first_bytes(path))})") from error
 
 
 def _resized(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from threestudio.utils.errors import MissingFileError, UserError
+from threestudio.utils.mesh_reading.named_files import find_named_file
 from threestudio.utils.value_checks import is_number
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".PNG", ".JPG", ".JPEG")  # tried for a name without one
@@ -63,7 +64,7 @@ def read_frames(file: Path | str) -> list[Frame]:
         raise MissingFileError(f"no camera file at {file}")
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not valid JSON: {error}") from error
     frames = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not frames:
@@ -77,8 +78,8 @@ def _frame(file: Path, index: int, frame: Any, shared: dict[str, Any]) -> Frame:
     if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str) or "transform_matrix" not in frame:
         raise UserError(f"{where}: expected file_path and transform_matrix, got {str(frame)[:80]}")
     camera = {**shared, **frame}
-    model = camera.get("camera_model", "PINHOLE")
-    if model not in PINHOLE_MODELS or camera.get("is_fisheye"):
+    model = "a fisheye (is_fisheye)" if camera.get("is_fisheye") else camera.get("camera_model") or "PINHOLE"
+    if str(model).upper() not in PINHOLE_MODELS:
         raise UserError(f"{where}: camera_model {model}: only pinhole cameras are read ({', '.join(PINHOLE_MODELS)})")
     for name in DISTORTIONS:
         if _number(camera, name, where, default=0.0) != 0.0:
@@ -105,6 +106,9 @@ def _picture_path(file: Path, name: str, where: str) -> Path:
         for candidate in (path, *(path.with_name(path.name + ending) for ending in PICTURE_ENDINGS)):
             if candidate.is_file():
                 return candidate
+    otherwise = find_named_file(str(file.parent), name)  # case, %20; a full path of another machine is its last name
+    if otherwise is not None:
+        return Path(otherwise)
     if path.suffix.lower() in PICTURE_ENDINGS:
         raise MissingFileError(f"{where}: no picture at {path}")
     raise MissingFileError(f"{where}: no picture at {path}.png, nor with another ending")

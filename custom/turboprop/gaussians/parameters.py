@@ -29,6 +29,8 @@ SHAPES = {
 LARGEST_LOGIT = 10.0
 # What a file's log scale of minus infinity, of a Gaussian that is flat, becomes: a millionth of a world unit.
 LEAST_LOG_SCALE = math.log(1e-6)
+# What a file's larger log scales become: a million world units, whose square is still a number of float32.
+LARGEST_LOG_SCALE = math.log(1e6)
 
 Parameters = dict[str, Tensor]  # each [N, ...]
 

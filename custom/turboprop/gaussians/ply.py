@@ -21,7 +21,7 @@ from threestudio.utils.mesh_reading.part import unit_colors
 from threestudio.utils.mesh_reading.ply_tables import read_ply_header, read_ply_tables
 
 from .compressed_ply import decompressed, is_compressed
-from .parameters import LARGEST_LOGIT, LEAST_LOG_SCALE, Parameters
+from .parameters import LARGEST_LOG_SCALE, LARGEST_LOGIT, LEAST_LOG_SCALE, Parameters
 from .spherical_harmonics import MAX_DEGREE, sh_size, sh_to_rgb
 
 PathLike = str | Path
@@ -120,7 +120,8 @@ def gaussians_of(path: PathLike, columns: dict[str, np.ndarray]) -> Parameters:
     """Raw parameters of Gaussians given by a file's columns.
 
     What a Gaussian may come near to but not be is replaced, with a warning that counts the rows: infinite opacities,
-    scales of zero, rotations of length 0. Raises UserError for columns that are missing or not finite.
+    scales of zero or beyond all bounds, rotations of length 0. Raises UserError for columns that are missing or not
+    finite.
     """
     names = (*_POSITION, *_GAUSSIAN)
     table = _columns(path, columns, names, "3D Gaussians")
@@ -147,21 +148,31 @@ def gaussians_of(path: PathLike, columns: dict[str, np.ndarray]) -> Parameters:
 
 
 def _mended(path: PathLike, table: np.ndarray, names: tuple) -> np.ndarray:
-    """The table [N, len(names)] without infinite logits, scales of zero and rotations of length 0."""
+    """The table [N, len(names)] without infinite logits, scales of zero or too large, and rotations of length 0.
+
+    Rotations whose length squared is no number of float32 get the length 1, which changes nothing.
+    """
     opacity = table[:, [names.index("opacity")]]
     log_scales = table[:, [names.index(f"scale_{i}") for i in range(3)]]
-    quaternions = table[:, [names.index(f"rot_{i}") for i in range(4)]]
+    quaternions = table[:, [names.index(f"rot_{i}") for i in range(4)]].astype(np.float64)
+    length = np.linalg.norm(quaternions, axis=1, keepdims=True)
+    odd = (length > 0) & ((length < 1e-6) | (length > 1e6)) & np.isfinite(length)
+    quaternions = np.where(odd, quaternions / np.where(odd, length, 1.0), quaternions)
+    too_large = (log_scales > LARGEST_LOG_SCALE) & np.isfinite(log_scales)
     cases = {
         "opacity infinite": np.isinf(opacity).any(1),
         "scale_ minus infinity (flat)": np.isneginf(log_scales).any(1),
+        f"scale_ beyond exp({LARGEST_LOG_SCALE:.1f})": too_large.any(1),
         "rot_ of length 0": (quaternions == 0).all(1),
     }
     found = [f"{name} in {rows.sum()}" for name, rows in cases.items() if rows.any()]
-    if not found:
+    if not found and not odd.any():
         return table
-    threestudio.warn(f"{path}: {', '.join(found)} of {len(table)} rows; replaced by what is nearest and finite")
+    if found:
+        threestudio.warn(f"{path}: {', '.join(found)} of {len(table)} rows; replaced by what is nearest and finite")
     opacity = np.where(np.isinf(opacity), np.sign(opacity) * LARGEST_LOGIT, opacity)
     log_scales = np.where(np.isneginf(log_scales), LEAST_LOG_SCALE, log_scales)
+    log_scales = np.where(too_large, LARGEST_LOG_SCALE, log_scales)
     quaternions = np.where((quaternions == 0).all(1, keepdims=True), [1.0, 0.0, 0.0, 0.0], quaternions)
     before = table[:, : names.index("opacity")]
     return np.concatenate([before, opacity, log_scales, quaternions], 1).astype(np.float32)

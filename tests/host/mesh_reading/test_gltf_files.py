@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import struct
 
 import numpy as np
 import pytest
@@ -291,6 +292,39 @@ def test_a_gltf_beside_its_buffer(tmp_path):
     (tmp_path / "box data.bin").unlink()
     with pytest.raises(UserError, match="box.gltf names the buffer box data.bin, which is not there"):
         load_mesh_file(str(tmp_path / "box.gltf"))
+
+
+def test_both_kinds_come_under_both_endings_and_padded_with_zeros(tmp_path):
+    glb = Glb()
+    glb.textured_box()
+    (tmp_path / "box.gltf").write_bytes(glb.bytes())
+    embedded = {"byteLength": len(glb.binary), "uri": "data:;base64," + base64.b64encode(glb.binary).decode()}
+    (tmp_path / "box.glb").write_bytes(json.dumps({**glb.tree, "buffers": [embedded]}).encode("utf-8-sig"))
+    whole = glb.bytes()
+    (length,) = struct.unpack("<I", whole[12:16])
+    padded = whole[16 : 20 + length] + b"\0" * 4 + whole[20 + length :]
+    (tmp_path / "zeros.glb").write_bytes(whole[:8] + struct.pack("<II", len(whole) + 4, length + 4) + padded)
+    for name in ("box.gltf", "box.glb", "zeros.glb"):
+        mesh = load_mesh_file(str(tmp_path / name))
+        assert is_the_box(mesh) and torch.allclose(colors_at(mesh, [SIDE[0.75, 0.25]])[0], GREEN)
+
+
+def test_a_node_of_two_parents_stands_at_both_places(tmp_path):
+    glb = Glb()
+    glb.box()
+    glb.tree["nodes"] += [{"children": [0], "translation": [x, 0, 0]} for x in (3, -3)]
+    glb.tree["scenes"] = [{"nodes": [1, 2]}]
+    mesh = read(tmp_path, glb)
+    assert len(mesh.v_pos) == 16 and mesh.v_pos[:, 1].amax() == pytest.approx(3 + HALF[1])
+    assert mesh.v_pos[:, 1].amin() == pytest.approx(-3 - HALF[1])
+
+
+def test_a_place_that_is_not_finite_is_one_line(tmp_path, recwarn):
+    glb = Glb()
+    glb.box(node={"rotation": [math.nan, 0, 0, 1]})
+    with pytest.raises(UserError, match="box.glb has 12 triangles with coordinates that are not finite"):
+        read(tmp_path, glb)
+    assert not recwarn.list
 
 
 # ------------------------------------------------------------------------------------------- what is not read

@@ -90,6 +90,22 @@ def test_faces_that_cannot_be_are_one_line(folder, face):
     assert "\n" not in str(raised.value)
 
 
+def test_keywords_of_any_case_and_lines_that_go_on_behind_blanks(folder):
+    text = obj_text("MTLLIB box.mtl", use="USEMTL M").replace("v ", "V ").replace("f ", "F ")
+    first = next(line for line in text.splitlines() if line.startswith("F "))
+    text = text.replace(first, " ".join(first.split()[:2]) + " \\ \t\n " + " ".join(first.split()[2:]))
+    assert shows_the_picture(read(folder, text, box="NEWMTL M\nMAP_KD -s 1 1 1 \\\n  plain.png\n"))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lines_of_all_systems_in_files_that_begin_with_a_mark(folder, end, encoding):
+    (folder / "box.mtl").write_bytes("newmtl M\nmap_Kd plain.png\n".replace("\n", end).encode(encoding))
+    text = obj_text("mtllib box.mtl", use="usemtl M")
+    (folder / "box.obj").write_bytes(text.replace("\n", end).encode(encoding))
+    assert shows_the_picture(load_mesh_file(str(folder / "box.obj")))
+
+
 # ------------------------------------------------------------------------------------------- material lines
 
 
@@ -100,6 +116,7 @@ def test_faces_that_cannot_be_are_one_line(folder, face):
         "-clamp on plain.png", "-blendu on -blendv off -cc off -texres 512 -bm 1.0 -boost 2 plain.png",
         "-mm 0 1 plain.png", "-s 1 plain.png", "textures/skin.png", "textures\\skin.png", ".\\textures\\skin.png",
         "Textures/SKIN.PNG", "C:\\Users\\me\\props\\plain.png", "/home/me/props/my tex.png", "my tex.png -o 0 0 0",
+        "plain.png # colours", '"my tex.png"  # colours', "my%20tex.png", "textures%2Fskin.png",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("keyword", ["map_Kd", "\tmap_kd"])
@@ -140,7 +157,8 @@ def test_a_map_line_is_taken_apart():
 
 
 @pytest.mark.parametrize(
-    "line", ["first.mtl second.mtl", '"first.mtl" second.mtl', "my lib.mtl", '"my lib.mtl"', "MY LIB.MTL"]
+    "line",
+    ["first.mtl second.mtl", '"first.mtl" second.mtl', "my lib.mtl", '"my lib.mtl"', "MY LIB.MTL", "my lib.mtl # ours"],
 )
 def test_libraries_of_all_kinds(folder, line):
     content = "newmtl M\nmap_Kd plain.png\n"
@@ -174,6 +192,19 @@ def test_a_library_without_usemtl(folder, caplog):
         assert "usemtl names Lost, which is in none of its material libraries" in caplog.text
 
 
+@pytest.mark.parametrize("defined", ["M", '"M"', "M # red", "m"])
+@pytest.mark.parametrize("used", ["M", '"M"', "M\t# red", "m"])
+def test_a_material_is_found_whatever_stands_around_its_name(folder, defined, used):
+    assert shows_the_picture(
+        read(folder, obj_text("mtllib box.mtl", use=f"usemtl {used}"), box=f"newmtl {defined}\nmap_Kd plain.png\n")
+    )
+
+
+def test_names_that_differ_in_case_alone_are_two_materials(folder):
+    library = "newmtl m\nKd 1 0 0\nnewmtl M\nmap_Kd plain.png\n"
+    assert shows_the_picture(read(folder, obj_text("mtllib box.mtl", use="usemtl M"), box=library))
+
+
 def test_a_texture_that_cannot_be_shown_is_said(folder, caplog):
     text = obj_text("mtllib box.mtl", coordinates=False, use="usemtl M")
     with caplog.at_level("WARNING"):
@@ -205,6 +236,29 @@ def test_vertex_colours_with_and_without_a_material(folder, colors, material, co
     head, use = ("mtllib box.mtl", "usemtl M") if material else ("", "")
     mesh = read(folder, obj_text(head, [colors] * 24, coordinates, use), box=f"newmtl M\n{material}\n")
     assert mesh.extras["has_colors"] and torch.allclose(all_colors(mesh), torch.tensor(COLOR).expand(12, 3), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "colors, expected",
+    [((1.02, 0.4, 0.2), (1.0, 0.4, 0.2)), ((1, 1, 0), (1 / 255, 1 / 255, 0)), ((255, 102, 51), (1.0, 0.4, 0.2))],
+)
+def test_colours_that_exceed_one_by_a_little_are_not_of_255(folder, colors, expected):
+    """Whole numbers count to 255 as soon as one of them exceeds 1."""
+    mesh = read(folder, obj_text(colors=[colors] * 23 + [(255, 255, 255) if colors == (1, 1, 0) else colors]))
+    assert torch.allclose(all_colors(mesh)[0], torch.tensor(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_colours_and_texture_coordinates_that_are_not_finite_are_grey_and_said(folder, number, caplog):
+    """No NaN may come into a network's targets."""
+    textured = obj_text("mtllib box.mtl", use="usemtl M").replace("vt 1.0 1.0", f"vt 1.0 {number}", 1)
+    colored = obj_text(colors=[(number, 0.4, 0.8)] + [COLOR] * 23)
+    for text in (textured, colored):
+        with caplog.at_level("WARNING"):
+            mesh = read(folder, text, box="newmtl M\nmap_Kd plain.png\n")
+        assert torch.isfinite(all_colors(mesh)).all() and torch.isfinite(mesh.v_rgb).all()
+        grey = (all_colors(mesh) == 0.5).all(1)
+        assert 1 <= grey.sum() <= 2 and f"{grey.sum()} triangles have colours that are not finite" in caplog.text
 
 
 def test_a_texture_goes_before_vertex_colours_and_white_ones_before_nothing(folder):

@@ -23,6 +23,10 @@ def corners_and_faces():
     return vertices, index.reshape(6, 4)
 
 
+def box_index():
+    return corners_and_faces()[1]
+
+
 def near_the_edges(side):
     """Points of a side [8, 3], near its corners and edges: where a colour that is smeared shows."""
     own = box_sides()[side]
@@ -148,6 +152,57 @@ def test_strips_and_elements_in_another_order(tmp_path):
     assert len(corners) == 4 and (normals[:, [0, 2]].sum(1) > 0).all()
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("form", ["ascii", "binary_little_endian", "binary_big_endian"])
+def test_indices_of_odd_types_and_headers_of_all_systems(tmp_path, end, mark, form):
+    vertices, sides = corners_and_faces()
+    elements = ["comment a box", "element vertex 8", *XYZ, "element face 6", "property list float float vertex_index"]
+    if form == "ascii":
+        rows = (end.join(text_rows(vertices) + text_rows([4, *side] for side in sides)) + end).encode()
+    else:
+        order = "<" if form == "binary_little_endian" else ">"
+        rows = vertices.astype(order + "f4").tobytes()
+        rows += b"".join(struct.pack(f"{order}5f", 4, *side) for side in sides)
+    head = end.join(["ply", f"format {form} 1.0", *elements, "end_header", ""]).encode()
+    (tmp_path / "box.ply").write_bytes(mark + head + rows)
+    mesh = load_mesh_file(str(tmp_path / "box.ply"))
+    assert is_watertight(mesh) and mesh.v_pos.shape == (8, 3) and len(mesh.t_pos_idx) == 12
+
+
+@pytest.mark.parametrize("index", ["1.5", "nan", "-1"])
+def test_an_index_that_is_no_vertex_is_one_line(tmp_path, index):
+    vertices, sides = corners_and_faces()
+    elements = ["element vertex 8", *XYZ, "element face 1", "property list uchar float vertex_indices"]
+    (tmp_path / "box.ply").write_bytes(ply(elements, text_rows([*vertices, [3, 0, 1, index]])))
+    with pytest.raises(UserError, match="box.ply is broken: a face names a vertex that is not there"):
+        load_mesh_file(str(tmp_path / "box.ply"))
+
+
+def test_two_properties_of_one_name_are_refused(tmp_path):
+    vertices, sides = corners_and_faces()
+    elements = ["element vertex 8", *XYZ, XYZ[0], "element face 6", "property list uchar int vertex_indices"]
+    rows = text_rows([*vertex, 9] for vertex in vertices) + text_rows([4, *side] for side in sides)
+    (tmp_path / "box.ply").write_bytes(ply(elements, rows))
+    with pytest.raises(UserError, match="broken PLY header at 'property float x'"):
+        load_mesh_file(str(tmp_path / "box.ply"))
+
+
+def test_some_faces_of_a_ply_have_texture_coordinates(tmp_path, caplog):
+    Image.fromarray(quarters()).save(tmp_path / "skin.png")
+    vertices, sides = corners_and_faces()
+    elements = ["comment TextureFile skin.png", "element vertex 8", *XYZ, "element face 6"]
+    elements += ["property list uchar int vertex_indices", "property list uchar float texcoord"]
+    own = [[8, *SIDE_UV.reshape(-1)] if i == 1 else [0] for i in range(6)]
+    rows = text_rows(vertices) + text_rows([4, *side, *uv] for side, uv in zip(box_index(), own))
+    (tmp_path / "box.ply").write_bytes(ply(elements, rows))
+    with caplog.at_level("WARNING"):
+        mesh = load_mesh_file(str(tmp_path / "box.ply"))
+    assert "10 triangles have no texture coordinates" in caplog.text
+    green, grey = colors_at(mesh, [[HALF[0], 0.5 * HALF[1], 0.5 * HALF[2]], MIDDLES[0]])
+    assert torch.equal(green, torch.tensor([0.0, 1.0, 0.0])) and torch.equal(grey, torch.full((3,), 0.5))
+
+
 @pytest.mark.parametrize("form", ["ascii", "binary_little_endian"])
 def test_a_ply_cut_short_or_broken_is_one_line(tmp_path, form):
     vertices, sides = corners_and_faces()
@@ -202,6 +257,25 @@ def test_normals_before_the_colours_of_an_off(tmp_path):
     assert not load_mesh_file(str(tmp_path / "box.off")).extras["has_colors"]
 
 
+@pytest.mark.parametrize("header, tail", [("NCOFF", ()), ("NCSTOFF", (0.5, 0.5))])
+def test_meshlab_writes_the_colours_before_the_normals(tmp_path, header, tail):
+    """Its exporter: wrap/io_trimesh/export_off.h of VCGlib."""
+    vertices, sides = corners_and_faces()
+    rows = text_rows([*vertex, 51, 102, 204, 255, 0.1, -0.2, 1, *tail] for vertex in vertices)
+    (tmp_path / "box.off").write_text("\n".join([header, "8 6 0", *rows, *text_rows([4, *side] for side in sides)]))
+    mesh = load_mesh_file(str(tmp_path / "box.off"))
+    assert is_watertight(mesh) and torch.allclose(mesh.v_rgb, torch.tensor([0.2, 0.4, 0.8]).expand(8, 3), atol=1e-5)
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("header", ["off", "OFF"])
+def test_headers_of_an_off(tmp_path, mark, header):
+    vertices, sides = corners_and_faces()
+    rows = text_rows(vertices) + text_rows([4, *side] for side in sides)
+    (tmp_path / "box.off").write_bytes(mark + "\r\n".join([header, "8 6 0", *rows]).encode())
+    assert is_watertight(load_mesh_file(str(tmp_path / "box.off")))
+
+
 @pytest.mark.parametrize("scale", [1, 1 / 255])
 def test_face_colours_of_an_off(tmp_path, scale):
     vertices, sides = corners_and_faces()
@@ -218,6 +292,8 @@ def test_face_colours_of_an_off(tmp_path, scale):
         ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1\n", "fewer corners than it counts"),
         ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 7\n", "names a vertex that is not there"),
         ("OFF\n3 1 0\n0 0\n1 0 0\n0 1 0\n3 0 1 2\n", "too short or not made of numbers"),
+        ("OFF\n0 0 0\n", "has no triangles"),
+        ("OFF\n-1 2 0\n0 0 0\n", "it counts -1 vertices and 2 faces"),
         ("OFF BINARY\n", "a binary OFF file is not read"),
         ("4OFF\n3 1 0\n", "other than three dimensions"),
         ("this is a text\n", "is no OFF file"),
@@ -246,7 +322,8 @@ def test_stl_in_text_and_in_bytes(tmp_path):
         lines += ["facet normal 0 0 0", "outer loop", *(f"  vertex {x} {y} {z:e}" for x, y, z in triangle)]
         lines += ["endloop", "endfacet"]
     text = "\n".join([*lines, "endsolid box"]).encode()
-    contents = (text, stl_bytes(triangles), stl_bytes(triangles, b"solid but in bytes"))
+    marked = b"\xef\xbb\xbf" + text
+    contents = (text, marked, b" \r\n" + text, stl_bytes(triangles), stl_bytes(triangles, b"solid but in bytes"))
     for content in contents:
         (tmp_path / "box.STL").write_bytes(content)
         mesh = load_mesh_file(str(tmp_path / "box.STL"))

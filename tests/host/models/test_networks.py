@@ -150,3 +150,18 @@ def test_a_banded_and_a_plain_hash_grid_load_each_others_weights(first, second):
     assert torch.equal(source(points), target(points))
     with pytest.raises(RuntimeError, match="Missing key"):
         target.load_state_dict({})
+
+
+@pytest.mark.parametrize("otype", ["VanillaMLP", "SphereInitVanillaMLP"])
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"n_neurons": 0}, "mlp_network_config.n_neurons: expected a whole number from 1, got 0"),
+        ({"n_neurons": 2.5}, "mlp_network_config.n_neurons: expected a whole number from 1, got 2.5"),
+        ({"n_neurons": "wide"}, "mlp_network_config.n_neurons: expected a whole number from 1, got 'wide'"),
+        ({"n_hidden_layers": -1}, "mlp_network_config.n_hidden_layers: expected a whole number from 0, got -1"),
+    ],
+)
+def test_sizes_of_no_network_are_refused(otype, given, message):
+    with pytest.raises(UserError, match=message):
+        get_mlp(3, 1, {"otype": otype, **given})

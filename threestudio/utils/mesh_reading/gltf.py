@@ -40,7 +40,7 @@ def _parts(file: GltfFile, colors: bool) -> list[MeshPart]:
                 continue
             positions = _positions(file, mesh, primitive, placed)
             faces = _faces(file, primitive, len(positions))
-            if placed.joints is None and np.linalg.det(placed.matrix[:3, :3]) < 0:  # mirrored: section 3.7.4
+            if placed.joints is None and placed.is_mirror:  # section 3.7.4
                 faces = faces[:, ::-1]
             part = MeshPart(positions[faces])
             if colors:

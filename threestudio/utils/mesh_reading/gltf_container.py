@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import json
 import struct
 from typing import Any
@@ -30,14 +31,16 @@ class GltfFile:
         self.path = path
         with open(path, "rb") as file:
             content = file.read()
-        if path.lower().endswith(".glb"):
+        # What a file is called says little: both kinds come under both endings.
+        is_text = content.lstrip(codecs.BOM_UTF8 + b" \t\r\n").startswith(b"{")
+        if content.startswith(b"glTF") or path.lower().endswith(".glb") and not is_text:
             text, self._binary = _glb_chunks(path, content)
         else:
             text, self._binary = content, None
         try:
-            self.tree: dict[str, Any] = json.loads(text.decode("utf-8-sig"))
+            self.tree: dict[str, Any] = json.loads(text.rstrip(b"\0").decode("utf-8-sig"))  # some pad with zeros
             version = str(self.tree["asset"]["version"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path} is no glTF file, or is cut short") from error
         if not version.startswith("2."):
             raise UserError(f"{path} is glTF {version}; expected version 2.0, export it anew")

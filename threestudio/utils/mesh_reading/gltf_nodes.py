@@ -20,6 +20,11 @@ class PlacedMesh(NamedTuple):
     matrix: np.ndarray  # [4, 4] from the mesh to the scene
     joints: np.ndarray | None  # [J, 4, 4] instead of matrix, where the node has a skin
 
+    @property
+    def is_mirror(self) -> bool:
+        turn = self.matrix[:3, :3]
+        return bool(np.isfinite(turn).all() and np.linalg.det(turn) < 0)
+
 
 def placed_meshes(file: GltfFile) -> Iterator[PlacedMesh]:
     """The meshes of the default scene; of all nodes without a parent where the file has no scene."""
@@ -30,18 +35,19 @@ def placed_meshes(file: GltfFile) -> Iterator[PlacedMesh]:
     else:
         roots = [index for index in range(len(nodes)) if index not in children]
     globals_of = _global_matrices(file)
-    waiting = [(index, 0) for index in reversed(roots)]
+    waiting = [(index, 0, np.eye(4)) for index in reversed(roots)]
     while waiting:
-        index, depth = waiting.pop()
+        index, depth, above = waiting.pop()
         node = file.item("nodes", index)
         if depth > DEPTH_LIMIT:
             raise UserError(f"{file.path} is broken: its node {index} is inside of itself")
-        waiting += [(child, depth + 1) for child in reversed(node.get("children", []))]
+        matrix = above @ _local_matrix(node)  # a node of two parents, which is not allowed, stands at both places
+        waiting += [(child, depth + 1, matrix) for child in reversed(node.get("children", []))]
         if "mesh" not in node:
             continue
         joints = _joint_matrices(file, node["skin"], globals_of) if "skin" in node else None
         for instance in _instances(file, node):
-            yield PlacedMesh(node["mesh"], node, globals_of[index] @ instance, joints)
+            yield PlacedMesh(node["mesh"], node, matrix @ instance, joints)
 
 
 def _global_matrices(file: GltfFile) -> list[np.ndarray]:  # each [4, 4]

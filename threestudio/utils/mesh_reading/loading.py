@@ -7,6 +7,7 @@ import os
 import numpy as np
 import torch
 
+import threestudio
 from threestudio.models.mesh import Mesh
 from threestudio.utils.errors import UserError
 from threestudio.utils.mesh_reading.part import GREY, MeshPart
@@ -77,14 +78,14 @@ def _joined(path: str, parts: list[MeshPart], rotation: np.ndarray, colors: bool
     faces = torch.from_numpy(t_pos_idx[:, order].astype(np.int64))
     mesh = Mesh(torch.from_numpy(unique), faces, has_colors=colors and any(part.colored for part in parts))
     if colors:
-        surface = _surface_colors(parts, kept, order)
+        surface = _surface_colors(path, parts, kept, order)
         mesh.add_extra("colors", surface)
         mesh.set_vertex_color(surface.at_vertices(mesh.t_pos_idx, mesh.v_pos.shape[0]))
     return mesh
 
 
-def _surface_colors(parts: list[MeshPart], kept: np.ndarray, order: list[int]) -> SurfaceColors:
-    """Colours of the faces that are kept, with their corners in this order."""
+def _surface_colors(path: str, parts: list[MeshPart], kept: np.ndarray, order: list[int]) -> SurfaceColors:
+    """Colours of the faces that are kept, with their corners in this order; what is not finite is said, and grey."""
     textures: list[Texture] = []
     rgb, uv, index = [], [], []
     for part in parts:
@@ -96,10 +97,16 @@ def _surface_colors(parts: list[MeshPart], kept: np.ndarray, order: list[int]) -
             textures.append(part.texture)
         own = next((i for i, texture in enumerate(textures) if texture is part.texture), -1)
         index.append(np.full(shape[0], own))
+    corner_rgb, corner_uv, texture_index = (np.concatenate(each)[kept] for each in (rgb, uv, index))
+    no_place = ~np.isfinite(corner_uv).all((1, 2)) & (texture_index >= 0)
+    no_color = ~np.isfinite(corner_rgb).all((1, 2)) | no_place
+    if no_color.any():
+        threestudio.warn(f"{path}: {no_color.sum()} triangles have colours that are not finite; they are grey")
+        corner_rgb[no_color], corner_uv[no_place], texture_index[no_color] = GREY, 0.0, -1
     return SurfaceColors(
-        torch.from_numpy(np.concatenate(rgb)[kept][:, order]).float(),
-        torch.from_numpy(np.concatenate(uv)[kept][:, order]).float(),
-        torch.from_numpy(np.concatenate(index)[kept]),
+        torch.from_numpy(corner_rgb[:, order]).float(),
+        torch.from_numpy(corner_uv[:, order]).float(),
+        torch.from_numpy(texture_index),
         textures,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from dataclasses import dataclass, field
@@ -38,20 +39,44 @@ class MapOptions:
         return np.stack([u, 1.0 - v], -1)
 
 
-def decoded_text(path: str) -> str:
+def text_lines(path: str) -> list[str]:
+    """The lines of an OBJ or MTL file; a backslash at the end of a line continues it."""
     with open(path, "rb") as file:
         content = file.read()
+    text = re.sub(r"\\[ \t]*(\r\n?|\n)", " ", _decoded(content))
+    return re.split(r"\r\n?|\n", text)
+
+
+def _decoded(content: bytes) -> str:
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError:  # older programs of the western world
         return content.decode("latin-1")
+
+
+def without_comment(text: str) -> str:
+    """What stands before a # that follows a blank."""
+    return re.split(r"\s#", text, maxsplit=1)[0].strip()
+
+
+def find_material(materials: dict[str, Material], name: str) -> Material | None:
+    """The material of a name; where none is written alike, one whose quotes, comment or case differ."""
+    if name in materials:
+        return materials[name]
+    alike = [material for other, material in materials.items() if _plain_name(other) == _plain_name(name)]
+    return alike[0] if alike else None
+
+
+def _plain_name(name: str) -> str:
+    return without_comment(name).strip("\"'").casefold()
 
 
 def read_materials(path: str) -> dict[str, Material]:
     """The materials of a library by name. Raises UserError for a colour that is none."""
     materials: dict[str, Material] = {}
     current: Material | None = None
-    for line in decoded_text(path).splitlines():
+    for line in text_lines(path):
         words = line.split(None, 1)
         keyword, rest = (words[0].lower(), words[1].strip()) if len(words) == 2 else ("", "")
         if keyword == "newmtl":
@@ -82,6 +107,8 @@ def map_of(material: Material) -> tuple[str, MapOptions]:
     if whole is not None:  # a name may hold what looks like an option
         return whole, MapOptions()
     name, options = parse_map_line(line)
+    if find_named_file(os.path.dirname(library), name) is None:
+        name, options = parse_map_line(without_comment(line))
     if options.unread:
         raise UserError(
             f"{library}: map_Kd: the option {options.unread[0]} is not read; expected -s, -o, -mm or -clamp in {line!r}"

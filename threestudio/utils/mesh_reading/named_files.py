@@ -5,21 +5,27 @@ from __future__ import annotations
 import io
 import os
 import re
+from urllib.parse import unquote
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from threestudio.utils.errors import UserError, one_line
+from threestudio.utils.errors import UserError
 
 
 def find_named_file(folder: str, name: str) -> str | None:
     """The path of the file that a mesh file in `folder` calls `name`; None where there is none.
 
-    Backslashes separate folders too, upper and lower case need not agree, and a full path of another machine stands
-    for the file of that name beside the mesh.
+    Backslashes separate folders too, upper and lower case need not agree, %20 may stand for a blank, and a full path
+    of another machine stands for the file of that name beside the mesh.
     """
     name = name.strip().strip("\"'")
+    found = _find(folder, name)
+    return _find(folder, unquote(name)) if found is None and "%" in name else found
+
+
+def _find(folder: str, name: str) -> str | None:
     for spelling in (name, name.replace("\\", "/")):
         path = os.path.join(folder, spelling)
         if spelling and os.path.isfile(path):
@@ -59,15 +65,16 @@ def read_picture(source: str | bytes, label: str) -> Tensor:  # [H, W, 3] uint8,
     """A picture's texels, of a path or of a file's bytes; `label` names it where it cannot be read (UserError)."""
     from PIL import Image
 
+    from threestudio.utils.picture_decoding import DECODING_ERRORS, deep_grey, first_bytes, reason_unread
+
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if image.mode == "F" or image.mode.startswith("I"):
-                grey = np.asarray(image, np.float64) / (1.0 if image.mode == "F" else 65535.0)
-                texels = np.repeat((grey.clip(0, 1) * 255.0).round().astype(np.uint8)[..., None], 3, -1)
+            deep = deep_grey(image)
+            if deep is not None:
+                texels = (deep[..., [0, 0, 0]] * 255.0).round().astype(np.uint8)
             else:
                 texels = np.array(image.convert("RGB"))
-    # PIL's readers raise these for what is broken, unknown or too large.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = one_line(error)
+    except DECODING_ERRORS as error:
+        reason = reason_unread(error, source[:32] if isinstance(source, bytes) else first_bytes(source))
         raise UserError(f"{label} cannot be read as a picture ({reason})") from error
     return torch.from_numpy(texels)

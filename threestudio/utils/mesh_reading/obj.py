@@ -11,7 +11,7 @@ import numpy as np
 
 import threestudio
 from threestudio.utils.errors import UserError
-from threestudio.utils.mesh_reading.mtl import Material, decoded_text, map_of, read_materials, texture_of
+from threestudio.utils.mesh_reading.mtl import Material, find_material, map_of, read_materials, text_lines, texture_of
 from threestudio.utils.mesh_reading.named_files import find_named_file
 from threestudio.utils.mesh_reading.part import GREY, MeshPart, all_white, unit_colors
 from threestudio.utils.mesh_reading.polygons import check_corners, triangulate
@@ -93,15 +93,14 @@ def _read_lines(path: str) -> _Lines:
     result = _Lines()
     material_index = {None: 0}
     current = 0
-    # A backslash at the end of a line continues it.
-    text = re.sub(r"\\\r?\n", " ", decoded_text(path))
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text_lines(path), 1):
         words = line.split(None, 1)
+        keyword = words[0].lower() if words else ""
         if len(words) < 2:
-            if words and words[0] in ("v", "f", "vt"):
+            if keyword in ("v", "f", "vt"):
                 raise _broken(path, number, line)
             continue
-        keyword, rest = words
+        rest = words[1]
         if keyword == "v":
             result.vertices.append(rest.split("#")[0].split())
             if len(result.vertices[-1]) < 3:
@@ -161,7 +160,7 @@ def _vertices(path: str, rows: list[list[str]]) -> tuple[np.ndarray, _VertexColo
     if not given.any():
         return positions, None
     rgb = np.full((len(rows), 3), GREY)
-    rgb[given] = unit_colors(np.nan_to_num(colors))
+    rgb[given] = unit_colors(colors)
     return positions, _VertexColors(rgb, given)
 
 
@@ -192,7 +191,7 @@ def _materials_of(path: str, lines: _Lines) -> list[Material | None]:
     result: list[Material | None] = []
     for index in range(len(lines.materials)):
         name, used = lines.materials[index], index in lines.face_material
-        material = found.get(name) if name is not None else None
+        material = find_material(found, name) if name is not None else None
         if name is None and used and lines.libraries:
             material = next(iter(found.values())) if len(found) == 1 else None
             if material is None and len(found) > 1:
@@ -212,6 +211,8 @@ def library_files(path: str, line: str) -> list[str]:
         # The longest name that is there: a name with blanks goes before several names.
         ends = range(len(words), at, -1)
         found = next(((end, file) for end in ends if (file := find_named_file(folder, " ".join(words[at:end])))), None)
+        if found is None and files and words[at].startswith("#"):
+            break  # a comment
         if found is None:
             name = line if at == 0 and not any(word.lower().endswith(".mtl") for word in words[:-1]) else words[at]
             raise UserError(f"{path} names the material file {name.strip()}, which is not there")

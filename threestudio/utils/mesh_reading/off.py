@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 
 import numpy as np
@@ -10,19 +11,22 @@ from threestudio.utils.errors import UserError
 from threestudio.utils.mesh_reading.part import MeshPart, unit_colors
 from threestudio.utils.mesh_reading.polygons import check_corners, triangulate
 
-_HEADER = re.compile(r"(ST)?(C)?(N)?(4)?(n)?OFF")  # the Geomview manual, "OFF Files"
+# The Geomview manual, "OFF Files", has the letters in the order ST C N; MeshLab writes N C ST.
+_HEADER = re.compile(r"((?:ST|C|N)*)(4)?(n)?OFF|()()()off")
 
 
 def read_off(path: str, colors: bool) -> list[MeshPart]:
     """Raises UserError for a file that is cut short, broken, or of more than three dimensions."""
     with open(path, "rb") as file:
-        text = file.read().decode("latin-1")
+        text = file.read().removeprefix(codecs.BOM_UTF8).decode("latin-1")
     rows = [words for line in text.splitlines() if (words := line.split("#")[0].split())]
     prefixes, rows = _header(path, rows)
     try:
         n_vertices, n_faces = int(rows[0][0]), int(rows[0][1])
     except (IndexError, ValueError) as error:
         raise UserError(f"{path} is no OFF file: expected its numbers of vertices and faces") from error
+    if min(n_vertices, n_faces) < 0:
+        raise UserError(f"{path} is broken: it counts {n_vertices} vertices and {n_faces} faces")
     rows = rows[1:]
     if len(rows) < n_vertices + n_faces:
         raise UserError(f"{path} is cut short: {len(rows)} of {n_vertices + n_faces} vertices and faces are there")
@@ -42,12 +46,12 @@ def _header(path: str, rows: list[list[str]]) -> tuple[str, list[list[str]]]:
     match = _HEADER.fullmatch(rows[0][0]) if rows else None
     if match is None:
         return "", rows
-    if match.group(4) or match.group(5):
+    if match.group(2) or match.group(3):
         raise UserError(f"{path}: an OFF file of other than three dimensions ({rows[0][0]}) is not read")
     rest = rows[0][1:]
     if [word.upper() for word in rest] == ["BINARY"]:
         raise UserError(f"{path}: a binary OFF file is not read; write it as text")
-    return match.group(0)[:-3], ([rest] if rest else []) + rows[1:]
+    return match.group(1) or "", ([rest] if rest else []) + rows[1:]
 
 
 def _numbers(path: str, rows: list[list[str]]) -> np.ndarray:
@@ -58,11 +62,14 @@ def _numbers(path: str, rows: list[list[str]]) -> np.ndarray:
 
 
 def _vertices(path: str, rows: list[list[str]], prefixes: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Positions [V, 3] and colours [V, 3]. Behind a position come a normal (N), a colour (C), texture coordinates."""
-    positions = _numbers(path, [row[:3] for row in rows]).reshape(len(rows), -1)
-    if rows and positions.shape[1] != 3:
+    """Positions [V, 3] and colours [V, 3]. Behind a position come a normal (N), a colour (C), texture coordinates.
+
+    MeshLab, whose header has N before C, writes the colour before the normal.
+    """
+    positions = _numbers(path, [row[:3] for row in rows]) if rows else np.zeros((0, 3))
+    if positions.shape[1] != 3:
         raise UserError(f"{path} is broken: a vertex has fewer than three numbers")
-    start = 6 if "N" in prefixes else 3
+    start = 6 if "N" in prefixes and "NC" not in prefixes else 3
     # Programs write colours without a C before OFF too: then every row has 6 or 7 numbers.
     colored = "C" in prefixes or not prefixes and rows and {len(row) for row in rows} <= {6, 7}
     if not colored:

@@ -9,6 +9,7 @@ import numpy as np
 from threestudio.utils.mesh_reading.surface_colors import Texture
 
 GREY = 0.5  # of what has no colour, beside what has one
+OVERSHOOT = 2.0  # up to here colours with fractions are in [0, 1] and exceed it
 
 
 @dataclass
@@ -28,7 +29,8 @@ class MeshPart:
 def unit_colors(values: np.ndarray) -> np.ndarray:
     """Colours [N, C] as files have them -> [N, 3] in [0, 1].
 
-    Integers of 8 and 16 bits are shares of their largest. Wider integers, and floats that exceed 1, count to 255.
+    Integers of 8 and 16 bits are shares of their largest. Wider integers, and floats that exceed 1, count to 255;
+    fractions that exceed 1 a little, as filters leave them, count to 1. What is not finite is NaN.
     """
     values = np.asarray(values)[:, :3]
     if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
@@ -36,8 +38,11 @@ def unit_colors(values: np.ndarray) -> np.ndarray:
     elif values.dtype.kind in "iu":
         scale = 255.0
     else:
-        scale = 255.0 if values.size and np.nanmax(values) > 1.0 else 1.0
-    return (values / scale).clip(0.0, 1.0)
+        finite = values[np.isfinite(values)]
+        largest = float(finite.max()) if finite.size else 0.0
+        overshoots = largest <= OVERSHOOT and bool((finite != np.rint(finite)).any())
+        scale = 1.0 if largest <= 1.0 or overshoots else 255.0
+    return np.where(np.isfinite(values), (values / scale).clip(0.0, 1.0), np.nan)
 
 
 def all_white(rgb: np.ndarray) -> bool:  # [..., 3] in [0, 1]

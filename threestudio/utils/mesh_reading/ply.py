@@ -69,18 +69,24 @@ def _faces(path: str, tables: dict[str, Table], vertices: np.ndarray) -> tuple[_
     face = tables.get("face", {})
     lists = next((face[name] for name in _INDICES if isinstance(face.get(name), Lists)), None)
     if lists is not None and len(lists.counts):
-        check_corners(path, lists.values, len(vertices))
-        triangles = triangulate(lists.counts, vertices[lists.values])
+        indices = _vertex_indices(path, lists.values, len(vertices))
+        triangles = triangulate(lists.counts, vertices[indices])
         start = np.cumsum(lists.counts) - lists.counts
         wedge = triangles.corners - start[triangles.polygon][:, None]
-        return _Faces(lists.values[triangles.corners].astype(np.int64), wedge, triangles.polygon), face
+        return _Faces(indices[triangles.corners], wedge, triangles.polygon), face
     strips = next((tables["tristrips"][name] for name in _INDICES if "tristrips" in tables), None)
     if not isinstance(strips, Lists):
         raise UserError(f"{path} is broken: its faces have no list {' or '.join(_INDICES)}")
-    corners = _strip_triangles(strips)
-    check_corners(path, corners, len(vertices))
+    corners = _vertex_indices(path, _strip_triangles(strips), len(vertices))
     none = np.zeros(len(corners), np.int64)
     return _Faces(corners, np.zeros_like(corners), none), {}
+
+
+def _vertex_indices(path: str, values: np.ndarray, n_vertices: int) -> np.ndarray:
+    """The values as integers: some programs store them as floats. Raises UserError for what is no vertex's."""
+    whole = np.where(values == np.floor(values), values, -1)
+    check_corners(path, whole, n_vertices)
+    return whole.astype(np.int64)
 
 
 def _strip_triangles(strips: Lists) -> np.ndarray:
@@ -112,14 +118,19 @@ def _rgb_of(table: Table) -> np.ndarray | None:  # [N, 3]
 
 
 def _texture_coordinates(path: str, vertex: Table, face: Table, faces: _Faces) -> np.ndarray | None:
-    """[T, 3, 2], v down; a face's own (u v u v ..) go before its vertices'. PLY's point up, as OBJ's."""
+    """[T, 3, 2], v down; a face's own (u v u v ..) go before its vertices'. PLY's point up, as OBJ's.
+
+    NaN of a face that has none, where others have.
+    """
     own = face.get("texcoord")
     if isinstance(own, Lists) and len(own.values):
         start = np.cumsum(own.counts) - own.counts
         at = start[faces.polygon][:, None] + 2 * faces.wedge
-        if (own.counts[faces.polygon][:, None] < 2 * (faces.wedge + 1)).any():
+        without = own.counts[faces.polygon] == 0
+        if (own.counts[faces.polygon][:, None] < 2 * (faces.wedge + 1))[~without].any():
             raise UserError(f"{path} is broken: a face has fewer texture coordinates than corners")
-        uv = np.stack([own.values[at], own.values[at + 1]], -1)
+        uv = np.full((*at.shape, 2), np.nan)
+        uv[~without] = np.stack([own.values[at[~without]], own.values[at[~without] + 1]], -1)
     else:
         names = next((names for names in _UV if all(isinstance(vertex.get(n), np.ndarray) for n in names)), None)
         if names is None:
@@ -142,6 +153,10 @@ def _textured_parts(
     rgb: np.ndarray | None,  # [T, 3, 3]
 ) -> list[MeshPart]:
     parts = []
+    without = ~np.isfinite(uv).all((1, 2))
+    if without.any():
+        threestudio.warn(f"{path}: {without.sum()} triangles have no texture coordinates, they have no texture")
+    numbers = np.where(without, -1, numbers)
     for number in np.unique(numbers):
         chosen = numbers == number
         if 0 <= number < len(pictures):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -65,18 +66,13 @@ Table = dict[str, Column]
 
 def read_ply_header(path: str) -> PlyHeader:
     """Raises UserError for what is no PLY file or has a header that is broken."""
-    lines, ended = [], False
     with open(path, "rb") as file:
-        while file.tell() < LONGEST_HEADER and not ended and (line := file.readline(LONGEST_HEADER)):
-            lines.append(line.decode("utf-8", "replace").strip())
-            ended = lines[-1] == "end_header" and line.endswith(b"\n")
-            if lines[0] != "ply":
-                break
-        start = file.tell()
-    if not ended:
+        content = file.read(LONGEST_HEADER)
+    lines, start = _header_lines(content)
+    if not lines or lines[-1] != "end_header":
         raise UserError(f"{path} is not a PLY file, or is cut short in its header")
     form, elements, comments = "", [], []
-    for line in lines[1:-1]:
+    for line in lines[:-1]:
         try:
             form = _parse_line(line, form, elements, comments)
         except (IndexError, KeyError, ValueError) as error:
@@ -84,6 +80,19 @@ def read_ply_header(path: str) -> PlyHeader:
     if form not in _ORDERS:
         raise UserError(f"{path}: unknown PLY format {form!r}, expected one of {', '.join(_ORDERS)}")
     return PlyHeader(form, elements, comments, start)
+
+
+def _header_lines(content: bytes) -> tuple[list[str], int]:
+    """The lines behind the first, up to end_header, and where the next begins. They end as the first line does."""
+    first = re.match(rb"(\xef\xbb\xbf)?ply[ \t]*(\r\n|\r|\n)", content)
+    lines: list[str] = []
+    if first is None:
+        return lines, 0
+    end_of_line, start = (b"\r" if first.group(2) == b"\r" else b"\n"), first.end()
+    while lines[-1:] != ["end_header"] and (end := content.find(end_of_line, start)) >= 0:
+        lines.append(content[start:end].decode("utf-8", "replace").strip())
+        start = end + 1
+    return lines, start
 
 
 def _parse_line(line: str, form: str, elements: list[PlyElement], comments: list[str]) -> str:
@@ -101,6 +110,8 @@ def _parse_line(line: str, form: str, elements: list[PlyElement], comments: list
         elements[-1].properties.append(PlyProperty(words[4], _TYPES[words[3]], _TYPES[words[2]]))
     elif words[:1] == ["property"]:
         elements[-1].properties.append(PlyProperty(words[2], _TYPES[words[1]], None))
+    if elements and len(set(elements[-1].names)) < len(elements[-1].names):
+        raise ValueError("two properties of one name")
     return form
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import struct
 
@@ -18,8 +19,9 @@ def read_stl(path: str, colors: bool) -> list[MeshPart]:
     """Raises UserError for a file that is cut short or broken. STL has no colours."""
     with open(path, "rb") as file:
         content = file.read()
-    if _is_text(content):
-        return _of_text(path, content.decode("latin-1"))
+    text = content.removeprefix(codecs.BOM_UTF8).lstrip()
+    if _is_text(content if len(text) == len(content) else text):
+        return _of_text(path, text.decode("latin-1"))
     if len(content) < _HEADER:
         raise UserError(f"{path} is cut short: an STL file has a header of {_HEADER} bytes, this one {len(content)}")
     (count,) = struct.unpack("<I", content[_HEADER - 4 : _HEADER])
