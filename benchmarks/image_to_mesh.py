@@ -33,6 +33,8 @@ from turboprop.world.captions import ObjectSpec, caption  # noqa: E402
 CONFIGS = {"nerf": "zero123-dino", "gaussians": "zero123-dino-gaussians", "dmtet": "zero123-dino-dmtet"}
 PLACE = {"elevation": 15.0, "azimuth": 30.0, "distance": 2.7, "fovy": 40.0}  # of all pictures: degrees, world units
 PICTURE_SIZE = 128  # pixels
+COMMAND = "python benchmarks/image_to_mesh.py --write"
+PLACES = ("views", "turntable")  # of a run's figures, its folders on this machine
 TARGETS = {"iou": 0.85, "front_back": 0.95, "input PSNR (dB)": 25.0, "seconds": 240.0}
 SHOWN_VIEWS = (0, 1, 2, 4, 6, 7)  # of the 8 of an evaluation, an eighth turn apart
 
@@ -158,10 +160,11 @@ def main() -> None:
     print("\n".join(text))
     if args.write:
         records = {
-            kind: {text: {k: v for k, v in r.items() if k != "views"} for text, r in runs.items()}
+            kind: {text: {k: v for k, v in r.items() if k not in PLACES} for text, r in runs.items()}
             for kind, runs in results.items()
         }
-        write_report(name, "\n".join(text), {"command": " ".join(sys.argv), "place": PLACE, "runs": records})
+        report = {"command": COMMAND + (f" --window {args.window}" if args.window else ""), "place": PLACE}
+        write_report(name, "\n".join(text), {**report, "runs": records})
         page(specs, pictures, results, ROOT / "docs" / "images" / f"{name}.png")
 
 
