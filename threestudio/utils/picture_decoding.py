@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from threestudio.utils.errors import one_line
+
 # What a decoder of Pillow raises for a broken file; SyntaxError is that of PNG.
 DECODING_ERRORS = (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError)
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
@@ -30,7 +32,7 @@ def deep_grey(image: Image.Image) -> np.ndarray | None:
 def reason_unread(error: Exception, content: bytes) -> str:
     """Why a file's content, of which the first 32 bytes are enough, is no picture, in a few words."""
     if not isinstance(error, Image.UnidentifiedImageError):
-        return " ".join(str(error).split()) or type(error).__name__
+        return one_line(error)
     if not content:
         return "the file is empty"
     if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS:
