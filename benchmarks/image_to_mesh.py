@@ -162,7 +162,9 @@ def main() -> None:
             kind: {text: {k: v for k, v in r.items() if k not in PLACES} for text, r in runs.items()}
             for kind, runs in results.items()
         }
-        report = {"command": COMMAND + (f" --window {args.window}" if args.window else ""), "place": PLACE}
+        kinds = f" --kinds {' '.join(args.kinds)}" if args.kinds != list(CONFIGS) else ""
+        window = f" --window {args.window}" if args.window else ""
+        report = {"command": COMMAND + kinds + window, "place": PLACE}
         write_report(name, "\n".join(text), {**report, "runs": records})
         page(specs, pictures, results, ROOT / "docs" / "images" / f"{name}.png")
 

@@ -110,6 +110,7 @@ def scene_weights(refinement: bool) -> LossWeights:
 
 
 def scene_losses(out: dict, refinement: bool, weight: Weight) -> dict[str, Tensor]:
+    """The regularizers of a stage's render: of the mesh with `refinement`, else of the field."""
     return surface_losses(out["mesh"], weight, out["opacity"]) if refinement else volume_losses(out, weight)
 
 
