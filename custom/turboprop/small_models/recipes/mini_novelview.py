@@ -1,7 +1,8 @@
 """mini-novelview: the world's novel-view model, in the style of Efficient-3DiM, at a small size.
 
 One picture of an object and a relative camera in, the object from there out. It sees mini-dino's patches in
-cross-attention and its features in the down path; autoencoder and encoder are those of mini-sd and mini-dino.
+cross-attention and its features in the down path. Its UNet begins as mini-sd's; autoencoder and encoder are those of
+mini-sd and mini-dino.
 """
 
 import copy
@@ -21,7 +22,7 @@ from ...novelview.augmentation import PhotometricAugmentation
 from ...novelview.camera_pose import relative_pose
 from ...novelview.image_encoders import ImageEncoder, read_encoder
 from ...novelview.loading import save_novel_view_model
-from ...novelview.model import NovelViewModel, NovelViewSettings
+from ...novelview.model import NovelViewModel, NovelViewSettings, widened_for_input_view
 from ...novelview.sampling import sample_latents
 from ...novelview.timestep_sampling import TimestepSampling
 from ...novelview.training import TrainingRule, loss_by_bin, training_loss
@@ -34,7 +35,6 @@ from ..settings import Settings, denoiser_options, millions, pipeline_of, traini
 from ..training import train
 from ..view_pairs import ViewedObjects, ViewPairPool, draw_objects, first_to_others
 
-CHANNELS = (48, 72, 96)
 SETTINGS = NovelViewSettings(tokens="patches", normalize_tokens=True, feature_layers=[1, 3, 5])
 PREDICTION_TYPE = "v_prediction"
 # Efficient-3DiM's Gaussian; half of the draws are uniform, for score distillation asks about lower noise too
@@ -42,7 +42,7 @@ RULE = TrainingRule(
     TimestepSampling("truncated_normal", 1000.0, 200.0, uniform_share=0.5), 0.05, PhotometricAugmentation(0.5)
 )
 POOL_OBJECTS, POOL_PERIOD = 4096, 2000
-DEFAULT_STEPS, DEFAULT_BATCH, DEFAULT_RATE = 8000, 40, 6e-4
+DEFAULT_STEPS, DEFAULT_BATCH, DEFAULT_RATE = 8000, 32, 5e-4
 
 
 @dataclass(frozen=True)
@@ -65,23 +65,17 @@ def shipped_rule(step: int) -> TrainingRule:
     return RULE
 
 
-def make_unet(latent_channels: int, latent_size: int, token_width: int) -> Any:
-    """A fresh UNet2DConditionModel that takes the input view's latent beside the noisy one."""
-    from diffusers import UNet2DConditionModel
+def starting_unet(base: Any) -> Any:  # a UNet2DConditionModel, text to picture
+    """A trainable copy of mini-sd's UNet that takes the input view's latent beside the noisy one.
 
-    return UNet2DConditionModel(
-        sample_size=latent_size,
-        in_channels=2 * latent_channels,
-        out_channels=latent_channels,
-        block_out_channels=CHANNELS,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=token_width,
-        attention_head_dim=4,
-        norm_num_groups=12,
-        use_linear_projection=True,
-    )
+    zero-1-to-3 and Efficient-3DiM start from Stable Diffusion's likewise: what objects look like is known already.
+    """
+    from diffusers.models.attention_processor import AttnProcessor
+
+    unet = widened_for_input_view(copy.deepcopy(base)).to(base.device).requires_grad_(True)
+    if base.device.type == "cpu":  # at these widths torch's fused attention takes a fourth of a step more there
+        unet.set_attn_processor(AttnProcessor())
+    return unet
 
 
 class MiniNovelView:
@@ -92,7 +86,7 @@ class MiniNovelView:
     def __init__(
         self,
         bank: ViewBank,
-        base: Any,  # a StableDiffusionPipeline of mini-sd, on the device: its autoencoder and its noise schedule
+        base: Any,  # a StableDiffusionPipeline of mini-sd, on the device; it stays as it is
         encoder: ImageEncoder,
         batch: int,
         seed: int,
@@ -103,9 +97,7 @@ class MiniNovelView:
         pool: ViewPairPool | None = None,  # None: one of its own, drawn anew every so often
     ) -> None:
         torch.manual_seed(seed)
-        latent_size = int(base.unet.config.sample_size)
-        token_width = encoder.pooled_width if settings.tokens == "pooled" else encoder.width
-        unet = make_unet(int(base.vae.config.latent_channels), latent_size, token_width)
+        unet = starting_unet(base.unet)
         alphas = base.scheduler.alphas_cumprod if alphas_cumprod is None else alphas_cumprod
         self.model = NovelViewModel(unet, base.vae, encoder, settings, alphas, PREDICTION_TYPE).to(base.unet.device)
         self.modules: dict[str, nn.Module] = {k: p.train() for k, p in self.model.trained_parts().items()}
