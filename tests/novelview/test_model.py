@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from turboprop.novelview.condition import ConditionDropout, draw_condition_dropout
 from turboprop.novelview.conditioning import FeatureInjection, FloatLayerNorm, injection_shapes
 from turboprop.novelview.image_encoders import ImageEncoder, read_encoder
@@ -236,6 +237,25 @@ def test_files_in_half_precision(tmp_path):
     assert model.unet.dtype == torch.float32
     again = load_novel_view_model(str(tmp_path))
     assert torch.equal(again.unet.conv_in.weight, model.unet.conv_in.weight.half().float())
+
+
+@torch.no_grad()
+def test_files_in_eight_bits(tmp_path):
+    model = make_model(NovelViewSettings(tokens="patches"))
+    save_novel_view_model(model, tmp_path, torch.float16, eight_bits=True)
+    path = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    stored = load_file(path)
+    largest = max(stored, key=lambda key: stored[key].numel())
+    assert stored[largest].dtype == torch.int8
+    again, before = load_novel_view_model(str(tmp_path)).unet.state_dict(), model.unet.state_dict()
+    for key, value in before.items():
+        rows = value.flatten(1) if value.dim() > 1 else value
+        room = rows.abs().amax(-1, keepdim=True) / 254 if key + "_scale" in stored else rows.abs() / 1024
+        difference = (again[key].reshape(rows.shape) - rows).abs()
+        assert bool((difference <= room * 1.1 + 1e-6).all()), key
+    save_file({key: value for key, value in stored.items() if key != f"{largest}_scale"}, path)
+    with pytest.raises(ValueError, match=f"{largest} has int8 weights; expected a scale of shape"):
+        load_novel_view_model(str(tmp_path))
 
 
 def test_broken_files_say_what_is_wrong(tmp_path, tiny_sd_folder):

@@ -22,6 +22,7 @@ from threestudio.utils.errors import UserError, first_line
 
 from ..teachers.loading import load_part
 from ..teachers.weights import model_folder, part_classes, part_folder, weight_files, weight_variant
+from .eight_bits import from_eight_bits, has_eight_bits, to_eight_bits
 from .image_encoders import quiet_transformers, read_encoder
 from .model import NovelViewModel, NovelViewSettings, cast_module
 
@@ -114,6 +115,11 @@ def _assembled(folder: Path, settings: NovelViewSettings, has_feature_encoder: b
 
 def load_whole_part(part_class: Any, folder: Path, part: str) -> Any:
     """A part in float32; missing weights are an error, where diffusers would draw them at random."""
+    if any(map(has_eight_bits, weight_files(folder, part))):
+        where = part_folder(folder, part)
+        model = part_class.from_config(part_class.load_config(where))
+        _load_exactly(model, read_weights(folder, part), str(where))
+        return model.eval()
     variant = weight_variant(folder, part)
     model, loaded = load_part(
         part_class, folder, part, torch_dtype=torch.float32, variant=variant, output_loading_info=True
@@ -128,7 +134,7 @@ def read_weights(folder: Path, part: str) -> dict[str, Tensor]:
     """All tensors of a part's files, float32, without running any code that a file may hold.
 
     Raises:
-        ValueError: a file that does not load.
+        ValueError: a file that does not load, or eight bits without their scales.
     """
     from pickle import UnpicklingError
 
@@ -143,7 +149,7 @@ def read_weights(folder: Path, part: str) -> dict[str, Tensor]:
         except (SafetensorError, UnpicklingError, OSError, RuntimeError, EOFError) as error:
             reason = first_line(error)
             raise UserError(f"cannot load {path}: {reason}") from error
-    return {key: value.float() for key, value in tensors.items()}
+    return from_eight_bits(tensors, str(part_folder(folder, part)))
 
 
 def _load_exactly(part: torch.nn.Module, tensors: dict[str, Tensor], where: str) -> None:
@@ -188,6 +194,7 @@ def save_novel_view_model(
     folder: Path,
     dtype: torch.dtype = torch.float32,  # of the saved weights
     shared: dict[str, str] | None = None,  # parts that are elsewhere, and where, as `weights.part_folder` has it
+    eight_bits: bool = False,  # of the UNet's weights, see `eight_bits`
 ) -> None:
     """Writes our own layout; what was there under the same names is overwritten."""
     shared = shared or {}
@@ -195,7 +202,12 @@ def save_novel_view_model(
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    _in_dtype(model.unet, dtype).save_pretrained(folder / "unet")
+    if eight_bits:
+        model.unet.save_config(folder / "unet")
+        stored = {key: value.cpu().contiguous() for key, value in to_eight_bits(model.unet.state_dict()).items()}
+        save_file(stored, folder / "unet" / "diffusion_pytorch_model.safetensors")
+    else:
+        _in_dtype(model.unet, dtype).save_pretrained(folder / "unet")
     if "vae" not in shared:
         _in_dtype(model.vae, dtype).save_pretrained(folder / "vae")
     index: dict[str, Any] = {"_class_name": PIPELINE_CLASS, "_diffusers_version": __version__}

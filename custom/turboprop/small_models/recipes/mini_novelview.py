@@ -190,10 +190,11 @@ license: apache-2.0
 
 A small novel-view diffusion model of Turboprop's world, in the style of Efficient-3DiM (arXiv 2310.03015): given one
 picture of an object on white and a relative camera (zero-1-to-3's four numbers), it draws the object from there. Its
-UNet ({parameters:.2f} M parameters with the layers of its condition, stored in half precision) takes the input view's
-latent beside the noisy one, mini-dino's {patches} patches with the camera in cross-attention, and mini-dino's layers
-{layers} in its down path. It predicts v. Autoencoder and encoder are mini-sd's and mini-dino's (`_shared_parts` in
-model_index.json). It knows the world's objects and nothing else.
+UNet ({parameters:.2f} M parameters with the layers of its condition) takes the input view's latent beside the noisy
+one, mini-dino's {patches} patches with the camera in cross-attention, and mini-dino's layers {layers} in its down path.
+It began as mini-sd's UNet, as zero-1-to-3's began as Stable Diffusion's, and predicts v. It is stored in eight bits a
+weight with a scale for each output channel, which this project's loaders restore. Autoencoder and encoder are mini-sd's
+and mini-dino's (`_shared_parts` in model_index.json). It knows the world's objects and nothing else.
 
 ## Data
 Pairs of views among {views} of each kind, traced from exact solids: elevation -10 to 60 degrees (8 % up to 85), any
@@ -238,7 +239,7 @@ def run(settings: Settings) -> bool:
         "vae": os.path.relpath(base_folder, settings.output),
         "image_encoder": os.path.relpath(encoder_folder, settings.output),
     }
-    save_novel_view_model(recipe.averaged(averages), settings.output, torch.float16, shared)
+    save_novel_view_model(recipe.averaged(averages), settings.output, torch.float16, shared, eight_bits=True)
     write_card(settings, _card(settings, recipe, options, state, averages, bank))
     return True
 
