@@ -105,6 +105,17 @@ def test_gradients_that_are_accumulated_belong_to_one_step(launch_here, tmp_path
     assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "part"))
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("what", ["--test", "--export"])
+def test_a_test_or_an_export_ends_at_once(launch_here, tmp_path, capsys, what, signum):
+    assert launch_here("--train") == 0
+    capsys.readouterr()
+    stop = ["system.interrupt_afterwards=true", f"system.interrupt_with={int(signum)}", f"resume={LAST}"]
+    assert launch_here(what, "exp_root_dir=again/outputs", *stop) == 130
+    assert "Stopped by hand." in capsys.readouterr().err
+    assert not list((tmp_path / "again").rglob("0.json"))
+
+
 def test_outside_of_training_a_signal_ends_at_once():
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     signals = StopSignals()

@@ -110,6 +110,7 @@ class FieldSystem(BaseSystem):
         interrupt_at: int | None = None  # step in whose first batch the run is sent a signal
         interrupt_with: int = int(signal.SIGINT)  # which signal
         interrupt_validation_at: int | None = None  # step whose validation it is sent in
+        interrupt_afterwards: bool = False  # in the first test or export
 
     def configure(self):
         if self.cfg.fail_at == -1:
@@ -145,7 +146,11 @@ class FieldSystem(BaseSystem):
         self.log("val/error", self.field(batch["points"]).abs().mean())
 
     def test_step(self, batch, batch_idx):
+        if self.cfg.interrupt_afterwards:
+            signal.raise_signal(self.cfg.interrupt_with)
         self.save_json(f"it{self.true_global_step}-test/{batch_idx}.json", {"step": batch_idx})
 
     def predict_step(self, batch, batch_idx):
+        if self.cfg.interrupt_afterwards:
+            signal.raise_signal(self.cfg.interrupt_with)
         self.save_json(f"it{self.true_global_step}-export/{batch_idx}.json", {"step": batch_idx})
