@@ -32,6 +32,18 @@ def test_the_seed_decides_the_run(launch_here, tmp_path):
         assert_same(final_state(tmp_path / "a"), final_state(tmp_path / "c"))
 
 
+def test_settings_that_a_resumed_optimizer_keeps_are_said(launch_here, caplog):
+    assert launch_here("--train", "trainer.max_steps=4") == 0
+    assert launch_here("--train", f"resume={LAST}", "trainer.max_steps=5") == 0
+    assert "keeps the checkpoint's settings" not in caplog.text
+    changed = ["system.optimizer.params.field.lr=0.5", "system.optimizer.args.betas=[0.5,0.99]"]
+    assert launch_here("--train", f"resume={LAST}", "trainer.max_steps=6", *changed) == 0
+    assert "field: lr stays 0.02, the config has 0.5" in caplog.text
+    assert "field: betas stays [0.9, 0.99], the config has [0.5, 0.99]" in caplog.text
+    assert launch_here("--train", f"resume={LAST}", "trainer.max_steps=7", "system.optimizer.name=Adam") == 0
+    assert "field: decoupled_weight_decay stays True, the config has False" in caplog.text
+
+
 @pytest.mark.parametrize("stop", [5, 8, 11])
 def test_a_shuffled_set_goes_on_where_it_stopped(launch_here, tmp_path, stop):
     """Epochs of 8 batches: in the middle of one, at the end of one, and in the second."""

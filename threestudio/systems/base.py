@@ -11,6 +11,7 @@ from torch import Tensor
 import threestudio
 from threestudio.models.geometry.mesh_start import MeshStartConfig, read_start_mesh
 from threestudio.systems.hand_over import converted_geometry
+from threestudio.systems.kept_settings import TellsKeptSettings, settings_of
 from threestudio.systems.keyed_steps import KeyedLoader, KeyedSteps, SkipNonFiniteSteps
 from threestudio.systems.loss_weights import GuidanceLosses, LossWeights, checked_loss, returned_losses
 from threestudio.systems.utils import (
@@ -60,6 +61,7 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         self._check_values()
         self._save_dir: str | None = None
         self._resumed = resumed
+        self.given_settings: list[dict[str, Any]] = []  # of the optimizer, as the config has them
         self._evaluated_at: tuple[int, int] | None = None  # (epoch, step) of the checkpoint
         self.run_seed = 0  # every random draw of a step is keyed by it; set by the launcher
         self.dataset: Any = None  # of the stage that runs
@@ -97,15 +99,14 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
 
     def configure_optimizers(self) -> dict:
         optimizer = parse_optimizer(with_guidance_group(self.cfg.optimizer, self), self)
-        if self.cfg.scheduler is None:
-            return {"optimizer": optimizer}
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": parse_scheduler(self.cfg.scheduler, optimizer),
-        }
+        found: dict[str, Any] = {"optimizer": optimizer}
+        if self.cfg.scheduler is not None:
+            found["lr_scheduler"] = parse_scheduler(self.cfg.scheduler, optimizer)
+        self.given_settings = settings_of(optimizer)
+        return found
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        return [KeyedSteps(), SkipNonFiniteSteps()]
+        return [KeyedSteps(), SkipNonFiniteSteps(), TellsKeptSettings()]
 
     # ----------------------------------------------------------------------------- state
 
