@@ -13,6 +13,7 @@ from turboprop.small_models.__main__ import main
 from turboprop.small_models.latent_pool import draw_sets
 from turboprop.small_models.recipes import mini_dino, mini_mv, mini_novelview, mini_sd
 from turboprop.small_models.sample_figures import exact_sets, nearest_azimuths, silhouettes
+from turboprop.small_models.settings import pipeline_of
 from turboprop.small_models.view_pairs import draw_objects
 from turboprop.teachers import load_teacher
 from turboprop.world.captions import held_out
@@ -120,6 +121,18 @@ def test_mini_novelview_shares_its_encoders_and_draws(views, tmp_path, monkeypat
     assert (teacher.image_size, teacher.model.prediction_type) == (64, "v_prediction")
     trained = load_file(folder / "conditioning" / "diffusion_pytorch_model.safetensors")
     assert float(trained["injection.projections.0.weight"].abs().max()) > 0  # it started at zero
+
+
+@torch.no_grad()
+def test_mini_novelview_begins_as_mini_sd():
+    base = pipeline_of(MINI_SD, torch.device("cpu")).unet
+    unet = mini_novelview.starting_unet(base)
+    noisy, timesteps, tokens = torch.randn(2, 4, 16, 16), torch.tensor([900, 3]), torch.randn(2, 5, 128)
+    widened = torch.cat([noisy, torch.randn(2, 4, 16, 16)], 1)
+    theirs = base(noisy, timesteps, tokens).sample
+    torch.testing.assert_close(unet(widened, timesteps, tokens).sample, theirs, atol=1e-4, rtol=1e-4)
+    assert all(p.requires_grad for p in unet.parameters()) and not any(p.requires_grad for p in base.parameters())
+    assert base.config.in_channels == 4
 
 
 def test_pairs_are_two_views_of_one_object(views):
