@@ -24,13 +24,11 @@ def _attribute(model: Any, path: str) -> Any:
     value = model
     for part in path.split("."):
         children = dict(value.named_children()) if isinstance(value, nn.Module) else {}
-        if part in children:
-            value = children[part]
-        elif hasattr(value, part):
-            value = getattr(value, part)
-        else:
+        found = children[part] if part in children else getattr(value, part, None)
+        if found is None:
             message = f"{OPTIMIZER}.params.{path}: {type(value).__name__} has no '{part}'"
             raise UserError(with_suggestion(message, part, children))
+        value = found
     return value
 
 

@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ def C(value: Any, epoch: int, global_step: int, interpolation: str = "linear") -
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
-    if isinstance(value, (str, bytes, bool)) or not hasattr(value, "__iter__"):
+    if isinstance(value, (str, bytes, bool)) or not isinstance(value, Iterable):
         raise TypeError(f"a schedule is a number or a list of numbers; got {value!r}")
     positions, values = schedule_knots(list(value))
     piece = 0
