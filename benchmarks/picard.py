@@ -272,7 +272,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each run")
     parser.add_argument("--outputs", type=Path, default=Path("outputs/benchmark-picard"))
     parser.add_argument("--finished", action="store_true", help="runs that are not done are left out, not made")
-    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/picard.md and .json")
+    parser.add_argument("--write", action="store_true", help="write the page and its JSON into docs/benchmarks")
+    parser.add_argument("--page", default="picard", help="their name, for another teacher than that of picard.md")
     parser.add_argument("overrides", nargs="*", help="after --: for every run, e.g. data.size=24")
     args = parser.parse_args()
     check_points(parser, args.points or [])
@@ -296,7 +297,7 @@ def main() -> None:
     if args.write:
         settings = {job: [*JOBS[job][0], *settings_of(args, job)] for job in args.jobs}
         report = {"command": command, "machine": where, "seeds": args.seeds, "settings": settings, "rows": rows}
-        write_report("picard", "\n".join(text), report)
+        write_report(args.page, "\n".join(text), report)
 
 
 if __name__ == "__main__":
