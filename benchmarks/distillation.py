@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -187,6 +188,18 @@ def settings_of(args: argparse.Namespace) -> Settings:
     return Settings(args.outputs.resolve(), args.threads, teachers, changes)
 
 
+def command_without_places(given: list[str]) -> str:
+    """The command as it was given, without where runs are kept and without what only keeps it from running more."""
+    words = iter(given)
+    kept = []
+    for word in words:
+        if word == "--outputs":
+            next(words, None)
+        elif word != "--table-only" and not word.startswith("--outputs="):
+            kept.append(word)
+    return shlex.join(["python", "benchmarks/distillation.py", *kept])
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
@@ -207,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
         print("error: --write: no run of a table is finished, so there is nothing to write", file=sys.stderr)
         return 2
     if args.write:
-        command = "python benchmarks/distillation.py --write"
+        command = command_without_places(sys.argv[1:] if argv is None else argv)
         records = [
             {key: value for key, value in record.items() if key != "fingerprint"}  # its hash stays
             for cell in cells for runs in cell.records.values() for record in runs

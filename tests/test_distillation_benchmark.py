@@ -99,6 +99,12 @@ def test_every_run_of_the_whole_benchmark_has_a_config(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_page_names_the_command_without_places():
+    given = ["--systems", "nerf", "--outputs", "/tmp/x", "--table-only", "--scales", "2", "5", "--write"]
+    expected = "python benchmarks/distillation.py --systems nerf --scales 2 5 --write"
+    assert benchmark.command_without_places(given) == expected
+
+
 def test_what_is_searched_on_is_in_no_table():
     for form in distillation_runs.CAPTIONS.values():
         sought = {form(spec) for spec in distillation_runs.specs_of("3dconv", True, None)}
