@@ -14,10 +14,11 @@ import math
 import os
 from pathlib import Path
 
+import representations
 import torch
 from PIL import Image
 from reporting import ROOT, machine, table, write_report
-from representations import TITLES, run
+from representations import run
 
 from threestudio.utils.extensions import load_extensions
 
@@ -29,7 +30,13 @@ from turboprop.novelview.render_world import chosen_specs  # noqa: E402
 from turboprop.world.cameras import orbit_c2w  # noqa: E402
 from turboprop.world.captions import ObjectSpec, caption  # noqa: E402
 
-CONFIGS = {"nerf": "zero123-dino", "gaussians": "zero123-dino-gaussians", "dmtet": "zero123-dino-dmtet"}
+CONFIGS = {
+    "nerf": "zero123-dino",
+    "gaussians": "zero123-dino-gaussians",
+    "dmtet": "zero123-dino-dmtet",
+    "nerf-caption": "magic123-mini",
+}
+TITLES = {**representations.TITLES, "nerf-caption": "NeRF, its caption read by the judge"}
 PLACE = {"elevation": 15.0, "azimuth": 30.0, "distance": 2.7, "fovy": 40.0}  # of all pictures: degrees, world units
 PICTURE_SIZE = 128  # pixels
 COMMAND = "python benchmarks/image_to_mesh.py --write"
@@ -49,13 +56,16 @@ def write_picture(spec: ObjectSpec, path: Path) -> None:
 
 
 def overrides_of(spec: ObjectSpec, picture: Path, kind: str, window: int, model: str) -> list[str]:
+    part = "guidance_3d" if kind == "nerf-caption" else "guidance"
     given = [
         f"data.image_path={picture}",
         f"data.default_elevation_deg={PLACE['elevation']}",
         f"data.default_azimuth_deg={PLACE['azimuth']}",
         f"system.evaluation.caption={caption(spec)}",
-        *([f"system.guidance.pretrained_model_name_or_path={model}"] if model else []),
+        *([f"system.{part}.pretrained_model_name_or_path={model}"] if model else []),
     ]
+    if kind == "nerf-caption":
+        return [*given, "system.prompt_processor.prompt=auto"]
     if window:
         mixins = "turboprop-gaussian-training,turboprop-evaluated" if kind == "gaussians" else "turboprop-evaluated"
         given += [f"system_type=zero123-system:picard,{mixins}", f"system.picard.window={window}"]
@@ -121,7 +131,7 @@ def page(specs: list[ObjectSpec], pictures: list[Path], results: dict[str, dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kinds", nargs="+", default=list(CONFIGS), choices=CONFIGS)
+    parser.add_argument("--kinds", nargs="+", choices=CONFIGS, help="default: all; nerf-caption without --window")
     parser.add_argument("--objects", type=int, default=10, help="how many held-out objects")
     parser.add_argument("--window", type=int, default=0, help="Picard iterations in windows of so many steps; 0: none")
     parser.add_argument("--model", default="", help="another novel-view model than the configs'")
@@ -129,6 +139,10 @@ def main() -> None:
     parser.add_argument("--outputs", type=Path, default=Path("outputs/benchmark-image-to-mesh"))
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/image_to_mesh.* and the pictures")
     args = parser.parse_args()
+    every = [kind for kind in CONFIGS if not (args.window and kind == "nerf-caption")]
+    args.kinds = args.kinds or every
+    if not set(args.kinds) <= set(every):
+        parser.error("--window: nerf-caption has no runs in windows; name --kinds without it")
     outputs = args.outputs.resolve() / (f"window-{args.window}" if args.window else "plain")
     specs = chosen_specs("only", args.objects, 0)
     pictures = [outputs / "pictures" / f"{caption(spec).replace(' ', '_')}.png" for spec in specs]
@@ -162,7 +176,7 @@ def main() -> None:
             kind: {text: {k: v for k, v in r.items() if k not in PLACES} for text, r in runs.items()}
             for kind, runs in results.items()
         }
-        kinds = f" --kinds {' '.join(args.kinds)}" if args.kinds != list(CONFIGS) else ""
+        kinds = f" --kinds {' '.join(args.kinds)}" if args.kinds != every else ""
         window = f" --window {args.window}" if args.window else ""
         report = {"command": COMMAND + kinds + window, "place": PLACE}
         write_report(name, "\n".join(text), {**report, "runs": records})

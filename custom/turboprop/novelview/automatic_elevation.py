@@ -6,9 +6,7 @@ data, guidance and the evaluation's cameras agree. The views are drawn by the mo
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,17 +16,16 @@ from torch import Tensor
 
 import threestudio
 from threestudio.data.image import SingleImageDataModuleConfig
-from threestudio.utils.config import parse_structured
 from threestudio.utils.config_completion import Record, register_config_completion
 from threestudio.utils.devices import get_device
 from threestudio.utils.errors import UserError
 from threestudio.utils.saving import SaverMixin
 
+from .config_picture import novel_view_guidance, single_picture
 from .elevation_estimate import ElevationEstimate, RelativeViews, estimate_elevation, overlaps
-from .guidance import NovelViewGuidance, input_pictures, load_novel_view_teacher
+from .guidance import NovelViewGuidance, load_novel_view_teacher
 from .relative_views import drawn_relative_views
 from .teacher import NovelViewTeacher
-from .unified_guidance import Zero123UnifiedGuidance
 
 AUTO = "auto"
 KEY = "data.default_elevation_deg"
@@ -41,8 +38,8 @@ def complete_elevation(cfg: DictConfig) -> Record | None:
     places = [*_automatic(cfg.data), *_automatic(cfg.system)]
     if not places:
         return None
-    kind, guidance = _novel_view_guidance(cfg)
-    rgba = _single_picture(guidance)
+    kind, guidance = novel_view_guidance(cfg, KEY, "give the elevation in degrees")
+    rgba = single_picture(guidance, KEY)
     fourth_number = kind.fourth_number if issubclass(kind, NovelViewGuidance) else None
     teacher = load_novel_view_teacher(guidance, get_device(), fourth_number)
     if teacher.model.settings.fourth_number != "distance_difference":
@@ -118,27 +115,3 @@ def _automatic(node: Any) -> Iterator[tuple[DictConfig, str]]:
             yield node, name
         else:
             yield from _automatic(value)
-
-
-def _novel_view_guidance(cfg: DictConfig) -> tuple[type, Any]:
-    """The class and the checked config of the guidance that has a novel-view model; 0 stands for its elevation."""
-    system = copy.deepcopy(cfg).system
-    for part in ("guidance", "guidance_3d"):
-        name = system.get(f"{part}_type")
-        kind = threestudio.find(name) if name else None
-        if kind is not None and issubclass(kind, (NovelViewGuidance, Zero123UnifiedGuidance)) and part in system:
-            system[part].cond_elevation_deg = 0.0
-            return kind, parse_structured(kind.Config, system[part])
-    raise UserError(
-        f"{KEY}: auto needs a guidance with a novel-view model, such as zero123-dino-guidance; give the elevation in "
-        "degrees"
-    )
-
-
-def _single_picture(guidance: Any) -> Tensor:
-    """The framed picture [S, S, 4] that a guidance goes by. Raises UserError for pictures with cameras of their own."""
-    source = Path(guidance.cond_image_path)
-    if source.is_dir() or source.suffix.lower() == ".json":
-        raise UserError(f"{KEY}: auto is for a single picture; those of {source} have their cameras, leave the key out")
-    (picture,) = input_pictures(guidance).pictures
-    return picture

@@ -1,0 +1,46 @@
+"""The single picture that a config makes an object of, for what is found out about it before a run is built."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import Tensor
+
+import threestudio
+from threestudio.utils.config import parse_structured
+from threestudio.utils.errors import UserError
+
+from .guidance import NovelViewGuidance, input_pictures
+from .unified_guidance import Zero123UnifiedGuidance
+
+
+def novel_view_guidance(cfg: DictConfig, key: str, instead: str) -> tuple[type, Any]:
+    """The class and the checked config of the guidance that has a novel-view model; 0 stands for its elevation.
+
+    Raises:
+        UserError: there is none; the message names `key`, whose value is auto, and says what to do `instead`.
+    """
+    system = copy.deepcopy(cfg).system
+    for part in ("guidance", "guidance_3d"):
+        name = system.get(f"{part}_type")
+        kind = threestudio.find(name) if name else None
+        if kind is not None and issubclass(kind, (NovelViewGuidance, Zero123UnifiedGuidance)) and part in system:
+            system[part].cond_elevation_deg = 0.0
+            return kind, parse_structured(kind.Config, system[part])
+    raise UserError(f"{key}: auto needs a guidance with a novel-view model, such as zero123-dino-guidance; {instead}")
+
+
+def single_picture(guidance: Any, key: str) -> Tensor:
+    """The framed picture [S, S, 4], straight alpha, that a guidance goes by.
+
+    Raises:
+        UserError: several pictures, which have cameras of their own.
+    """
+    source = Path(guidance.cond_image_path)
+    if source.is_dir() or source.suffix.lower() == ".json":
+        raise UserError(f"{key}: auto is for a single picture; those of {source} have their cameras, leave the key out")
+    (picture,) = input_pictures(guidance).pictures
+    return picture
