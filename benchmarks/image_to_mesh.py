@@ -14,11 +14,10 @@ import math
 import os
 from pathlib import Path
 
-import representations
 import torch
 from PIL import Image
 from reporting import ROOT, machine, table, write_report
-from representations import run
+from representations import TITLES, run
 
 from threestudio.utils.extensions import load_extensions
 
@@ -30,13 +29,15 @@ from turboprop.novelview.render_world import chosen_specs  # noqa: E402
 from turboprop.world.cameras import orbit_c2w  # noqa: E402
 from turboprop.world.captions import ObjectSpec, caption  # noqa: E402
 
+CAPTIONED = "-caption"  # ends the kinds that have a second teacher, of the caption that the judge reads
 CONFIGS = {
     "nerf": "zero123-dino",
     "gaussians": "zero123-dino-gaussians",
     "dmtet": "zero123-dino-dmtet",
-    "nerf-caption": "magic123-mini",
+    f"nerf{CAPTIONED}": "magic123-mini",
+    f"gaussians{CAPTIONED}": "magic123-mini-gaussians",
+    f"dmtet{CAPTIONED}": "magic123-mini-dmtet",
 }
-TITLES = {**representations.TITLES, "nerf-caption": "NeRF, its caption read by the judge"}
 PLACE = {"elevation": 15.0, "azimuth": 30.0, "distance": 2.7, "fovy": 40.0}  # of all pictures: degrees, world units
 PICTURE_SIZE = 128  # pixels
 COMMAND = "python benchmarks/image_to_mesh.py --write"
@@ -56,19 +57,20 @@ def write_picture(spec: ObjectSpec, path: Path) -> None:
 
 
 def overrides_of(spec: ObjectSpec, picture: Path, kind: str, window: int, model: str) -> list[str]:
-    part = "guidance_3d" if kind == "nerf-caption" else "guidance"
+    captioned = kind.endswith(CAPTIONED)
+    part = "guidance_3d" if captioned else "guidance"
     given = [
         f"data.image_path={picture}",
         f"data.default_elevation_deg={PLACE['elevation']}",
         f"data.default_azimuth_deg={PLACE['azimuth']}",
         f"system.evaluation.caption={caption(spec)}",
         *([f"system.{part}.pretrained_model_name_or_path={model}"] if model else []),
+        *(["system.prompt_processor.prompt=auto"] if captioned else []),
     ]
-    if kind == "nerf-caption":
-        return [*given, "system.prompt_processor.prompt=auto"]
     if window:
-        mixins = "turboprop-gaussian-training,turboprop-evaluated" if kind == "gaussians" else "turboprop-evaluated"
-        given += [f"system_type=zero123-system:picard,{mixins}", f"system.picard.window={window}"]
+        base = "magic123-system" if captioned else "zero123-system"
+        mixins = "turboprop-gaussian-training,turboprop-evaluated" if "gaussians" in kind else "turboprop-evaluated"
+        given += [f"system_type={base}:picard,{mixins}", f"system.picard.window={window}"]
     return given
 
 
@@ -88,12 +90,17 @@ def mean_figures(results: list[dict]) -> dict[str, float]:
     return figures
 
 
+def title(kind: str) -> str:
+    base = TITLES[kind.removesuffix(CAPTIONED)]
+    return f"{base}, with the caption" if kind.endswith(CAPTIONED) else base
+
+
 def kinds_table(results: dict[str, list[dict]]) -> list[str]:
     names = ("iou", "front_back", "input PSNR (dB)", "color_error", "chamfer_share", "seconds")
     rows = []
     for kind, runs in results.items():
         figures = mean_figures(runs)
-        rows.append([TITLES[kind], str(len(runs)), *(f"{figures[name]:.3f}" for name in names)])
+        rows.append([title(kind), str(len(runs)), *(f"{figures[name]:.3f}" for name in names)])
     rows.append(["target", "10", *(f"{TARGETS[name]:g}" if name in TARGETS else "" for name in names)])
     return table(["", "objects", *names], rows)
 
@@ -131,7 +138,7 @@ def page(specs: list[ObjectSpec], pictures: list[Path], results: dict[str, dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kinds", nargs="+", choices=CONFIGS, help="default: all; nerf-caption without --window")
+    parser.add_argument("--kinds", nargs="+", default=list(CONFIGS), choices=CONFIGS)
     parser.add_argument("--objects", type=int, default=10, help="how many held-out objects")
     parser.add_argument("--window", type=int, default=0, help="Picard iterations in windows of so many steps; 0: none")
     parser.add_argument("--model", default="", help="another novel-view model than the configs'")
@@ -139,10 +146,6 @@ def main() -> None:
     parser.add_argument("--outputs", type=Path, default=Path("outputs/benchmark-image-to-mesh"))
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/image_to_mesh.* and the pictures")
     args = parser.parse_args()
-    every = [kind for kind in CONFIGS if not (args.window and kind == "nerf-caption")]
-    args.kinds = args.kinds or every
-    if not set(args.kinds) <= set(every):
-        parser.error("--window: nerf-caption has no runs in windows; name --kinds without it")
     outputs = args.outputs.resolve() / (f"window-{args.window}" if args.window else "plain")
     specs = chosen_specs("only", args.objects, 0)
     pictures = [outputs / "pictures" / f"{caption(spec).replace(' ', '_')}.png" for spec in specs]
@@ -176,7 +179,7 @@ def main() -> None:
             kind: {text: {k: v for k, v in r.items() if k not in PLACES} for text, r in runs.items()}
             for kind, runs in results.items()
         }
-        kinds = f" --kinds {' '.join(args.kinds)}" if args.kinds != every else ""
+        kinds = f" --kinds {' '.join(args.kinds)}" if args.kinds != list(CONFIGS) else ""
         window = f" --window {args.window}" if args.window else ""
         report = {"command": COMMAND + kinds + window, "place": PLACE}
         write_report(name, "\n".join(text), {**report, "runs": records})

@@ -20,7 +20,9 @@ CONFIGS = {
     "nerf": "zero123-dino",
     "gaussians": "zero123-dino-gaussians",
     "dmtet": "zero123-dino-dmtet",
-    "caption": "magic123-mini",
+    "nerf-caption": "magic123-mini",
+    "gaussians-caption": "magic123-mini-gaussians",
+    "dmtet-caption": "magic123-mini-dmtet",
 }
 SMALL = {
     "nerf": [
@@ -31,13 +33,15 @@ SMALL = {
     "gaussians": ["system.geometry.init_num_pts=200", "system.geometry.isosurface_resolution=16"],
     "dmtet": ["system.geometry.isosurface_resolution=8"],
 }
-SMALL["caption"] = [
-    *SMALL["nerf"],
+CAPTION = [
     f"system.prompt_processor.pretrained_model_name_or_path={ROOT / 'assets/teachers/mini-mv'}",
     "system.prompt_processor.prompt='a yellow car with black wheels'",
 ]
-LOSSES = {"caption": ("loss_rgb", "loss_mask", "loss_asd", "loss_3d_sds", "grad_norm", "grad_norm_3d")}
-DINO_LOSSES = ("loss_ref_rgb", "loss_ref_mask", "loss_zero123_sds", "grad_norm")
+SMALL |= {f"{kind}-caption": [*given, *CAPTION] for kind, given in SMALL.items()}
+LOSSES = {  # by whether there is a caption
+    True: ("loss_rgb", "loss_mask", "loss_asd", "loss_3d_sds", "grad_norm", "grad_norm_3d"),
+    False: ("loss_ref_rgb", "loss_ref_mask", "loss_zero123_sds", "grad_norm"),
+}
 GRID = [f"system.geometry.pos_encoding_config.{key}" for key in ("n_levels=2", "log2_hashmap_size=8")]
 
 
@@ -59,7 +63,7 @@ def launch(tmp_path, monkeypatch, tiny_zero123_folder, ball_picture, capsys):
                 "n_val_views=1",
             )
         ]
-        part = "guidance_3d" if kind == "caption" else "guidance"
+        part = "guidance_3d" if kind.endswith("-caption") else "guidance"
         given = [
             f"data.image_path={ball_picture}",
             f"system.{part}.pretrained_model_name_or_path={tiny_zero123_folder}",
@@ -77,7 +81,7 @@ def launch(tmp_path, monkeypatch, tiny_zero123_folder, ball_picture, capsys):
             "system.evaluation.size=16",
             *cameras,
             *SMALL[kind],
-            *(GRID if kind != "gaussians" else []),
+            *(GRID if not kind.startswith("gaussians") else []),
         ]
         code = main(["--config", str(ROOT / "configs" / f"{CONFIGS[kind]}.yaml"), mode, *given, *more])
         return code, tmp_path / out / CONFIGS[kind] / "t"
@@ -88,19 +92,20 @@ def launch(tmp_path, monkeypatch, tiny_zero123_folder, ball_picture, capsys):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_picture_becomes_a_glb_with_the_judges_figures(kind, launch, capsys):
     caption = "system.evaluation.caption='a yellow car with black wheels'"
-    code, trial = launch(kind, caption, *(["system.prompt_processor.prompt=auto"] if kind == "caption" else []))
+    captioned = kind.endswith("-caption")
+    code, trial = launch(kind, caption, *(["system.prompt_processor.prompt=auto"] if captioned else []))
     assert code == 0, capsys.readouterr().err
-    assert (trial / "save/caption.json").is_file() == (kind == "caption")
+    assert (trial / "save/caption.json").is_file() == captioned
     mesh = trimesh.load(trial / "save/it2-export/model.glb", force="mesh")
     assert len(mesh.faces) > 0
     figures = json.loads((trial / "save/it2-evaluation/input.json").read_text())
     assert figures["views"] == 1 and 0 < figures["psnr"] < 60 and 0 <= figures["iou"] <= 1
     report = json.loads((trial / "save/it2-evaluation/evaluation.json").read_text())
     assert {"iou", "front_back", "chamfer", "color_error"} & set(report["mean"])
-    assert (trial / "save/all_training_images.png").is_file() == (kind != "caption")
+    assert (trial / "save/all_training_images.png").is_file() != captioned
     assert (trial / "save/it2-test.mp4").stat().st_size > 0
     logged = (trial / "csv_logs/version_0/metrics.csv").read_text().splitlines()[0]
-    for name in LOSSES.get(kind, DINO_LOSSES):
+    for name in LOSSES[captioned]:
         assert f"train/{name}" in logged
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 import threestudio
 from threestudio.systems.image_reference import cameras_of, needed, random_cameras_of
 from threestudio.systems.loss_weights import LossWeights
-from threestudio.systems.losses import scene_weights, surface_losses, volume_losses
+from threestudio.systems.losses import scene_losses, scene_weights
 from threestudio.systems.reference_losses import color_loss, mask_cross_entropy, normal_smoothness
 from threestudio.systems.score_distillation import ScoreDistillationSystem
 
@@ -40,13 +40,10 @@ class Magic123(ScoreDistillationSystem):
             **self.guide(out["comp_rgb"], cameras),
             **self._guide_3d(out["comp_rgb"], cameras),
         }
-        if self.cfg.refinement:
-            losses.update(surface_losses(out["mesh"], self.weight))
-        else:
-            losses.update(volume_losses(out, self.weight))
-            if self.weight("normal_smoothness_2d") > 0:
-                normal = needed(out, "comp_normal", "normal_smoothness_2d")
-                losses["loss_normal_smoothness_2d"] = normal_smoothness(normal)
+        losses.update(scene_losses(out, self.cfg.refinement, self.weight))
+        if not self.cfg.refinement and self.weight("normal_smoothness_2d") > 0:
+            normal = needed(out, "comp_normal", "normal_smoothness_2d")
+            losses["loss_normal_smoothness_2d"] = normal_smoothness(normal)
         return self.weighted_sum(losses)
 
     def _guide_3d(self, images: Tensor, cameras: dict) -> dict[str, Tensor]:
