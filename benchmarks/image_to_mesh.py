@@ -10,6 +10,7 @@ docs/benchmarks/image_to_mesh.md and .json, the pictures to docs/images/image_to
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 from pathlib import Path
@@ -105,6 +106,26 @@ def kinds_table(results: dict[str, list[dict]]) -> list[str]:
     return table(["", "objects", *names], rows)
 
 
+def captions_read(outputs: Path, kind: str, specs: list[ObjectSpec]) -> int:
+    """Of how many objects the judge has read the right caption."""
+    texts = [caption(spec) for spec in specs]
+    files = [next((outputs / kind / text.replace(" ", "_")).glob("*/*/save/caption.json"), None) for text in texts]
+    return sum(json.loads(f.read_text())["captions"][0] == text for f, text in zip(files, texts) if f is not None)
+
+
+def words_on_captions(outputs: Path, kinds: list[str], specs: list[ObjectSpec]) -> list[str]:
+    """What rows with a caption are, where there are some."""
+    read = [captions_read(outputs, kind, specs) for kind in kinds if kind.endswith(CAPTIONED)]
+    if not read:
+        return []
+    return [
+        "Rows with the caption have a second teacher, mini-mv, which is told the caption and the camera; the judge has "
+        f"read the caption from the picture (`system.prompt_processor.prompt=auto`), of {min(read)} of {len(specs)} "
+        "pictures the right one. All runs are told from where the picture was taken.",
+        "",
+    ]
+
+
 def truth_row(spec: ObjectSpec, size: int) -> list[Image.Image]:
     """The exact object from the shown views."""
     cameras = evaluation_cameras()
@@ -170,6 +191,7 @@ def main() -> None:
         "",
         *kinds_table(finished),
         "",
+        *words_on_captions(outputs, list(finished), specs),
         f"![the picture; rows of six views of each result, the last row the truth](../images/{name}.png)",
         "",
     ]
