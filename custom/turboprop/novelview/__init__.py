@@ -1,3 +1,12 @@
 """Novel views of an object from one picture: the model, its training, its files and its use as a teacher."""
 
-from . import automatic_caption, automatic_elevation, data, guidance, picture_data, system, unified_guidance
+from . import (
+    automatic_azimuth,
+    automatic_caption,
+    automatic_elevation,
+    data,
+    guidance,
+    picture_data,
+    system,
+    unified_guidance,
+)

@@ -22,9 +22,8 @@ from threestudio.utils.saving import SaverMixin
 
 from ..evaluation.clip_metrics import ClipJudge, embed_images, embed_texts, load_judge
 from ..evaluation.report import world_gallery
-from .config_picture import novel_view_guidance, single_picture
+from .config_picture import AUTO, novel_view_guidance, single_picture
 
-AUTO = "auto"
 KEY = "system.prompt_processor.prompt"
 BACKGROUNDS = (0.0, 0.5, 1.0)  # greys, in [0, 1]: parts that vanish on one of them stand out on another
 SHOWN = 3  # captions that are named

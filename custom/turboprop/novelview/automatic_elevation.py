@@ -6,12 +6,9 @@ data, guidance and the evaluation's cameras agree. The views are drawn by the mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 import threestudio
@@ -21,13 +18,12 @@ from threestudio.utils.devices import get_device
 from threestudio.utils.errors import UserError
 from threestudio.utils.saving import SaverMixin
 
-from .config_picture import novel_view_guidance, single_picture
+from .config_picture import automatic_keys, novel_view_guidance, single_picture
 from .elevation_estimate import ElevationEstimate, RelativeViews, estimate_elevation, overlaps
 from .guidance import NovelViewGuidance, load_novel_view_teacher
 from .relative_views import drawn_relative_views
 from .teacher import NovelViewTeacher
 
-AUTO = "auto"
 KEY = "data.default_elevation_deg"
 LEAST_CONTRAST = 0.05  # of the scores, see ElevationEstimate.contrast; below it the views tell next to nothing
 
@@ -35,7 +31,7 @@ LEAST_CONTRAST = 0.05  # of the scores, see ElevationEstimate.contrast; below it
 @register_config_completion
 def complete_elevation(cfg: DictConfig) -> Record | None:
     """Puts the estimate in the place of auto; does nothing where no key says so."""
-    places = [*_automatic(cfg.data), *_automatic(cfg.system)]
+    places = [*automatic_keys(cfg.data, "elevation_deg"), *automatic_keys(cfg.system, "elevation_deg")]
     if not places:
         return None
     kind, guidance = novel_view_guidance(cfg, KEY, "give the elevation in degrees")
@@ -105,13 +101,3 @@ def save_estimate(
     rows = [small, *(layer[:, None].expand(-1, 3, -1, -1) for layer in (views.silhouettes, shown))]
     stacked = torch.cat(rows, dim=2).clamp(0, 1)  # [V, 3, 3 S, S], a column a view
     saver.save_image("elevation.png", (torch.cat([*stacked], dim=2).permute(1, 2, 0) * 255).round().to(torch.uint8))
-
-
-def _automatic(node: Any) -> Iterator[tuple[DictConfig, str]]:
-    """Where a config says auto for an elevation."""
-    for name in list(node) if isinstance(node, DictConfig) else ():
-        value = None if OmegaConf.is_missing(node, name) else node[name]
-        if value == AUTO and str(name).endswith("elevation_deg"):
-            yield node, name
-        else:
-            yield from _automatic(value)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 import threestudio
@@ -16,9 +17,21 @@ from threestudio.utils.errors import UserError
 from .guidance import NovelViewGuidance, input_pictures
 from .unified_guidance import Zero123UnifiedGuidance
 
+AUTO = "auto"
+
+
+def automatic_keys(node: Any, ending: str) -> Iterator[tuple[DictConfig, str]]:
+    """Where a config says auto for a key whose name ends so: the node and the name."""
+    for name in list(node) if isinstance(node, DictConfig) else ():
+        value = None if OmegaConf.is_missing(node, name) else node[name]
+        if value == AUTO and str(name).endswith(ending):
+            yield node, name
+        else:
+            yield from automatic_keys(value, ending)
+
 
 def novel_view_guidance(cfg: DictConfig, key: str, instead: str) -> tuple[type, Any]:
-    """The class and the checked config of the guidance that has a novel-view model; 0 stands for its elevation.
+    """The class and the checked config of the guidance that has a novel-view model; 0 stands for its angles.
 
     Raises:
         UserError: there is none; the message names `key`, whose value is auto, and says what to do `instead`.
@@ -28,7 +41,7 @@ def novel_view_guidance(cfg: DictConfig, key: str, instead: str) -> tuple[type, 
         name = system.get(f"{part}_type")
         kind = threestudio.find(name) if name else None
         if kind is not None and issubclass(kind, (NovelViewGuidance, Zero123UnifiedGuidance)) and part in system:
-            system[part].cond_elevation_deg = 0.0
+            system[part].cond_elevation_deg = system[part].cond_azimuth_deg = 0.0
             return kind, parse_structured(kind.Config, system[part])
     raise UserError(f"{key}: auto needs a guidance with a novel-view model, such as zero123-dino-guidance; {instead}")
 

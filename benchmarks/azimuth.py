@@ -1,0 +1,142 @@
+"""How well a picture's caption and azimuth are found: held-out objects that have a front, each from a random place.
+
+    python benchmarks/azimuth.py --write
+
+Each picture is estimated three times: with the true caption and elevation, with the caption that the judge reads, and
+with the elevation estimated too, which is what auto for all three keys does. A finished object in --outputs is not
+measured again. With --write the page goes to docs/benchmarks/azimuth.md and .json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from elevation import DISTANCE, FOVY_DEG, MODEL, RANGE, picture_from  # its folder is on the path, as a script's
+from reporting import ROOT, machine, table, write_report
+from torch import Tensor
+from turboprop.evaluation.clip_metrics import ClipJudge, load_judge
+from turboprop.evaluation.report import world_gallery
+from turboprop.novelview.automatic_caption import read_caption
+from turboprop.novelview.azimuth_estimate import PicturePlace, estimate_azimuth
+from turboprop.novelview.elevation_estimate import estimate_elevation
+from turboprop.novelview.relative_views import drawn_relative_views
+from turboprop.novelview.render_world import chosen_specs
+from turboprop.novelview.teacher import NovelViewTeacher
+from turboprop.teachers import load_teacher
+from turboprop.teachers.contract import Teacher
+from turboprop.teachers.text import encode_prompts
+from turboprop.world.captions import ObjectSpec, caption
+
+TEACHER, JUDGE = "assets/teachers/mini-mv", "assets/judges/mini-clip"
+METHODS = {
+    "given": "caption and elevation given",
+    "read": "caption read, elevation given",
+    "alone": "caption read, elevation estimated",
+}
+
+
+class Models:
+    """All that looks at a picture."""
+
+    def __init__(self) -> None:
+        self.teacher: Teacher = load_teacher(str(ROOT / TEACHER), "cpu")
+        self.judge: ClipJudge = load_judge(ROOT / JUDGE)
+        self.novel_views = NovelViewTeacher.from_pretrained(str(ROOT / MODEL))
+        self.gallery = world_gallery()
+
+    def azimuth(self, rgba: Tensor, text: str, elevation: float) -> float:  # [S, S, 4] -> degrees
+        size = (self.teacher.image_size, self.teacher.image_size)
+        on_white = (rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]).permute(2, 0, 1)[None]
+        picture = F.interpolate(on_white, size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+        embeddings = encode_prompts(str(ROOT / TEACHER), [text]).local_embeddings
+        return estimate_azimuth(self.teacher, picture, embeddings, PicturePlace(elevation, DISTANCE, FOVY_DEG)).azimuth
+
+    def measured(self, spec: ObjectSpec, elevation: float, azimuth: float) -> dict:
+        """The three estimates of one picture."""
+        rgba = picture_from(spec, elevation, azimuth)
+        read = read_caption(self.judge, rgba, self.gallery).captions[0]
+        views, _ = drawn_relative_views(self.novel_views, rgba, DISTANCE, FOVY_DEG)
+        estimated = estimate_elevation(views).elevation
+        return {
+            "elevation": elevation,
+            "azimuth": azimuth,
+            "caption read": read,
+            "elevation estimated": estimated,
+            "given": self.azimuth(rgba, caption(spec), elevation),
+            "read": self.azimuth(rgba, read, elevation),
+            "alone": self.azimuth(rgba, read, estimated),
+        }
+
+
+def error_of(record: dict, method: str) -> float:
+    """How far an estimate is from the truth, degrees in [0, 180]."""
+    return abs((record[method] - record["azimuth"] + 180.0) % 360.0 - 180.0)
+
+
+def page(records: dict[str, dict], seed: int) -> str:
+    right = sum(record["caption read"] == text for text, record in records.items())
+    rows = []
+    for method, title in METHODS.items():
+        errors = [error_of(record, method) for record in records.values()]
+        shown = (statistics.mean(errors), statistics.median(errors), max(errors))
+        rows.append([title, *(f"{value:.1f}" for value in shown), f"{sum(error <= 15 for error in errors)}"])
+    each = [
+        [text, record["caption read"], *(f"{record[key]:.0f}" for key in ("azimuth", *METHODS))]
+        for text, record in records.items()
+    ]
+    return "\n".join(
+        [
+            "# The caption and the azimuth of a picture, found",
+            "",
+            f"{len(records)} held-out objects of the world that have a front (seed {seed}), one picture each, from an "
+            f"elevation drawn evenly from {RANGE[0]:g} to {RANGE[1]:g} degrees and any azimuth. `{TEACHER}` finds the "
+            f"azimuth by how well it denoises the picture, `{JUDGE}` reads the caption, `{MODEL}` draws the views from "
+            "which the elevation is estimated. No teacher has seen these pairs of kind and main colour; the judge has. "
+            f"Errors in degrees ({machine(torch.device('cpu'))}). Command: `python benchmarks/azimuth.py --write`.",
+            "",
+            f"The judge read {right} of {len(records)} captions rightly.",
+            "",
+            *table(["", "mean error", "median", "largest", "within 15 degrees"], rows),
+            "",
+            *table(["object", "caption read", "true azimuth", *METHODS.values()], each, 2),
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--objects", type=int, default=20, help="how many held-out objects (default 20)")
+    parser.add_argument("--seed", type=int, default=2, help="of the objects and of their places (default 2)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default 1)")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs/benchmark-azimuth"))
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/azimuth.md and .json")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.outputs.mkdir(parents=True, exist_ok=True)
+    models, generator = Models(), torch.Generator().manual_seed(args.seed)
+    with_front = [spec for spec in chosen_specs("only", 4 * args.objects, args.seed) if spec.shape.has_front]
+    records: dict[str, dict] = {}
+    for number, spec in enumerate(with_front[: args.objects]):
+        share, turn = torch.rand(2, generator=generator).tolist()
+        elevation, azimuth = RANGE[0] + share * (RANGE[1] - RANGE[0]), 360.0 * turn - 180.0
+        kept = args.outputs / f"seed-{args.seed}-{number:03d}.json"
+        if not kept.is_file():
+            kept.write_text(json.dumps(models.measured(spec, elevation, azimuth), indent=1) + "\n")
+        record = records[caption(spec)] = json.loads(kept.read_text())
+        estimates = ", ".join(f"{title} {record[key]:.0f}" for key, title in METHODS.items())
+        print(f"{caption(spec)}: true {azimuth:.0f}, {estimates}; read as {record['caption read']}", flush=True)
+    text = page(records, args.seed)
+    print(text)
+    if args.write:
+        write_report("azimuth", text, {"command": " ".join(sys.argv), "range": RANGE, "objects": records})
+
+
+if __name__ == "__main__":
+    main()
