@@ -1,5 +1,6 @@
 """`data.default_elevation_deg=auto`: the elevation of a single picture is estimated before the run is built.
 
+This is for runs without a teacher that is told captions and cameras; where there is one, `automatic_place` asks it.
 Every key of `data` and `system` whose name ends in elevation_deg and whose value is auto gets the estimate, so that
 data, guidance and the evaluation's cameras agree. The views are drawn by the model that the run's guidance names.
 """
@@ -18,7 +19,7 @@ from threestudio.utils.devices import get_device
 from threestudio.utils.errors import UserError
 from threestudio.utils.saving import SaverMixin
 
-from .config_picture import automatic_keys, novel_view_guidance, single_picture
+from .config_picture import automatic_keys, camera_teacher_of, novel_view_guidance, single_picture
 from .elevation_estimate import ElevationEstimate, RelativeViews, estimate_elevation, overlaps
 from .guidance import NovelViewGuidance, load_novel_view_teacher
 from .relative_views import drawn_relative_views
@@ -32,7 +33,7 @@ LEAST_CONTRAST = 0.05  # of the scores, see ElevationEstimate.contrast; below it
 def complete_elevation(cfg: DictConfig) -> Record | None:
     """Puts the estimate in the place of auto; does nothing where no key says so."""
     places = [*automatic_keys(cfg.data, "elevation_deg"), *automatic_keys(cfg.system, "elevation_deg")]
-    if not places:
+    if not places or camera_teacher_of(cfg) is not None:
         return None
     kind, guidance = novel_view_guidance(cfg, KEY, "give the elevation in degrees")
     rgba = single_picture(guidance, KEY)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 import threestudio
 from threestudio.utils.config import parse_structured
-from threestudio.utils.errors import UserError
+from threestudio.utils.errors import MissingFileError, UserError
 
+from ..teachers.pretrained import is_multi_view
 from .guidance import NovelViewGuidance, input_pictures
 from .unified_guidance import Zero123UnifiedGuidance
 
@@ -57,3 +58,17 @@ def single_picture(guidance: Any, key: str) -> Tensor:
         raise UserError(f"{key}: auto is for a single picture; those of {source} have their cameras, leave the key out")
     (picture,) = input_pictures(guidance).pictures
     return picture
+
+
+def camera_teacher_of(cfg: DictConfig) -> str | None:
+    """The model of `system.guidance` where that is a text teacher which is told cameras; reads no weights."""
+    name, guidance = cfg.system.get("guidance_type"), cfg.system.get("guidance")
+    if not name or not isinstance(guidance, DictConfig):
+        return None
+    if issubclass(threestudio.find(name), (NovelViewGuidance, Zero123UnifiedGuidance)):
+        return None
+    folder = guidance.get("pretrained_model_name_or_path")
+    try:
+        return folder if folder and is_multi_view(folder) else None
+    except MissingFileError:  # whoever builds the guidance says so
+        return None

@@ -11,6 +11,12 @@ from .weights import is_weight_file, part_classes
 MULTI_VIEW_CLASSES = ("MultiViewUNet", "MultiViewUNetModel")  # ours, and that of the community's MVDream folders
 
 
+def is_multi_view(pretrained_model_name_or_path: str) -> bool:
+    """Whether that is a multi-view model: MVDream's file, or a folder that lists its network. Reads no weights."""
+    name = pretrained_model_name_or_path
+    return is_weight_file(name) or part_classes(name).get("unet") in MULTI_VIEW_CLASSES
+
+
 def load_teacher(
     pretrained_model_name_or_path: str,  # a folder in diffusers' layout, a hub id, or MVDream's own file
     device: torch.device | str = "cpu",
@@ -24,13 +30,11 @@ def load_teacher(
     Raises:
         FileNotFoundError, ValueError: as `weights.model_folder`; or a part that does not load.
     """
-    single_file = is_weight_file(pretrained_model_name_or_path)
-    classes = {} if single_file else part_classes(pretrained_model_name_or_path)
-    if single_file or classes.get("unet") in MULTI_VIEW_CLASSES:
+    if is_multi_view(pretrained_model_name_or_path):
         from .multi_view.teacher import MultiViewTeacher
 
         return MultiViewTeacher.from_pretrained(pretrained_model_name_or_path, device, options)
-    if "vae" in classes:
+    if "vae" in part_classes(pretrained_model_name_or_path):
         return LatentDiffusionTeacher.from_pretrained(
             pretrained_model_name_or_path,
             device,

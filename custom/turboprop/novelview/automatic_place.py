@@ -1,0 +1,70 @@
+"""`data.default_azimuth_deg=auto`, and `default_elevation_deg=auto` beside a caption: where a single picture was taken.
+
+It takes a teacher that is told the caption and the camera, which Magic123's configs have beside the novel-view model.
+Every key of `data` and `system` whose name ends in azimuth_deg or elevation_deg and whose value is auto gets the
+estimate. Without such a teacher the elevation alone can be estimated, see `automatic_elevation`.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import Tensor
+
+import threestudio
+from threestudio.utils.config_completion import Record, register_config_completion
+from threestudio.utils.devices import get_device
+from threestudio.utils.errors import UserError
+from threestudio.utils.saving import SaverMixin
+
+from ..teachers import load_teacher
+from ..teachers.text import encode_prompts
+from . import automatic_caption, automatic_elevation  # noqa: F401 (they are registered first: it needs what they find)
+from .config_picture import AUTO, automatic_keys, camera_teacher_of, novel_view_guidance, single_picture
+from .place_estimate import PicturePlace, PlaceEstimate, captioned_picture, estimate_place
+
+KEY = "data.default_azimuth_deg"
+ENDINGS = ("elevation_deg", "azimuth_deg")
+
+
+@register_config_completion
+def complete_place(cfg: DictConfig) -> Record | None:
+    """Puts the estimates in the place of auto; does nothing where no key says so."""
+    places = {ending: [*automatic_keys(cfg.data, ending), *automatic_keys(cfg.system, ending)] for ending in ENDINGS}
+    if not any(places.values()):
+        return None
+    _, guidance = novel_view_guidance(cfg, KEY, "give the azimuth in degrees")
+    folder = camera_teacher_of(cfg)
+    if folder is None:
+        raise UserError(
+            f"{KEY}: auto needs a text teacher that is told the camera in system.guidance, as magic123-mini.yaml has; "
+            "give the azimuth in degrees"
+        )
+    estimate = _estimated(cfg, folder, single_picture(guidance, KEY))
+    found = {"elevation_deg": estimate.elevation, "azimuth_deg": estimate.azimuth}
+    told = " and ".join(f"data.default_{ending}: {found[ending]:.1f}" for ending in ENDINGS if places[ending])
+    threestudio.info(
+        f"estimated for '{cfg.system.prompt_processor.prompt}': {told} (error of the noise that the teacher predicts: "
+        f"{estimate.least_error:.4f} near there, {estimate.mean_error:.4f} on average)"
+    )
+    for ending, keys in places.items():
+        for node, name in keys:
+            node[name] = found[ending]
+
+    def record(saver: SaverMixin) -> None:
+        candidates = {"elevations_deg": list(estimate.elevations), "azimuths_deg": list(estimate.azimuths)}
+        saver.save_json("place.json", {**found, **candidates, "errors": [list(line) for line in estimate.errors]})
+
+    return record
+
+
+def _estimated(cfg: DictConfig, folder: str, rgba: Tensor) -> PlaceEstimate:  # [S, S, 4], straight alpha
+    data, processor = cfg.data, cfg.system.prompt_processor
+    teacher = load_teacher(folder, get_device())
+    text = encode_prompts(processor.pretrained_model_name_or_path, [processor.prompt], get_device())
+    on_white = (rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]).permute(2, 0, 1)[None]
+    size = (teacher.image_size, teacher.image_size)
+    picture = F.interpolate(on_white, size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+    known = (None if data[f"default_{ending}"] == AUTO else data[f"default_{ending}"] for ending in ENDINGS)
+    place = PicturePlace(*known, data.default_camera_distance, data.default_fovy_deg)
+    return estimate_place(teacher, captioned_picture(teacher, picture, text.local_embeddings), place)
