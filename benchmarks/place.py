@@ -17,14 +17,13 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from elevation import DISTANCE, FOVY_DEG, RANGE, picture_from  # its folder is on the path, as a script's
 from reporting import ROOT, machine, table, write_report
 from torch import Tensor
 from turboprop.evaluation.clip_metrics import ClipJudge, load_judge
 from turboprop.evaluation.report import world_gallery
-from turboprop.novelview.automatic_caption import read_caption
-from turboprop.novelview.place_estimate import PicturePlace, captioned_picture, estimate_place
+from turboprop.novelview.automatic_caption import chosen_by, read_caption
+from turboprop.novelview.place_estimate import PicturePlace, captioned_picture, estimate_place, picture_for
 from turboprop.novelview.render_world import chosen_specs
 from turboprop.teachers import load_teacher
 from turboprop.teachers.contract import Teacher
@@ -45,24 +44,25 @@ class Models:
 
     def place(self, rgba: Tensor, text: str, elevation: float | None) -> dict[str, float]:  # [S, S, 4]
         """The estimate, in degrees. None: the elevation is estimated too."""
-        size = (self.teacher.image_size, self.teacher.image_size)
-        on_white = (rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]).permute(2, 0, 1)[None]
-        picture = F.interpolate(on_white, size, mode="bilinear", antialias=True)[0].clamp(0, 1)
         embeddings = encode_prompts(str(ROOT / TEACHER), [text]).local_embeddings
-        known = PicturePlace(elevation, None, DISTANCE, FOVY_DEG)
-        estimate = estimate_place(self.teacher, captioned_picture(self.teacher, picture, embeddings), known)
+        seen = captioned_picture(self.teacher, picture_for(self.teacher, rgba), embeddings)
+        estimate = estimate_place(self.teacher, seen, PicturePlace(elevation, None, DISTANCE, FOVY_DEG))
         return {"azimuth": estimate.azimuth, "elevation": estimate.elevation}
 
     def measured(self, spec: ObjectSpec, elevation: float, azimuth: float) -> dict:
         """The three estimates of one picture."""
         rgba = picture_from(spec, elevation, azimuth)
-        read = read_caption(self.judge, rgba, self.gallery).captions[0]
         begun = time.process_time()
+        reading = read_caption(self.judge, rgba, self.gallery)
+        embeddings = encode_prompts(str(ROOT / TEACHER), list(reading.captions)).local_embeddings
+        unknown = PicturePlace(None, None, DISTANCE, FOVY_DEG)
+        read = chosen_by(self.teacher, rgba, reading, embeddings, unknown).captions[0]
         alone = self.place(rgba, read, None)
         return {
             "elevation": elevation,
             "azimuth": azimuth,
             "caption read": read,
+            "the judge's first": reading.captions[0],
             "alone": alone,
             "cpu_seconds": time.process_time() - begun,
             "given": self.place(rgba, caption(spec), elevation),
@@ -76,7 +76,9 @@ def error_of(record: dict, method: str, angle: str) -> float:
 
 
 def page(records: dict[str, dict], seed: int) -> str:
-    right = sum(record["caption read"] == text for text, record in records.items())
+    right, first = (
+        sum(record[key] == text for text, record in records.items()) for key in ("caption read", "the judge's first")
+    )
     seconds = statistics.mean(record["cpu_seconds"] for record in records.values())
     rows = []
     for method, angle in [*((method, "azimuth") for method in METHODS), ("alone", "elevation")]:
@@ -98,13 +100,14 @@ def page(records: dict[str, dict], seed: int) -> str:
             "# The caption and the place of a picture, found",
             "",
             f"{len(records)} held-out objects of the world that have a front (seed {seed}), one picture each, from an "
-            f"elevation drawn evenly from {RANGE[0]:g} to {RANGE[1]:g} degrees and any azimuth. `{JUDGE}` reads the "
-            f"caption; `{TEACHER}` finds elevation and azimuth by how well it denoises the picture, in {seconds:.0f} s "
-            f"of processor time for both ({machine(torch.device('cpu'))}; other work ran beside it). The teacher has "
+            f"elevation drawn evenly from {RANGE[0]:g} to {RANGE[1]:g} degrees and any azimuth. `{JUDGE}` proposes six "
+            f"captions; `{TEACHER}` chooses one of them, and finds elevation and azimuth, by how well it denoises the "
+            f"picture, in {seconds:.0f} s of processor time for all ({machine(torch.device('cpu'))}; other work ran "
+            "beside it). The teacher has "
             "not seen these pairs of kind and main colour, the judge has. Errors in degrees. "
             "Command: `python benchmarks/place.py --write`.",
             "",
-            f"The judge read {right} of {len(records)} captions rightly.",
+            f"{right} of {len(records)} captions were found; the judge's own first choice is right in {first}.",
             "",
             *table(["", "what is given", "mean error", "median", "largest", "within 15 degrees"], rows, 2),
             "",

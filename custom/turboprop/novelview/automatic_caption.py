@@ -2,13 +2,14 @@
 
 Systems that are told a picture and its caption (Magic123, Qian et al. 2023, arXiv 2306.17843) take the caption from the
 user; a picture alone is enough where a model of pictures and texts finds the nearest of the texts that it knows. The
-judge knows the world's full captions, and gives one of them to a picture of anything.
+judge knows the world's full captions, and gives some of them to a picture of anything. Where the run has a teacher that
+is told captions and cameras, that one chooses among them, as a diffusion classifier (see `place_estimate`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from omegaconf import DictConfig
@@ -22,11 +23,15 @@ from threestudio.utils.saving import SaverMixin
 
 from ..evaluation.clip_metrics import ClipJudge, embed_images, embed_texts, load_judge
 from ..evaluation.report import world_gallery
-from .config_picture import AUTO, novel_view_guidance, single_picture
+from ..teachers import load_teacher
+from ..teachers.contract import Teacher
+from ..teachers.text import encode_prompts
+from .config_picture import AUTO, camera_teacher_of, known_place, novel_view_guidance, single_picture
+from .place_estimate import PicturePlace, caption_errors, picture_for
 
 KEY = "system.prompt_processor.prompt"
 BACKGROUNDS = (0.0, 0.5, 1.0)  # greys, in [0, 1]: parts that vanish on one of them stand out on another
-SHOWN = 3  # captions that are named
+PROPOSED = 6  # captions that the judge names
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class CaptionReading:
     """The texts that are nearest to a picture, best first, and how near they are."""
 
     captions: tuple[str, ...]
-    cosines: tuple[float, ...]  # in [-1, 1], the mean over backgrounds
+    cosines: tuple[float, ...]  # in [-1, 1], the judge's, the mean over backgrounds
+    errors: tuple[float, ...] = ()  # of the noise that a teacher predicts, where one has chosen; see place_estimate
 
 
 @register_config_completion
@@ -49,15 +55,39 @@ def complete_caption(cfg: DictConfig) -> Record | None:
     judge = (cfg.system.get("evaluation") or {}).get("judge")
     if not judge:
         raise UserError(f"{KEY}: auto is read by the model that system.evaluation.judge names; name one, or a caption")
-    reading = read_caption(load_judge(judge, get_device()), single_picture(guidance, KEY), world_gallery())
+    rgba = single_picture(guidance, KEY)
+    reading = read_caption(load_judge(judge, get_device()), rgba, world_gallery())
+    folder = camera_teacher_of(cfg)
+    if folder is not None:
+        teacher, texts = load_teacher(folder, get_device()), list(reading.captions)
+        text = encode_prompts(processor.pretrained_model_name_or_path, texts, get_device())
+        # From any place: a default that is not the picture's would speak against the right caption.
+        anywhere = replace(known_place(cfg), elevation=None, azimuth=None)
+        reading = chosen_by(teacher, rgba, reading, text.local_embeddings, anywhere)
     processor.prompt = reading.captions[0]
     near = ", ".join(f"{text} {cosine:.2f}" for text, cosine in zip(reading.captions, reading.cosines))
-    threestudio.info(f"{KEY}: read as '{reading.captions[0]}' (cosines: {near})")
+    errors = ", ".join(f"{error:.3f}" for error in reading.errors)
+    by_teacher = f"; the teacher's errors: {errors}" if errors else ""
+    threestudio.info(f"{KEY}: read as '{reading.captions[0]}' (the judge's cosines: {near}{by_teacher})")
 
     def record(saver: SaverMixin) -> None:
-        saver.save_json("caption.json", {"captions": list(reading.captions), "cosines": list(reading.cosines)})
+        saver.save_json("caption.json", {key: list(value) for key, value in asdict(reading).items()})
 
     return record
+
+
+def chosen_by(
+    teacher: Teacher,  # is told captions and cameras
+    rgba: Tensor,  # [S, S, 4], straight alpha
+    reading: CaptionReading,
+    embeddings: Tensor,  # [K, N, D], of its captions
+    place: PicturePlace,
+) -> CaptionReading:
+    """The same captions in the order in which a teacher explains the picture by them, best first."""
+    errors = caption_errors(teacher, picture_for(teacher, rgba), embeddings, place)
+    order = sorted(range(len(errors)), key=errors.__getitem__)
+    captions, cosines = (tuple(values[index] for index in order) for values in (reading.captions, reading.cosines))
+    return CaptionReading(captions, cosines, tuple(errors[index] for index in order))
 
 
 @torch.no_grad()
@@ -70,5 +100,5 @@ def read_caption(
     alpha = rgba[..., 3:]
     pictures = torch.stack([rgba[..., :3] * alpha + grey * (1 - alpha) for grey in BACKGROUNDS]).permute(0, 3, 1, 2)
     cosines = (embed_images(judge, pictures) @ embed_texts(judge, texts).T).mean(0)
-    best = cosines.topk(min(SHOWN, len(texts)))
+    best = cosines.topk(min(PROPOSED, len(texts)))
     return CaptionReading(tuple(texts[index] for index in best.indices.tolist()), tuple(best.values.tolist()))

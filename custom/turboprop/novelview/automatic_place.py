@@ -7,7 +7,6 @@ estimate. Without such a teacher the elevation alone can be estimated, see `auto
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -20,8 +19,8 @@ from threestudio.utils.saving import SaverMixin
 from ..teachers import load_teacher
 from ..teachers.text import encode_prompts
 from . import automatic_caption, automatic_elevation  # noqa: F401 (they are registered first: it needs what they find)
-from .config_picture import AUTO, automatic_keys, camera_teacher_of, novel_view_guidance, single_picture
-from .place_estimate import PicturePlace, PlaceEstimate, captioned_picture, estimate_place
+from .config_picture import automatic_keys, camera_teacher_of, known_place, novel_view_guidance, single_picture
+from .place_estimate import PlaceEstimate, captioned_picture, estimate_place, picture_for
 
 KEY = "data.default_azimuth_deg"
 ENDINGS = ("elevation_deg", "azimuth_deg")
@@ -59,12 +58,7 @@ def complete_place(cfg: DictConfig) -> Record | None:
 
 
 def _estimated(cfg: DictConfig, folder: str, rgba: Tensor) -> PlaceEstimate:  # [S, S, 4], straight alpha
-    data, processor = cfg.data, cfg.system.prompt_processor
-    teacher = load_teacher(folder, get_device())
+    processor, teacher = cfg.system.prompt_processor, load_teacher(folder, get_device())
     text = encode_prompts(processor.pretrained_model_name_or_path, [processor.prompt], get_device())
-    on_white = (rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]).permute(2, 0, 1)[None]
-    size = (teacher.image_size, teacher.image_size)
-    picture = F.interpolate(on_white, size, mode="bilinear", antialias=True)[0].clamp(0, 1)
-    known = (None if data[f"default_{ending}"] == AUTO else data[f"default_{ending}"] for ending in ENDINGS)
-    place = PicturePlace(*known, data.default_camera_distance, data.default_fovy_deg)
-    return estimate_place(teacher, captioned_picture(teacher, picture, text.local_embeddings), place)
+    seen = captioned_picture(teacher, picture_for(teacher, rgba), text.local_embeddings)
+    return estimate_place(teacher, seen, known_place(cfg))

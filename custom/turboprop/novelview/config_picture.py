@@ -16,6 +16,7 @@ from threestudio.utils.errors import MissingFileError, UserError
 
 from ..teachers.pretrained import is_multi_view
 from .guidance import NovelViewGuidance, input_pictures
+from .place_estimate import PicturePlace
 from .unified_guidance import Zero123UnifiedGuidance
 
 AUTO = "auto"
@@ -72,3 +73,10 @@ def camera_teacher_of(cfg: DictConfig) -> str | None:
         return folder if folder and is_multi_view(folder) else None
     except MissingFileError:  # whoever builds the guidance says so
         return None
+
+
+def known_place(cfg: DictConfig) -> PicturePlace:
+    """The place of the picture, as far as the config says it: auto is not known."""
+    elevation, azimuth = (cfg.data[f"default_{name}_deg"] for name in ("elevation", "azimuth"))
+    known = (None if value == AUTO else value for value in (elevation, azimuth))
+    return PicturePlace(*known, cfg.data.default_camera_distance, cfg.data.default_fovy_deg)

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..teachers.contract import Cameras, Teacher
@@ -21,6 +22,8 @@ from .elevation_estimate import peak
 # Degrees: all candidates at first; then those around the best, the outermost of which touch its neighbours.
 AZIMUTHS = tuple(float(angle) for angle in range(-180, 180, 15))
 ELEVATIONS = tuple(float(angle) for angle in range(-10, 61, 10))  # what teachers are trained with
+FEW_AZIMUTHS = tuple(float(angle) for angle in range(-180, 180, 20))  # enough to tell captions from one another
+FEW_ELEVATIONS = (-5.0, 15.0, 35.0, 55.0)
 NEAR_AZIMUTHS = (-15.0, -7.5, 0.0, 7.5, 15.0)
 NEAR_ELEVATIONS = (-10.0, -5.0, 0.0, 5.0, 10.0)
 # Where a picture's noise still lets a camera show: shares of the diffusion schedule.
@@ -66,6 +69,13 @@ class CaptionedPicture:
 
     latents: Tensor  # [1, C, h, w]
     embeddings: Tensor  # [1, N, D]
+
+
+def picture_for(teacher: Teacher, rgba: Tensor) -> Tensor:  # [S, S, 4], straight alpha
+    """A picture on white, of the teacher's size: [3, S, S] in [0, 1]."""
+    on_white = (rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]).permute(2, 0, 1)[None]
+    size = (teacher.image_size, teacher.image_size)
+    return F.interpolate(on_white, size, mode="bilinear", antialias=True)[0].clamp(0, 1)
 
 
 @torch.no_grad()
@@ -115,6 +125,20 @@ def grid_errors(
     angles = torch.cartesian_prod(torch.tensor(elevations), torch.tensor(azimuths)).to(teacher.device)
     errors = denoising_errors(teacher, picture, cameras_at(angles[:, 0], angles[:, 1], place), draws)
     return errors.unflatten(0, (len(elevations), len(azimuths))).cpu()
+
+
+def caption_errors(
+    teacher: Teacher,
+    picture: Tensor,  # [3, S, S] in [0, 1], of the teacher's size
+    embeddings: Tensor,  # [K, N, D], of captions
+    place: PicturePlace,
+) -> list[float]:
+    """How well each of K captions explains a picture: the least error over few places, or at the one that is known."""
+    elevations = FEW_ELEVATIONS if place.elevation is None else (place.elevation,)
+    azimuths = FEW_AZIMUTHS if place.azimuth is None else (place.azimuth,)
+    draws = 1 if len(elevations) * len(azimuths) > 1 else DRAWS
+    pictures = (captioned_picture(teacher, picture, row[None]) for row in embeddings)
+    return [float(grid_errors(teacher, seen, elevations, azimuths, place, draws).min()) for seen in pictures]
 
 
 def estimate_place(teacher: Teacher, picture: CaptionedPicture, place: PicturePlace) -> PlaceEstimate:
