@@ -22,8 +22,6 @@ from .elevation_estimate import peak
 # Degrees: all candidates at first; then those around the best, the outermost of which touch its neighbours.
 AZIMUTHS = tuple(float(angle) for angle in range(-180, 180, 15))
 ELEVATIONS = tuple(float(angle) for angle in range(-10, 61, 10))  # what teachers are trained with
-FEW_AZIMUTHS = tuple(float(angle) for angle in range(-180, 180, 20))  # enough to tell captions from one another
-FEW_ELEVATIONS = (-5.0, 15.0, 35.0, 55.0)
 NEAR_AZIMUTHS = (-15.0, -7.5, 0.0, 7.5, 15.0)
 NEAR_ELEVATIONS = (-10.0, -5.0, 0.0, 5.0, 10.0)
 # Where a picture's noise still lets a camera show: shares of the diffusion schedule.
@@ -127,26 +125,30 @@ def grid_errors(
     return errors.unflatten(0, (len(elevations), len(azimuths))).cpu()
 
 
+def first_errors(
+    teacher: Teacher, picture: CaptionedPicture, place: PicturePlace
+) -> tuple[Tensor, tuple[float, ...], tuple[float, ...]]:
+    """Errors [elevations, azimuths] at candidates that are far apart, and these candidates, degrees."""
+    elevations = ELEVATIONS if place.elevation is None else (place.elevation,)
+    azimuths = AZIMUTHS if place.azimuth is None else (place.azimuth,)
+    draws = DRAWS if min(len(elevations), len(azimuths)) == 1 else 1
+    return grid_errors(teacher, picture, elevations, azimuths, place, draws), elevations, azimuths
+
+
 def caption_errors(
     teacher: Teacher,
     picture: Tensor,  # [3, S, S] in [0, 1], of the teacher's size
     embeddings: Tensor,  # [K, N, D], of captions
     place: PicturePlace,
 ) -> list[float]:
-    """How well each of K captions explains a picture: the least error over few places, or at the one that is known."""
-    elevations = FEW_ELEVATIONS if place.elevation is None else (place.elevation,)
-    azimuths = FEW_AZIMUTHS if place.azimuth is None else (place.azimuth,)
-    draws = 1 if len(elevations) * len(azimuths) > 1 else DRAWS
+    """How well each of K captions explains a picture: the least error over places that are far apart."""
     pictures = (captioned_picture(teacher, picture, row[None]) for row in embeddings)
-    return [float(grid_errors(teacher, seen, elevations, azimuths, place, draws).min()) for seen in pictures]
+    return [float(first_errors(teacher, seen, place)[0].min()) for seen in pictures]
 
 
 def estimate_place(teacher: Teacher, picture: CaptionedPicture, place: PicturePlace) -> PlaceEstimate:
     """What is not known of a picture's place: where the teacher, which is told the camera, explains it best."""
-    elevations = ELEVATIONS if place.elevation is None else (place.elevation,)
-    azimuths = AZIMUTHS if place.azimuth is None else (place.azimuth,)
-    draws = DRAWS if min(len(elevations), len(azimuths)) == 1 else 1
-    errors = grid_errors(teacher, picture, elevations, azimuths, place, draws)
+    errors, elevations, azimuths = first_errors(teacher, picture, place)
     row, column = divmod(int(errors.argmin()), len(azimuths))
     near_elevations = _around(elevations[row], NEAR_ELEVATIONS, place.elevation)
     near_azimuths = _around(azimuths[column], NEAR_AZIMUTHS, place.azimuth)
