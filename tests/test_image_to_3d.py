@@ -9,6 +9,7 @@ import torch
 import trimesh
 from omegaconf import OmegaConf
 from PIL import Image
+from turboprop.novelview import automatic_caption, place_estimate
 
 import threestudio
 from launch import main
@@ -90,7 +91,9 @@ def launch(tmp_path, monkeypatch, tiny_zero123_folder, ball_picture, capsys):
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_a_picture_becomes_a_glb_with_the_judges_figures(kind, launch, capsys):
+def test_a_picture_becomes_a_glb_with_the_judges_figures(kind, launch, capsys, monkeypatch):
+    monkeypatch.setattr(automatic_caption, "PROPOSED", 1)
+    monkeypatch.setattr(place_estimate, "ELEVATIONS", (0.0,))
     caption = "system.evaluation.caption='a yellow car with black wheels'"
     captioned = kind.endswith("-caption")
     code, trial = launch(kind, caption, *(["system.prompt_processor.prompt=auto"] if captioned else []))
