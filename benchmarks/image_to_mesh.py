@@ -119,9 +119,9 @@ def words_on_captions(outputs: Path, kinds: list[str], specs: list[ObjectSpec]) 
     if not read:
         return []
     return [
-        "Rows with the caption have a second teacher, mini-mv, which is told the caption and the camera; the judge has "
-        f"read the caption from the picture (`system.prompt_processor.prompt=auto`), of {min(read)} of {len(specs)} "
-        "pictures the right one. All runs are told from where the picture was taken.",
+        "Rows with the caption have a second teacher, mini-mv, which is told the caption and the camera; the caption "
+        f"was read from the picture (`system.prompt_processor.prompt=auto`), of {min(read)} of {len(specs)} pictures "
+        "the right one. All runs are told from where the picture was taken.",
         "",
     ]
 
