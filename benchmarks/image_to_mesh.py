@@ -88,6 +88,7 @@ def mean_figures(results: list[dict]) -> dict[str, float]:
     }
     figures["input PSNR (dB)"] = mean([r["input"]["psnr"] for r in results])
     figures["seconds"] = mean([r["seconds"] for r in results])
+    figures["CPU seconds"] = mean([r["cpu_seconds"] for r in results])
     return figures
 
 
@@ -97,7 +98,7 @@ def title(kind: str) -> str:
 
 
 def kinds_table(results: dict[str, list[dict]]) -> list[str]:
-    names = ("iou", "front_back", "input PSNR (dB)", "color_error", "chamfer_share", "seconds")
+    names = ("iou", "front_back", "input PSNR (dB)", "color_error", "chamfer_share", "seconds", "CPU seconds")
     rows = []
     for kind, runs in results.items():
         figures = mean_figures(runs)
