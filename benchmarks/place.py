@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -70,6 +69,10 @@ class Models:
         }
 
 
+def command_for(objects: int) -> str:
+    return f"python benchmarks/place.py --objects {objects} --write"
+
+
 def error_of(record: dict, method: str, angle: str) -> float:
     """How far an estimate is from the truth, degrees in [0, 180]."""
     return abs((record[method][angle] - record[angle] + 180.0) % 360.0 - 180.0)
@@ -105,7 +108,7 @@ def page(records: dict[str, dict], seed: int) -> str:
             f"picture, in {seconds:.0f} s of processor time for all ({machine(torch.device('cpu'))}; other work ran "
             "beside it). The teacher has "
             "not seen these pairs of kind and main colour, the judge has. Errors in degrees. "
-            "Command: `python benchmarks/place.py --write`.",
+            f"Command: `{command_for(len(records))}`.",
             "",
             f"{right} of {len(records)} captions were found; the judge's own first choice is right in {first}.",
             "",
@@ -149,7 +152,7 @@ def main() -> None:
     text = page(records, args.seed)
     print(text)
     if args.write:
-        write_report("place", text, {"command": " ".join(sys.argv), "range": RANGE, "objects": records})
+        write_report("place", text, {"command": command_for(args.objects), "range": RANGE, "objects": records})
 
 
 if __name__ == "__main__":
