@@ -108,7 +108,7 @@ def kinds_table(results: dict[str, list[dict]]) -> list[str]:
 
 
 def captions_read(outputs: Path, kind: str, specs: list[ObjectSpec]) -> int:
-    """Of how many objects the judge has read the right caption."""
+    """Of how many objects the right caption was read."""
     texts = [caption(spec) for spec in specs]
     files = [next((outputs / kind / text.replace(" ", "_")).glob("*/*/save/caption.json"), None) for text in texts]
     return sum(json.loads(f.read_text())["captions"][0] == text for f, text in zip(files, texts) if f is not None)
@@ -182,13 +182,15 @@ def main() -> None:
                 results[kind][caption(spec)] = record
     finished = {kind: list(runs.values()) for kind, runs in results.items() if runs}
     name = f"image_to_mesh_window_{args.window}" if args.window else "image_to_mesh"
+    command = COMMAND + (f" --kinds {' '.join(args.kinds)}" if args.kinds != list(CONFIGS) else "")
+    command += f" --window {args.window}" if args.window else ""
     windows = f", in Picard windows of {args.window}" if args.window else ""
     text = [
         "# One picture to a mesh",
         "",
         f"Objects whose kind and main colour the novel-view model has not seen, from one picture each{windows}; "
         f"seed 0, each run from launch to GLB on {args.threads} threads ({machine(torch.device('cpu'))}). Figures are "
-        "means over objects, over 8 views around each. Command: `python benchmarks/image_to_mesh.py --write`.",
+        f"means over objects, over 8 views around each. Command: `{command}`.",
         "",
         *kinds_table(finished),
         "",
@@ -202,9 +204,7 @@ def main() -> None:
             kind: {text: {k: v for k, v in r.items() if k not in PLACES} for text, r in runs.items()}
             for kind, runs in results.items()
         }
-        kinds = f" --kinds {' '.join(args.kinds)}" if args.kinds != list(CONFIGS) else ""
-        window = f" --window {args.window}" if args.window else ""
-        report = {"command": COMMAND + kinds + window, "place": PLACE}
+        report = {"command": command, "place": PLACE}
         write_report(name, "\n".join(text), {**report, "runs": records})
         page(specs, pictures, results, ROOT / "docs" / "images" / f"{name}.png")
 
