@@ -2,7 +2,8 @@
 
 A small model shipped with a repository takes half the room of 16 bits so. It computes in float32 all the same: the
 weights are restored where they are read. Rounding moves a weight by at most half a scale, 1/254 of the largest weight
-of its channel (of a channel whose weights are all under 0.008, by at most 3e-5). Vectors and small matrices stay in half precision.
+of its channel (of a channel whose weights are all under 0.008, by at most 3e-5). Vectors and small matrices stay in
+half precision.
 """
 
 from pathlib import Path
