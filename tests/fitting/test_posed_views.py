@@ -14,6 +14,7 @@ from turboprop.world.captions import parse_caption
 from turboprop.world.render import render
 
 from threestudio.utils.errors import UserError
+from threestudio.utils.picture_files import LARGEST_SIDE
 
 CAPTION = "a yellow car with black wheels"
 FOVY = math.radians(40.0)
@@ -142,3 +143,21 @@ def test_figures_of_held_out_views():
     assert scores.psnr_object == pytest.approx(20.0, abs=1e-4)
     assert scores.psnr == pytest.approx(20.0 + 10 * math.log10(2), abs=1e-4)
     assert scores.iou == 1.0 and scores.views == 1
+
+
+def test_a_very_large_picture_is_shrunk_and_its_camera_stays(tmp_path):
+    """The file's focal length and principal point are in pixels of the file, not of the smaller picture."""
+    side = 2 * LARGEST_SIDE
+    picture = Image.new("L", (side, side), 0)
+    picture.paste(255, (side // 2, 0, side, side // 2))  # white above on the right
+    picture.save(tmp_path / "0.png", compress_level=1)
+    camera = {"fl_x": side, "fl_y": side, "cx": side / 2, "cy": side / 2, "w": side, "h": side}
+    frame = {"file_path": "0.png", "transform_matrix": torch.eye(4).tolist()}
+    (tmp_path / "transforms.json").write_text(json.dumps({**camera, "frames": [frame]}))
+    views = folder_views(tmp_path / "transforms.json", 8)
+    expected = torch.zeros(8, 8)
+    expected[:4, 4:] = 1.0
+    away = torch.ones(8, 8, dtype=torch.bool)  # from the border between white and black, where pixels are averaged
+    away[3:5, :] = away[:, 3:5] = False
+    assert torch.allclose(views.rgb[0, ..., 0][away], expected[away], atol=1e-6)
+    assert views.fovy.item() == pytest.approx(2 * math.atan(0.5), abs=1e-6)

@@ -38,7 +38,7 @@ def read_picture(path: Path | str, key: str) -> tuple[Tensor, bool]:
         image = Image.open(path)
     with _broken_files_named(path, key):
         image.draft(None, (LARGEST_SIDE, LARGEST_SIDE))  # JPEG: decodes a smaller picture right away
-        pixels = _rgba(ImageOps.exif_transpose(image))
+        pixels = rgba_of_image(ImageOps.exif_transpose(image))
     return pixels, bool((pixels[..., 3] < 1).any())
 
 
@@ -54,8 +54,11 @@ def _broken_files_named(path: Path, key: str) -> Iterator[None]:
         raise UserError(f"{key}: {path} is not a whole picture: {reason}") from error
 
 
-def _rgba(image: Image.Image) -> Tensor:
-    """[H, W, 4] in [0, 1]"""
+def rgba_of_image(image: Image.Image) -> Tensor:
+    """An opened picture as [H, W, 4] in [0, 1] with straight alpha, shrunk where it is larger than LARGEST_SIDE.
+
+    Raises one of DECODING_ERRORS where the file is broken.
+    """
     deep = deep_grey(image)
     if deep is not None:
         return resized(torch.from_numpy(deep)[..., [0, 0, 0, 1]], *_bounded(*deep.shape[:2]))

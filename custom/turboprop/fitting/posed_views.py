@@ -78,9 +78,10 @@ def folder_views(file: Path | str, size: int) -> PosedViews:
     frames = read_frames(file)
     pictures, tangents, cut = [], [], None
     for frame in frames:
-        pixels = _pixels(frame.path)
-        camera = pinhole(frame, pixels.shape[1], pixels.shape[0])
-        pictures.append(_resized(pixels, size, camera.square()))
+        pixels, width, height = _pixels(frame.path)
+        camera = pinhole(frame, width, height)
+        factors = (pixels.shape[1] / width, pixels.shape[0] / height) * 2
+        pictures.append(_resized(pixels, size, tuple(a * b for a, b in zip(camera.square(), factors, strict=True))))
         tangents.append(camera.half_angle())
         left, top, right, bottom = camera.square()
         if cut is None and max(left, top, camera.width - right, camera.height - bottom) > 1.0:  # pixels
@@ -102,25 +103,25 @@ def read_picture(path: Path, size: int) -> Tensor:
     """
     if not path.is_file():
         raise MissingFileError(f"no picture at {path}")
-    pixels = _pixels(path)
-    height, width = pixels.shape[:2]
+    pixels, width, height = _pixels(path)
     if height != width:
         raise UserError(f"{path}: expected a square picture, got {width} x {height}")
-    return _resized(pixels, size, (0.0, 0.0, width, height))
+    return _resized(pixels, size, (0.0, 0.0, pixels.shape[1], pixels.shape[0]))
 
 
-def _pixels(path: Path) -> np.ndarray:
-    """[H, W, 4] in [0, 1], straight alpha. Raises UserError that names the file."""
+def _pixels(path: Path) -> tuple[np.ndarray, int, int]:
+    """[H, W, 4] in [0, 1], straight alpha, very large ones shrunk; and the width and height that the file has.
+
+    Raises UserError that names the file.
+    """
     from PIL import Image
 
-    from threestudio.utils.picture_decoding import DECODING_ERRORS, deep_grey, first_bytes, reason_unread
+    from threestudio.utils.picture_decoding import DECODING_ERRORS, first_bytes, reason_unread
+    from threestudio.utils.picture_files import rgba_of_image
 
     try:
         with Image.open(path) as image:
-            deep = deep_grey(image)
-            if deep is not None:
-                return deep[..., [0, 0, 0, 1]]
-            return np.asarray(image.convert("RGBA"), dtype=np.float32) / 255.0
+            return rgba_of_image(image).numpy(), image.width, image.height
     except DECODING_ERRORS as error:
         raise UserError(f"{path}: not a whole picture ({reason_unread(error, first_bytes(path))})") from error
 
