@@ -290,3 +290,25 @@ def test_a_loss_that_the_render_cannot_have_says_what_to_set(launch, capsys):
     assert code == 2
     message = "system.loss.lambda_normal_smooth: the render has no comp_normal; set renderer.return_comp_normal=true"
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "guidance", "losses"),
+    [
+        ("nerf", "guidance", "zero123-dino-vsd-guidance", ("lambda_vsd", "lambda_lora")),
+        ("nerf-caption", "guidance_3d", "zero123-unified-guidance", ("lambda_3d_sd", "lambda_3d_train_phi")),
+    ],
+)
+def test_variational_guidances_train_beside_the_scene(kind, part, guidance, losses, launch, capsys):
+    """Their weights are in the checkpoint, and in an optimizer's group of their own that no config named."""
+    method = ["system.guidance_3d.guidance_type=vsd"] if part == "guidance_3d" else []
+    weights = [f"system.loss.{name}=1.0" for name in losses]
+    without = "system.loss.lambda_3d_sds" if part == "guidance_3d" else "system.loss.lambda_sds"
+    code, trial = launch(kind, f"system.{part}_type={guidance}", *method, *weights, f"{without}=0")
+    assert code == 0, capsys.readouterr().err
+    checkpoint = torch.load(trial / "ckpts/last.ckpt", weights_only=True)
+    # they start at zero; queries and keys of attention to one token have no influence, and stay there
+    values = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith(f"{part}.") and k.endswith("v/lora_B")}
+    assert values and all(value.abs().max() > 0 for value in values.values())
+    (optimizer,) = checkpoint["optimizer_states"]
+    assert {group["name"]: group for group in optimizer["param_groups"]}[part]["eps"] == 1e-8

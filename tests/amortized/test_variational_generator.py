@@ -63,8 +63,8 @@ def test_the_adapters_are_told_each_renders_prompt_and_camera(tiny_sd_folder, te
     views = Cameras(torch.zeros(6), torch.arange(6) * 60.0, torch.ones(6), c2w)
 
     def answer(prompts: list[str], rows: slice) -> torch.Tensor:
-        angles = (views.elevation[rows], views.azimuth[rows], views.distance[rows])
-        asked = guidance.render_conditions(processor(prompts), *angles, c2w[rows], c2w[rows]).positive
+        chosen = Cameras(views.elevation[rows], views.azimuth[rows], views.distance[rows], c2w[rows])
+        asked = guidance.render_conditions(processor(prompts), chosen, c2w[rows]).positive
         return guidance.lora.predict_noise(noisy[rows], timesteps[rows], asked)
 
     together = answer(["a blue car", "a red chair"], slice(0, 6))

@@ -1,5 +1,6 @@
 """Guidances by multi-view teachers: MVDream's names and keys, and several prompts and several views a step."""
 
+import dataclasses
 import math
 
 import pytest
@@ -133,22 +134,19 @@ def test_vsds_adapters_on_the_multi_view_network_itself(tiny_mv_folder, prompt_u
     noisy, timesteps = torch.randn(8, 4, 8, 8), torch.full((8,), 400)
     expected = pristine.predict_noise(noisy, timesteps, asked)
     assert torch.equal(guidance.teacher.predict_noise(noisy, timesteps, asked), expected)
-    render = guidance.render_conditions(utils, *(data[k] for k in RENDER_KEYS))
+    render = guidance.render_conditions(utils, cameras_of(data), data["mvp_mtx"])
     own_answer = guidance.lora.predict_noise(noisy, timesteps, render.positive)
     assert (own_answer - expected).abs().max() > 1e-3
-
-
-RENDER_KEYS = ("elevation", "azimuth", "camera_distances", "mvp_mtx", "c2w", "fovy")
 
 
 def test_untrained_adapters_answer_as_the_multi_view_teacher(tiny_mv_folder, prompt_utils):
     """For each prompt, set and camera, and without cameras: VSD then is the classifier score, s - 1 times."""
     guidance, utils, data = vsd(tiny_mv_folder, guidance_scale=7.5), prompt_utils(), batch()
-    asked = guidance.render_conditions(utils, *(data[k] for k in RENDER_KEYS))
-    assert torch.equal(asked.positive.text.embeddings, utils.local_embeddings.repeat_interleave(4, 0))
+    asked = guidance.render_conditions(utils, cameras_of(data), data["mvp_mtx"])
+    assert torch.equal(asked.positive.asked.embeddings, utils.local_embeddings.repeat_interleave(4, 0))
     assert asked.positive.num_views == 4 and (asked.unconditional.cameras == 0).all()
     teacher = guidance.teacher
-    whole = teacher.condition(asked.positive.text.embeddings, cameras_of(data), 4)
+    whole = teacher.condition(asked.positive.asked.embeddings, cameras_of(data), 4)
     noisy, timesteps = torch.randn(8, 4, 8, 8), torch.tensor([300, 800]).repeat_interleave(4)
     answer = guidance.lora.predict_noise(noisy, timesteps, asked.positive)
     torch.testing.assert_close(answer, teacher.predict_noise(noisy, timesteps, whole))
@@ -157,12 +155,12 @@ def test_untrained_adapters_answer_as_the_multi_view_teacher(tiny_mv_folder, pro
     torch.testing.assert_close(blind, teacher.predict_noise(noisy, timesteps, plain))
     assert (blind - answer).abs().max() > 1e-3
     with pytest.raises(ValueError, match="needs each view's c2w and fovy"):
-        guidance.render_conditions(utils, *(data[k] for k in RENDER_KEYS[:-1]))
+        guidance.render_conditions(utils, dataclasses.replace(cameras_of(data), fovy=None), data["mvp_mtx"])
 
 
 def test_a_set_trains_at_one_noise_level_with_all_or_none_of_its_cameras(tiny_mv_folder, prompt_utils, monkeypatch):
     guidance, utils, data = vsd(tiny_mv_folder, lora_n_timestamp_samples=20), prompt_utils(), batch()
-    asked = guidance.render_conditions(utils, *(data[k] for k in RENDER_KEYS)).positive
+    asked = guidance.render_conditions(utils, cameras_of(data), data["mvp_mtx"]).positive
     seen = []
     monkeypatch.setattr(guidance.lora, "denoising_loss", lambda *given: seen.append(given) or torch.zeros(()))
     torch.manual_seed(0)
@@ -173,7 +171,7 @@ def test_a_set_trains_at_one_noise_level_with_all_or_none_of_its_cameras(tiny_mv
     assert (sets == sets[:, :1]).all() and len(sets[:, 0].unique()) > 20
     known = (condition.cameras != 0).any(-1).view(40, 4)
     assert (known == known[:, :1]).all() and 0 < (~known[:, 0]).sum() < 20
-    assert torch.equal(condition.text.embeddings, asked.text.embeddings.repeat(20, 1, 1))
+    assert torch.equal(condition.asked.embeddings, asked.asked.embeddings.repeat(20, 1, 1))
 
 
 def test_each_view_is_asked_about_with_its_own_prompt_and_camera(tiny_mv_folder, prompt_utils):

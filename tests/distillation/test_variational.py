@@ -132,11 +132,11 @@ def test_adapters_leave_the_shared_network_as_it_was(tiny_sd_folder):
         for parameter in adapted.parameters():
             parameter.normal_(std=0.3)
     noisy, timesteps, condition = torch.randn(2, 4, 8, 8), torch.tensor([10, 700]), camera_condition(2)
-    before = pristine.predict_noise(noisy, timesteps, condition.text)
-    assert torch.equal(teacher.predict_noise(noisy, timesteps, condition.text), before)
+    before = pristine.predict_noise(noisy, timesteps, condition.asked)
+    assert torch.equal(teacher.predict_noise(noisy, timesteps, condition.asked), before)
     own = adapted.predict_noise(noisy, timesteps, condition)
     assert (own - before).abs().max() > 1e-2
-    assert torch.equal(teacher.predict_noise(noisy, timesteps, condition.text), before)
+    assert torch.equal(teacher.predict_noise(noisy, timesteps, condition.asked), before)
     assert not torch.equal(adapted.predict_noise(noisy, timesteps, condition.without_cameras()), own)
 
 

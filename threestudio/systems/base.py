@@ -19,7 +19,7 @@ from threestudio.systems.utils import (
     check_scheduler,
     parse_optimizer,
     parse_scheduler,
-    with_guidance_group,
+    with_guidance_groups,
 )
 from threestudio.utils.base import (
     Updateable,
@@ -98,7 +98,7 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         self.do_update_step(epoch, global_step, on_load_weights=True)
 
     def configure_optimizers(self) -> dict:
-        optimizer = parse_optimizer(with_guidance_group(self.cfg.optimizer, self), self)
+        optimizer = parse_optimizer(with_guidance_groups(self.cfg.optimizer, self, self.guidance_parts.values()), self)
         found: dict[str, Any] = {"optimizer": optimizer}
         if self.cfg.scheduler is not None:
             found["lr_scheduler"] = parse_scheduler(self.cfg.scheduler, optimizer)
@@ -341,16 +341,17 @@ class BaseLift3DSystem(BaseSystem):
             threestudio.warn("no save folder is set: validation results are not saved")
 
     def on_train_start(self) -> None:
-        """Raises UserError where the guidance has weights that no optimizer has: they would stay as they are."""
-        guidance = self._modules.get("guidance")
-        own = [] if guidance is None else [p for p in guidance.parameters() if p.requires_grad]
+        """Raises UserError where a guidance has weights that no optimizer has: they would stay as they are."""
         groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
         trained = {id(parameter) for group in groups for parameter in group["params"]}
-        if any(id(parameter) not in trained for parameter in own):
-            raise UserError(
-                f"system.optimizer.params: {self.cfg.guidance_type} has weights to train, and no group has them; "
-                "add guidance: {lr: 0.0001}"
-            )
+        for part in self.guidance_parts.values():
+            guidance = self._modules.get(part)
+            own = [] if guidance is None else [p for p in guidance.parameters() if p.requires_grad]
+            if any(id(parameter) not in trained for parameter in own):
+                raise UserError(
+                    f"system.optimizer.params: {self.cfg[f'{part}_type']} has weights to train, and no group has "
+                    f"them; add {part}: {{lr: 0.0001}}"
+                )
 
     def on_test_end(self) -> None:
         if self._save_dir is not None:

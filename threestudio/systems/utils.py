@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -146,24 +146,26 @@ def parse_optimizer(config: Any, model: nn.Module) -> torch.optim.Optimizer:
     return _optimizer_class(entries["name"])(params=params, **_with_tuples(entries.get("args") or {}))
 
 
-def with_guidance_group(config: Any, system: nn.Module) -> Any:
-    """An optimizer's config with a group `guidance` for the weights that the system's guidance trains.
+def with_guidance_groups(config: Any, system: nn.Module, guidances: Iterable[str]) -> Any:
+    """An optimizer's config with a group, by its part's name, for the weights that each of the guidances trains.
 
     A guidance gives the group's arguments by an attribute `optimizer_group`; those of other authors need not have it.
-    Those that the optimizer does not take are left out. The config is as it was where the guidance gives none, or where
+    Those that the optimizer does not take are left out. The config is as it was where a guidance gives none, or where
     it has such a group already. Where it had no groups, each part of the system has one, with the optimizer's own
     arguments.
     """
-    settings = getattr(dict(system.named_children()).get("guidance"), "optimizer_group", None)
-    groups = dict(config.get("params") or {})
-    if settings is None or any(path.split(".")[0] == "guidance" for path in groups):
-        return config
-    if not groups:
-        parts = [name for name, part in system.named_children() if next(part.parameters(), None) is not None]
-        groups = {name: {} for name in parts}
-    taken = inspect.signature(_optimizer_class(config.name)).parameters
-    own = {name: value for name, value in settings.items() if name in taken}
-    return OmegaConf.merge(config, {"params": {**groups, "guidance": own}})
+    children = dict(system.named_children())
+    for part in guidances:
+        settings = getattr(children.get(part), "optimizer_group", None)
+        groups = dict(config.get("params") or {})
+        if settings is None or any(path.split(".")[0] == part for path in groups):
+            continue
+        if not groups:
+            groups = {name: {} for name, child in children.items() if next(child.parameters(), None) is not None}
+        taken = inspect.signature(_optimizer_class(config.name)).parameters
+        own = {name: value for name, value in settings.items() if name in taken}
+        config = OmegaConf.merge(config, {"params": {**groups, part: own}})
+    return config
 
 
 def _scheduler_class(name: str, key: str) -> type:

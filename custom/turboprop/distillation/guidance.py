@@ -159,6 +159,7 @@ class DistillationGuidance(TeacherGuidance):
         method: str = "asd"  # asd, sds, csd, normalized_csd or sjc; vsd and sdi are guidances of their own
 
     cfg: Config
+    trained_method: ClassVar[str] = "turboprop-vsd-guidance"  # the name of the guidance that does VSD in its place
 
     @classmethod
     def returned_losses(cls, cfg: Any = None) -> tuple[str, ...]:
@@ -166,22 +167,23 @@ class DistillationGuidance(TeacherGuidance):
         if cfg is None:
             return tuple(name for method in METHODS for name in losses_named(method, True))
         checked = parse_structured(cls.Config, cfg)
-        check_method(checked.method)
+        cls.check_method(checked.method)
         return losses_named(checked.method, checked.use_img_loss)
 
     def configure(self, teacher: Teacher | None = None) -> None:
-        check_method(self.cfg.method)
+        self.check_method(self.cfg.method)
         self.loss_name, self.method = self.cfg.method, METHODS[self.cfg.method]
         super().configure(teacher)
 
     def method_for(self, conditions: Conditions) -> Method:
         return self.method
 
-
-def check_method(method: str) -> None:
-    if method == "vsd":
-        raise UserError("method: vsd trains a teacher of its own; set guidance_type=turboprop-vsd-guidance")
-    check_choice("method", method, METHODS)
+    @classmethod
+    def check_method(cls, method: str) -> None:
+        """Raises UserError, naming the key, for a method that is none of this guidance's."""
+        if method == "vsd":
+            raise UserError(f"method: vsd trains a teacher of its own; set guidance_type={cls.trained_method}")
+        check_choice("method", method, METHODS)
 
 
 # ----------------------------------------------------------------------------------- names

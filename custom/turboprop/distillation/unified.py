@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 import threestudio
-from threestudio.utils.base import BaseModule
+from threestudio.utils.base import BaseModule, BaseObject
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
 from threestudio.utils.value_checks import Scheduled, check_choice
@@ -101,6 +101,11 @@ def renamed(output: dict[str, Any]) -> dict[str, Any]:
     return {LOSSES.get(key, key): value for key, value in output.items()}
 
 
+def trained_group(guidance: BaseObject | BaseModule) -> dict[str, float] | None:
+    """The optimizer's arguments for what a guidance trains; None for one that trains nothing."""
+    return guidance.optimizer_group if isinstance(guidance, VariationalScoreDistillationGuidance) else None
+
+
 @threestudio.register("stable-diffusion-unified-guidance")
 class StableDiffusionUnifiedGuidance(BaseModule):
     """Takes a `teacher`, and one of the renders for vsd, in place of those that the config names."""
@@ -150,6 +155,11 @@ class StableDiffusionUnifiedGuidance(BaseModule):
             self.guidance: Any = VariationalScoreDistillationGuidance(keys, teacher, render_teacher)
         else:
             self.guidance = DistillationGuidance({**keys, "method": "sds"}, teacher)
+
+    @property
+    def optimizer_group(self) -> dict[str, float] | None:
+        """The optimizer's arguments for the weights that vsd trains; None with sds."""
+        return trained_group(self.guidance)
 
     def forward(
         self,

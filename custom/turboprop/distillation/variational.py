@@ -14,7 +14,7 @@ from threestudio.utils.errors import UserError
 from threestudio.utils.value_checks import check_at_least, check_choice
 
 from ..teachers.configured import configured_teacher, loading_options
-from ..teachers.contract import Cameras, Teacher, TextCondition
+from ..teachers.contract import Cameras, Condition, Teacher, TextCondition
 from ..teachers.latent_diffusion import LatentDiffusionTeacher
 from ..teachers.loading import Denoiser, load_denoiser
 from ..teachers.low_rank import CAMERA_NUMBERS, CameraCondition, LowRankTeacher
@@ -78,9 +78,12 @@ class VariationalScoreDistillationGuidance(BaseModule):
         check_choice("camera_condition_type", cfg.camera_condition_type, CAMERA_CONDITIONS)
         check_at_least("lora_n_timestamp_samples", cfg.lora_n_timestamp_samples, 1)
         check_guidance_config(cfg)
-        self.teacher = configured_teacher(cfg, self.device) if teacher is None else teacher
+        self.teacher = self._build_teacher() if teacher is None else teacher
         self.schedule = Schedule(cfg, self.teacher.num_timesteps, self.teacher.device)
         self.lora = render_teacher if render_teacher is not None else self._build_render_teacher()
+
+    def _build_teacher(self) -> Teacher:
+        return configured_teacher(self.cfg, self.device)
 
     def _build_render_teacher(self) -> LowRankTeacher:
         cfg, teacher = self.cfg, self.teacher
@@ -134,10 +137,8 @@ class VariationalScoreDistillationGuidance(BaseModule):
         """
         cameras = Cameras(elevation, azimuth, camera_distances, c2w, fovy)
         renders = renders_for(self.teacher, rgb, rgb_as_latents)
-        conditions = conditions_of(self.cfg, self.teacher, prompt_utils, cameras)
-        render_conditions = self.render_conditions(
-            prompt_utils, elevation, azimuth, camera_distances, mvp_mtx, c2w, fovy
-        )
+        conditions = self.conditions(prompt_utils, cameras)
+        render_conditions = self.render_conditions(prompt_utils, cameras, mvp_mtx)
         method = partial(
             vsd_gradient,
             render_teacher=self.lora,
@@ -153,37 +154,40 @@ class VariationalScoreDistillationGuidance(BaseModule):
             output["eval"] = step_pictures(distilled, cameras, self.cfg.max_items_eval, self.cfg.n_view)
         return output
 
+    def conditions(self, prompt_utils: Any, cameras: Cameras) -> Conditions:
+        """What the teacher is asked about B cameras."""
+        return conditions_of(self.cfg, self.teacher, prompt_utils, cameras)
+
+    def asked_of_renders(self, prompt_utils: Any, cameras: Cameras) -> Condition:
+        """What the teacher of the renders is asked beside B cameras: the prompt, without a view."""
+        views = (cameras.elevation, cameras.azimuth, cameras.distance)
+        return TextCondition(prompt_utils.get_text_embeddings(*views, view_dependent_prompting=False).chunk(2)[0])
+
     def render_conditions(
         self,
         prompt_utils: Any,
-        elevation: Tensor,  # [B], degrees
-        azimuth: Tensor,  # [B], degrees
-        camera_distances: Tensor,  # [B]
+        cameras: Cameras,  # of B samples, with their c2w
         mvp_mtx: Tensor,  # [B, 4, 4]
-        c2w: Tensor,  # [B, 4, 4]
-        fovy: Tensor | None = None,  # [B], radians
     ) -> Conditions[CameraCondition]:
-        """What the teacher of the renders is asked: the prompt without a view, with the camera and without it.
+        """What the teacher of the renders is asked, with the camera and without it.
 
         A multi-view network is told cameras as it was trained.
         """
-        embeddings = prompt_utils.get_text_embeddings(
-            elevation, azimuth, camera_distances, view_dependent_prompting=False
-        ).chunk(2)[0]
-        if self.lora.multi_view:
-            cameras = Cameras(elevation, azimuth, camera_distances, c2w, fovy)
-            numbers, views = self._trained_numbers(embeddings, cameras), self.cfg.n_view
+        asked = self.asked_of_renders(prompt_utils, cameras)
+        matrices = cameras.c2w if self.cfg.camera_condition_type == "extrinsics" else mvp_mtx
+        if isinstance(asked, TextCondition) and self.lora.multi_view:
+            positive = CameraCondition(asked, self._trained_numbers(asked, cameras), self.cfg.n_view)
+        elif matrices is not None:
+            positive = CameraCondition(asked, matrices.reshape(-1, CAMERA_NUMBERS).float())
         else:
-            numbers, views = c2w if self.cfg.camera_condition_type == "extrinsics" else mvp_mtx, 1
-        numbers = numbers.reshape(-1, CAMERA_NUMBERS).to(embeddings)
-        positive = CameraCondition(TextCondition(embeddings), numbers, views)
+            raise UserError("camera_condition_type: extrinsics needs c2w in the batch")
         return Conditions(positive, positive.without_cameras())
 
-    def _trained_numbers(self, embeddings: Tensor, cameras: Cameras) -> Tensor:  # [B, N, D] -> [B, 16]
+    def _trained_numbers(self, text: TextCondition, cameras: Cameras) -> Tensor:  # -> [B, 16]
         """The cameras' numbers as a multi-view network was trained with them."""
         from ..teachers.multi_view.teacher import MultiViewCondition
 
-        asked = self.teacher.condition(embeddings, cameras, self.cfg.n_view)
+        asked = self.teacher.condition(text.embeddings, cameras, self.cfg.n_view)
         if not isinstance(asked, MultiViewCondition) or asked.cameras is None:
             raise TypeError(f"expected a multi-view teacher, that is told cameras, got {type(self.teacher).__name__}")
         return asked.cameras
@@ -216,8 +220,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
         **kwargs: Any,  # the rest of the batch
     ) -> Tensor:
         """Pictures of the teacher, from noise. Returns [B, H, W, 3] in [0, 1]. Global generators stay as they are."""
-        cameras = Cameras(elevation, azimuth, camera_distances, c2w, fovy)
-        conditions = conditions_of(self.cfg, self.teacher, prompt_utils, cameras)
+        conditions = self.conditions(prompt_utils, Cameras(elevation, azimuth, camera_distances, c2w, fovy))
         return _sampled(self.teacher, conditions, self.schedule.guidance_scale, seed, num_steps)
 
     def sample_lora(
@@ -234,8 +237,8 @@ class VariationalScoreDistillationGuidance(BaseModule):
         **kwargs: Any,  # the rest of the batch
     ) -> Tensor:
         """Pictures by the teacher of the renders: what it has learned of the scene from these cameras."""
-        cameras = (elevation, azimuth, camera_distances, mvp_mtx, c2w, fovy)
-        conditions = self.render_conditions(prompt_utils, *cameras)
+        cameras = Cameras(elevation, azimuth, camera_distances, c2w, fovy)
+        conditions = self.render_conditions(prompt_utils, cameras, mvp_mtx)
         return _sampled(self.lora, conditions, self.cfg.guidance_scale_lora, seed, num_steps)
 
 

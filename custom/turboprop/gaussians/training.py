@@ -15,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 import threestudio
-from threestudio.systems.utils import parse_optimizer, with_guidance_group
+from threestudio.systems.utils import parse_optimizer, with_guidance_groups
 from threestudio.utils.errors import UserError
 
 from ..picard.contract import StepsTogether
@@ -57,7 +57,8 @@ class GaussianTraining:
             raise UserError(
                 "system.scheduler: Gaussians have schedules of their own, system.geometry.position_lr, feature_lr, ..."
             )
-        return {"optimizer": parse_optimizer(with_guidance_group(optimizer_config(self), self), self)}
+        groups = with_guidance_groups(optimizer_config(self), self, self.guidance_parts.values())
+        return {"optimizer": parse_optimizer(groups, self)}
 
     def on_train_start(self) -> None:
         super().on_train_start()

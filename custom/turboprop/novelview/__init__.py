@@ -9,4 +9,5 @@ from . import (
     picture_data,
     system,
     unified_guidance,
+    variational_guidance,
 )

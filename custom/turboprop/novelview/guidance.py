@@ -47,8 +47,23 @@ class InputViews:
         return Conditions(positive, self.teacher.unconditional(positive))
 
 
+@dataclass
+class InputViewConfig:
+    """The keys of the pictures that a guidance goes by."""
+
+    # a picture with a transparent background; or several with their cameras, see posed_pictures
+    cond_image_path: str = ""
+    cond_elevation_deg: float = 0.0  # where a single picture was taken from, degrees
+    cond_azimuth_deg: float = 0.0  # degrees
+    cond_camera_distance: float = 1.2  # in the unit that cameras of the scene have
+    framing: dict = field(default_factory=dict)  # how a single picture is centred and scaled, see framing
+
+
+INPUT_VIEW_KEYS = tuple(InputViewConfig.__dataclass_fields__)
+
+
 def input_pictures(cfg: Any) -> ReferenceViews:
-    """The pictures that a guidance's cond_* and framing keys name."""
+    """The pictures that a guidance's keys of InputViewConfig name."""
     framing = parse_structured(FramingConfig, cfg.framing)
     check_framing(framing, "system.guidance.framing")
     place = CameraPlace(cfg.cond_elevation_deg, cfg.cond_azimuth_deg, cfg.cond_camera_distance)
@@ -63,27 +78,18 @@ class NovelViewGuidance(DistillationGuidance):
     """
 
     @dataclass
-    class Config(DistillationGuidance.Config):
+    class Config(InputViewConfig, DistillationGuidance.Config):
         method: str = "sds"
         pretrained_model_name_or_path: str = "assets/novelview/mini-novelview"  # a folder, a hub id or a .ckpt
         guidance_scale: Scheduled = 3.0
-        # a picture with a transparent background; or several with their cameras, see posed_pictures
-        cond_image_path: str = ""
-        cond_elevation_deg: float = 0.0  # where a single picture was taken from, degrees
-        cond_azimuth_deg: float = 0.0  # degrees
-        cond_camera_distance: float = 1.2  # in the unit that cameras of the scene have
-        framing: dict = field(default_factory=dict)  # how a single picture is centred and scaled, see framing
 
     cfg: Config
+    trained_method: ClassVar[str] = "zero123-dino-vsd-guidance"
     fourth_number: ClassVar[str | None] = None  # of the model's relative camera; None: as the model says
 
     def configure(self, teacher: Teacher | None = None, views: ReferenceViews | None = None) -> None:
         super().configure(teacher)
-        if not isinstance(self.teacher, NovelViewTeacher):
-            raise UserError(
-                f"system.guidance.teacher_type: expected a novel-view model, got a {type(self.teacher).__name__}"
-            )
-        self.input_views = InputViews(self.teacher, input_pictures(self.cfg) if views is None else views)
+        self.input_views = open_input_views(self.cfg, self.teacher, views)
 
     def _build_teacher(self) -> Teacher:
         if self.cfg.teacher_type:
@@ -108,6 +114,16 @@ class NovelViewGuidance(DistillationGuidance):
         """One step's losses and figures, as `distill` names them; and eval with guidance_eval."""
         cameras = (elevation, azimuth, camera_distances)
         return super().__call__(rgb, prompt_utils, *cameras, rgb_as_latents, guidance_eval, **kwargs)
+
+
+def open_input_views(cfg: InputViewConfig, teacher: Teacher, views: ReferenceViews | None) -> InputViews:
+    """The pictures of a guidance, given or named by its config, encoded by its teacher.
+
+    Raises UserError where the teacher is no novel-view model, or where a picture is wrong.
+    """
+    if not isinstance(teacher, NovelViewTeacher):
+        raise UserError(f"system.guidance.teacher_type: expected a novel-view model, got a {type(teacher).__name__}")
+    return InputViews(teacher, input_pictures(cfg) if views is None else views)
 
 
 def load_novel_view_teacher(cfg: Any, device: torch.device, fourth_number: str | None = None) -> NovelViewTeacher:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from threestudio.utils.errors import UserError
 from threestudio.utils.value_checks import check_choice
 
+from ..teachers.loading import UNetInputs
 from ..teachers.noise_schedule import check_prediction_type, to_epsilon
 from .camera_pose import check_fourth_number
 from .condition import ConditionDropout, NovelViewCondition, keep_where
@@ -231,15 +232,8 @@ class NovelViewModel(nn.Module):
         condition: NovelViewCondition,  # of B samples
     ) -> Tensor:
         """What the UNet predicts, in its own prediction type. Returns [B, 4, h, w]."""
-        dtype = self.unet.dtype
-        joined = torch.cat([noisy, condition.latents.to(noisy)], dim=1).to(dtype)
-        features = [maps.to(dtype) for maps in condition.features]  # a new list: the UNet empties it
-        return self.unet(
-            joined,
-            timesteps,
-            encoder_hidden_states=condition.tokens.to(dtype),
-            down_intrablock_additional_residuals=features or None,
-        ).sample
+        sample, keywords = unet_inputs(noisy.to(self.unet.dtype), condition)
+        return self.unet(sample, timesteps, **keywords).sample
 
     @torch.no_grad()
     def predict_noise(self, noisy: Tensor, timesteps: Tensor, condition: NovelViewCondition) -> Tensor:
@@ -253,6 +247,16 @@ class NovelViewModel(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             images = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
         return (images.float() / 2 + 0.5).clamp(0, 1)
+
+
+def unet_inputs(noisy: Tensor, condition: NovelViewCondition) -> UNetInputs:  # [B, 4, h, w]
+    """How the UNet is asked: the input view's latent stands beside the noisy one."""
+    features = [maps.to(noisy) for maps in condition.features]  # a new list: the UNet empties it
+    keywords = {
+        "encoder_hidden_states": condition.tokens.to(noisy),
+        "down_intrablock_additional_residuals": features or None,
+    }
+    return torch.cat([noisy, condition.latents.to(noisy)], dim=1), keywords
 
 
 def _check_parts(unet: Any, vae: Any, prediction_type: str) -> None:

@@ -10,47 +10,63 @@ from torch import Tensor
 import threestudio
 from threestudio.data.reference_views import ReferenceViews
 from threestudio.utils.base import BaseModule
-from threestudio.utils.errors import UserError
+from threestudio.utils.config import parse_structured
 from threestudio.utils.value_checks import Scheduled
 
-from ..distillation.unified import UnifiedConfig, check_unified, renamed, unified_keys
+from ..distillation.unified import (
+    UnifiedConfig,
+    check_unified,
+    renamed,
+    trained_group,
+    unified_keys,
+    variational_keys,
+)
 from ..teachers.contract import Teacher
-from .guidance import NovelViewGuidance
-
-CONDITION_KEYS = ("cond_image_path", "cond_elevation_deg", "cond_azimuth_deg", "cond_camera_distance", "framing")
+from ..teachers.low_rank import LowRankTeacher
+from .guidance import INPUT_VIEW_KEYS, InputViewConfig, NovelViewGuidance
+from .variational_guidance import NovelViewVariationalGuidance
 
 
 @threestudio.register("zero123-unified-guidance")
 class Zero123UnifiedGuidance(BaseModule):
-    """Score distillation sampling by a novel-view model; see `unified.UnifiedConfig`.
+    """Score distillation by a novel-view model, SDS or VSD by one key; see `unified.UnifiedConfig`.
 
     Takes a `teacher`, and the `views` that it goes by, in place of those that the config names.
     """
 
     @dataclass
-    class Config(UnifiedConfig):
-        guidance_type: str = "sds"  # only sds is supported: the renders' score of vsd knows text alone
+    class Config(InputViewConfig, UnifiedConfig):
         pretrained_model_name_or_path: str = "bennyguo/zero123-diffusers"
         guidance_scale: Scheduled = 5.0
-        cond_image_path: str = ""  # see NovelViewGuidance, as the next four
-        cond_elevation_deg: float = 0.0  # degrees
-        cond_azimuth_deg: float = 0.0  # degrees
-        cond_camera_distance: float = 1.2  # in the unit that cameras of the scene have
         framing: dict = field(default_factory=lambda: {"mode": "keep"})
 
     cfg: Config
+    learns_from_renders = True  # for Picard iterations: weights of vsd are no part of the scene
 
     @classmethod
     def returned_losses(cls, cfg: Any = None) -> tuple[str, ...]:
-        """X of each loss_X that every step returns."""
-        return ("sd",)
+        """X of each loss_X of a step with this config, the method's own first; without one, of any."""
+        trained = cfg is None or parse_structured(cls.Config, cfg).guidance_type == "vsd"
+        return ("sd", "train_phi") if trained else ("sd",)
 
-    def configure(self, teacher: Teacher | None = None, views: ReferenceViews | None = None) -> None:
+    def configure(
+        self,
+        teacher: Teacher | None = None,
+        views: ReferenceViews | None = None,
+        render_teacher: LowRankTeacher | None = None,
+    ) -> None:
         check_unified(self.cfg)
+        keys = {**unified_keys(self.cfg), **{key: self.cfg[key] for key in INPUT_VIEW_KEYS}}
         if self.cfg.guidance_type == "vsd":
-            raise UserError("guidance_type: zero123-unified-guidance has sds alone; expected sds, got vsd")
-        keys = {**unified_keys(self.cfg), **{key: self.cfg[key] for key in CONDITION_KEYS}, "method": "sds"}
-        self.guidance = NovelViewGuidance(keys, teacher, views)
+            keys.update(variational_keys(self.cfg))
+            self.guidance: Any = NovelViewVariationalGuidance(keys, teacher, render_teacher, views)
+        else:
+            self.guidance = NovelViewGuidance({**keys, "method": "sds"}, teacher, views)
+
+    @property
+    def optimizer_group(self) -> dict[str, float] | None:
+        """The optimizer's arguments for the weights that vsd trains; None with sds."""
+        return trained_group(self.guidance)
 
     def forward(
         self,
@@ -58,8 +74,8 @@ class Zero123UnifiedGuidance(BaseModule):
         prompt_utils: Any = None,  # has no part in it
         rgb_as_latents: bool = False,
         guidance_eval: bool = False,  # also return pictures of what the teacher sees
-        **batch: Any,  # the host's: elevation, azimuth, camera_distances
+        **batch: Any,  # the host's: elevation, azimuth, camera_distances, and mvp_mtx and c2w for vsd
     ) -> dict[str, Any]:
-        """loss_sd, and the figures of `distill`."""
+        """loss_sd; loss_train_phi with vsd; and the figures of `distill`."""
         options = {"rgb_as_latents": rgb_as_latents, "guidance_eval": guidance_eval}
         return renamed(self.guidance(rgb, prompt_utils, **batch, **options))

@@ -1,5 +1,6 @@
 """Parts of a model folder in diffusers' layout, and the teacher that a folder holds."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from threestudio.utils.errors import UserError, first_line
 
+from .contract import TextCondition
 from .weights import PIXEL_PARTS, model_folder, part_folder, weight_variant
 
 
@@ -28,6 +30,14 @@ class LoadingOptions:
 DEFAULT_OPTIONS = LoadingOptions()
 
 
+UNetInputs = tuple[Tensor, dict[str, Any]]  # a UNet's sample [B, C', h, w], and its keywords for the condition
+
+
+def text_inputs(noisy: Tensor, condition: TextCondition) -> UNetInputs:  # [B, C, h, w]
+    """How a text-to-image UNet is asked: the text is what its cross-attention looks at."""
+    return noisy, {"encoder_hidden_states": condition.embeddings.to(noisy)}
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """A network with its schedule."""
@@ -36,6 +46,9 @@ class Denoiser:
     alphas_cumprod: Tensor  # [T], float32
     prediction_type: str  # epsilon, v_prediction or sample
     multi_view: bool = False  # a MultiViewUNet: it has an embedding of cameras, and looks at sets of views
+    # How a UNet2DConditionModel is asked, from noisy latents in its type and a condition of the teacher's.
+    inputs: Callable[[Tensor, Any], UNetInputs] = text_inputs
+    latents_taken: int = 1  # how many latents the network sees side by side: the noisy one, and an input view's
 
 
 def load_denoiser(

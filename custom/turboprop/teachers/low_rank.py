@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from threestudio.utils.errors import UserError
 from threestudio.utils.value_checks import check_at_least
 
-from .contract import Teacher, TextCondition
+from .contract import Teacher
 from .loading import Denoiser
 from .noise_schedule import check_prediction_type, prediction_target, to_epsilon
 
@@ -26,27 +26,30 @@ ATTENTION_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]  # of each attention blo
 
 @dataclass(frozen=True)
 class CameraCondition:
-    """A text and a camera for each sample; samples come in sets of `num_views` that a multi-view network compares."""
+    """What the teacher is asked, and a camera, for each sample.
 
-    text: TextCondition
+    Samples come in sets of `num_views` that a multi-view network compares.
+    """
+
+    asked: Any  # a Condition of the network's kind
     cameras: Tensor  # [B, 16], of a 4x4 matrix or as a multi-view network is told cameras; zeros mean any camera
     num_views: int = 1
 
     def cat(self, others: Sequence["CameraCondition"]) -> "CameraCondition":
         cameras = torch.cat([self.cameras, *(other.cameras for other in others)])
-        return CameraCondition(self.text.cat([other.text for other in others]), cameras, self.num_views)
+        return CameraCondition(self.asked.cat([other.asked for other in others]), cameras, self.num_views)
 
     def take(self, count: int) -> "CameraCondition":
-        return CameraCondition(self.text.take(count), self.cameras[:count], self.num_views)
+        return CameraCondition(self.asked.take(count), self.cameras[:count], self.num_views)
 
     def without_cameras(self) -> "CameraCondition":
         return self.with_cameras(torch.zeros_like(self.cameras))
 
     def with_cameras(self, cameras: Tensor) -> "CameraCondition":  # [B, 16]
-        return CameraCondition(self.text, cameras, self.num_views)
+        return CameraCondition(self.asked, cameras, self.num_views)
 
     def __len__(self) -> int:
-        return len(self.text)
+        return len(self.asked)
 
 
 class LowRankTeacher(nn.Module, Teacher[CameraCondition]):
@@ -122,14 +125,13 @@ class LowRankTeacher(nn.Module, Teacher[CameraCondition]):
         return F.mse_loss(prediction.float(), target.float())
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, condition: CameraCondition) -> Tensor:
-        text = condition.text.embeddings.to(device=noisy.device, dtype=self._dtype)
+        noisy = noisy.to(self._dtype)
         cameras = condition.cameras.to(device=noisy.device, dtype=torch.float32)
         with torch.autocast(self.device.type, enabled=False), self._adapted() as network:
             if self.multi_view:
-                return network(noisy.to(self._dtype), timesteps, text, cameras, condition.num_views)
-            prediction = network(
-                noisy.to(self._dtype), timesteps, encoder_hidden_states=text, class_labels=cameras
-            ).sample
+                return network(noisy, timesteps, condition.asked.embeddings.to(noisy), cameras, condition.num_views)
+            sample, keywords = self._denoiser.inputs(noisy, condition.asked)
+            prediction = network(sample, timesteps, **keywords, class_labels=cameras).sample
         return prediction[:, : self.latent_channels]  # a learned variance follows, where there is one
 
     @contextmanager
@@ -184,7 +186,7 @@ def _check_fit(denoiser: Denoiser, base: Teacher, rank: int) -> None:
     conditioned = config.class_embed_type is not None and not denoiser.multi_view
     if conditioned or config.addition_embed_type not in (None, "text"):
         raise UserError("pretrained_model_name_or_path_lora: its unet needs conditions besides the prompt")
-    if config.in_channels != base.latent_channels:
+    if config.in_channels != denoiser.latents_taken * base.latent_channels:
         raise UserError(
             f"pretrained_model_name_or_path_lora: its unet takes {config.in_channels} channels, "
             f"the teacher's latents have {base.latent_channels}"
