@@ -17,6 +17,7 @@ import argparse
 import csv
 import itertools
 import json
+import shutil
 import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -99,7 +100,8 @@ def run(job: str, folder: Path, overrides: list[str], args: argparse.Namespace) 
     if not (folder / "done").is_file():
         if args.finished:
             raise Unfinished(str(folder))
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off: its trial would be refused
+        folder.mkdir(parents=True)
         fixed = ["use_timestamp=false", "trainer.enable_progress_bar=false", f"exp_root_dir={folder}"]
         configs = [word for file in config_files(job) for word in ("--config", str(file.relative_to(ROOT)))]
         arguments = [*configs, "--train", *fixed, *overrides]

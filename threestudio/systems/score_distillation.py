@@ -21,9 +21,9 @@ class ScoreDistillationSystem(BaseLift3DSystem):
             self.build_prompts_and_guidance()
 
     def _guidance_trains(self) -> bool:
-        """Whether the guidance has weights of its own, which the optimizer and checkpoints need from the start."""
-        name = self.cfg.guidance_type
-        return bool(name) and issubclass(threestudio.find(name), nn.Module)
+        """Whether a guidance has weights of its own, which the optimizer and checkpoints need from the start."""
+        names = [self.cfg[f"{part}_type"] for part in self.guidance_parts.values()]
+        return any(issubclass(threestudio.find(name), nn.Module) for name in names if name)
 
     def forward(self, batch: dict) -> dict:
         return self.renderer(**batch)
