@@ -98,7 +98,7 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         self.do_update_step(epoch, global_step, on_load_weights=True)
 
     def configure_optimizers(self) -> dict:
-        optimizer = parse_optimizer(with_guidance_groups(self.cfg.optimizer, self, self.guidance_parts.values()), self)
+        optimizer = parse_optimizer(with_guidance_groups(self.cfg.optimizer, self), self)
         found: dict[str, Any] = {"optimizer": optimizer}
         if self.cfg.scheduler is not None:
             found["lr_scheduler"] = parse_scheduler(self.cfg.scheduler, optimizer)

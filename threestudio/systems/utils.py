@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -146,7 +146,7 @@ def parse_optimizer(config: Any, model: nn.Module) -> torch.optim.Optimizer:
     return _optimizer_class(entries["name"])(params=params, **_with_tuples(entries.get("args") or {}))
 
 
-def with_guidance_groups(config: Any, system: nn.Module, guidances: Iterable[str]) -> Any:
+def with_guidance_groups(config: Any, system: nn.Module) -> Any:
     """An optimizer's config with a group, by its part's name, for the weights that each of the guidances trains.
 
     A guidance gives the group's arguments by an attribute `optimizer_group`; those of other authors need not have it.
@@ -155,8 +155,8 @@ def with_guidance_groups(config: Any, system: nn.Module, guidances: Iterable[str
     arguments.
     """
     children = dict(system.named_children())
-    for part in guidances:
-        settings = getattr(children.get(part), "optimizer_group", None)
+    for part, guidance in children.items():
+        settings = getattr(guidance, "optimizer_group", None)
         groups = dict(config.get("params") or {})
         if settings is None or any(path.split(".")[0] == part for path in groups):
             continue

@@ -57,8 +57,7 @@ class GaussianTraining:
             raise UserError(
                 "system.scheduler: Gaussians have schedules of their own, system.geometry.position_lr, feature_lr, ..."
             )
-        groups = with_guidance_groups(optimizer_config(self), self, self.guidance_parts.values())
-        return {"optimizer": parse_optimizer(groups, self)}
+        return {"optimizer": parse_optimizer(with_guidance_groups(optimizer_config(self), self), self)}
 
     def on_train_start(self) -> None:
         super().on_train_start()
