@@ -312,3 +312,26 @@ def test_variational_guidances_train_beside_the_scene(kind, part, guidance, loss
     assert values and all(value.abs().max() > 0 for value in values.values())
     (optimizer,) = checkpoint["optimizer_states"]
     assert {group["name"]: group for group in optimizer["param_groups"]}[part]["eps"] == 1e-8
+
+
+def test_the_captions_teacher_may_see_another_background(launch, monkeypatch, capsys):
+    """Black in white's place: what it sees is darker by 1 - opacity, in all channels alike."""
+    seen = {}
+    system = threestudio.find("magic123-system")
+    novel_view = threestudio.find("zero123-dino-guidance")
+    guide, guide_3d = system.guide, novel_view.__call__
+    monkeypatch.setattr(
+        system, "guide", lambda self, rgb, *a, **k: (seen.update(text=rgb), guide(self, rgb, *a, **k))[1]
+    )
+    monkeypatch.setattr(
+        novel_view, "__call__", lambda self, rgb, **k: (seen.update(picture=rgb), guide_3d(self, rgb, **k))[1]
+    )
+    black = [
+        "system.guidance_background_type=turboprop-plain-background",
+        "system.guidance_background={grey_range: [0, 0], tint: 0}",
+    ]
+    assert launch("nerf-caption", *black)[0] == 0, capsys.readouterr().err
+    emptiness = seen["picture"] - seen["text"]
+    assert emptiness.min() >= -1e-6 and 0.1 < emptiness.max() <= 1 + 1e-6
+    torch.testing.assert_close(emptiness, emptiness[..., :1].expand_as(emptiness), rtol=0, atol=1e-6)
+    assert seen["text"].min() >= -1e-6

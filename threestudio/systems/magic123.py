@@ -21,9 +21,13 @@ class Magic123(ScoreDistillationSystem):
         refinement: bool = False  # the second stage: a mesh, made from `geometry_convert_from`
         guidance_3d_type: str = ""  # registered name of the guidance that knows the picture; asked without a prompt
         guidance_3d: dict = field(default_factory=dict)
+        # registered name of the background that `guidance` sees the object before; "": the scene's own, as
+        # `guidance_3d` does. Novel-view models know white alone, before which white haze is not seen.
+        guidance_background_type: str = ""
+        guidance_background: dict = field(default_factory=dict)
 
     cfg: Config
-    parts = (*ScoreDistillationSystem.parts, "guidance_3d")
+    parts = (*ScoreDistillationSystem.parts, "guidance_3d", "guidance_background")
     guidance_parts = {"": "guidance", "3d_": "guidance_3d"}
 
     def own_weights(self) -> LossWeights:
@@ -31,13 +35,18 @@ class Magic123(ScoreDistillationSystem):
             required=("lambda_rgb", "lambda_mask"), optional=("lambda_normal_smoothness_2d",)
         )
 
+    def configure(self) -> None:
+        super().configure()
+        named = self.cfg.guidance_background_type
+        self.guidance_background = self._build("guidance_background") if named else None
+
     def training_step(self, batch: dict, batch_idx: int) -> dict:
         reference, cameras = self(cameras_of(batch)), random_cameras_of(batch)
         out = self(cameras)
         losses = {
             "loss_rgb": color_loss(reference["comp_rgb"], reference["comp_rgb_bg"], batch["rgb"], batch["mask"]),
             "loss_mask": mask_cross_entropy(reference["opacity"], batch["mask"]),
-            **self.guide(out["comp_rgb"], cameras),
+            **self.guide(self._seen_by_guidance(out, cameras), cameras),
             **self._guide_3d(out["comp_rgb"], cameras),
         }
         losses.update(scene_losses(out, self.cfg.refinement, self.weight))
@@ -45,6 +54,13 @@ class Magic123(ScoreDistillationSystem):
             normal = needed(out, "comp_normal", "normal_smoothness_2d")
             losses["loss_normal_smoothness_2d"] = normal_smoothness(normal)
         return self.weighted_sum(losses)
+
+    def _seen_by_guidance(self, out: dict, cameras: dict) -> Tensor:
+        """What `guidance` is shown of a render: [B, H, W, 3]."""
+        if self.guidance_background is None:
+            return out["comp_rgb"]
+        background = self.guidance_background(dirs=cameras["rays_d"])
+        return out["comp_rgb"] + (1.0 - out["opacity"]) * (background - out["comp_rgb_bg"])
 
     def _guide_3d(self, images: Tensor, cameras: dict) -> dict[str, Tensor]:
         guidance_out = self.guidance_3d(images, **cameras, rgb_as_latents=False)
