@@ -173,15 +173,22 @@ def test_asd_configs_take_any_method_by_one_key(name, method):
     guidance = threestudio.find(config.system.guidance_type)
     losses = returned_losses(guidance, config.system.guidance)
     assert losses[0] == method.replace("-", "_")
-    weights = with_distillation_weight(config.system.loss, losses, config.system.guidance_type)
+    weights = with_distillation_weight(config.system.loss, GuidanceLosses(config.system.guidance_type, losses))
     assert all(weights[f"lambda_{loss}"] == 1.0 for loss in losses)
     assert "lambda_distillation" not in weights
 
 
+def test_each_guidance_has_such_a_weight_of_its_own():
+    guidances = [GuidanceLosses("a", ("asd",)), GuidanceLosses("b", ("vsd", "lora"), prefix="3d_")]
+    loss = {"lambda_distillation": 2.0, "lambda_3d_distillation": 0.3, "lambda_3d_lora": 1.0}
+    assert checked_loss(loss, LossWeights(), guidances) == {
+        "lambda_asd": 2.0, "lambda_3d_vsd": 0.3, "lambda_3d_lora": 1.0,
+    }  # fmt: skip
+
+
 def test_a_weight_of_the_methods_own_name_goes_before_lambda_distillation():
-    weights = with_distillation_weight(
-        {"lambda_sds": 0.5, "lambda_distillation": 2.0, "lambda_sparsity": 1.0}, ("sds",), "any"
-    )
+    given = {"lambda_sds": 0.5, "lambda_distillation": 2.0, "lambda_sparsity": 1.0}
+    weights = with_distillation_weight(given, GuidanceLosses("any", ("sds",)))
     assert weights == {"lambda_sds": 0.5, "lambda_sparsity": 1.0}
 
 

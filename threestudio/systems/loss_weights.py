@@ -7,9 +7,6 @@ from typing import Any
 import threestudio
 from threestudio.utils.errors import UserError, nearest_names, with_suggestion
 
-# The weight of the guidance's own loss, whichever it is: a config that has it takes any method by `guidance_type`.
-DISTILLATION_WEIGHT = "lambda_distillation"
-
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -36,6 +33,11 @@ class GuidanceLosses:
     prefix: str = ""  # the weight of loss_X is lambda_<prefix>X
 
     @property
+    def distillation_weight(self) -> str:
+        """The weight of the method's own loss, whichever it is: a config that has it takes any method by one key."""
+        return f"lambda_{self.prefix}distillation"
+
+    @property
     def weights(self) -> tuple[str, ...]:
         return tuple(f"lambda_{self.prefix}{name}" for name in self.names or ())
 
@@ -54,26 +56,26 @@ def losses_of_all_guidances() -> set[str]:
     return {name for registered in threestudio.__modules__.values() for name in returned_losses(registered) or ()}
 
 
-def with_distillation_weight(loss: Any, each_step: Sequence[str], guidance_type: str) -> dict[str, Any]:
+def with_distillation_weight(loss: Any, guidance: GuidanceLosses) -> dict[str, Any]:
     """`loss` with `lambda_distillation` under the name of the method's own loss, unless that has a weight already.
 
     Raises:
         UserError: there is such a weight, and the guidance does not say which loss is its own.
     """
-    resolved = dict(loss)
-    if DISTILLATION_WEIGHT not in resolved:
+    resolved, key = dict(loss), guidance.distillation_weight
+    if key not in resolved:
         return resolved
-    if not each_step:
+    if not guidance.weights:
         raise UserError(
-            f"system.loss.{DISTILLATION_WEIGHT}: {guidance_type or 'no guidance'} does not say which loss is its own; "
+            f"system.loss.{key}: {guidance.guidance_type or 'no guidance'} does not say which loss is its own; "
             "give lambda_X for each loss_X that it returns"
         )
-    weight = resolved.pop(DISTILLATION_WEIGHT)
-    return {f"lambda_{each_step[0]}": weight, **resolved}
+    weight = resolved.pop(key)
+    return {guidance.weights[0]: weight, **resolved}
 
 
 def checked_loss(loss: Any, own: LossWeights | None, guidances: Sequence[GuidanceLosses]) -> dict[str, Any]:
-    """`loss` with `lambda_distillation` resolved, for the first guidance.
+    """`loss` with `lambda_distillation` resolved, for each guidance.
 
     A weight of a loss that only other guidances return is let through; a line says that nobody reads it, unless the
     config is for any method or the weight is 0. Nothing else is checked where the system does not say what it reads
@@ -85,8 +87,9 @@ def checked_loss(loss: Any, own: LossWeights | None, guidances: Sequence[Guidanc
     for key in own.required if own is not None else ():
         if key not in loss:
             raise UserError(with_suggestion(f"system.loss.{key}: a value is required", key, loss))
-    main = guidances[0] if guidances else GuidanceLosses("", None)
-    resolved = with_distillation_weight(loss, main.names or (), main.guidance_type)
+    resolved = dict(loss)
+    for guidance in guidances or [GuidanceLosses("", None)]:
+        resolved = with_distillation_weight(resolved, guidance)
     if own is None or not guidances or any(guidance.names is None for guidance in guidances):
         return resolved
     returned = [key for guidance in guidances for key in guidance.weights]
@@ -98,7 +101,7 @@ def checked_loss(loss: Any, own: LossWeights | None, guidances: Sequence[Guidanc
                 message = f"system.loss.{key}: a weight of the loss of {guidance.guidance_type} is required"
                 raise UserError(with_suggestion(message, key, resolved))
     unread = [key for key, value in resolved.items() if key not in read and value != 0]
-    if unread and DISTILLATION_WEIGHT not in loss:
+    if unread and not any(guidance.distillation_weight in loss for guidance in guidances):
         threestudio.info(f"system.loss: not read are {', '.join(unread)}; the guidance has {', '.join(returned)}")
     return resolved
 
@@ -106,7 +109,7 @@ def checked_loss(loss: Any, own: LossWeights | None, guidances: Sequence[Guidanc
 def _check_known(loss: Any, read: set[str], guidances: Sequence[GuidanceLosses]) -> None:
     """Raises UserError for a key that nobody reads, and that weighs no loss of any guidance."""
     others = {f"lambda_{guidance.prefix}{name}" for guidance in guidances for name in losses_of_all_guidances()}
-    known = sorted({*read, *others, DISTILLATION_WEIGHT})
+    known = sorted({*read, *others, *(guidance.distillation_weight for guidance in guidances)})
     for key in loss:
         if key not in known:
             bare = {name.removeprefix("lambda_"): name for name in known}
