@@ -1,4 +1,4 @@
-"""The figures of docs/picard.md, drawn from runs of benchmarks/picard.py.
+"""The figures of docs/picard.md and docs/notes/picard.md, drawn from runs of benchmarks/picard.py.
 
 python benchmarks/picard_figures.py --outputs outputs/benchmark-picard --write
 """

@@ -71,7 +71,8 @@ def _block_of_config(path: Path) -> list[Block]:
 
 
 def documented_blocks() -> list[Block]:
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "assets").rglob("*.md"))]
+    folders = [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "notes").glob("*.md"))]
+    pages = [ROOT / "README.md", *folders, *sorted((ROOT / "assets").rglob("*.md"))]
     blocks = [block for page in pages for block in _blocks_of_page(page)]
     return blocks + [block for path in sorted((ROOT / "configs").rglob("*.yaml")) for block in _block_of_config(path)]
 
