@@ -8,7 +8,7 @@ import trimesh
 
 import threestudio
 from threestudio.models.geometry import shape_fit
-from threestudio.models.geometry.shape_init import load_mesh, shape_distance
+from threestudio.models.geometry.shape_init import ShapeInitConfig, load_mesh, shape_distance
 from threestudio.models.isosurface import EmptyFieldError
 from threestudio.utils.errors import UserError
 
@@ -163,7 +163,7 @@ def test_shape_init_is_followed(tmp_path, shape, params, distance):
         shape = f"mesh:{block_file(tmp_path)}"
     geometry = field(shape_init=shape, shape_init_params=params, isosurface_resolution=24)
     geometry.initialize_shape()
-    truth = shape_distance(shape, params, "+z", "+x", 1.0, torch.device("cpu"))(points())
+    truth = shape_distance(ShapeInitConfig(shape, params), 1.0, torch.device("cpu"))(points())
     if distance is not None:
         torch.testing.assert_close(truth[:, 0], distance(points()), atol=1e-5, rtol=0)
     assert (geometry.forward_sdf(points()) - truth).abs().mean() < 0.03
@@ -210,28 +210,27 @@ def test_mesh_axes_size_and_seams(tmp_path):
         extents=(1.0, 2.0, 4.0), transform=trimesh.transformations.translation_matrix([9, 9, 9])
     ).export(path)
     # The file's y points up and its z to the front.
-    mesh = load_mesh(str(path), 0.8, "+y", "+z", 1.0)
+    mesh = load_mesh(ShapeInitConfig(f"mesh:{path}", 0.8, "+y", "+z"), 1.0)
     torch.testing.assert_close(mesh.v_pos.abs().amax(0), torch.tensor([0.8, 0.2, 0.4]))
     assert solid(mesh).is_watertight and solid(mesh).volume == pytest.approx(8 * 0.4**3, rel=1e-5)
     # glTF says so itself.
     trimesh.creation.box(extents=(1.0, 2.0, 4.0)).export(tmp_path / "long.glb")
-    torch.testing.assert_close(
-        load_mesh(str(tmp_path / "long.glb"), 0.8, "+z", "+x", 1.0).v_pos.abs().amax(0), torch.tensor([0.8, 0.2, 0.4])
-    )
+    mesh = load_mesh(ShapeInitConfig(f"mesh:{tmp_path / 'long.glb'}", 0.8), 1.0)
+    torch.testing.assert_close(mesh.v_pos.abs().amax(0), torch.tensor([0.8, 0.2, 0.4]))
     # Turned inside out, and split at every face.
     box = trimesh.creation.box()
     torn = trimesh.Trimesh(
         box.vertices[box.faces[:, ::-1]].reshape(-1, 3), torch.arange(36).reshape(12, 3).numpy(), process=False
     )
     torn.export(tmp_path / "torn.ply")
-    closed = solid(load_mesh(str(tmp_path / "torn.ply"), 0.5, "+z", "+x", 1.0))
+    closed = solid(load_mesh(ShapeInitConfig(f"mesh:{tmp_path / 'torn.ply'}", 0.5), 1.0))
     assert closed.is_watertight and closed.volume == pytest.approx(1.0)
 
 
 def test_distance_to_a_mesh(tmp_path):
     path = block_file(tmp_path)
     x = points()
-    distance = shape_distance(f"mesh:{path}", None, "+z", "+x", 1.0, torch.device("cpu"))(x)
+    distance = shape_distance(ShapeInitConfig(f"mesh:{path}"), 1.0, torch.device("cpu"))(x)
     q = x.abs() - torch.tensor([0.6, 0.4, 0.2])
     truth = q.clamp(min=0).norm(dim=-1) + q.amax(-1).clamp(max=0)
     torch.testing.assert_close(distance[:, 0], truth, atol=1e-5, rtol=0)

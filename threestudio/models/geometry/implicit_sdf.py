@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import threestudio
-from threestudio.models.geometry.base import BaseGeometry, BaseImplicitGeometry, contract_to_unisphere
-from threestudio.models.geometry.implicit_volume import hash_grid_defaults, mlp_defaults
+from threestudio.models.geometry.base import BaseGeometry, BaseImplicitGeometry
+from threestudio.models.geometry.features import EncodedFeatures, FeatureConfig
 from threestudio.models.geometry.mesh_start import distance_shape_loss, fit_to_mesh
 from threestudio.models.geometry.normals import NORMAL_TYPES, analytic_gradient, finite_difference_gradient
 from threestudio.models.geometry.shape_fit import fit_signed_distance
 from threestudio.models.geometry.shape_init import (
-    check_shape_init,
-    note_given_shape,
+    ShapeInitConfig,
+    SignedDistance,
+    StartsFromShape,
     parametric_distance,
-    shape_distance,
 )
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.mesh import Mesh
@@ -29,21 +29,13 @@ from threestudio.utils.value_checks import check_choice
 
 
 @threestudio.register("implicit-sdf")
-class ImplicitSDF(BaseImplicitGeometry):
+class ImplicitSDF(EncodedFeatures, StartsFromShape, BaseImplicitGeometry):
     @dataclass
-    class Config(BaseImplicitGeometry.Config):
-        n_input_dims: int = 3  # of a point
-        n_feature_dims: int = 3  # features that the material sees; 0: none
-        pos_encoding_config: dict = field(default_factory=hash_grid_defaults)
-        mlp_network_config: dict = field(default_factory=mlp_defaults)
+    class Config(BaseImplicitGeometry.Config, FeatureConfig, ShapeInitConfig):
         # finite_difference (forward), finite_difference_laplacian (central), pred (a network's), analytic; null: none
         normal_type: str | None = "finite_difference"
         # distance of the differences, world units; progressive: a cell of ProgressiveBandHashGrid's finest open level
         finite_difference_normal_eps: float | str = 0.01
-        shape_init: str | None = None  # what training starts from: sphere, ellipsoid, mesh:<file>; null: the network
-        shape_init_params: Any | None = None  # radius | three half axes | size of the mesh, null: as in its file
-        shape_init_mesh_up: str = "+z"  # the mesh file's axis that points up
-        shape_init_mesh_front: str = "+x"  # the mesh file's axis that points to the front
         force_shape_init: bool = False  # start from shape_init even where weights were given
         sdf_bias: float | str = 0.0  # added to the network's output: a number, sphere or ellipsoid
         sdf_bias_params: Any | None = None  # radius | three half axes
@@ -56,6 +48,7 @@ class ImplicitSDF(BaseImplicitGeometry):
         super().configure()
         cfg = self.cfg
         self._check_config()
+        self.expect_shape()
         self._bias = (
             parametric_distance(cfg.sdf_bias, cfg.sdf_bias_params, "sdf_bias")
             if isinstance(cfg.sdf_bias, str)
@@ -64,15 +57,13 @@ class ImplicitSDF(BaseImplicitGeometry):
         self.encoding = get_encoding(cfg.n_input_dims, cfg.pos_encoding_config)
         n, mlp = self.encoding.n_output_dims, cfg.mlp_network_config
         self.sdf_network = get_mlp(n, 1, mlp)
-        if cfg.n_feature_dims > 0:
+        if self.has_features:
             self.feature_network = get_mlp(n, cfg.n_feature_dims, mlp)
         if cfg.normal_type == "pred":
             self.normal_network = get_mlp(n, 3, mlp)
         if cfg.isosurface_deformable_grid:
             self.deformation_network = get_mlp(n, 3, mlp)
         self.finite_difference_normal_eps = self._eps_now()
-        self.shape_is_given = self._shape_initialized = False
-        self.register_load_state_dict_pre_hook(note_given_shape)
 
     def _check_config(self) -> None:
         cfg = self.cfg
@@ -89,7 +80,6 @@ class ImplicitSDF(BaseImplicitGeometry):
                 )
         elif isinstance(eps, str) or not eps > 0:
             raise UserError(f"geometry.finite_difference_normal_eps: expected a number > 0 or progressive, got {eps!r}")
-        check_shape_init(cfg.shape_init, cfg.shape_init_params, cfg.shape_init_mesh_up, cfg.shape_init_mesh_front)
 
     # ----------------------------------------------------------------------------- field
 
@@ -101,21 +91,17 @@ class ImplicitSDF(BaseImplicitGeometry):
         with torch.set_grad_enabled(grad_enabled or analytic):
             if analytic and not points.requires_grad:
                 points = points.detach().requires_grad_()
-            encoded = self._encode(points)
+            encoded = self.encoded(points)
             sdf = self.sdf_from_encoding(points, encoded)
             output = {"sdf": sdf}
-            if self.cfg.n_feature_dims > 0:
-                output["features"] = self.feature_network(encoded).view(*points.shape[:-1], self.cfg.n_feature_dims)
+            if self.has_features:
+                output["features"] = self.features_of(points, encoded)
             if output_normal and self.cfg.normal_type is not None:
                 sdf_grad = self._gradient(points, encoded, sdf, grad_enabled)
                 normal = F.normalize(sdf_grad, dim=-1)
                 output.update(normal=normal, shading_normal=normal, sdf_grad=sdf_grad)
         # Where the caller keeps no gradient, the graph that analytic normals needed ends here.
         return output if grad_enabled else {name: value.detach() for name, value in output.items()}
-
-    def _encode(self, points: Tensor) -> Tensor:
-        unit = contract_to_unisphere(points, self.bbox, self.unbounded)
-        return self.encoding(unit.reshape(-1, self.cfg.n_input_dims))
 
     def sdf_from_encoding(self, points: Tensor, encoded: Tensor) -> Tensor:
         """[..., 1]: the network's output plus the bias."""
@@ -134,10 +120,10 @@ class ImplicitSDF(BaseImplicitGeometry):
         return finite_difference_gradient(self.forward_sdf, points, sdf, eps, central, self.cfg.radius)
 
     def forward_sdf(self, points: Tensor) -> Tensor:
-        return self.sdf_from_encoding(points, self._encode(points))
+        return self.sdf_from_encoding(points, self.encoded(points))
 
     def forward_field(self, points: Tensor) -> tuple[Tensor, Tensor | None]:
-        encoded = self._encode(points)
+        encoded = self.encoded(points)
         deformation = None
         if self.cfg.isosurface_deformable_grid:
             deformation = self.deformation_network(encoded).view(*points.shape[:-1], 3)
@@ -146,44 +132,20 @@ class ImplicitSDF(BaseImplicitGeometry):
     def forward_level(self, field: Tensor, threshold: float) -> Tensor:
         return field - threshold
 
-    def export(self, points: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """points [N, 3] on the surface -> features [N, n_feature_dims]."""
-        if self.cfg.n_feature_dims == 0:
-            return {}
-        return {
-            "features": self.feature_network(self._encode(points)).view(*points.shape[:-1], self.cfg.n_feature_dims)
-        }
-
     # ----------------------------------------------------------------------------- start
 
-    def initialize_shape(self) -> None:
-        """Fits the field to ``shape_init``: a start for training. Draws from torch's global generator.
-
-        Does nothing without shape_init, the second time, or (but with force_shape_init) where weights were given.
-        """
-        cfg = self.cfg
-        if not cfg.shape_init or self._shape_initialized or (self.shape_is_given and not cfg.force_shape_init):
-            return
-        target = shape_distance(
-            cfg.shape_init,
-            cfg.shape_init_params,
-            cfg.shape_init_mesh_up,
-            cfg.shape_init_mesh_front,
-            cfg.radius,
-            self.bbox.device,
-        )
-        error = fit_signed_distance(self, target, self.cfg.radius, label=cfg.shape_init)
-        threestudio.info(
-            f"shape_init: the field follows {cfg.shape_init} to {error:.2g} world units (root mean square)"
-        )
-        self.shape_is_given = self._shape_initialized = True
+    def take_shape(self, distance: SignedDistance) -> None:
+        """Fits the field to distances. Draws from torch's global generator."""
+        name = self.cfg.shape_init
+        error = fit_signed_distance(self, distance, self.cfg.radius, label=name)
+        threestudio.info(f"shape_init: the field follows {name} to {error:.2g} world units (root mean square)")
 
     def init_from_mesh(self, mesh: Mesh, material: BaseMaterial, steps: int) -> None:
         """Fits distances and features to the mesh; ``shape_init`` is left alone from then on."""
         fit_to_mesh(
             self, material, mesh, self.cfg.radius, steps, distance_shape_loss(self.forward_sdf, self.cfg.radius)
         )
-        self.shape_is_given = self._shape_initialized = True
+        self.note_shape()
 
     # ------------------------------------------------------------------------- life cycle
 

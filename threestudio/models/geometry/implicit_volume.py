@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import threestudio
-from threestudio.models.geometry.base import BaseGeometry, BaseImplicitGeometry, contract_to_unisphere
+from threestudio.models.geometry.base import BaseGeometry, BaseImplicitGeometry
+from threestudio.models.geometry.features import EncodedFeatures, FeatureConfig
 from threestudio.models.geometry.mesh_start import SHELL, DensityProfile, fit_to_mesh, surface_density
 from threestudio.models.geometry.normals import NORMAL_TYPES, analytic_gradient, finite_difference_gradient
 from threestudio.models.materials.base import BaseMaterial
@@ -23,39 +24,14 @@ from threestudio.utils.value_checks import check_choice
 DENSITY_BIASES = ("blob_magic3d", "blob_dreamfusion")
 
 
-def hash_grid_defaults() -> dict:
-    return {
-        "otype": "HashGrid",
-        "n_levels": 16,
-        "n_features_per_level": 2,
-        "log2_hashmap_size": 19,
-        "base_resolution": 16,
-        "per_level_scale": 1.447269237440378,
-    }
-
-
-def mlp_defaults() -> dict:
-    return {
-        "otype": "VanillaMLP",
-        "activation": "ReLU",
-        "output_activation": "none",
-        "n_neurons": 64,
-        "n_hidden_layers": 1,
-    }
-
-
 @threestudio.register("implicit-volume")
-class ImplicitVolume(BaseImplicitGeometry):
+class ImplicitVolume(EncodedFeatures, BaseImplicitGeometry):
     @dataclass
-    class Config(BaseImplicitGeometry.Config):
-        n_input_dims: int = 3  # of a point
-        n_feature_dims: int = 3  # features that the material sees; 0: none
+    class Config(BaseImplicitGeometry.Config, FeatureConfig):
         density_activation: str | None = "softplus"  # from network output plus bias to density
         density_bias: float | str = "blob_magic3d"  # a number, or a blob: see density_bias_at
         density_blob_scale: float = 10.0  # height of the blob
         density_blob_std: float = 0.5  # its size, world units
-        pos_encoding_config: dict = field(default_factory=hash_grid_defaults)
-        mlp_network_config: dict = field(default_factory=mlp_defaults)
         # finite_difference (forward), finite_difference_laplacian (central), pred (a network's), analytic; null: none
         normal_type: str | None = "finite_difference"
         finite_difference_normal_eps: float = 0.01  # distance of the differences, world units
@@ -72,7 +48,7 @@ class ImplicitVolume(BaseImplicitGeometry):
         self.encoding = get_encoding(self.cfg.n_input_dims, self.cfg.pos_encoding_config)
         n, mlp = self.encoding.n_output_dims, self.cfg.mlp_network_config
         self.density_network = get_mlp(n, 1, mlp)
-        if self.cfg.n_feature_dims > 0:
+        if self.has_features:
             self.feature_network = get_mlp(n, self.cfg.n_feature_dims, mlp)
         if self.cfg.normal_type == "pred":
             self.normal_network = get_mlp(n, 3, mlp)
@@ -115,21 +91,17 @@ class ImplicitVolume(BaseImplicitGeometry):
         with torch.set_grad_enabled(grad_enabled or analytic):
             if analytic and not points.requires_grad:
                 points = points.detach().requires_grad_()
-            encoded = self._encode(points)
+            encoded = self.encoded(points)
             density = self.density_network(encoded).view(*points.shape[:-1], 1)
             _, density = self.get_activated_density(points, density)
             output = {"density": density}
-            if self.cfg.n_feature_dims > 0:
-                output["features"] = self.feature_network(encoded).view(*points.shape[:-1], self.cfg.n_feature_dims)
+            if self.has_features:
+                output["features"] = self.features_of(points, encoded)
             if output_normal and self.cfg.normal_type is not None:
                 normal = F.normalize(self._normal(points, encoded, density, grad_enabled), dim=-1)
                 output.update(normal=normal, shading_normal=normal)
         # Where the caller keeps no gradient, the graph that analytic normals needed ends here.
         return output if grad_enabled else {name: value.detach() for name, value in output.items()}
-
-    def _encode(self, points: Tensor) -> Tensor:
-        unit = contract_to_unisphere(points, self.bbox, self.unbounded)
-        return self.encoding(unit.reshape(-1, self.cfg.n_input_dims))
 
     def _normal(self, points: Tensor, encoded: Tensor, density: Tensor, create_graph: bool) -> Tensor:
         """Downhill direction of the density [..., 3], not normalized."""
@@ -143,8 +115,7 @@ class ImplicitVolume(BaseImplicitGeometry):
         return -finite_difference_gradient(self.forward_density, points, density, eps, central, self.cfg.radius)
 
     def forward_density(self, points: Tensor) -> Tensor:
-        density = self.density_network(self._encode(points)).view(*points.shape[:-1], 1)
-        return self.get_activated_density(points, density)[1]
+        return self._density(points)[1]
 
     def forward_field(self, points: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.cfg.isosurface_deformable_grid:
@@ -154,18 +125,14 @@ class ImplicitVolume(BaseImplicitGeometry):
     def forward_level(self, field: Tensor, threshold: float) -> Tensor:
         return -(field - threshold)
 
-    def export(self, points: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """points [N, 3] on the surface -> features [N, n_feature_dims]."""
-        if self.cfg.n_feature_dims == 0:
-            return {}
-        return {
-            "features": self.feature_network(self._encode(points)).view(*points.shape[:-1], self.cfg.n_feature_dims)
-        }
-
     def raw_density(self, points: Tensor) -> Tensor:
         """points [..., 3] -> density before its activation [..., 1]."""
-        network = self.density_network(self._encode(points)).view(*points.shape[:-1], 1)
-        return self.get_activated_density(points, network)[0]
+        return self._density(points)[0]
+
+    def _density(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """points [..., 3] -> density before and after its activation [..., 1]."""
+        network = self.density_network(self.encoded(points)).view(*points.shape[:-1], 1)
+        return self.get_activated_density(points, network)
 
     def init_from_mesh(self, mesh: Mesh, material: BaseMaterial, steps: int) -> None:
         """Dense inside of the mesh, empty outside, `isosurface_threshold` on it ("auto": 25)."""

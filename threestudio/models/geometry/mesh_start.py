@@ -12,7 +12,7 @@ from torch import Tensor
 
 import threestudio
 from threestudio.models.geometry.base import BaseGeometry
-from threestudio.models.geometry.shape_init import place_in_box, warn_if_open
+from threestudio.models.geometry.shape_init import mesh_distance, place_in_box, warn_if_open
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.mesh import Mesh
 from threestudio.utils.errors import UserError
@@ -131,12 +131,6 @@ def fit_to_mesh(
     if broken:
         raise UserError(f"system.init_from_mesh: the fit of the {broken[0]} diverged")
     return report
-
-
-def mesh_distance(mesh: Mesh, device: torch.device) -> Callable[[Tensor], Tensor]:
-    from threestudio.ops.mesh_distance import MeshDistance
-
-    return MeshDistance(mesh.v_pos.to(device), mesh.t_pos_idx.to(device))
 
 
 class DistancePool(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,14 @@ from threestudio.utils.value_checks import check_choice
 SignedDistance = Callable[[Tensor], Tensor]  # points [..., 3] -> distance [..., 1], negative inside
 
 _WORLD_UP, _WORLD_FRONT = "+z", "+x"
+
+
+@dataclass
+class ShapeInitConfig:
+    shape_init: str | None = None  # what training starts from: sphere, ellipsoid, mesh:<file>; null: nothing given
+    shape_init_params: Any | None = None  # radius | three half axes | size of the mesh, null: as in its file
+    shape_init_mesh_up: str = _WORLD_UP  # the mesh file's axis that points up
+    shape_init_mesh_front: str = _WORLD_FRONT  # the mesh file's axis that points to the front
 
 
 def sphere_distance(points: Tensor, radius: float) -> Tensor:
@@ -49,8 +58,9 @@ def parametric_distance(name: str, params: Any, key: str) -> SignedDistance:
     return lambda points: ellipsoid_distance(points, tuple(numbers))
 
 
-def check_shape_init(shape_init: str | None, params: Any, up: str, front: str) -> None:
+def check_shape_init(cfg: ShapeInitConfig) -> None:
     """Raises UserError where the configured start is impossible; a mesh's file is looked for, not read."""
+    shape_init, params = cfg.shape_init, cfg.shape_init_params
     if not shape_init:
         return
     if shape_init in ("sphere", "ellipsoid"):
@@ -64,46 +74,72 @@ def check_shape_init(shape_init: str | None, params: Any, up: str, front: str) -
                 "geometry.shape_init_params: of a mesh: expected its size > 0 (largest coordinate, world units) or "
                 f"null, got {params!r}"
             )
-        _check_axes(up, front)
+        _check_axes(cfg.shape_init_mesh_up, cfg.shape_init_mesh_front)
     else:
         raise UserError(f"geometry.shape_init: expected sphere, ellipsoid, mesh:<file> or null, got {shape_init!r}")
 
 
-def note_given_shape(geometry: Any, state_dict: dict[str, Tensor], prefix: str, *unused: Any) -> None:
-    """Hook before a geometry's weights are loaded: from then on it has a shape, which shape_init leaves alone."""
+class StartsFromShape:
+    """Goes before the base class of a geometry with the keys above and `force_shape_init`: it takes the shape once."""
+
+    def expect_shape(self) -> None:
+        """Called when the geometry is built. Weights that are loaded later are a shape: shape_init leaves it alone."""
+        check_shape_init(self.cfg)
+        self.shape_is_given = self._shape_initialized = False
+        self.register_load_state_dict_pre_hook(_note_given_shape)
+
+    def initialize_shape(self) -> None:
+        """Takes the distances of ``shape_init``: a start for training.
+
+        Does nothing without shape_init, the second time, or (but with force_shape_init) where weights were given.
+        """
+        cfg = self.cfg
+        if not cfg.shape_init or self._shape_initialized or (self.shape_is_given and not cfg.force_shape_init):
+            return
+        self.take_shape(shape_distance(cfg, cfg.radius, self.bbox.device))
+        self.note_shape()
+
+    def take_shape(self, distance: SignedDistance) -> None:
+        raise TypeError(f"{type(self).__name__} does not define take_shape")
+
+    def note_shape(self) -> None:
+        """The geometry has its shape: shape_init is left alone from now on."""
+        self.shape_is_given = self._shape_initialized = True
+
+
+def _note_given_shape(geometry: Any, state_dict: dict[str, Tensor], prefix: str, *unused: Any) -> None:
     if any(key.startswith(prefix) for key in state_dict):
         geometry.shape_is_given = True
 
 
-def shape_distance(
-    shape_init: str, params: Any, up: str, front: str, radius: float, device: torch.device
-) -> SignedDistance:
+def shape_distance(cfg: ShapeInitConfig, radius: float, device: torch.device) -> SignedDistance:
     """The signed distance that ``shape_init`` names; queries lie on ``device``."""
-    check_shape_init(shape_init, params, up, front)
-    if not shape_init.startswith("mesh:"):
-        return parametric_distance(shape_init, params, "shape_init")
-    from threestudio.ops.mesh_distance import MeshDistance
-
-    mesh = load_mesh(shape_init.partition(":")[2], params, up, front, radius)
-    return MeshDistance(mesh.v_pos.to(device), mesh.t_pos_idx.to(device))
+    check_shape_init(cfg)
+    if not cfg.shape_init.startswith("mesh:"):
+        return parametric_distance(cfg.shape_init, cfg.shape_init_params, "shape_init")
+    return mesh_distance(load_mesh(cfg, radius), device)
 
 
-def load_mesh(path: str, size: float | None, up: str, front: str, radius: float) -> Mesh:
-    """Reads a mesh (OBJ, PLY, GLB, STL, ...), turns it to the world's axes and places it in the box.
+def load_mesh(cfg: ShapeInitConfig, radius: float) -> Mesh:
+    """The mesh that ``shape_init`` names, in the world's axes, inside the box of half side ``radius``.
 
-    Args:
-        size: see ``place_in_box``.
-        up, front: the file's axes that become the world's up (+z) and front (+x). In .glb and .gltf files the
-            defaults +z and +x mean glTF's own up (+y) and front (+z).
-        radius: half the side of the box that the mesh has to fit in.
+    In .glb and .gltf files the defaults of the axes, +z and +x, mean glTF's own up (+y) and front (+z).
     Raises UserError where the file cannot be read, has no triangles, or does not fit.
     """
+    path, axes = cfg.shape_init.partition(":")[2], (cfg.shape_init_mesh_up, cfg.shape_init_mesh_front)
     # None: the axes of the file's format.
-    given = (None, None) if (up, front) == (_WORLD_UP, _WORLD_FRONT) else (up, front)
+    given = (None, None) if axes == (_WORLD_UP, _WORLD_FRONT) else axes
     mesh = load_mesh_file(path, *given, colors=False, key="geometry.shape_init")
     warn_if_open(mesh, path)
-    mesh.v_pos = place_in_box(mesh.v_pos, size, radius, path, "geometry.shape_init", "geometry.shape_init_params")
+    keys = ("geometry.shape_init", "geometry.shape_init_params")
+    mesh.v_pos = place_in_box(mesh.v_pos, cfg.shape_init_params, radius, path, *keys)
     return mesh
+
+
+def mesh_distance(mesh: Mesh, device: torch.device) -> SignedDistance:
+    from threestudio.ops.mesh_distance import MeshDistance
+
+    return MeshDistance(mesh.v_pos.to(device), mesh.t_pos_idx.to(device))
 
 
 def place_in_box(

@@ -2,51 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import threestudio
-from threestudio.models.geometry.base import (
-    BaseExplicitGeometry,
-    BaseGeometry,
-    BaseImplicitGeometry,
-    contract_to_unisphere,
-)
+from threestudio.models.geometry.base import BaseExplicitGeometry, BaseGeometry, BaseImplicitGeometry
+from threestudio.models.geometry.features import EncodedFeatures, FeatureConfig
 from threestudio.models.geometry.implicit_sdf import ImplicitSDF
-from threestudio.models.geometry.implicit_volume import ImplicitVolume, hash_grid_defaults, mlp_defaults
-from threestudio.models.geometry.mesh_start import fit_to_mesh, mesh_distance
-from threestudio.models.geometry.shape_init import SignedDistance, check_shape_init, note_given_shape, shape_distance
+from threestudio.models.geometry.implicit_volume import ImplicitVolume
+from threestudio.models.geometry.mesh_start import fit_to_mesh
+from threestudio.models.geometry.shape_init import ShapeInitConfig, SignedDistance, StartsFromShape, mesh_distance
 from threestudio.models.isosurface import EmptyFieldError, MarchingTetrahedraHelper
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.mesh import Mesh
-from threestudio.models.networks import get_encoding, get_mlp
 from threestudio.utils.errors import UserError
 from threestudio.utils.ops import scale_tensor
 
 
 @threestudio.register("tetrahedra-sdf-grid")
-class TetrahedraSDFGrid(BaseExplicitGeometry):
+class TetrahedraSDFGrid(EncodedFeatures, StartsFromShape, BaseExplicitGeometry):
     """DMTet (Shen et al. 2021): the zero level of per-vertex distances, by differentiable marching tetrahedra."""
 
     @dataclass
-    class Config(BaseExplicitGeometry.Config):
+    class Config(BaseExplicitGeometry.Config, FeatureConfig, ShapeInitConfig):
         isosurface_resolution: int = 128  # half cells of the grid along an axis
         isosurface_deformable_grid: bool = True  # whether the grid's vertices move, each by up to one half cell
         isosurface_remove_outliers: bool = False  # drop small components
         isosurface_outlier_n_faces_threshold: int | float = (
             0.01  # least faces of a component; float: fraction of the largest
         )
-        n_input_dims: int = 3  # of a point
-        n_feature_dims: int = 3  # features that the material sees; 0: none
-        pos_encoding_config: dict = field(default_factory=hash_grid_defaults)
-        mlp_network_config: dict = field(default_factory=mlp_defaults)
-        shape_init: str | None = None  # what training starts from: sphere, ellipsoid or mesh:<file>
-        shape_init_params: Any | None = None  # radius | three half axes | size of the mesh, null: as in its file
-        shape_init_mesh_up: str = "+z"  # the mesh file's axis that points up
-        shape_init_mesh_front: str = "+x"  # the mesh file's axis that points to the front
         force_shape_init: bool = False  # start from shape_init even where weights were given
         geometry_only: bool = False  # no features at all
         fix_geometry: bool = False  # the surface is given and not trained: features only
@@ -56,7 +43,7 @@ class TetrahedraSDFGrid(BaseExplicitGeometry):
     def configure(self) -> None:
         super().configure()
         cfg = self.cfg
-        check_shape_init(cfg.shape_init, cfg.shape_init_params, cfg.shape_init_mesh_up, cfg.shape_init_mesh_front)
+        self.expect_shape()
         self.register_buffer("isosurface_bbox", self.bbox.clone())  # where the grid lies
         self.isosurface_helper = MarchingTetrahedraHelper(cfg.isosurface_resolution)
         n_vertices = self.isosurface_helper.grid_vertices.shape[0]
@@ -65,12 +52,8 @@ class TetrahedraSDFGrid(BaseExplicitGeometry):
             self._register("deformation", torch.zeros(n_vertices, 3))
         else:
             self.deformation: Tensor | None = None
-        if self.has_features:
-            self.encoding = get_encoding(cfg.n_input_dims, cfg.pos_encoding_config)
-            self.feature_network = get_mlp(self.encoding.n_output_dims, cfg.n_feature_dims, cfg.mlp_network_config)
+        self.make_features()
         self.mesh: Mesh | None = None  # the surface, once made, of a fixed geometry
-        self.shape_is_given = self._shape_initialized = False
-        self.register_load_state_dict_pre_hook(note_given_shape)
 
     def _register(self, name: str, value: Tensor) -> None:
         """A parameter, or, where the geometry is fixed, a buffer; of one name in checkpoints."""
@@ -120,34 +103,10 @@ class TetrahedraSDFGrid(BaseExplicitGeometry):
         """points [..., 3] in world units -> features [..., n_feature_dims]; normals are the mesh's."""
         return self.export(points)
 
-    def export(self, points: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """points [N, 3] on the surface -> features [N, n_feature_dims]."""
-        if not self.has_features:
-            return {}
-        unit = contract_to_unisphere(points, self.bbox)
-        features = self.feature_network(self.encoding(unit.reshape(-1, self.cfg.n_input_dims)))
-        return {"features": features.view(*points.shape[:-1], self.cfg.n_feature_dims)}
-
     # ----------------------------------------------------------------------------- start
 
-    @torch.no_grad()
-    def initialize_shape(self) -> None:
-        """Takes the distances of ``shape_init``: a start for training.
-
-        Does nothing without shape_init, the second time, or (but with force_shape_init) where weights were given.
-        """
-        cfg = self.cfg
-        if not cfg.shape_init or self._shape_initialized or (self.shape_is_given and not cfg.force_shape_init):
-            return
-        distance = shape_distance(
-            cfg.shape_init,
-            cfg.shape_init_params,
-            cfg.shape_init_mesh_up,
-            cfg.shape_init_mesh_front,
-            cfg.radius,
-            self.sdf.device,
-        )
-        self._take_distances(distance, f"geometry.shape_init: {cfg.shape_init}")
+    def take_shape(self, distance: SignedDistance) -> None:
+        self._take_distances(distance, f"geometry.shape_init: {self.cfg.shape_init}")
 
     def init_from_mesh(self, mesh: Mesh, material: BaseMaterial, steps: int) -> None:
         """Takes the mesh's distances and fits the features; ``shape_init`` is left alone from then on."""
@@ -171,7 +130,7 @@ class TetrahedraSDFGrid(BaseExplicitGeometry):
                 f"geometry.isosurface_resolution={self.cfg.isosurface_resolution}: too thin or without an inside "
                 f"({error})"
             ) from None
-        self.shape_is_given = self._shape_initialized = True
+        self.note_shape()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.mesh = None
