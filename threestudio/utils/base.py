@@ -20,17 +20,6 @@ from threestudio.utils.misc import get_device, load_module_weights
 _visited: ContextVar[set[int] | None] = ContextVar("visited", default=None)
 
 
-class Configurable:
-    """Something made from a config: its nested dataclass `Config`, filled strictly."""
-
-    @dataclass
-    class Config:
-        pass
-
-    def __init__(self, cfg: Any = None) -> None:
-        self.cfg = parse_structured(self.Config, cfg)
-
-
 @contextmanager
 def _visit(*already_visited: Any) -> Iterator[set[int]]:
     """The ids of what this walk has updated; nested walks share their outermost walk's set."""

@@ -20,42 +20,15 @@ import threestudio
 from threestudio.utils.config import dump_config
 from threestudio.utils.program import program_words
 
-
-class VersionedCallback(pl.Callback):
-    """Saves into `save_root`, or into its next free `version_N`."""
-
-    def __init__(self, save_root: str, version: int | None = None, use_version: bool = True) -> None:
-        self.save_root = save_root
-        self._version = version
-        self.use_version = use_version
-
-    @property
-    def version(self) -> int:
-        if self._version is None:
-            self._version = self._next_version()
-        return self._version
-
-    def _next_version(self) -> int:
-        taken = [-1]
-        for entry in Path(self.save_root).glob("version_*"):
-            number = entry.name.removeprefix("version_")
-            if entry.is_dir() and number.isdigit():
-                taken.append(int(number))
-        return max(taken) + 1
-
-    @property
-    def savedir(self) -> str:
-        if not self.use_version:
-            return self.save_root
-        return os.path.join(self.save_root, f"version_{self.version}")
-
-
 _CODE_SUFFIXES = (".py", ".yaml", ".yml", ".json", ".txt", ".ini", ".toml", ".sh", ".md")
 _CODE_ROOT = Path(__file__).resolve().parents[2]
 
 
-class CodeSnapshotCallback(VersionedCallback):
+class CodeSnapshotCallback(pl.Callback):
     """Keeps which code runs: a checkout's files that git tracks, or would if told to; else the package's version."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
 
     def _code_files(self) -> list[str]:
         command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
@@ -70,7 +43,7 @@ class CodeSnapshotCallback(VersionedCallback):
         for name in self._code_files():
             source = _CODE_ROOT / name
             if source.is_file():
-                target = Path(self.savedir) / name
+                target = Path(self.folder) / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
 
@@ -78,9 +51,9 @@ class CodeSnapshotCallback(VersionedCallback):
         """`installed.txt`: the package that this code is of, as pip takes it; nothing where pip did not install it."""
         owners = sorted(set(packages_distributions().get(threestudio.__name__, [])))
         if owners:
-            os.makedirs(self.savedir, exist_ok=True)
+            os.makedirs(self.folder, exist_ok=True)
             lines = "".join(f"{name}=={version(name)}\n" for name in owners)
-            Path(self.savedir, "installed.txt").write_text(lines, encoding="utf-8")
+            Path(self.folder, "installed.txt").write_text(lines, encoding="utf-8")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         try:
@@ -89,25 +62,18 @@ class CodeSnapshotCallback(VersionedCallback):
             threestudio.debug(f"no code snapshot: {error}")  # git is missing
 
 
-class ConfigSnapshotCallback(VersionedCallback):
+class ConfigSnapshotCallback(pl.Callback):
     """Writes `parsed.yaml`, the resolved config, and `raw.yaml`, the file as given; of several files also
     `raw-2.yaml` and so on."""
 
-    def __init__(
-        self,
-        config_paths: Sequence[str],
-        config: Any,
-        save_root: str,
-        version: int | None = None,
-        use_version: bool = True,
-    ) -> None:
-        super().__init__(save_root, version, use_version)
+    def __init__(self, config_paths: Sequence[str], config: Any, folder: str) -> None:
         self.config_paths = list(config_paths)
         self.config = config
+        self.folder = folder
 
     @rank_zero_only
     def save_config_snapshot(self) -> None:
-        folder = Path(self.savedir)
+        folder = Path(self.folder)
         folder.mkdir(parents=True, exist_ok=True)
         # Before any is written: they may be of this folder.
         given = [Path(path).read_bytes() for path in self.config_paths]
@@ -252,58 +218,20 @@ class CustomProgressBar(ProgressBar):
         self._rate.forget()
 
     def on_test_batch_end(
-        self,
-        trainer: Any,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        total = trainer.num_test_batches[dataloader_idx]
-        self._print(f"test {batch_idx + 1}/{total}", last=batch_idx + 1 == total)
+        self._print_share("test", batch_idx + 1, trainer.num_test_batches[dataloader_idx])
 
     def on_predict_batch_end(
-        self,
-        trainer: Any,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        total = trainer.num_predict_batches[dataloader_idx]
-        self._print(f"export {batch_idx + 1}/{total}", last=batch_idx + 1 == total)
+        self._print_share("export", batch_idx + 1, trainer.num_predict_batches[dataloader_idx])
+
+    def _print_share(self, work: str, done: int, total: int) -> None:
+        self._print(f"{work} {done}/{total}", last=done == total)
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         if self._open_line:
             sys.stderr.write("\n")
             self._open_line = False
         print(*args, **kwargs)
-
-
-class ProgressCallback(pl.Callback):
-    """Keeps one line about the run's progress in a file, for a program that watches it."""
-
-    def __init__(self, save_path: str) -> None:
-        self.save_path = save_path
-
-    @rank_zero_only
-    def write(self, message: str) -> None:
-        partial = f"{self.save_path}.part"
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(message)
-        os.replace(partial, self.save_path)  # a reader never sees half a line
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        percent = pl_module.true_global_step / trainer.max_steps * 100
-        self.write(f"Generation progress: {percent:.2f}%")
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self.write("Rendering validation image ...")
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self.write("Rendering video ...")
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self.write("Exporting mesh assets ...")

@@ -208,10 +208,6 @@ def parse_structured(config_class: type, cfg: Any = None) -> Any:
     return structured
 
 
-def config_to_primitive(config: Any, resolve: bool = True) -> Any:
-    return OmegaConf.to_container(config, resolve=resolve)
-
-
 def dump_config(path: str, config: Any) -> None:
     with open(path, "w", encoding="utf-8") as file:
         OmegaConf.save(config=config, f=file)

@@ -219,8 +219,8 @@ def training_callbacks(
         CheckpointsToTheEnd(stop, dirpath=os.path.join(cfg.trial_dir, "ckpts"), **checkpoint_args),
         LearningRateMonitor(logging_interval="step"),
         LogsStepRate(),
-        CodeSnapshotCallback(os.path.join(cfg.trial_dir, "code"), use_version=False),
-        ConfigSnapshotCallback(config_paths, cfg, os.path.join(cfg.trial_dir, "configs"), use_version=False),
+        CodeSnapshotCallback(os.path.join(cfg.trial_dir, "code")),
+        ConfigSnapshotCallback(config_paths, cfg, os.path.join(cfg.trial_dir, "configs")),
         CommandSnapshot(os.path.join(cfg.trial_dir, "cmd.txt")),
     ]
 

@@ -44,11 +44,6 @@ def broadcast(tensor: torch.Tensor, src: int = 0) -> torch.Tensor:
     return tensor
 
 
-def enable_gradient(model: torch.nn.Module, enabled: bool = True) -> None:
-    for parameter in model.parameters():
-        parameter.requires_grad_(enabled)
-
-
 def _interpolate(start: float, end: float, fraction: float, interpolation: str) -> float:
     if interpolation == "linear":
         return start + (end - start) * fraction
