@@ -54,12 +54,13 @@ def test_deep_floyd(on_cuda, tiny_if_folder, text_cache):
 
 def test_half_precision_is_near_the_single_one(on_cuda, tiny_sd_folder):
     from turboprop.teachers import LatentDiffusionTeacher, TextCondition
+    from turboprop.teachers.loading import LoadingOptions
 
     torch.manual_seed(0)
     noisy, timesteps, text = torch.randn(2, 4, 8, 8), torch.tensor([100, 600]), torch.randn(2, 12, 16)
     answers = []
     for device, half in (("cpu", False), ("cuda", True)):
-        teacher = LatentDiffusionTeacher.from_pretrained(str(tiny_sd_folder), device, half_precision_weights=half)
+        teacher = LatentDiffusionTeacher.from_pretrained(str(tiny_sd_folder), device, LoadingOptions(half))
         answers.append(teacher.predict_noise(noisy.to(device), timesteps.to(device), TextCondition(text.to(device))))
     single, half = answers
     assert half.is_cuda and half.dtype == torch.float32

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from turboprop.teachers import LatentDiffusionTeacher, TextCondition
+from turboprop.teachers.loading import LoadingOptions
 from turboprop.teachers.noise_schedule import signal_and_noise_level
 
 from tests.tiny_stable_diffusion import write_tiny_stable_diffusion
@@ -100,7 +101,7 @@ def test_gradient_through_encode_by_finite_differences(tiny_sd_folder):
 
 def test_half_precision_files_are_computed_in_float32_on_a_cpu(tmp_path, teacher):
     folder = write_tiny_stable_diffusion(tmp_path / "half", dtype=torch.float16)
-    half = LatentDiffusionTeacher.from_pretrained(str(folder), half_precision_weights=True)
+    half = LatentDiffusionTeacher.from_pretrained(str(folder), options=LoadingOptions(half_precision_weights=True))
     assert half.unet.dtype == half.vae.dtype == torch.float32
     noisy, timesteps, condition = question()
     expected = teacher.predict_noise(noisy, timesteps, condition)
@@ -123,9 +124,8 @@ def test_the_fp16_variant_is_taken_where_it_is_the_only_one(tmp_path, teacher, t
 
 
 def test_options_change_no_number(teacher, tiny_sd_folder):
-    other = LatentDiffusionTeacher.from_pretrained(
-        str(tiny_sd_folder), enable_attention_slicing=True, enable_channels_last_format=True
-    )
+    options = LoadingOptions(enable_attention_slicing=True, enable_channels_last_format=True)
+    other = LatentDiffusionTeacher.from_pretrained(str(tiny_sd_folder), options=options)
     noisy, timesteps, condition = question()
     expected = teacher.predict_noise(noisy, timesteps, condition)
     torch.testing.assert_close(other.predict_noise(noisy, timesteps, condition), expected, rtol=1e-4, atol=1e-5)

@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 from turboprop.teachers import load_teacher
+from turboprop.teachers.ldm_configs import text_config, unet_config, vae_config
 from turboprop.teachers.multi_view.convert import convert, main
-from turboprop.teachers.multi_view.ldm_configs import text_config, unet_config, vae_config
 from turboprop.teachers.multi_view.published import (
     autoencoder_of,
     community_network,
@@ -203,7 +203,7 @@ BROKEN = {
     ),
     "a part is missing": (
         lambda t: [t.pop(key) for key in list(t) if key.startswith("model.")],
-        "not the denoiser of MVDream: it lacks input_blocks",
+        "not the denoiser of a latent diffusion model: it lacks input_blocks",
     ),
     "something else is in it": (lambda t: t.update({"optimizer.step": torch.zeros(1)}), "unknown tensors optimizer"),
     "another schedule": (

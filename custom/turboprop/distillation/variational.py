@@ -17,7 +17,8 @@ from ..teachers.configured import configured_teacher, loading_options
 from ..teachers.contract import Cameras, Condition, Teacher, TextCondition
 from ..teachers.latent_diffusion import LatentDiffusionTeacher
 from ..teachers.loading import Denoiser, load_denoiser
-from ..teachers.low_rank import CAMERA_NUMBERS, CameraCondition, LowRankTeacher
+from ..teachers.low_rank import CameraCondition, LowRankTeacher
+from ..teachers.multi_view.cameras import CAMERA_NUMBERS
 from ..teachers.pixel_diffusion import PixelDiffusionTeacher
 from ..teachers.sampling import ddim_sample
 from ..teachers.weights import part_classes

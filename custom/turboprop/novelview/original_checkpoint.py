@@ -14,17 +14,18 @@ from torch import Tensor, nn
 
 from threestudio.utils.errors import MissingFileError, UserError, first_line
 
+from ..teachers.autoencoder import downsampling
+from ..teachers.ldm_configs import unet_config, vae_config
+from ..teachers.ldm_keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, convert_autoencoder
 from ..teachers.noise_schedule import scaled_linear_alphas_cumprod
 from .image_encoders import ImageEncoder
 from .model import NovelViewModel, NovelViewSettings
 
-UNET, VAE, CLIP, PROJECTION, AVERAGE = (
-    "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model.visual.", "cc_projection.", "model_ema.",
-)  # fmt: skip
+UNET, VAE, CLIP = UNET_PREFIX, VAE_PREFIX, f"{TEXT_PREFIX}visual."
+PROJECTION, AVERAGE = "cc_projection.", "model_ema."
 # What the tensors do not tell, from sd-objaverse-finetune-c_concat-256.yaml of the authors' repository.
 IMAGE_SIZE = 256  # pixels
 ATTENTION_HEADS = 8
-SCALING_FACTOR = 0.18215
 CLIP_HEAD_WIDTH = 64  # of OpenAI's vision transformers
 # Objects of these packages in a run's state are replaced by placeholders; any other object is refused.
 HARMLESS_PACKAGES = ("pytorch_lightning", "lightning", "omegaconf", "numpy", "collections", "typing")
@@ -77,7 +78,7 @@ def load_original_checkpoint(path: Path, fourth_number: str) -> NovelViewModel:
     """
     tensors = read_checkpoint_tensors(path)
     unet, vae, clip = _unet(tensors, path), _autoencoder(tensors, path), _clip(tensors, path)
-    unet.register_to_config(sample_size=IMAGE_SIZE // 2 ** (len(vae.config.block_out_channels) - 1))
+    unet.register_to_config(sample_size=IMAGE_SIZE // downsampling(vae))
     alphas_cumprod = tensors.get("alphas_cumprod", scaled_linear_alphas_cumprod())
     settings = NovelViewSettings(fourth_number=fourth_number, null_condition="zero123")
     model = NovelViewModel(unet, vae, ImageEncoder(clip), settings, alphas_cumprod.float())
@@ -116,39 +117,13 @@ def averaged_unet_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensors.get(flat[key], value) for key, value in unet.items()}
 
 
-def unet_config(unet: dict[str, Tensor]) -> dict[str, Any]:
-    """diffusers' config of a latent-diffusion UNet, from its tensors below `model.diffusion_model.`"""
-    base = unet["input_blocks.0.0.weight"]
-    blocks = _numbers(unet, r"input_blocks\.(\d+)\.")[1:]
-    levels: list[list[int]] = [[]]  # the numbers of the residual blocks of each level
-    for block in blocks:
-        if f"input_blocks.{block}.0.op.weight" in unet:
-            levels.append([])
-        else:
-            levels[-1].append(block)
-    widths = [unet[f"input_blocks.{level[-1]}.0.out_layers.3.weight"].shape[0] for level in levels]
-    attends = [f"input_blocks.{level[0]}.1.norm.weight" in unet for level in levels]
-    contexts = [value.shape[1] for key, value in unet.items() if key.endswith("attn2.to_k.weight")]
-    return {
-        "in_channels": base.shape[1],
-        "out_channels": unet["out.2.weight"].shape[0],
-        "block_out_channels": tuple(widths),
-        "layers_per_block": len(levels[0]),
-        "down_block_types": tuple("CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in attends),
-        "up_block_types": tuple("CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(attends)),
-        "cross_attention_dim": contexts[0],
-        "attention_head_dim": ATTENTION_HEADS,
-        "use_linear_projection": unet["middle_block.1.proj_in.weight"].ndim == 2,
-    }
-
-
 def _unet(tensors: dict[str, Tensor], path: Path) -> Any:
     from diffusers import UNet2DConditionModel
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     averaged = averaged_unet_tensors(tensors)
     try:
-        config = unet_config(_under(averaged, UNET))
+        config = unet_config(_under(averaged, UNET), heads=ATTENTION_HEADS)
         unet = UNet2DConditionModel(**config)
         converted = convert_ldm_unet_checkpoint(averaged, config)
     except (KeyError, IndexError, ValueError) as error:
@@ -160,32 +135,15 @@ def _unet(tensors: dict[str, Tensor], path: Path) -> Any:
 # ---------------------------------------------------------------------------------- autoencoder
 
 
-def autoencoder_config(vae: dict[str, Tensor]) -> dict[str, Any]:
-    """diffusers' config of a latent-diffusion autoencoder, from its tensors below `first_stage_model.`"""
-    levels = _numbers(vae, r"encoder\.down\.(\d+)\.block\.")
-    widths = [vae[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in levels]
-    return {
-        "block_out_channels": tuple(widths),
-        "down_block_types": ("DownEncoderBlock2D",) * len(levels),
-        "up_block_types": ("UpDecoderBlock2D",) * len(levels),
-        "layers_per_block": len(_numbers(vae, r"encoder\.down\.0\.block\.(\d+)\.")),
-        "latent_channels": vae["quant_conv.weight"].shape[0] // 2,
-        "sample_size": IMAGE_SIZE,
-        "scaling_factor": SCALING_FACTOR,
-    }
-
-
 def _autoencoder(tensors: dict[str, Tensor], path: Path) -> Any:
     from diffusers import AutoencoderKL
-    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
-    own = _under(tensors, VAE)
+    # the training loss's discriminator and perceptual network are in some files
+    own = {key: value for key, value in _under(tensors, VAE).items() if not key.startswith("loss.")}
     try:
-        config = autoencoder_config(own)
+        config = {**vae_config(own), "sample_size": IMAGE_SIZE}
         vae = AutoencoderKL(**config)
-        # the training loss's discriminator and perceptual network are in some files
-        kept = {key: value for key, value in own.items() if not key.startswith("loss.")}
-        converted = convert_ldm_vae_checkpoint({VAE + key: value for key, value in kept.items()}, config)
+        converted = convert_autoencoder(config)(own)
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(f"pretrained_model_name_or_path: {path}: weights {VAE}* are not whole: {error}") from error
     _fill(vae, converted, path, VAE)

@@ -1,6 +1,6 @@
 """The keys of a config that name a teacher, and the teacher that they name."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -30,12 +30,7 @@ class TeacherConfig:
 
 def loading_options(cfg: TeacherConfig) -> LoadingOptions:
     """How the config says that denoisers are loaded."""
-    return LoadingOptions(
-        half_precision_weights=cfg.half_precision_weights,
-        enable_attention_slicing=cfg.enable_attention_slicing,
-        enable_channels_last_format=cfg.enable_channels_last_format,
-        enable_sequential_cpu_offload=cfg.enable_sequential_cpu_offload,
-    )
+    return LoadingOptions(**{option.name: getattr(cfg, option.name) for option in fields(LoadingOptions)})
 
 
 def configured_teacher(cfg: TeacherConfig, device: torch.device, name: str = "") -> Teacher:

@@ -9,7 +9,7 @@ from threestudio.utils.errors import UserError
 
 from .autoencoder import TextToImageTeacher, downsampling
 from .contract import TextCondition
-from .loading import LoadingOptions, load_denoiser, load_part
+from .loading import DEFAULT_OPTIONS, LoadingOptions, load_denoiser, load_part
 from .noise_schedule import to_epsilon
 from .weights import DENOISER_PARTS, model_folder, weight_variant
 
@@ -40,10 +40,7 @@ class LatentDiffusionTeacher(TextToImageTeacher[TextCondition]):
         cls,
         pretrained_model_name_or_path: str,  # a folder in diffusers' layout or a hub id
         device: torch.device | str = "cpu",
-        half_precision_weights: bool = False,  # float16 weights and compute; on a CPU always float32
-        enable_attention_slicing: bool = False,  # less memory, slower
-        enable_channels_last_format: bool = False,
-        enable_sequential_cpu_offload: bool = False,  # the unet's weights stay on the CPU between uses
+        options: LoadingOptions = DEFAULT_OPTIONS,
     ) -> "LatentDiffusionTeacher":
         """Loads a teacher. The text encoder is not part of it.
 
@@ -53,12 +50,6 @@ class LatentDiffusionTeacher(TextToImageTeacher[TextCondition]):
         from diffusers import AutoencoderKL
 
         device = torch.device(device)
-        options = LoadingOptions(
-            half_precision_weights,
-            enable_attention_slicing,
-            enable_channels_last_format,
-            enable_sequential_cpu_offload,
-        )
         folder = model_folder(pretrained_model_name_or_path, DENOISER_PARTS)
         denoiser = load_denoiser(str(folder), device, options)
         variant = weight_variant(folder, "vae")

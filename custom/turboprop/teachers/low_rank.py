@@ -18,9 +18,9 @@ from threestudio.utils.value_checks import check_at_least
 
 from .contract import Teacher
 from .loading import Denoiser
+from .multi_view.cameras import CAMERA_NUMBERS
 from .noise_schedule import check_prediction_type, prediction_target, to_epsilon
 
-CAMERA_NUMBERS = 16  # a 4x4 matrix
 ATTENTION_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]  # of each attention block
 
 
@@ -83,8 +83,10 @@ class LowRankTeacher(nn.Module, Teacher[CameraCondition]):
         self.adapters = nn.ParameterDict(adapters)
         self.camera_embedding: nn.Module | None = None
         if not denoiser.multi_view:
+            from diffusers.models.embeddings import TimestepEmbedding
+
             width = unet.time_embedding.linear_2.out_features
-            self.camera_embedding = _camera_embedding(width).to(self.device)
+            self.camera_embedding = TimestepEmbedding(CAMERA_NUMBERS, width).to(self.device)
         self._set_adapted(False)
 
     def sharing_modules(self) -> Iterator[nn.Module]:
@@ -151,12 +153,6 @@ class LowRankTeacher(nn.Module, Teacher[CameraCondition]):
         # peft freezes adapters that it disables; but gradients reach them after the block
         for parameter in self.adapters.values():
             parameter.requires_grad_(True)
-
-
-def _camera_embedding(width: int) -> nn.Module:
-    from diffusers.models.embeddings import TimestepEmbedding
-
-    return TimestepEmbedding(CAMERA_NUMBERS, width)
 
 
 def _inject(unet: Any, rank: int) -> tuple[list[Any], dict[str, nn.Parameter]]:

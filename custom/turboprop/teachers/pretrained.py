@@ -35,12 +35,5 @@ def load_teacher(
 
         return MultiViewTeacher.from_pretrained(pretrained_model_name_or_path, device, options)
     if "vae" in part_classes(pretrained_model_name_or_path):
-        return LatentDiffusionTeacher.from_pretrained(
-            pretrained_model_name_or_path,
-            device,
-            half_precision_weights=options.half_precision_weights,
-            enable_attention_slicing=options.enable_attention_slicing,
-            enable_channels_last_format=options.enable_channels_last_format,
-            enable_sequential_cpu_offload=options.enable_sequential_cpu_offload,
-        )
+        return LatentDiffusionTeacher.from_pretrained(pretrained_model_name_or_path, device, options)
     return PixelDiffusionTeacher.from_pretrained(pretrained_model_name_or_path, device, options)

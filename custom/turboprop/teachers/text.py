@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .text_encoders import PromptEmbeddings, PromptEncoder, T5TextEncoder, TextEncoder, is_t5
+from .text_encoders import PromptEmbeddings, T5TextEncoder, TextEncoder, is_t5
 from .token_limit import TokenLimit
 from .weights import TEXT_PARTS, model_folder, part_folder
 
@@ -44,7 +44,7 @@ def encode_prompts(
     path = cache_folder() / "text" / f"{_cache_key(folder, distinct, half_precision)}.safetensors"
     embeddings = _read_cache(path, len(distinct)) if use_cache else None
     if embeddings is None:
-        encoder: PromptEncoder = (T5TextEncoder if t5 else TextEncoder)(folder, device)
+        encoder = T5TextEncoder(folder, device) if t5 else TextEncoder(folder, device)
         encoded = encoder.encode(distinct)
         dtype = torch.float16 if half_precision else torch.float32
         embeddings = PromptEmbeddings(

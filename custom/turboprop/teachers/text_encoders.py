@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,17 +21,6 @@ class PromptEmbeddings:
     global_embeddings: Tensor  # [P, D]: CLIP's pooled output, at the end-of-text token; the mean over T5's tokens
 
 
-class PromptEncoder(Protocol):
-    """Turns prompts into embeddings."""
-
-    def encode(self, prompts: Sequence[str], batch_size: int = 64) -> PromptEmbeddings:
-        """Embeddings of P prompts, float32, on the text model's device.
-
-        A prompt that is too long loses its last words, never its end-of-text token.
-        """
-        ...
-
-
 class _TextModel:
     """A tokenizer and a text model; a subclass says which of the model's numbers are the embeddings."""
 
@@ -41,6 +30,10 @@ class _TextModel:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], batch_size: int = 64) -> PromptEmbeddings:
+        """Embeddings of P prompts, float32, on the text model's device.
+
+        A prompt that is too long loses its last words, never its end-of-text token.
+        """
         parts = []
         for start in range(0, len(prompts), batch_size):
             tokens = _tokenized(self.tokenizer, list(prompts[start : start + batch_size]), self.max_tokens)

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from threestudio.utils.errors import MissingFileError, UserError, first_line
 
-from ..weights import part_folder, read_json, weight_files
-from .ldm_configs import text_config, unet_config, vae_config
-from .ldm_keys import (
+from ..ldm_configs import text_config, unet_config, vae_config
+from ..ldm_keys import (
     TEXT_PREFIX,
     UNET_PREFIX,
     VAE_PREFIX,
@@ -27,6 +26,7 @@ from .ldm_keys import (
     fill,
     text_tensors,
 )
+from ..weights import part_folder, read_json, weight_files
 from .network import MultiViewUNet
 
 NUM_VIEWS = 4  # of a set in MVDream's training

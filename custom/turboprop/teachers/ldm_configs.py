@@ -10,7 +10,7 @@ from torch import Tensor
 
 from threestudio.utils.errors import UserError
 
-LATENT_SIZE = 32  # MVDream was trained on pictures of 256 pixels
+LATENT_SIZE = 32  # MVDream and zero-1-to-3 were trained on pictures of 256 pixels
 HEAD_WIDTH = 64  # channels of an attention head in Stable Diffusion 2
 HEADS = 8  # attention heads in Stable Diffusion 1, at all widths
 SCALING_FACTOR = 0.18215  # of the latents, in Stable Diffusion 1 and 2
@@ -21,7 +21,7 @@ TEXT_HEAD_WIDTH = 64  # of OpenCLIP's text models
 def tensor_of(tensors: Mapping[str, Tensor], key: str, part: str) -> Tensor:
     """Raises ValueError, which names the key, where it is missing."""
     if key not in tensors:
-        raise UserError(f"not the {part} of MVDream: it lacks {key}")
+        raise UserError(f"not the {part} of a latent diffusion model: it lacks {key}")
     return tensors[key]
 
 
@@ -70,7 +70,7 @@ def _levels(tensors: Mapping[str, Tensor]) -> list[list[int]]:
         else:
             levels[-1].append(number)
     if not all(levels):
-        raise UserError("not the denoiser of MVDream: it lacks input_blocks.1.0.out_layers.3.weight")
+        raise UserError("not the denoiser of a latent diffusion model: it lacks input_blocks.1.0.out_layers.3.weight")
     return levels
 
 
