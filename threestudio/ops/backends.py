@@ -42,10 +42,7 @@ class Backends:
 
     def choose(self, backend: str, *inputs: Tensor, agrees: Callable[[], bool] = lambda: True) -> str:
         """The backend for tensors like these: for ``auto`` the fastest, which the library is only where it agrees.
-
-        Raises:
-            UserError: a name that is none, or one that cannot run here on tensors of this type.
-        """
+        Raises UserError for a name that is none, or one that cannot run here on tensors of this type."""
         check_choice(f"{self.op}: backend", backend, self.names)
         device, types = inputs[0].device, {x.dtype for x in inputs}
         available = self.available(device) if types == {torch.float32} else ["torch"]

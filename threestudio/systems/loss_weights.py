@@ -59,8 +59,7 @@ def losses_of_all_guidances() -> set[str]:
 def with_distillation_weight(loss: Any, guidance: GuidanceLosses) -> dict[str, Any]:
     """`loss` with `lambda_distillation` under the name of the method's own loss, unless that has a weight already.
 
-    Raises:
-        UserError: there is such a weight, and the guidance does not say which loss is its own.
+    Raises UserError where there is such a weight, and the guidance does not say which loss is its own.
     """
     resolved, key = dict(loss), guidance.distillation_weight
     if key not in resolved:
@@ -79,10 +78,8 @@ def checked_loss(loss: Any, own: LossWeights | None, guidances: Sequence[Guidanc
 
     A weight of a loss that only other guidances return is let through; a line says that nobody reads it, unless the
     config is for any method or the weight is 0. Nothing else is checked where the system does not say what it reads
-    (`own`), nor weights of guidances where one does not say what it returns: a step will show.
-
-    Raises:
-        UserError: a weight is missing, or a key is one that nobody has.
+    (`own`), nor weights of guidances where one does not say what it returns: a step will show. Raises UserError where a
+    weight is missing, or a key is one that nobody has.
     """
     for key in own.required if own is not None else ():
         if key not in loss:

@@ -26,11 +26,7 @@ def renders_for(
     rgb: Tensor,  # [B, H, W, 3] in [0, 1], or latents [B, h, w, C]
     rgb_as_latents: bool,
 ) -> Renders:
-    """Renders, resized and encoded.
-
-    Raises:
-        UserError: latents of another number of channels than the teacher's.
-    """
+    """Renders, resized and encoded. Raises UserError for latents of another number of channels than the teacher's."""
     if not rgb_as_latents:
         images = _resized(rgb, teacher.image_size)
         return Renders(images, teacher.encode(images * 2.0 - 1.0))
@@ -54,11 +50,8 @@ def text_conditions(
     view_dependent: bool = True,  # texts say where the camera stands
     perp_neg: float = 0.0,  # factor on perp-neg's strengths, at most 0; 0 turns it off
 ) -> Conditions:
-    """What a teacher is asked about B cameras: their prompt, and nothing.
-
-    Raises:
-        UserError: perp-neg for sets of views.
-    """
+    """What a teacher is asked about B cameras: their prompt, and nothing. Raises UserError where perp-neg is to
+    see sets of views."""
     angles = (cameras.elevation, cameras.azimuth, cameras.distance, view_dependent)
     if not prompt_utils.use_perp_neg or perp_neg == 0:
         positive, unconditional = prompt_utils.get_text_embeddings(*angles).chunk(2)

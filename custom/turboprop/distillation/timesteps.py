@@ -12,11 +12,8 @@ from threestudio.utils.errors import UserError
 
 
 def timestep_range(min_percent: float, max_percent: float, num_timesteps: int) -> tuple[int, int]:
-    """The inclusive range of timesteps between two fractions of the schedule, inside [0, T - 1].
-
-    Raises:
-        ValueError: unless 0 <= min_percent <= max_percent <= 1.
-    """
+    """The inclusive range of timesteps between two fractions of the schedule, inside [0, T - 1]. Raises ValueError
+    unless 0 <= min_percent <= max_percent <= 1."""
     if not 0.0 <= min_percent <= max_percent <= 1.0:
         raise UserError(
             "min_step_percent, max_step_percent: expected 0 <= min <= max <= 1 at every step, "

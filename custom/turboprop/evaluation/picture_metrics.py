@@ -72,11 +72,8 @@ def psnr_of_each(pictures: Tensor, truth: Tensor) -> Tensor:
 
 
 def structural_similarity_of_each(pictures: Tensor, truth: Tensor) -> Tensor:
-    """SSIM (Wang et al. 2004) by scikit-image with a Gaussian window: [V, 3, S, S] x 2 in [0, 1] -> [V].
-
-    Raises:
-        ValueError: pictures smaller than the window, which is 11 pixels wide.
-    """
+    """SSIM (Wang et al. 2004) by scikit-image with a Gaussian window: [V, 3, S, S] x 2 in [0, 1] -> [V]. Raises
+    ValueError for pictures smaller than the window, which is 11 pixels wide."""
     from skimage.metrics import structural_similarity
 
     if min(pictures.shape[-2:]) < 11:

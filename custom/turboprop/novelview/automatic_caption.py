@@ -83,7 +83,7 @@ def chosen_by(
     embeddings: Tensor,  # [K, N, D], of its captions
     place: PicturePlace,
 ) -> CaptionReading:
-    """The same captions in the order in which a teacher explains the picture by them, best first."""
+    """The reading with its captions in the order in which a teacher explains the picture by them, best first."""
     errors = caption_errors(teacher, picture_for(teacher, rgba), embeddings, place)
     order = sorted(range(len(errors)), key=errors.__getitem__)
     captions, cosines = (tuple(values[index] for index in order) for values in (reading.captions, reading.cosines))

@@ -54,10 +54,7 @@ class ConditionDropout:
 def draw_condition_dropout(uniform: Tensor, probability: float) -> ConditionDropout:  # [B] in [0, 1)
     """zero-1-to-3's rule with one draw u a sample: the image's tokens go where u < 2p, its latent where p <= u < 3p.
 
-    So tokens alone, both, and the latent alone go with probability p each.
-
-    Raises:
-        ValueError: p outside of [0, 1/3].
+    So tokens alone, both, and the latent alone go with probability p each. Raises ValueError for p outside of [0, 1/3].
     """
     if not 0.0 <= probability <= 1.0 / 3.0:
         raise ValueError(f"condition_dropout: expected a number within 0 to 1/3, got {probability}")

@@ -63,10 +63,7 @@ def injection_shapes(unet: Any) -> list[tuple[int, int]]:
     """Channels and side of what can be added to each block of a UNet's down path, in the blocks' order.
 
     A block with cross-attention takes it before it halves the resolution, one without after (diffusers 0.42,
-    `down_intrablock_additional_residuals`).
-
-    Raises:
-        ValueError: a block of another type.
+    `down_intrablock_additional_residuals`). Raises ValueError for a block of another type.
     """
     shapes = []
     side = int(unet.config.sample_size)

@@ -33,11 +33,8 @@ def automatic_keys(node: Any, ending: str) -> Iterator[tuple[DictConfig, str]]:
 
 
 def novel_view_guidance(cfg: DictConfig, key: str, instead: str) -> tuple[type, Any]:
-    """The class and the checked config of the guidance that has a novel-view model; 0 stands for its angles.
-
-    Raises:
-        UserError: there is none; the message names `key`, whose value is auto, and says what to do `instead`.
-    """
+    """The class and the checked config of the guidance that has a novel-view model; 0 stands for its angles. Raises
+    UserError where there is none; the message names `key`, whose value is auto, and says what to do `instead`."""
     system = copy.deepcopy(cfg).system
     for part in ("guidance", "guidance_3d"):
         name = system.get(f"{part}_type")
@@ -49,11 +46,8 @@ def novel_view_guidance(cfg: DictConfig, key: str, instead: str) -> tuple[type, 
 
 
 def single_picture(guidance: Any, key: str) -> Tensor:
-    """The framed picture [S, S, 4], straight alpha, that a guidance goes by.
-
-    Raises:
-        UserError: several pictures, which have cameras of their own.
-    """
+    """The framed picture [S, S, 4], straight alpha, that a guidance goes by. Raises UserError for several pictures,
+    which have cameras of their own."""
     source = Path(guidance.cond_image_path)
     if source.is_dir() or source.suffix.lower() == ".json":
         raise UserError(f"{key}: auto is for a single picture; those of {source} have their cameras, leave the key out")

@@ -20,10 +20,7 @@ LARGEST = 127  # of an integer
 
 def to_eight_bits(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Each large tensor [O, ...] as int8 of its shape and a scale [O] in half precision; the others in half precision.
-
-    Raises:
-        ValueError: a key that ends as a scale's does.
-    """
+    Raises ValueError for a key that ends as a scale's does."""
     stored: dict[str, Tensor] = {}
     for key, value in tensors.items():
         if key.endswith(SCALE):
@@ -42,10 +39,7 @@ def to_eight_bits(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def from_eight_bits(stored: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """The tensors that `to_eight_bits` was given, in float32; those that have other types are only cast.
 
-    `where` names the file in messages.
-
-    Raises:
-        ValueError: integers without a scale, or with one of another length.
+    `where` names the file in messages. Raises ValueError for integers without a scale, or with one of another length.
     """
     tensors = {}
     for key, value in stored.items():

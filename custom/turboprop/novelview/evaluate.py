@@ -140,11 +140,8 @@ def write_page(output: Path, names: list[tuple[str, list[int]]], lines: list[str
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    """Runs the evaluation that the command line describes; returns the report that it writes.
-
-    Raises:
-        FileNotFoundError, ValueError: a model or data that cannot be used.
-    """
+    """Runs the evaluation that the command line describes; returns the report that it writes. Raises FileNotFoundError
+    or ValueError for a model or data that cannot be used."""
     sampling = SamplingOptions(options.steps, options.scale, options.eta, options.seed)
     folders = evaluation_folders(options.data)
     if options.objects:

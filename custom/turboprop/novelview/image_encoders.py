@@ -56,9 +56,7 @@ class ImageEncoder(nn.Module):
     Args:
         model: one of transformers' classes in KINDS.
         image_size: side to which pictures are resized, pixels; 0: the kind's default.
-
-    Raises:
-        ValueError: a model of another kind, or a side that is no multiple of its patches' side.
+    Raises ValueError for a model of another kind, or a side that is no multiple of its patches' side.
     """
 
     def __init__(self, model: Any, image_size: int = 0) -> None:
@@ -135,10 +133,7 @@ class ImageEncoder(nn.Module):
 def read_encoder(folder: Path, image_size: int = 0, key: str = "image_encoder") -> ImageEncoder:
     """The encoder in a folder with config.json and weights.
 
-    A whole CLIP model gives its vision tower.
-
-    Raises:
-        ValueError: a model of another kind, or one that does not load.
+    A whole CLIP model gives its vision tower. Raises ValueError for a model of another kind, or one that does not load.
     """
     import transformers
     from safetensors import SafetensorError

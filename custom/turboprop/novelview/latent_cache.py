@@ -42,22 +42,15 @@ class LatentCache:
     fingerprint: str  # of the autoencoder
 
     def read(self, folder: int, view: int) -> Tensor:
-        """Mean and standard deviation of a view: [2, C, h, w], float32.
-
-        Raises:
-            BrokenFolder: the cache has no such view.
-        """
+        """Mean and standard deviation of a view: [2, C, h, w], float32. Raises BrokenFolder where the cache has no such
+        view."""
         if view >= self.present.shape[1] or not self.present[folder, view]:
             raise BrokenFolder(f"the latent cache has no view {view} of folder {folder}")
         return torch.from_numpy(np.array(self.moments[folder, view])).float()
 
 
 def open_latent_cache(folder: Path | str, index: FolderIndex, key: str = "data.latent_cache") -> LatentCache:
-    """A cache of the given folders.
-
-    Raises:
-        FileNotFoundError, ValueError: no cache, or one of other folders.
-    """
+    """A cache of the given folders. Raises FileNotFoundError or ValueError where there is none, or one of others."""
     folder = Path(folder).expanduser()
     if not (folder / "cache.json").is_file():
         raise MissingFileError(f"{key}: no latent cache in {folder} (cache.json)")
@@ -83,11 +76,8 @@ def create_latent_cache(
     latent_shape: tuple[int, ...],  # (C, h, w)
     vae: Any,
 ) -> LatentCache:
-    """A cache to fill: a new one, or the one that is there.
-
-    Raises:
-        ValueError: the one that is there is of other folders, another autoencoder or another shape.
-    """
+    """A cache to fill: a new one, or the one that is there. Raises ValueError where the one that is there is of other
+    folders, another autoencoder or another shape."""
     content = {
         "index": index.fingerprint(),
         "autoencoder": autoencoder_fingerprint(vae),

@@ -41,11 +41,8 @@ def load_novel_view_model(
     pretrained_model_name_or_path: str,  # a folder, a hub id, or a .ckpt file
     fourth_number: str | None = None,  # of foreign files; None: by their name
 ) -> NovelViewModel:
-    """The model in one of the layouts above, float32, on the CPU, in evaluation mode.
-
-    Raises:
-        FileNotFoundError, ValueError: as `weights.model_folder`; or a part that is missing, broken or does not fit.
-    """
+    """The model in one of the layouts above, float32, on the CPU, in evaluation mode. Raises as `weights.model_folder`,
+    and ValueError for a part that is missing, broken or does not fit."""
     name = pretrained_model_name_or_path
     if name.endswith(".ckpt"):
         from .original_checkpoint import load_original_checkpoint
@@ -131,11 +128,8 @@ def load_whole_part(part_class: Any, folder: Path, part: str) -> Any:
 
 
 def read_weights(folder: Path, part: str) -> dict[str, Tensor]:
-    """All tensors of a part's files, float32, without running any code that a file may hold.
-
-    Raises:
-        ValueError: a file that does not load, or eight bits without their scales.
-    """
+    """All tensors of a part's files, float32, without running any code that a file may hold. Raises ValueError for a
+    file that does not load, or eight bits without their scales."""
     from pickle import UnpicklingError
 
     from safetensors import SafetensorError
@@ -168,11 +162,8 @@ def _load_exactly(part: torch.nn.Module, tensors: dict[str, Tensor], where: str)
 
 
 def read_settings(path: Path) -> NovelViewSettings:
-    """The settings in a model's conditioning/config.json.
-
-    Raises:
-        ValueError: an unknown key, a missing file, or an impossible value.
-    """
+    """The settings in a model's conditioning/config.json. Raises ValueError for an unknown key, a missing file, or an
+    impossible value."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -65,11 +65,8 @@ class EncodedView:
     levels: tuple[Tensor, ...] = field(default=())  # [B, C, rows, columns], of the feature encoder
 
     def expanded(self, count: int) -> "EncodedView":
-        """One view for `count` samples; of several, as many as there are samples.
-
-        Raises:
-            ValueError: another number of views.
-        """
+        """One view for `count` samples; of several, as many as there are samples. Raises ValueError for another number
+        of views."""
         if self.latents.shape[0] not in (1, count):
             raise UserError(f"expected 1 or {count} input views, got {self.latents.shape[0]}")
         return EncodedView(
@@ -94,9 +91,7 @@ class NovelViewModel(nn.Module):
         alphas_cumprod: [T], the noise schedule.
         prediction_type: what the UNet predicts: epsilon, v_prediction or sample.
         feature_encoder: gives the injected features, frozen; None: the image encoder gives them too.
-
-    Raises:
-        ValueError: parts that do not fit together; the message names them.
+    Raises ValueError for parts that do not fit together; the message names them.
     """
 
     alphas_cumprod: Tensor
@@ -297,11 +292,8 @@ def widened_for_input_view(unet: Any) -> Any:
 
 
 def square_image(image: Tensor, size: int) -> Tensor:  # [B, 3, H, W] in [0, 1]
-    """Square pictures of side `size` in [-1, 1]: [B, 3, size, size].
-
-    Raises:
-        ValueError: pictures that are not square, or have no three channels.
-    """
+    """Square pictures of side `size` in [-1, 1]: [B, 3, size, size]. Raises ValueError for pictures that are not
+    square, or have no three channels."""
     if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] != image.shape[3]:
         raise ValueError(f"the input view: expected square pictures [B, 3, S, S], got {list(image.shape)}")
     if image.shape[-1] != size:

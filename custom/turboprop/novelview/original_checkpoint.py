@@ -42,12 +42,9 @@ class _Placeholder:
 
 
 def read_checkpoint_tensors(path: Path) -> dict[str, Tensor]:
-    """The state dict of a .ckpt file, by weights-only loading.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a broken file, one without weights, or one with objects of other packages than a run leaves behind.
-    """
+    """The state dict of a .ckpt file, by weights-only loading. Raises FileNotFoundError where there is no such file,
+    and ValueError for a broken file, one without weights, or one with objects of other packages than a run leaves
+    behind."""
     from pickle import UnpicklingError
 
     if not path.is_file():
@@ -71,11 +68,8 @@ def read_checkpoint_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_original_checkpoint(path: Path, fourth_number: str) -> NovelViewModel:
-    """The model of a .ckpt file, float32, on the CPU.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_checkpoint_tensors`; or weights that do not fit one another.
-    """
+    """The model of a .ckpt file, float32, on the CPU. Raises as `read_checkpoint_tensors`, and ValueError for weights
+    that do not fit one another."""
     tensors = read_checkpoint_tensors(path)
     unet, vae, clip = _unet(tensors, path), _autoencoder(tensors, path), _clip(tensors, path)
     unet.register_to_config(sample_size=IMAGE_SIZE // downsampling(vae))

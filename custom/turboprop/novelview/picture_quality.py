@@ -19,9 +19,7 @@ def perceptual_distance(backbone: str, device: torch.device) -> tuple[Perceptual
     """LPIPS (Zhang et al. 2018, arXiv 1801.03924) with one backbone, and how it was computed; or None, and why.
 
     Of the package `lpips`, else of torchmetrics; both need torchvision, and the backbone's weights, which they fetch.
-
-    Raises:
-        ValueError: an unknown backbone.
+    Raises ValueError for an unknown backbone.
     """
     check_choice("lpips", backbone, BACKBONES)
     reasons, to_install = [], ""

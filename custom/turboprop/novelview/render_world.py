@@ -60,11 +60,8 @@ def write_object(folder: Path, spec: ObjectSpec, bank: ViewBank, views: Sequence
 
 
 def render_world(output: Path, specs: Sequence[ObjectSpec], bank: ViewBank, views: int, seed: int) -> None:
-    """Writes a root: one folder for each object, then the list of them.
-
-    Raises:
-        ValueError: fewer traced views than an object is to have.
-    """
+    """Writes a root: one folder for each object, then the list of them. Raises ValueError for fewer traced views than
+    an object is to have."""
     if not 1 <= views <= bank.views:
         raise UserError(f"--views: expected 1 to {bank.views}, the traced views of each kind; got {views}")
     generator = torch.Generator().manual_seed(seed)

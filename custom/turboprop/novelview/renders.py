@@ -52,12 +52,8 @@ class FolderIndex:
 
 
 def open_index(root: Path | str, key: str = "data.root") -> FolderIndex:
-    """The folders of a root.
-
-    Raises:
-        FileNotFoundError: there is no such root.
-        ValueError: no folders in it, or a valid_paths.json that is no list of folder names.
-    """
+    """The folders of a root. Raises FileNotFoundError where there is no such root, and ValueError where it has no
+    folders, or a valid_paths.json that is no list of folder names."""
     root = Path(root).expanduser()
     if not root.is_dir():
         raise MissingFileError(f"{key}: no folder {root}")
@@ -113,11 +109,8 @@ def split_of(count: int, validation_share: float) -> tuple[range, range]:
 
 
 def view_numbers(folder: Path) -> list[int]:
-    """The sorted numbers of the views that have a picture and a camera.
-
-    Raises:
-        BrokenFolder: there is no such folder.
-    """
+    """The sorted numbers of the views that have a picture and a camera. Raises BrokenFolder where there is no such
+    folder."""
     try:
         names = set(os.listdir(folder))
     except OSError as error:
@@ -127,11 +120,8 @@ def view_numbers(folder: Path) -> list[int]:
 
 
 def read_camera_matrix(path: Path) -> Tensor:
-    """A camera's matrix [R | t] from world to camera, OpenGL axes: [3, 4], float64.
-
-    Raises:
-        BrokenFolder: a file that holds no finite 3 x 4 matrix of a rotation and a translation.
-    """
+    """A camera's matrix [R | t] from world to camera, OpenGL axes: [3, 4], float64. Raises BrokenFolder for a file that
+    holds no finite 3 x 4 matrix of a rotation and a translation."""
     try:
         matrix = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -150,11 +140,8 @@ def read_camera(path: Path) -> Tensor:
 
 
 def read_render(path: Path, size: int) -> Tensor:
-    """A picture over white, resized: [3, size, size] in [-1, 1].
-
-    Raises:
-        BrokenFolder: a file that is no whole square picture.
-    """
+    """A picture over white, resized: [3, size, size] in [-1, 1]. Raises BrokenFolder for a file that is no whole square
+    picture."""
     try:
         picture = read_picture(path, size)[0]  # [size, size, 4]
     except (ValueError, FileNotFoundError) as error:
@@ -172,10 +159,8 @@ def evaluation_folders(root: Path | str, key: str = "--data") -> list[Path]:
     """The objects of an evaluation root, sorted: its folders of views, or those two levels below.
 
     <root>/<object>/000.png is the layout above; <root>/<object>/render_mvs_25/model/000.png is that of the GSO renders
-    which Free3D and EscherNet are evaluated on.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such root, or nothing in it.
+    which Free3D and EscherNet are evaluated on. Raises FileNotFoundError or ValueError where there is no such root, or
+    nothing in it.
     """
     index = open_index(root, key)
     found = []

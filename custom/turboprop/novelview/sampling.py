@@ -16,10 +16,8 @@ PredictNoise = Callable[[Tensor, Tensor, NovelViewCondition], Tensor]  # noisy [
 def sampling_timesteps(num_timesteps: int, num_steps: int) -> list[int]:
     """Evenly spaced timesteps from T - 1 downwards ("trailing", Lin et al. 2024, arXiv 2305.08891, section 3.3).
 
-    They begin where the picture is nearest to noise, which the first step is given.
-
-    Raises:
-        ValueError: a number of steps outside of 1 to T.
+    They begin where the picture is nearest to noise, which the first step is given. Raises ValueError for a number of
+    steps outside of 1 to T.
     """
     if not 1 <= num_steps <= num_timesteps:
         raise UserError(f"num_steps: expected 1 to {num_timesteps}, got {num_steps}")

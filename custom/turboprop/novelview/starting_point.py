@@ -24,9 +24,7 @@ def starting_model(
     """A model with the given settings and the weights of the start, in float32 on the CPU.
 
     What the start does not have (injection; a projection of tokens of another width) begins as `conditioning` says.
-
-    Raises:
-        FileNotFoundError, ValueError: a start that cannot be loaded, or that does not fit the settings.
+    Raises FileNotFoundError or ValueError for a start that cannot be loaded, or that does not fit the settings.
     """
     if _is_novel_view_model(name):
         start = load_novel_view_model(name)

@@ -38,10 +38,8 @@ class NovelViewTeacher(LatentTeacher[NovelViewCondition]):
     ) -> "NovelViewTeacher":
         """Loads a teacher; see `loading.load_novel_view_model` for the layouts.
 
-        Foreign files do not say what the fourth number is: it goes by their names (`loading.fourth_number_of`).
-
-        Raises:
-            FileNotFoundError, ValueError: as `loading.load_novel_view_model`.
+        Foreign files do not say what the fourth number is: it goes by their names (`loading.fourth_number_of`). Raises
+        as `loading.load_novel_view_model`.
         """
         device = torch.device(device)
         half = half_precision_weights and device.type != "cpu"
@@ -59,11 +57,8 @@ class NovelViewTeacher(LatentTeacher[NovelViewCondition]):
 
     @torch.no_grad()
     def encode_view(self, image: Tensor) -> EncodedView:  # [B, 3, H, W] in [0, 1]
-        """What the model's frozen parts say about input views; pictures are resized to the model's size.
-
-        Raises:
-            ValueError: pictures that are not square.
-        """
+        """What the model's frozen parts say about input views; pictures are resized to the model's size. Raises
+        ValueError for pictures that are not square."""
         return self.model.encode_view(square_image(image.to(self.device, torch.float32), self.image_size))
 
     @torch.no_grad()
@@ -79,10 +74,8 @@ class NovelViewTeacher(LatentTeacher[NovelViewCondition]):
     ) -> NovelViewCondition:
         """The condition of B views of the object in `image`.
 
-        The picture is encoded once as long as the same tensor is given, unchanged.
-
-        Raises:
-            ValueError: pictures that are not square, or of another number than 1 or B.
+        The picture is encoded once as long as the same tensor is given, unchanged. Raises ValueError for pictures that
+        are not square, or of another number than 1 or B.
         """
         view = self._encoded_once(image).expanded(len(elevation))
         cond_camera = (cond_elevation_deg, cond_azimuth_deg, cond_camera_distance)

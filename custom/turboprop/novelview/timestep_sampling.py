@@ -107,10 +107,7 @@ def interpolated_noise_shift(alphas_cumprod: Tensor, scale: float) -> Tensor:  #
     """A schedule whose signal-to-noise ratio is unchanged at t = 0 and `scale` times lower at t = T - 1. Returns [T].
 
     log SNR'(t) = log SNR(t) - t / (T - 1) log(scale): MV-Adapter (Huang et al. 2024, arXiv 2412.03632) trains with
-    scale 8, so that high noise hides the global structure too.
-
-    Raises:
-        ValueError: a scale that is not above 0.
+    scale 8, so that high noise hides the global structure too. Raises ValueError for a scale that is not above 0.
     """
     if not scale > 0:
         raise UserError(f"noise_shift: expected a number above 0, got {scale}")

@@ -27,11 +27,8 @@ def save_checkpoint(path: Path, held: dict[str, Any], identity: dict[str, Any]) 
 
 
 def load_checkpoint(path: Path, held: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Puts a checkpoint into `held`, in place.
-
-    Raises:
-        ValueError: it was written by another recipe or with another seed.
-    """
+    """Puts a checkpoint into `held`, in place. Raises ValueError where it was written by another recipe or with another
+    seed."""
     content = torch.load(path, map_location="cpu", weights_only=True)
     for key, value in identity.items():
         if content["identity"].get(key) != value:

@@ -37,11 +37,8 @@ class Settings:
     report: Callable[[str], None] = print
 
     def steps_or(self, steps: int) -> int:
-        """The steps asked for, else the recipe's own; with minutes given, no limit.
-
-        Raises:
-            ValueError: both steps and minutes were given, or minutes that are not above 0.
-        """
+        """The steps asked for, else the recipe's own; with minutes given, no limit. Raises ValueError for both steps and
+        minutes, or for minutes that are not above 0."""
         if self.minutes is None:
             return self.steps or steps
         if self.steps is not None:
@@ -56,11 +53,8 @@ class Settings:
         return self.device.type == "cuda" or computes_bfloat16()
 
     def view_bank(self, turns: int) -> ViewBank:
-        """The view bank of the settings: read, or traced and saved.
-
-        Raises:
-            ValueError: the file is no view bank, or its views do not come in `turns`.
-        """
+        """The view bank of the settings: read, or traced and saved. Raises ValueError where the file is no view bank,
+        or its views do not come in `turns`."""
         path = self.views or self.work.parent / f"views-{self.view_count}x{turns}.npz"
         if path.is_file():
             bank = load_view_bank(path)

@@ -133,7 +133,7 @@ def _shown(figures: dict[str, float]) -> str:
 
 
 def _left(state: TrainingState, options: TrainingOptions, rate: float) -> str:
-    """Of how many steps, and the minutes left at `rate` steps a second."""
+    """The text after the step: how many there are, and the minutes left at `rate` steps a second."""
     if options.minutes is not None:
         return f" ({max(0.0, options.minutes - state.seconds / 60):.0f} min left)"
     return f"/{options.steps} ({(options.steps - state.step) / rate / 60:.0f} min left)"
@@ -153,10 +153,8 @@ def train(
     Returns:
         The averaged weights of each module, and the state. Where SIGINT or SIGTERM came, the state's step is less
         than the state's `steps`.
-
-    Raises:
-        FloatingPointError: the loss is not finite; the last checkpoint stays.
-        ValueError: the checkpoint is of another model or seed.
+    Raises FloatingPointError where the loss is not finite (the last checkpoint stays), and ValueError where the
+    checkpoint is of another model or seed.
     """
     modules = recipe.modules
     averages = {name: copy.deepcopy(module).requires_grad_(False).eval() for name, module in modules.items()}

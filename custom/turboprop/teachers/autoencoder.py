@@ -59,11 +59,8 @@ class LatentTeacher(Teacher[ConditionT]):
 
 
 class TextToImageTeacher(LatentTeacher[ConditionT]):
-    """What the text-to-image models in latents share: parts that fit together, frozen.
-
-    Raises:
-        ValueError: an unknown prediction type, or a denoiser of other channels than the autoencoder has.
-    """
+    """What the text-to-image models in latents share: parts that fit together, frozen. Raises ValueError for an unknown
+    prediction type, or a denoiser of other channels than the autoencoder has."""
 
     def __init__(
         self,

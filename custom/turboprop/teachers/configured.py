@@ -34,11 +34,8 @@ def loading_options(cfg: TeacherConfig) -> LoadingOptions:
 
 
 def configured_teacher(cfg: TeacherConfig, device: torch.device, name: str = "") -> Teacher:
-    """The teacher of a config; `name` is a folder, a file or a hub id in place of the config's own.
-
-    Raises:
-        FileNotFoundError, ValueError: as `pretrained.load_teacher`.
-    """
+    """The teacher of a config; `name` is a folder, a file or a hub id in place of the config's own. Raises as
+    `pretrained.load_teacher`."""
     if cfg.teacher_type:
         return threestudio.find(cfg.teacher_type)(cfg.teacher)
     name = name or cfg.pretrained_model_name_or_path

@@ -108,10 +108,8 @@ class Teacher(ABC, Generic[ConditionT]):
     def condition(self, embeddings: Tensor, cameras: Cameras | None, num_views: int = 1) -> Condition:
         """What the teacher is asked about B samples: a text each [B, N, D], and where it wants to know, their cameras.
 
-        Samples come in sets of `num_views` of one object. Here the text is all.
-
-        Raises:
-            ValueError: the teacher needs what is not given, or knows single views alone.
+        Samples come in sets of `num_views` of one object. Here the text is all. Raises ValueError where the teacher
+        needs what is not given, or knows single views alone.
         """
         if num_views != 1:
             raise UserError(f"n_view: this teacher knows single views alone, expected 1, got {num_views}")

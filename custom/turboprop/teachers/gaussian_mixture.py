@@ -25,9 +25,7 @@ class GaussianMixtureTeacher(Teacher[TextCondition]):
         means: [K, C, S, S], the components' means.
         stds: K numbers, the components' standard deviations (>= 0; 0 is a set of points).
         alphas_cumprod: [T]; None takes latent diffusion's scaled-linear schedule of 1000 steps.
-
-    Raises:
-        ValueError: shapes that do not fit together, or a negative standard deviation.
+    Raises ValueError for shapes that do not fit together, or a negative standard deviation.
     """
 
     def __init__(self, means: Tensor, stds: Sequence[float] | Tensor, alphas_cumprod: Tensor | None = None) -> None:

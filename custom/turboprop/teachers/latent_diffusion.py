@@ -22,9 +22,7 @@ class LatentDiffusionTeacher(TextToImageTeacher[TextCondition]):
         vae: the autoencoder; its depth gives the images' side.
         alphas_cumprod: [T].
         prediction_type: what the denoiser predicts: epsilon, v_prediction or sample.
-
-    Raises:
-        ValueError: a denoiser that is not one of this family, or that does not fit the autoencoder.
+    Raises ValueError for a denoiser that is not one of this family, or that does not fit the autoencoder.
     """
 
     def __init__(self, unet: Any, vae: Any, alphas_cumprod: Tensor, prediction_type: str) -> None:
@@ -42,11 +40,8 @@ class LatentDiffusionTeacher(TextToImageTeacher[TextCondition]):
         device: torch.device | str = "cpu",
         options: LoadingOptions = DEFAULT_OPTIONS,
     ) -> "LatentDiffusionTeacher":
-        """Loads a teacher. The text encoder is not part of it.
-
-        Raises:
-            FileNotFoundError, ValueError: as `weights.model_folder`; or a part that does not load.
-        """
+        """Loads a teacher. The text encoder is not part of it. Raises as `weights.model_folder`, and ValueError for a
+        part that does not load."""
         from diffusers import AutoencoderKL
 
         device = torch.device(device)

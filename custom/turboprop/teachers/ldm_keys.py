@@ -28,11 +28,8 @@ def fill(
     tensors: Mapping[str, Tensor],  # of the file, those of this part
     convert: Converter,
 ) -> None:
-    """Gives `network` its weights.
-
-    Raises:
-        ValueError: weights are missing, left over or of another shape; the message names them.
-    """
+    """Gives `network` its weights. Raises ValueError where weights are missing, left over or of another shape; the
+    message names them."""
     origins = key_origins(tensors, convert)
     expected = network.state_dict()
     problems = []

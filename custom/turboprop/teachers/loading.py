@@ -57,11 +57,8 @@ def load_denoiser(
     options: LoadingOptions,
     prefer_half: bool = False,  # fetch the fp16 variant's files where there are any
 ) -> Denoiser:
-    """unet/ and scheduler/ of a model.
-
-    Raises:
-        FileNotFoundError, ValueError: as `weights.model_folder`; or a part that does not load.
-    """
+    """unet/ and scheduler/ of a model. Raises as `weights.model_folder`, and ValueError for a part that does not
+    load."""
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
     device = torch.device(device)

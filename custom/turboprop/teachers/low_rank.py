@@ -63,9 +63,7 @@ class LowRankTeacher(nn.Module, Teacher[CameraCondition]):
         denoiser: the pretrained network; stays frozen.
         base: the teacher whose latents this one is about: it encodes and decodes.
         rank: of each adapter.
-
-    Raises:
-        ValueError: a denoiser that takes conditions besides the prompt, or that does not fit the base teacher.
+    Raises ValueError for a denoiser that takes conditions besides the prompt, or that does not fit the base teacher.
     """
 
     def __init__(self, denoiser: Denoiser, base: Teacher, rank: int = 4) -> None:

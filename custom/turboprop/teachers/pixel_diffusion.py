@@ -19,9 +19,7 @@ class PixelDiffusionTeacher(Teacher[TextCondition]):
         unet: the denoiser, of 3 channels; it may answer 6, whose last 3 are a learned variance and are left out.
         alphas_cumprod: [T].
         prediction_type: what the first 3 channels of the answer are: epsilon, v_prediction or sample.
-
-    Raises:
-        ValueError: a denoiser that is not one of this family, such as a super-resolution stage.
+    Raises ValueError for a denoiser that is not one of this family, such as a super-resolution stage.
     """
 
     def __init__(self, unet: Any, alphas_cumprod: Tensor, prediction_type: str) -> None:
@@ -48,11 +46,8 @@ class PixelDiffusionTeacher(Teacher[TextCondition]):
         device: torch.device | str = "cpu",
         options: LoadingOptions = DEFAULT_OPTIONS,
     ) -> "PixelDiffusionTeacher":
-        """Loads a teacher, from its fp16 variant where it has one and half precision is asked for.
-
-        Raises:
-            FileNotFoundError, ValueError: as `weights.model_folder`; or a part that does not load.
-        """
+        """Loads a teacher, from its fp16 variant where it has one and half precision is asked for. Raises as
+        `weights.model_folder`, and ValueError for a part that does not load."""
         half = options.half_precision_weights
         denoiser = load_denoiser(pretrained_model_name_or_path, device, options, prefer_half=half)
         return cls(denoiser.unet, denoiser.alphas_cumprod, denoiser.prediction_type)

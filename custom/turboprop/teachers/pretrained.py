@@ -25,10 +25,7 @@ def load_teacher(
     """The teacher of a model folder, a hub id, or MVDream's own file.
 
     A multi-view model if it is MVDream's file or the folder lists its network, a latent diffusion model if it lists an
-    autoencoder, else a pixel-space one.
-
-    Raises:
-        FileNotFoundError, ValueError: as `weights.model_folder`; or a part that does not load.
+    autoencoder, else a pixel-space one. Raises as `weights.model_folder`, and ValueError for a part that does not load.
     """
     if is_multi_view(pretrained_model_name_or_path):
         from .multi_view.teacher import MultiViewTeacher

@@ -32,11 +32,8 @@ def encode_prompts(
     use_cache: bool = True,
     half_precision: bool = False,  # store and return float16
 ) -> PromptEmbeddings:
-    """Embeddings of P prompts, on the CPU. Equal prompts are encoded once; each that is too long is warned of.
-
-    Raises:
-        MissingFileError, UserError: as `weights.model_folder` and `TextEncoder`.
-    """
+    """Embeddings of P prompts, on the CPU. Equal prompts are encoded once; each that is too long is warned of. Raises
+    as `weights.model_folder` and `TextEncoder`."""
     t5 = is_t5(pretrained_model_name_or_path)
     folder = model_folder(pretrained_model_name_or_path, TEXT_PARTS, prefer_half=t5)
     distinct = list(dict.fromkeys(prompts))

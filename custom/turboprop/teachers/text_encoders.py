@@ -52,9 +52,7 @@ class TextEncoder(_TextModel):
     Args:
         folder: the model folder, with tokenizer/ and text_encoder/.
         device: where the text model runs.
-
-    Raises:
-        UserError: a part that does not load.
+    Raises UserError for a part that does not load.
     """
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:

@@ -74,10 +74,8 @@ def model_folder(name: str, parts: Sequence[str] = DENOISER_PARTS + TEXT_PARTS, 
         name: a folder in diffusers' layout, or a hub id "owner/name".
         parts: the sub-folders that are needed.
         prefer_half: fetch the fp16 variant of a part that has one, which is half as large.
-
-    Raises:
-        FileNotFoundError: the folder or one of its files is missing, or the hub id cannot be fetched.
-        ValueError: `name` is empty, or a file is broken.
+    Raises FileNotFoundError where the folder or one of its files is missing, or the hub id cannot be fetched, and
+    ValueError where `name` is empty, or a file is broken.
     """
     if _is_local(name):
         folder = Path(name).expanduser()
@@ -129,11 +127,7 @@ def part_folder(folder: Path, part: str) -> Path:
 
 def check_folder(folder: Path, parts: Sequence[str] = DENOISER_PARTS + TEXT_PARTS) -> None:
     """Checks that a folder has the parts of a diffusers model and that their configs and weight headers are readable.
-
-    Raises:
-        FileNotFoundError: something is missing; the message names it.
-        ValueError: a file is broken; the message names it.
-    """
+    Raises FileNotFoundError where something is missing, and ValueError where a file is broken; the message names it."""
     if not folder.is_dir():
         raise MissingFileError(
             f"pretrained_model_name_or_path: no folder {folder}; expected a folder in diffusers' layout "

@@ -86,10 +86,8 @@ def _start_worker() -> None:
 def build_view_bank(views: int, seed: int, progress=lambda name: None, turns: int = 1, workers: int = 1) -> ViewBank:
     """Trace `views` views of every kind, about 80 ms of processor time each, in `workers` processes.
 
-    With `turns` = 4, views come in fours: a quarter turn apart at one elevation and distance.
-
-    Raises:
-        ValueError: `views` is not a multiple of `turns`.
+    With `turns` = 4, views come in fours: a quarter turn apart at one elevation and distance. Raises ValueError where
+    `views` is not a multiple of `turns`.
     """
     if views < 1 or views % turns:
         raise ValueError(f"views: expected a positive multiple of {turns} (turns), got {views}")

@@ -61,11 +61,9 @@ def rasterize_gaussians(
     """One camera's image of 3D Gaussians (Kerbl et al. 2023).
 
     Differentiable in means, quaternions, scales, opacities, colors, background, means2d_offsets, and in c2w and
-    intrinsics. ``means2d`` keeps its gradient. No Gaussian at all, or none visible, gives the background.
-
-    Raises:
-        ValueError: a wrong shape, a value that is not finite (the message names the tensor).
-        UserError: a backend that is not to be had here.
+    intrinsics. ``means2d`` keeps its gradient. No Gaussian at all, or none visible, gives the background. Raises
+    ValueError for a wrong shape, a value that is not finite (the message names the tensor), and UserError for a backend
+    that is not to be had here.
     """
     if c2w.dim() != 2:
         raise ValueError(

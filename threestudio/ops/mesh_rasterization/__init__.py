@@ -50,8 +50,7 @@ def rasterize(
         mvp: world to clip space [B, 4, 4], row 0 of the image at y = -w.
     Returns:
         Fragments; barycentric and depth are differentiable in v_pos and mvp.
-    Raises:
-        UserError: a mesh without faces or with NaN, a singular mvp, or an image larger than memory.
+    Raises UserError for a mesh without faces or with NaN, a singular mvp, or an image larger than memory.
     """
     check_image(mvp.shape[0], height, width, v_pos.device)
     check_mesh(v_pos, t_pos_idx)

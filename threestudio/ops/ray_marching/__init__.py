@@ -37,8 +37,7 @@ def march_occupied(
     Args:
         rays_o, rays_d: [N, 3]; t_min, t_max: [N] (no steps where t_max <= t_min or either is NaN); step: length, > 0.
         binaries: occupied cells [R, R, R] bool over bbox [2, 3], or None: all are.
-    Raises:
-        UserError: a step that is not above 0, or so short that a ray has more than MOST_STEPS.
+    Raises UserError for a step that is not above 0, or so short that a ray has more than MOST_STEPS.
     """
     if not step > 0:
         raise UserError(f"ray marching: step length: expected > 0, got {step}")

@@ -69,11 +69,8 @@ def render_weight_from_alpha(alpha: Tensor, ray_indices: Tensor, backend: str = 
 def accumulate_along_rays(
     weights: Tensor, values: Tensor | None, ray_indices: Tensor, n_rays: int, backend: str = "auto"
 ) -> Tensor:
-    """Weighted sum on each ray: weights [S], values [S, C] or None (ones) -> [n_rays, C].
-
-    Raises:
-        ValueError: a ray's index that is not below n_rays (not looked for on CUDA, where the sample counts for none).
-    """
+    """Weighted sum on each ray: weights [S], values [S, C] or None (ones) -> [n_rays, C]. Raises ValueError for a ray's
+    index that is not below n_rays (not looked for on CUDA, where the sample counts for none)."""
     if weights.device.type == "cpu" and ray_indices.numel() > 0:
         low, high = ray_indices[0].item(), ray_indices[-1].item()
         if low < 0 or high >= n_rays:

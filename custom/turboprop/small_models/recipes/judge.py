@@ -94,11 +94,8 @@ class MiniJudge:
 
 
 def run(settings: Settings) -> bool:
-    """Trains the judge and writes its folder; False where it was stopped before its end.
-
-    Raises:
-        ValueError: a batch that is odd, an output that is no folder, or a file that is no view bank.
-    """
+    """Trains the judge and writes its folder; False where it was stopped before its end. Raises ValueError for a batch
+    that is odd, an output that is no folder, or a file that is no view bank."""
     batch = settings.batch or DEFAULT_BATCH
     if batch < 2 or batch % 2:
         raise ValueError(f"--batch: expected an even number of at least 2, got {batch}")

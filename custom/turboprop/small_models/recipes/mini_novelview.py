@@ -159,7 +159,7 @@ def exact_views(objects: ViewedObjects) -> Tensor:
 
 
 def mean_silhouette_iou(pictures: Tensor, objects: ViewedObjects) -> float:  # [N * V, 3, H, W] in [0, 1]
-    """Of pictures of the objects' views but the first, told from their background by colour."""
+    """The mean IoU of silhouettes, told by colour, with the true ones. The pictures are all views but the first."""
     coverage = objects.coverage[:, 1:]  # [N, V, ...]
     colors = torch.stack([role_colors(spec.main, spec.accent) for spec in objects.specs])
     shapes = silhouettes(pictures, colors.repeat_interleave(coverage.shape[1], 0))

@@ -247,10 +247,7 @@ render among 24 azimuths lies on the side that the caption's word names.
 
 def run(settings: Settings) -> bool:
     """Trains mini-sd and writes its folder; False where it was stopped before its end. Its autoencoder must be there.
-
-    Raises:
-        FileNotFoundError: there is no autoencoder in the folder.
-    """
+    Raises FileNotFoundError where there is no autoencoder in the folder."""
     from diffusers import AutoencoderKL
 
     if not (settings.output / "vae" / "config.json").is_file():

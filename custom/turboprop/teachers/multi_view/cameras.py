@@ -19,13 +19,11 @@ def camera_numbers(
 ) -> Tensor:
     """The sixteen numbers of each camera: [B, 16].
 
-    "mvdream": c2w row by row, its translation of unit length (MVDream's code, camera_utils.normalize_camera). How
-    large an object looks is then unknown to the network.
+    "mvdream": c2w row by row, its translation of unit length (MVDream's code, camera_utils.normalize_camera). How large
+    an object looks is then unknown to the network.
     "apparent_scale": as before, and in the last place, which is 1 in any c2w, 10 log(distance tan(fovy / 2)): half
-    the height of the picture at the origin. Distance and field of view are told so.
-
-    Raises:
-        ValueError: an unknown encoding.
+    the height of the picture at the origin. So the network is told distance and field of view.
+    Raises ValueError for an unknown encoding.
     """
     check_choice("camera encoding", encoding, ENCODINGS)
     position = c2w[:, :3, 3]

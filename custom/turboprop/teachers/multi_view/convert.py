@@ -32,13 +32,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def convert(file: Path, output: Path, half: bool = False, tokenizer: str | None = None) -> list[str]:
-    """Writes the folder and returns the names of its parts.
-
-    Raises:
-        FileExistsError: `output` holds something.
-        FileNotFoundError, ValueError: as `published.read_original` and `published.network_of`, before anything is
-            written.
-    """
+    """Writes the folder and returns the names of its parts. Raises FileExistsError where `output` holds something, and
+    as `published.read_original` and `published.network_of`, before anything is written."""
     from ..weights import model_folder, part_folder
     from .published import autoencoder_of, network_of, read_original, schedule_of, text_encoder_of
 

@@ -27,11 +27,8 @@ PUBLISHED = {
 
 
 def fetch_published(name: str) -> str:
-    """A file or folder of one of PUBLISHED, from the hub or its local cache, for `load_teacher`.
-
-    Raises:
-        FileNotFoundError: none of its places answers; the message names them.
-    """
+    """A file or folder of one of PUBLISHED, from the hub or its local cache, for `load_teacher`. Raises
+    FileNotFoundError where none of its places answers; the message names them."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 

@@ -48,11 +48,7 @@ class MultiViewUNet(ModelMixin, ConfigMixin):
         cameras: Tensor | None = None,  # [S * V, 16]; None, or zeros for one: plain pictures of no known camera
         num_views: int = 1,  # V
     ) -> Tensor:  # [S * V, C, h, w]
-        """What the network predicts.
-
-        Raises:
-            ValueError: the batch does not hold whole sets.
-        """
+        """What the network predicts. Raises ValueError where the batch does not hold whole sets."""
         if noisy.shape[0] % num_views:
             raise UserError(f"expected whole sets of {num_views} views, got {noisy.shape[0]} pictures")
         if cameras is None:

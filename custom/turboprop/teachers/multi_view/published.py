@@ -52,12 +52,8 @@ class OriginalParts:
 
 
 def read_original(path: Path) -> OriginalParts:
-    """The tensors of an original file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is not a file of tensors, or has tensors of no known part; the message names them.
-    """
+    """The tensors of an original file. Raises FileNotFoundError where it is missing, and ValueError where it is no file
+    of tensors, or has tensors of no known part; the message names them."""
     tensors = read_tensors(path)
     tensors = {key: value for key, value in tensors.items() if not key.startswith("model_ema.")}
     prefixes = (UNET_PREFIX, VAE_PREFIX, TEXT_KEYS)
@@ -99,11 +95,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def network_of(tensors: Mapping[str, Tensor], **known: Any) -> MultiViewUNet:
-    """MVDream's denoiser, of tensors without a prefix; `known` is what shapes do not tell (`unet_config`).
-
-    Raises:
-        ValueError: weights are missing, left over or of another shape; the message names them.
-    """
+    """MVDream's denoiser, of tensors without a prefix; `known` is what shapes do not tell (`unet_config`). Raises
+    ValueError where weights are missing, left over or of another shape; the message names them."""
     config = unet_config(tensors, **known)
     with torch.device("meta"):
         network = MultiViewUNet(config, CAMERA_ENCODING, NUM_VIEWS)
@@ -135,11 +128,8 @@ def text_encoder_of(tensors: Mapping[str, Tensor]) -> nn.Module:  # CLIPTextMode
 
 
 def schedule_of(tables: Mapping[str, Tensor]) -> Any:  # DDIMScheduler
-    """Stable Diffusion's noise schedule, which is MVDream's.
-
-    Raises:
-        ValueError: the file's own table says otherwise.
-    """
+    """Stable Diffusion's noise schedule, which is MVDream's. Raises ValueError where the file's own table says
+    otherwise."""
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler(
@@ -160,11 +150,8 @@ def schedule_of(tables: Mapping[str, Tensor]) -> Any:  # DDIMScheduler
 
 
 def community_network(folder: Path) -> MultiViewUNet:  # a checked model folder
-    """The denoiser of a community folder.
-
-    Raises:
-        ValueError: as `network_of`; or ImageDream's network, which wants a picture too.
-    """
+    """The denoiser of a community folder. Raises as `network_of`, and ValueError for ImageDream's network, which wants
+    a picture too."""
     config = read_json(part_folder(folder, "unet") / "config.json")
     if config.get("ip_dim"):
         raise UserError(f"{folder}: the network is ImageDream's (ip_dim {config['ip_dim']}), expected MVDream's")

@@ -58,11 +58,9 @@ class MultiViewCondition:
 class MultiViewTeacher(TextToImageTeacher[MultiViewCondition]):
     """MVDream's kind of model: a MultiViewUNet, an AutoencoderKL and a scheduler's schedule.
 
-    Pictures have the side that the network was trained with, or `image_size`.
-
-    Raises:
-        ValueError: a denoiser that does not fit the autoencoder, an unknown prediction type, or pictures whose side is
-            no multiple of the autoencoder's factor.
+    Pictures have the side that the network was trained with, or `image_size`. Raises ValueError for a denoiser that
+    does not fit the autoencoder, an unknown prediction type, or pictures whose side is no multiple of the autoencoder's
+    factor.
     """
 
     def __init__(
@@ -94,11 +92,7 @@ class MultiViewTeacher(TextToImageTeacher[MultiViewCondition]):
         device: torch.device | str,
         options: LoadingOptions,
     ) -> "MultiViewTeacher":
-        """Loads a teacher from its checked folder.
-
-        Raises:
-            ValueError: a part that does not load.
-        """
+        """Loads a teacher from its checked folder. Raises ValueError for a part that does not load."""
         from diffusers import AutoencoderKL, DDPMScheduler
 
         device = torch.device(device)
@@ -121,12 +115,8 @@ class MultiViewTeacher(TextToImageTeacher[MultiViewCondition]):
         device: torch.device | str,
         options: LoadingOptions,
     ) -> "MultiViewTeacher":
-        """Loads a teacher from the file that MVDream's authors published.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: weights are missing, left over or of another shape; the message names them.
-        """
+        """Loads a teacher from the file that MVDream's authors published. Raises FileNotFoundError where it is missing,
+        and ValueError where weights are missing, left over or of another shape; the message names them."""
         device = torch.device(device)
         dtype = options.dtype(device)
         try:
@@ -146,11 +136,8 @@ class MultiViewTeacher(TextToImageTeacher[MultiViewCondition]):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str, device: torch.device | str, options: LoadingOptions
     ) -> "MultiViewTeacher":
-        """Loads a teacher from a folder in diffusers' layout, a hub id, or MVDream's own file.
-
-        Raises:
-            FileNotFoundError, ValueError: as `weights.model_folder`; or a part that does not load.
-        """
+        """Loads a teacher from a folder in diffusers' layout, a hub id, or MVDream's own file. Raises as
+        `weights.model_folder`, and ValueError for a part that does not load."""
         if is_weight_file(pretrained_model_name_or_path):
             return cls.from_original(Path(pretrained_model_name_or_path).expanduser(), device, options)
         return cls.from_folder(model_folder(pretrained_model_name_or_path, DENOISER_PARTS), device, options)

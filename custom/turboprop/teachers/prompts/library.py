@@ -37,10 +37,8 @@ def load_prompt_library(name_or_path: str) -> PromptLibrary:
     Args:
         name_or_path: a JSON file, or the name of one in the working directory's load/ ("name" or
             "name_prompt_library"). A split that the file lacks, but for "train", is the train split.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not JSON, not of the form above, an unknown split, no train prompts, or an empty prompt.
+    Raises FileNotFoundError where there is no such file, and ValueError where it is not JSON of the form above, or has
+    an unknown split, no train prompts, or an empty prompt.
     """
     path = _library_path(name_or_path)
     try:
