@@ -39,13 +39,6 @@ class ReferenceViews:
     def azimuth(self) -> Tensor:  # [V], degrees in [-180, 180]
         return cartesian_to_spherical(self.c2w[:, :3, 3])[1].rad2deg()
 
-    def __getitem__(self, which: Tensor) -> ReferenceViews:  # [N], integer
-        def chosen(values: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
-            return None if values is None else tuple(values[index] for index in which.tolist())
-
-        pictures = tuple(self.pictures[index] for index in which.tolist())
-        return ReferenceViews(pictures, self.c2w[which], self.fovy[which], chosen(self.depths), chosen(self.normals))
-
     def at(self, height: int, width: int) -> SizedViews:
         """The pictures at one size; where the shapes differ, transparent borders are added, nothing is stretched."""
         aspect = width / height

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import warnings
 from argparse import Namespace
+from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -60,6 +61,18 @@ class NotesProgress(pl.Callback):
         self.so_far.started = self.so_far.trained = True
 
 
+@dataclass(frozen=True)
+class Job:
+    """What the command line and the config ask for, read and checked."""
+
+    args: Namespace
+    cfg: DictConfig
+    trainer_args: dict[str, Any]
+    checkpoint_args: dict[str, Any]
+    so_far: RunSoFar
+    signals: StopSignals
+
+
 def run_reporting_errors(args: Namespace, overrides: list[str], n_gpus: int) -> int:
     """Runs; an error that is meant for the user is one line. Returns the exit code."""
     keep_freed_memory()
@@ -97,36 +110,29 @@ def run(args: Namespace, overrides: list[str], n_gpus: int, so_far: RunSoFar, si
     so_far.cfg = cfg
     if args.train and not args.dry_run:
         _go_on_after_restart(cfg)
-    trainer_args, checkpoint_args = trainer_arguments(cfg, on_gpu), checkpoint_arguments(cfg)
+    job = Job(args, cfg, trainer_arguments(cfg, on_gpu), checkpoint_arguments(cfg), so_far, signals)
     checkpoint = _checked_resume(cfg, args)
     if args.train:
         check_unused(cfg)
-    with running_on(trainer_device(trainer_args["accelerator"], trainer_args["devices"])):
-        _run(args, cfg, trainer_args, checkpoint_args, checkpoint, so_far, signals)
+    with running_on(trainer_device(job.trainer_args["accelerator"], job.trainer_args["devices"])):
+        _run(job, checkpoint)
 
 
-def _run(
-    args: Namespace,
-    cfg: DictConfig,
-    trainer_args: dict[str, Any],
-    checkpoint_args: dict[str, Any],
-    checkpoint: dict | None,
-    so_far: RunSoFar,
-    signals: StopSignals,
-) -> None:
+def _run(job: Job, checkpoint: dict | None) -> None:
     """Builds and runs what has been checked, on the trainer's device."""
+    args, cfg, so_far = job.args, job.cfg, job.so_far
     records = complete_config(cfg)
     pl.seed_everything(cfg.seed + get_rank(), workers=True, verbose=False)
     datamodule, system = build(cfg)
     if checkpoint is not None and not args.train:
         system.set_resume_status(checkpoint["epoch"], checkpoint["global_step"])
     if args.dry_run:
-        dry_run(args, cfg, datamodule, system, trainer_args, so_far)
+        dry_run(job, datamodule, system)
         return
     existed = os.path.exists(cfg.trial_dir) and not cfg.stamped_now
     try:
         with owned_trial_folder(cfg, trains=args.train):
-            run_in_folder(args, cfg, datamodule, system, trainer_args, checkpoint_args, so_far, signals, records)
+            run_in_folder(job, datamodule, system, records)
     except BaseException:
         if not so_far.started and not existed and get_rank() == 0:  # the loggers' empty files are all there is
             shutil.rmtree(cfg.trial_dir, ignore_errors=True)
@@ -134,28 +140,19 @@ def _run(
     threestudio.info(f"Results: {cfg.trial_dir}")
 
 
-def run_in_folder(
-    args: Namespace,
-    cfg: DictConfig,
-    datamodule: pl.LightningDataModule,
-    system: BaseSystem,
-    trainer_args: dict[str, Any],
-    checkpoint_args: dict[str, Any],
-    so_far: RunSoFar,
-    signals: StopSignals,
-    records: list[Record],
-) -> None:
+def run_in_folder(job: Job, datamodule: pl.LightningDataModule, system: BaseSystem, records: list[Record]) -> None:
     """Runs what was built, in the trial's folder."""
+    args, cfg = job.args, job.cfg
     system.set_save_dir(os.path.join(cfg.trial_dir, "save"))
     if args.train and get_rank() == 0:
         for record in records:
             record(system)
-    callbacks: list[pl.Callback] = [NotesProgress(so_far)]
+    callbacks: list[pl.Callback] = [NotesProgress(job.so_far)]
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(CustomProgressBar())
     loggers: Any = False
     if args.train:
-        callbacks += training_callbacks(args.config, cfg, checkpoint_args, signals)
+        callbacks += training_callbacks(job)
         loggers = [
             TensorBoardLogger(cfg.trial_dir, name="tb_logs"),
             CSVLogger(cfg.trial_dir, name="csv_logs"),
@@ -167,10 +164,10 @@ def run_in_folder(
         default_root_dir=cfg.trial_dir,
         enable_checkpointing=args.train,
         plugins=[AtomicCheckpointIO()],
-        **trainer_args,
+        **job.trainer_args,
     )
-    so_far.trainer = trainer
-    join_restarted_processes("nccl" if trainer_args["accelerator"] == "gpu" else "gloo")
+    job.so_far.trainer = trainer
+    join_restarted_processes("nccl" if job.trainer_args["accelerator"] == "gpu" else "gloo")
     execute(args, cfg, trainer, datamodule, system)
 
 
@@ -210,17 +207,15 @@ def _registered(name: str, key: str, base: type, kind: str) -> type:
     return found
 
 
-def training_callbacks(
-    config_paths: list[str], cfg: DictConfig, checkpoint_args: dict[str, Any], signals: StopSignals
-) -> list[pl.Callback]:
-    stop = NotesStopSignals(signals)
+def training_callbacks(job: Job) -> list[pl.Callback]:
+    cfg, stop = job.cfg, NotesStopSignals(job.signals)
     return [
         stop,
-        CheckpointsToTheEnd(stop, dirpath=os.path.join(cfg.trial_dir, "ckpts"), **checkpoint_args),
+        CheckpointsToTheEnd(stop, dirpath=os.path.join(cfg.trial_dir, "ckpts"), **job.checkpoint_args),
         LearningRateMonitor(logging_interval="step"),
         LogsStepRate(),
         CodeSnapshotCallback(os.path.join(cfg.trial_dir, "code")),
-        ConfigSnapshotCallback(config_paths, cfg, os.path.join(cfg.trial_dir, "configs")),
+        ConfigSnapshotCallback(job.args.config, cfg, os.path.join(cfg.trial_dir, "configs")),
         CommandSnapshot(os.path.join(cfg.trial_dir, "cmd.txt")),
     ]
 
@@ -262,14 +257,7 @@ def _checked_resume(cfg: DictConfig, args: Namespace) -> dict | None:
 # ------------------------------------------------------------------------------------- dry run
 
 
-def dry_run(
-    args: Namespace,
-    cfg: DictConfig,
-    datamodule: pl.LightningDataModule,
-    system: BaseSystem,
-    trainer_args: dict[str, Any],
-    so_far: RunSoFar,
-) -> None:
+def dry_run(job: Job, datamodule: pl.LightningDataModule, system: BaseSystem) -> None:
     """Builds what a run builds before its first step, and prints the config.
 
     Training of no steps runs the real way up to there: data, optimizers, prompts and guidance, and
@@ -279,20 +267,15 @@ def dry_run(
     with tempfile.TemporaryDirectory() as scratch:
         system.set_save_dir(scratch)
         trainer = pl.Trainer(
-            **{
-                **trainer_args,
-                "max_steps": 0,
-                "num_sanity_val_steps": 0,
-                "enable_progress_bar": False,
-            },
-            callbacks=[NotesProgress(so_far)],
+            **{**job.trainer_args, "max_steps": 0, "num_sanity_val_steps": 0, "enable_progress_bar": False},
+            callbacks=[NotesProgress(job.so_far)],
             logger=False,
             enable_checkpointing=False,
             default_root_dir=scratch,
         )
-        if args.train:
-            trainer.fit(system, datamodule=datamodule, ckpt_path=cfg.resume)
-    print(OmegaConf.to_yaml(cfg, resolve=True), end="")
+        if job.args.train:
+            trainer.fit(system, datamodule=datamodule, ckpt_path=job.cfg.resume)
+    print(OmegaConf.to_yaml(job.cfg, resolve=True), end="")
 
 
 # ------------------------------------------------------------------------------------ messages

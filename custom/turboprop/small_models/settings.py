@@ -37,8 +37,8 @@ class Settings:
     report: Callable[[str], None] = print
 
     def steps_or(self, steps: int) -> int:
-        """The steps asked for, else the recipe's own; with minutes given, no limit. Raises ValueError for both steps and
-        minutes, or for minutes that are not above 0."""
+        """The steps asked for, else the recipe's own; with minutes given, no limit. Raises ValueError for both steps
+        and minutes, or for minutes that are not above 0."""
         if self.minutes is None:
             return self.steps or steps
         if self.steps is not None:
