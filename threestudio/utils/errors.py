@@ -28,6 +28,15 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
+def errors_begin_with(key: str) -> Iterator[None]:
+    """Puts `key: ` before the message of a UserError of the block."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+@contextmanager
 def key_of_errors(part: str) -> Iterator[None]:
     """Gives a UserError of the block the full key of a system's part, as `system.geometry`, where it lacks that."""
     try:

@@ -29,7 +29,7 @@ from threestudio.utils.callbacks import (
 from threestudio.utils.config import load_config
 from threestudio.utils.config_completion import Record, complete_config
 from threestudio.utils.devices import get_rank, running_on, trainer_device
-from threestudio.utils.errors import UserError
+from threestudio.utils.errors import UserError, errors_begin_with
 from threestudio.utils.extensions import load_extensions
 from threestudio.utils.failures import RunSoFar, reported
 from threestudio.utils.memory import keep_freed_memory
@@ -198,10 +198,8 @@ def build(cfg: DictConfig) -> tuple[pl.LightningDataModule, BaseSystem]:
 def _registered(name: str, key: str, base: type, kind: str) -> type:
     if not name:
         raise UserError(f"{key}: the registered name of a {kind} is required")
-    try:
+    with errors_begin_with(key):
         found = threestudio.find(name)
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from error
     if not issubclass(found, base):
         raise UserError(f"{key}: '{name}' is not a {kind}")
     return found

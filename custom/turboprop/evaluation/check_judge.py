@@ -17,8 +17,8 @@ from threestudio.utils.markdown import table
 from threestudio.utils.project_files import project_file
 
 from ..world.captions import ObjectSpec, all_specs, caption, held_out
+from ..world.dataset import object_colors
 from ..world.objects import COLORS, KINDS
-from ..world.render import role_colors
 from .cameras import evaluation_cameras, exact_layers, exact_pictures, exact_surface
 from .clip_metrics import ClipJudge, embed_images, embed_texts, load_judge
 from .judge_pictures import other_choice, two_colored_ball
@@ -48,19 +48,22 @@ def draw_specs(by_kind: int, generator: torch.Generator, unseen: bool) -> list[O
     return specs
 
 
+def pictures_of(specs: list[ObjectSpec], layers: dict[str, Tensor]) -> Tensor:
+    """Pictures [P, V, 3, S, S] of objects by their kinds' layers."""
+    background = evaluation_cameras().background
+    drawn = [exact_pictures(spec, layers[spec.kind], background)[0] for spec in specs]
+    return torch.stack(drawn).permute(0, 1, 4, 2, 3)
+
+
 def wrong_pictures(specs: list[ObjectSpec], layers: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
     """For each sort of error, pictures [P, V, 3, S, S] in place of those of `specs`."""
     cameras = evaluation_cameras()
     views, colors, kinds = len(cameras.azimuth), list(COLORS), list(KINDS)
 
-    def draw(wrong: list[ObjectSpec]) -> Tensor:
-        pictures = [exact_pictures(s, layers[s.kind], cameras.background)[0] for s in wrong]
-        return torch.stack(pictures).permute(0, 1, 4, 2, 3)
-
     def each(choose) -> Tensor:
-        return draw([choose(spec) for spec in specs])
+        return pictures_of([choose(spec) for spec in specs], layers)
 
-    roles = torch.stack([role_colors(spec.main, spec.accent) for spec in specs])  # [P, 3, 3]
+    roles = object_colors(specs)  # [P, 3, 3]
     grey = cameras.background.expand(len(specs), 3)
     whole = two_colored_ball(roles[:, 0], roles[:, 1], grey, SIZE, torch.full((len(specs),), -1.0))
     halves = two_colored_ball(roles[:, 0], roles[:, 1], grey, SIZE, torch.zeros(len(specs)))
@@ -89,10 +92,6 @@ def check_judge(judge: ClipJudge, by_kind: int = 3, seed: int = 0) -> list[Check
     gallery = [caption(spec) for spec in all_specs(include_held_out=True)]
     texts = embed_texts(judge, gallery)
 
-    def pictures(specs: list[ObjectSpec], source: dict[str, Tensor]) -> Tensor:
-        drawn = [exact_pictures(s, source[s.kind], cameras.background)[0] for s in specs]
-        return torch.stack(drawn).permute(0, 1, 4, 2, 3)
-
     def row(name: str, specs: list[ObjectSpec], images: Tensor, truth: Tensor | None) -> CheckRow:
         features = embed_images(judge, images.flatten(0, 1)).unflatten(0, images.shape[:2])
         own = torch.tensor([gallery.index(caption(spec)) for spec in specs])
@@ -107,13 +106,13 @@ def check_judge(judge: ClipJudge, by_kind: int = 3, seed: int = 0) -> list[Check
     seen = draw_specs(by_kind, generator, unseen=False)
     unseen = draw_specs(by_kind, generator, unseen=True)
     faced = [spec for spec in seen if spec.shape.has_front]
-    truth = pictures(seen, layers)
+    truth = pictures_of(seen, layers)
     small = F.interpolate(F.avg_pool2d(truth.flatten(0, 1), 4), size=(SIZE, SIZE), mode="bilinear")
     rows = [
         row("true", seen, truth, None),
-        row("true, held out from teachers", unseen, pictures(unseen, layers), None),
+        row("true, held out from teachers", unseen, pictures_of(unseen, layers), None),
         row("true at a quarter of the resolution", seen, small.unflatten(0, truth.shape[:2]), None),
-        row("Janus (right kind and colours)", faced, pictures(faced, doubled), pictures(faced, layers)),
+        row("Janus (right kind and colours)", faced, pictures_of(faced, doubled), pictures_of(faced, layers)),
     ]
     wrong = wrong_pictures(seen, layers, generator)
     return rows + [row(name, seen, images, truth) for name, images in wrong.items()]

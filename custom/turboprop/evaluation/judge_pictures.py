@@ -7,9 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..world.captions import ObjectSpec
-from ..world.dataset import sample_backgrounds
+from ..world.dataset import object_colors, sample_backgrounds
 from ..world.objects import COLORS, KINDS
-from ..world.render import role_colors
 
 
 def degrade(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -92,7 +91,7 @@ def pictures_of_nothing(specs: list[ObjectSpec], size: int, generator: torch.Gen
         torch.rand(count, 3, size, size, generator=generator),
         F.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False),
     )
-    colors = torch.stack([role_colors(spec.main, spec.accent) for spec in specs])
+    colors = object_colors(specs)
     whole = torch.rand(count, generator=generator) < 0.5
     split = torch.where(whole, -1.0, torch.rand(count, generator=generator) - 0.5)
     ball = two_colored_ball(colors[:, 0], colors[:, 1], backgrounds, size, split)

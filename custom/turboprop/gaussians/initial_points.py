@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from threestudio.models.mesh import Mesh
-from threestudio.utils.errors import UserError
+from threestudio.utils.errors import errors_begin_with
 from threestudio.utils.mesh_reading import GREY, load_mesh_file
 from threestudio.utils.surface_sampling import cumulative_areas, draw_on_surface
 
 from .parameters import Parameters
-from .ply import PlyVertices, gaussians_of, holds_gaussians, points_of, read_ply_vertices
+from .ply import gaussians_of, holds_gaussians, points_of, read_ply_vertices
 
 NEIGHBOURS = 3  # Kerbl et al. 2023, section 5.1
 
@@ -83,9 +83,11 @@ def file_points(path: str | Path, count: int, key: str = "mesh file") -> Colored
     """
     path = str(path)
     if path.lower().endswith(".ply") and os.path.isfile(path):
-        vertices = _ply_vertices(path, key)
-        if not vertices.has_faces:
-            return _cloud(path, vertices, key)
+        with errors_begin_with(key):
+            vertices = read_ply_vertices(path)
+            if not vertices.has_faces:
+                points, colors = points_of(path, vertices.columns)
+                return ColoredPoints(points, torch.full_like(points, GREY) if colors is None else colors)
     return mesh_points(load_mesh_file(path, key=key), count)
 
 
@@ -95,27 +97,9 @@ def read_gaussians_or_points(
     """(raw parameters, None) of a 3D Gaussian PLY, else (None, ColoredPoints). Raises as file_points."""
     path = str(path)
     if path.lower().endswith(".ply") and os.path.isfile(path) and holds_gaussians(path):
-        vertices = _ply_vertices(path, key)
-        try:
-            return gaussians_of(path, vertices.columns), None
-        except UserError as error:
-            raise UserError(f"{key}: {error}") from error
+        with errors_begin_with(key):
+            return gaussians_of(path, read_ply_vertices(path).columns), None
     return None, file_points(path, count, key)
-
-
-def _ply_vertices(path: str, key: str) -> PlyVertices:
-    try:
-        return read_ply_vertices(path)
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from error
-
-
-def _cloud(path: str, vertices: PlyVertices, key: str) -> ColoredPoints:
-    try:
-        points, colors = points_of(path, vertices.columns)
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from error
-    return ColoredPoints(points, torch.full_like(points, GREY) if colors is None else colors)
 
 
 def point_spacing(points: Tensor, least: float = 1e-4) -> Tensor:

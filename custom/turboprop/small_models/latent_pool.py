@@ -12,9 +12,8 @@ from threestudio.utils.keyed_random import step_key
 from ..teachers.multi_view.cameras import camera_numbers
 from ..world.cameras import orbit_c2w, view_direction
 from ..world.captions import ObjectSpec, held_out
-from ..world.dataset import FOVY_DEG, ViewBank, sample_backgrounds, sample_specs
-from ..world.objects import KINDS
-from ..world.render import composite, role_colors
+from ..world.dataset import FOVY_DEG, ViewBank, kind_indices, object_colors, sample_backgrounds, sample_specs
+from ..world.render import composite
 
 ENCODE_BATCH, ENCODE_BATCH_CUDA = 64, 1024  # pictures at once
 SHORTEST_PERIOD = 400  # steps of one pool
@@ -53,15 +52,13 @@ def draw_sets(
         drawn = sample_specs(count, generator, include_held_out=held_out_only)
         specs += [spec for spec in drawn if held_out(spec.kind, spec.main) == held_out_only]
     specs = specs[:count]
-    names = list(KINDS)
-    kind = torch.tensor([names.index(spec.kind) for spec in specs])[:, None]  # [S, 1]
+    kind = kind_indices(specs)[:, None]  # [S, 1]
     first = torch.randint(bank.views // bank.turns, (count,), generator=generator) * bank.turns
     view = first[:, None] + torch.arange(bank.turns)  # [S, V]
-    colors = torch.stack([role_colors(spec.main, spec.accent) for spec in specs])  # [S, 3, 3]
     backgrounds = sample_backgrounds(count, generator)  # [S, 3]
     pictures = composite(
         (bank.layers[kind, view].to(device).float() / 255).flatten(0, 1),
-        colors.repeat_interleave(bank.turns, 0).to(device),
+        object_colors(specs).repeat_interleave(bank.turns, 0).to(device),
         backgrounds.repeat_interleave(bank.turns, 0).to(device),
     )
     images = pictures.unflatten(0, (count, bank.turns)) * 2 - 1

@@ -16,7 +16,7 @@ from ..teachers.noise_schedule import to_epsilon
 from ..teachers.sampling import ddim_sample
 from ..world.cameras import orbit_c2w
 from ..world.captions import ObjectSpec, all_specs, caption, held_out
-from ..world.dataset import FOVY_DEG, IMAGE_SIZE
+from ..world.dataset import FOVY_DEG, IMAGE_SIZE, object_colors
 from ..world.objects import COLORS, KINDS
 from ..world.render import AMBIENT, DIFFUSE, composite, role_colors, shaded_coverage, surface_view
 from .latent_pool import orbit_camera_numbers
@@ -188,8 +188,8 @@ class SampleFigures:
 
     def compare(self, images: Tensor, exact: ExactSets, texts: list[str]) -> dict[str, float]:
         """Figures of samples [S * V, 3, H, W] in [0, 1] against exact pictures."""
-        colors = torch.stack([role_colors(spec.main, spec.accent) for spec in exact.specs])
-        alpha, truth = silhouettes(images, colors.repeat_interleave(self.num_views, 0)), exact.coverage.flatten(0, 1)
+        colors, truth = object_colors(exact.specs), exact.coverage.flatten(0, 1)
+        alpha = silhouettes(images, colors.repeat_interleave(self.num_views, 0))
         rgb, exact_rgb = images.permute(0, 2, 3, 1), exact.images.flatten(0, 1).permute(0, 2, 3, 1)
         error = color_error(rgb, alpha, exact_rgb, truth)
         scores = clip_scores(self.judge, texts, images.unflatten(0, exact.images.shape[:2]), self.gallery)

@@ -9,9 +9,9 @@ from torch import Tensor
 from threestudio.utils.keyed_random import step_key
 
 from ..world.captions import ObjectSpec, all_specs, held_out
-from ..world.dataset import ViewBank
+from ..world.dataset import ViewBank, kind_indices, object_colors
 from ..world.objects import KINDS
-from ..world.render import composite, role_colors
+from ..world.render import composite
 from .latent_pool import CPU, encode_pictures
 
 
@@ -47,10 +47,10 @@ def draw_objects(
     for index in range(count):
         known = choices[names[index % len(names)]]
         specs.append(known[int(torch.randint(len(known), (), generator=generator))])
-    kind = torch.tensor([names.index(spec.kind) for spec in specs])[:, None]  # [N, 1]
+    kind = kind_indices(specs)[:, None]  # [N, 1]
     view = torch.rand(count, bank.views, generator=generator).argsort(1)[:, :views]  # [N, V], all different
     layers = bank.layers[kind, view].flatten(0, 1).to(device).float() / 255
-    colors = torch.stack([role_colors(spec.main, spec.accent) for spec in specs]).repeat_interleave(views, 0)
+    colors = object_colors(specs).repeat_interleave(views, 0)
     images = composite(layers, colors.to(device), torch.ones(count * views, 3, device=device)) * 2 - 1
     cameras = torch.stack([bank.elevation[kind, view], bank.azimuth[kind, view], bank.distance[kind, view]], -1)
     return ViewedObjects(images.unflatten(0, (count, views)), layers[:, 3].unflatten(0, (count, views)), cameras, specs)

@@ -157,18 +157,32 @@ def sample_captions(specs: list[ObjectSpec], directions: list[str], generator: t
     return texts
 
 
+def kind_indices(specs: list[ObjectSpec]) -> Tensor:  # [N]
+    """Where the objects' kinds stand in a bank."""
+    kinds = list(KINDS)
+    return torch.tensor([kinds.index(spec.kind) for spec in specs])
+
+
+def object_colors(specs: list[ObjectSpec]) -> Tensor:  # [N, 3, 3]
+    """The colours of the objects' roles."""
+    return torch.stack([role_colors(spec.main, spec.accent) for spec in specs])
+
+
+def draw_pictures(specs: list[ObjectSpec], bank: ViewBank, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """A picture [N, 3, S, S] in [0, 1] of each object from a random view; and the kind [N] and view [N] in the bank."""
+    kind = kind_indices(specs)
+    view = torch.randint(bank.views, (len(specs),), generator=generator)
+    layers = bank.layers[kind, view].float() / 255
+    return composite(layers, object_colors(specs), sample_backgrounds(len(specs), generator)), kind, view
+
+
 def sample_batch(
     bank: ViewBank, count: int, generator: torch.Generator, include_held_out: bool = False
 ) -> CaptionedImages:
     """Draw `count` captioned pictures: objects, views, colours and backgrounds all random."""
     specs = sample_specs(count, generator, include_held_out)
-    kind_index = torch.tensor([list(KINDS).index(spec.kind) for spec in specs])
-    view_index = torch.randint(bank.views, (count,), generator=generator)
-    layers = bank.layers[kind_index, view_index].float() / 255
-    colors = torch.stack([role_colors(spec.main, spec.accent) for spec in specs])
-    images = composite(layers, colors, sample_backgrounds(count, generator))
+    images, kind, view = draw_pictures(specs, bank, generator)
     directions = [
-        view_direction(float(e), float(a))
-        for e, a in zip(bank.elevation[kind_index, view_index], bank.azimuth[kind_index, view_index])
+        view_direction(float(e), float(a)) for e, a in zip(bank.elevation[kind, view], bank.azimuth[kind, view])
     ]
     return CaptionedImages(images * 2 - 1, sample_captions(specs, directions, generator), specs)

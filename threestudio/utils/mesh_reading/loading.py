@@ -9,7 +9,7 @@ import torch
 
 import threestudio
 from threestudio.models.mesh import Mesh
-from threestudio.utils.errors import UserError
+from threestudio.utils.errors import UserError, errors_begin_with
 from threestudio.utils.mesh_reading.part import GREY, MeshPart
 from threestudio.utils.mesh_reading.registry import mesh_endings, mesh_reader_of
 from threestudio.utils.mesh_reading.surface_colors import SurfaceColors, Texture
@@ -34,7 +34,7 @@ def load_mesh_file(
     coordinates that are not finite, that needs an extension which is not read, or (where colours are read) without a
     texture that it names.
     """
-    try:
+    with errors_begin_with(key):
         if os.path.splitext(path)[1].lower() in mesh_endings():
             if not os.path.isfile(path):
                 raise UserError(f"no file {path}")
@@ -46,8 +46,6 @@ def load_mesh_file(
         if not parts:
             raise UserError(f"{path} has no triangles")
         return _joined(path, parts, rotation, colors)
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from error
 
 
 def rotation_to_world(up: str, front: str) -> np.ndarray:

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from ...evaluation.clip_metrics import normalized_pixels
 from ...evaluation.judge import IMAGE_SIZE, PIXEL_MEAN, PIXEL_STD, make_judge, save_judge
 from ...evaluation.judge_pictures import degrade, hard_negatives, pictures_of_nothing, recolored
-from ...world.captions import ObjectSpec, caption
-from ...world.dataset import ViewBank, sample_backgrounds, sample_specs
-from ...world.objects import KINDS
-from ...world.render import composite, role_colors
+from ...world.captions import caption
+from ...world.dataset import ViewBank, draw_pictures, sample_specs
 from ...world.tokenizer import build_tokenizer
 from ..settings import Settings
 from ..training import TrainingOptions, train
@@ -22,16 +20,6 @@ from ..training import TrainingOptions, train
 LARGEST_LOGIT_SCALE = 50.0  # keeps cosines spread, so that Sim says something by itself
 PICTURES_OF_NOTHING_SHARE = 1 / 8
 DEFAULT_STEPS, DEFAULT_BATCH, DEFAULT_RATE = 1500, 96, 1e-3
-
-
-def draw_pictures(bank: ViewBank, specs: list[ObjectSpec], generator: torch.Generator) -> Tensor:
-    """One picture of each object, from a random view on a random background: -> [B, 3, S, S] in [0, 1]."""
-    kinds = list(KINDS)
-    kind_index = torch.tensor([kinds.index(spec.kind) for spec in specs])
-    view_index = torch.randint(bank.views, (len(specs),), generator=generator)
-    layers = bank.layers[kind_index, view_index].float() / 255
-    colors = torch.stack([role_colors(spec.main, spec.accent) for spec in specs])
-    return composite(layers, colors, sample_backgrounds(len(specs), generator))
 
 
 def contrastive_loss(
@@ -72,7 +60,7 @@ class MiniJudge:
         model = self.modules["judge"]
         specs = sample_specs(self.batch // 2, generator, include_held_out=True)
         specs += [recolored(spec, generator) for spec in specs]  # the same kinds, so that colours must decide
-        images = degrade(draw_pictures(self.bank, specs, generator), generator)
+        images = degrade(draw_pictures(specs, self.bank, generator)[0], generator)
         nothing = max(1, round(PICTURES_OF_NOTHING_SHARE * self.batch))
         images = torch.cat([images, pictures_of_nothing(specs[:nothing], images.shape[-1], generator)]).to(self.device)
         negatives = [other for spec in specs for other in hard_negatives(spec, generator)]

@@ -26,9 +26,8 @@ from ...novelview.model import NovelViewModel, NovelViewSettings, widened_for_in
 from ...novelview.sampling import sample_latents
 from ...novelview.timestep_sampling import TimestepSampling
 from ...novelview.training import TrainingRule, loss_by_bin, training_loss
-from ...world.dataset import ViewBank
+from ...world.dataset import ViewBank, object_colors
 from ...world.objects import KINDS
-from ...world.render import role_colors
 from ..latent_pool import pool_period
 from ..sample_figures import save_grid, silhouettes
 from ..settings import Settings, denoiser_options, millions, pipeline_of, training_facts, write_card
@@ -161,7 +160,7 @@ def exact_views(objects: ViewedObjects) -> Tensor:
 def mean_silhouette_iou(pictures: Tensor, objects: ViewedObjects) -> float:  # [N * V, 3, H, W] in [0, 1]
     """The mean IoU of silhouettes, told by colour, with the true ones. The pictures are all views but the first."""
     coverage = objects.coverage[:, 1:]  # [N, V, ...]
-    colors = torch.stack([role_colors(spec.main, spec.accent) for spec in objects.specs])
+    colors = object_colors(objects.specs)
     shapes = silhouettes(pictures, colors.repeat_interleave(coverage.shape[1], 0))
     return float(silhouette_iou(shapes, coverage.flatten(0, 1)).mean())
 
