@@ -114,6 +114,27 @@ class SynthesisLayer(nn.Module):
         return leaky_relu(y)
 
 
+class _AddProduct(torch.autograd.Function):
+    """Adds voxels [B, R^3, I] times weight [B, I, O] to grids [B, O, R, R, R], in place; channels lie last in grids.
+
+    The grid of the last resolution is the largest tensor of a step. Were its rows changed in place outside of a
+    Function, they would be a changed view to autograd, whose gradient takes three more tensors of that size.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, grids: Tensor, voxels: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(voxels, weight)
+        ctx.mark_dirty(grids)
+        grids.permute(0, 2, 3, 4, 1).view(len(grids), -1, grids.shape[1]).baddbmm_(voxels, weight)
+        return grids
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        voxels, weight = ctx.saved_tensors
+        rows = gradient.permute(0, 2, 3, 4, 1).reshape(len(gradient), -1, gradient.shape[1])
+        return gradient, rows.bmm(weight.transpose(1, 2)), voxels.transpose(1, 2).bmm(rows)
+
+
 class ToFeatures(nn.Module):
     """A modulated 1x1x1 convolution without demodulation: the skip output of a resolution."""
 
@@ -129,13 +150,11 @@ class ToFeatures(nn.Module):
         # As a matrix product, voxels times channels: one for the whole grid, whose result lies channels last.
         weight = self.weight.flatten(1).T * self.scale * self.affine(style)[:, :, None]  # [B, I, O]
         voxels = x.flatten(2).transpose(1, 2)  # [B, R^3, I]
-        if skip is None:
-            y = torch.baddbmm(self.bias, voxels, weight)
-        else:
-            # The bias of a coarser voxel is that of its eight. The product is added in place: the grid of the last
-            # resolution is the largest tensor of a step.
+        if skip is not None:
+            # The bias of a coarser voxel is that of its eight.
             coarse = skip + self.bias[:, None, None, None]
             fine = F.interpolate(coarse, scale_factor=2, mode="trilinear", align_corners=False)
-            y = fine.flatten(2).transpose(1, 2).contiguous().baddbmm_(voxels, weight)
+            return _AddProduct.apply(fine.contiguous(memory_format=torch.channels_last_3d), voxels, weight)
+        y = torch.baddbmm(self.bias, voxels, weight)
         # Flattened first: of one sample, y's first stride is not that of a grid, and channels would not count as last.
         return y.flatten(0, 1).view(len(x), *x.shape[2:], -1).permute(0, 4, 1, 2, 3)
