@@ -255,10 +255,10 @@ def test_nothing_to_start_from_is_said():
         grid().isosurface()
 
 
-def test_too_thin_a_shape_is_said():
+def test_too_thin_a_shape_is_said(monkeypatch):
     geometry = grid(shape_init="sphere", shape_init_params=0.01)
-    helper = geometry.isosurface_helper
-    helper.grid_vertices = helper.grid_vertices + 0.02  # no vertex at the centre; all grids share the lattice itself
+    moved = geometry.isosurface_helper.grid_vertices + 0.02  # no vertex at the centre
+    monkeypatch.setattr(MarchingTetrahedraHelper, "grid_vertices", moved)
     with pytest.raises(EmptyFieldError, match="isosurface_resolution=16"):
         geometry.initialize_shape()
 
