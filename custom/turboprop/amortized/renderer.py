@@ -49,9 +49,8 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         # samples whose estimated blending weight is less are not shaded; what they would add, opacity lacks
         min_weight: float = 1e-4
         eval_chunk_size: int = 16384  # rays at once outside training; bounds the memory of large pictures
-        shape_gradient: Scheduled = (
-            1.0  # share of the pictures' gradient that reaches the shape; a number or a schedule
-        )
+        # share of the pictures' gradient that reaches the shape; a number or a schedule
+        shape_gradient: Scheduled = 1.0
         eikonal_points: int = 4096  # points a step for the eikonal regulariser, half of them near the surface; 0: none
         eikonal_at: str = "points"  # where it looks: at these points, or at the shaded samples, however many they are
 
