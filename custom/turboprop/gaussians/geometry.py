@@ -113,9 +113,8 @@ class GaussianSplattingConfig(BaseGeometry.Config):
     isosurface_resolution: int = 128  # grid points along the longest side
     isosurface_threshold: float = 0.5  # sum of opacities at the surface
     isosurface_fill: bool = True  # closed cavities inside are filled
-    isosurface_outlier_n_faces_threshold: float = (
-        0.02  # pieces with fewer faces than this share of the largest are dropped
-    )
+    # pieces with fewer faces than this share of the largest are dropped
+    isosurface_outlier_n_faces_threshold: float = 0.02
 
 
 class GaussianSplatting(BaseGeometry):

@@ -83,16 +83,14 @@ class BaseImplicitGeometry(BaseGeometry):
         isosurface: bool = True  # whether a surface can be extracted
         isosurface_method: str = "mt"  # mt: marching tetrahedra, differentiable; mc-cpu: marching cubes
         isosurface_resolution: int = 128  # grid resolution along an axis
-        isosurface_threshold: float | str = (
-            0.0  # field value of the surface (float), or "auto": mean of the field where it is > 1e-5
-        )
+        # field value of the surface (float), or "auto": mean of the field where it is > 1e-5
+        isosurface_threshold: float | str = 0.0
         isosurface_chunk: int = 0  # grid points per field query; 0: all at once while gradients are kept, else 262144
         isosurface_coarse_to_fine: bool = True  # a first pass finds a tight box for the second
         isosurface_deformable_grid: bool = False  # whether forward_field also moves the grid (mt only)
         isosurface_remove_outliers: bool = True  # drop small components
-        isosurface_outlier_n_faces_threshold: int | float = (
-            0.01  # least faces of a component; float: fraction of the largest
-        )
+        # least faces of a component; float: fraction of the largest
+        isosurface_outlier_n_faces_threshold: int | float = 0.01
 
     cfg: Config
 

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from threestudio.utils.devices import constant
 
-DILATION = (
-    0.3  # square pixels, added to the variances on the image (Kerbl et al. 2023, their code's and gsplat's eps2d)
-)
+# square pixels, added to the variances on the image (Kerbl et al. 2023, their code's and gsplat's eps2d)
+DILATION = 0.3
 ALPHA_MIN = 1.0 / 255.0  # less is left out (Kerbl et al. 2023, appendix C)
 ALPHA_MAX = 0.99  # more is cut, so that backward can divide by 1 - alpha (the same)
 # J is taken at most this share of the image's size outside of it, where perspective is far from linear: x / z within
