@@ -190,7 +190,8 @@ def main() -> None:
         "",
         f"Objects whose kind and main colour the novel-view model has not seen, from one picture each{windows}; "
         f"seed 0, each run from launch to GLB on {args.threads} threads ({machine(torch.device('cpu'))}). Figures are "
-        f"means over objects, over 8 views around each. Command: `{command}`.",
+        "means over objects, over 8 views around each. Seconds are the clock's, of a machine that may have had other "
+        f"work; CPU seconds are the run's own. Command: `{command}`.",
         "",
         *kinds_table(finished),
         "",
