@@ -12,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from turboprop.distillation.renders import Renders
+from turboprop.novelview import automatic_caption, place_estimate
 from turboprop.teachers import GaussianMixtureTeacher, TextCondition
 
 from launch import main, parse_arguments
@@ -44,6 +45,8 @@ MADE_BEFORE = {"outputs/magic3d-coarse-sd/": "outputs/made/"}
 def project(tmp_path, monkeypatch, text_cache) -> Path:
     """An empty working folder in which the project's own paths lead into it, with the files that pages speak of."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(automatic_caption, "PROPOSED", 1)  # what auto finds out takes its time
+    monkeypatch.setattr(place_estimate, "ELEVATIONS", place_estimate.ELEVATIONS[:2])
     for name in ("configs", "assets", "custom", "benchmarks", "requirements.txt", "requirements-dev.txt"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "my_prompts.json").write_text(json.dumps({"train": ["a red chair with blue legs"]}))
