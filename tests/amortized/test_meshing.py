@@ -129,3 +129,11 @@ def test_files_read_back_with_their_axes_and_colours(tmp_path, ending, forward, 
 def test_other_formats(tmp_path, ending):
     read, mesh = written(tmp_path, ending)
     assert len(read.faces) == len(mesh.faces)
+
+
+def test_colours_of_half_precision_are_written():
+    """A run in bf16-mixed has such colours."""
+    field = sphere_field(0.6)
+    exact, _ = extract_mesh(field, lambda points, features: torch.full((len(points), 3), 0.5), 16, 0.02)
+    half, _ = extract_mesh(field, lambda points, features: torch.full((len(points), 3), 0.5).bfloat16(), 16, 0.02)
+    assert (exact.visual.vertex_colors == half.visual.vertex_colors).all()

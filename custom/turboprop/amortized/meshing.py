@@ -89,7 +89,7 @@ def _vertex_colors(field: Field, color_of: Callable[[Tensor, Tensor], Tensor], v
     """Opaque 8-bit RGBA [N, 4]."""
     points = torch.from_numpy(np.asarray(vertices)).to(field.cache.table)
     features = field.features(points, torch.zeros(len(points), dtype=torch.int64, device=points.device))
-    rgb = color_of(points, features).clamp(0, 1).cpu().numpy()
+    rgb = color_of(points, features).clamp(0, 1).float().cpu().numpy()
     return np.concatenate([(rgb * 255).round(), np.full((len(rgb), 1), 255.0)], 1).astype(np.uint8)
 
 
