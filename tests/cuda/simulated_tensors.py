@@ -28,11 +28,34 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 aten = torch.ops.aten
 CUDA = torch.device("cuda:0")
 CPU = torch.device("cpu")
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """What lies in nested lists, tuples and dicts. torch's pytree does the same in several times the time."""
+    if isinstance(value, list | tuple):
+        for x in value:
+            yield from leaves(x)
+    elif isinstance(value, dict):
+        for x in value.values():
+            yield from leaves(x)
+    else:
+        yield value
+
+
+def mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """`function` of each of a value's leaves, in the same lists, tuples and dicts."""
+    kind = type(value)
+    if kind is tuple:
+        return tuple([mapped(function, x) for x in value])
+    if kind is dict:
+        return {name: mapped(function, x) for name, x in value.items()}
+    if isinstance(value, list | tuple):  # torch's named results are tuples too
+        return kind([mapped(function, x) for x in value])
+    return function(value)
 
 
 class DeviceMismatch(RuntimeError):
@@ -118,20 +141,19 @@ waits = Waits()
 
 def run_operation(func: Any, args: tuple, kwargs: dict) -> Any:
     """One operation of torch's dispatcher: the device of its result by CUDA's rules, its values by the CPU's kernel."""
-    flat = tree_flatten((args, kwargs))[0]
-    tensors = [x for x in flat if isinstance(x, Tensor)]
+    tensors = [x for x in leaves((args, kwargs)) if isinstance(x, Tensor)]
     on_cuda = _device_of_result(func, args, kwargs, tensors).type == "cuda"
     if any(isinstance(x, CudaTensor) for x in tensors) and _makes_python_wait(func, args, kwargs):
         waits.note()
-    out = func(*tree_map(_on_cpu, args), **tree_map(_on_cpu, kwargs))
+    out = func(*mapped(_on_cpu, args), **mapped(_on_cpu, kwargs))
     written = _written_arguments(func, args, kwargs)
     if written:  # in place, or into out=: the caller's own tensors come back
         return written[0] if isinstance(out, Tensor) else out if out is None else type(out)(written)
     if not on_cuda and _is_made_by_torch(tensors):
-        for x in tree_flatten(out)[0]:
+        for x in leaves(out):
             if isinstance(x, Tensor):
                 x.made_by_torch = True
-    return tree_map(lambda x: CudaTensor(x) if on_cuda and isinstance(x, Tensor) else x, out)
+    return mapped(lambda x: CudaTensor(x) if on_cuda and isinstance(x, Tensor) else x, out)
 
 
 def _makes_python_wait(func: Any, args: tuple, kwargs: dict) -> bool:
@@ -240,10 +262,10 @@ def _ask_fake_tensors(func: Any, args: tuple, kwargs: dict) -> torch.device:
 
     try:
         with mode:
-            out = func(*tree_map(fake, args), **tree_map(fake, kwargs))
+            out = func(*mapped(fake, args), **mapped(fake, kwargs))
     except Exception as error:  # whatever it is: fake tensors do not vouch for this mix
-        raise _mismatch(func, [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]) from error
-    results = [x for x in tree_flatten(out)[0] if isinstance(x, Tensor)]
+        raise _mismatch(func, [x for x in leaves((args, kwargs)) if isinstance(x, Tensor)]) from error
+    results = [x for x in leaves(out) if isinstance(x, Tensor)]
     return results[0].device if results else CPU
 
 
@@ -362,7 +384,6 @@ _OF_HELD_TENSORS: dict[Any, Callable] = {
     Tensor.numpy: _numpy,
     Tensor.__array__: _numpy,
     Tensor.tolist: lambda x: moved(x.detach(), CPU).tolist(),
-    Tensor.__deepcopy__: lambda x, memo: _copied(x),
     Tensor.__reduce_ex__: lambda x, protocol: x.detach().on_cpu.__reduce_ex__(protocol),
     Tensor.get_device: lambda x: 0 if x.is_cuda else -1,
     Tensor.is_pinned: lambda x: False,
@@ -383,11 +404,13 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is torch.device:
             return func(*args, **(kwargs or {}))
-        args, kwargs = tree_map(_numbered, args), tree_map(_numbered, kwargs or {})
+        if func is Tensor.__deepcopy__:  # its memo holds all that was copied so far, and names no device
+            return _copied(args[0]) if isinstance(args[0], HeldTensor) else func(*args)
+        args, kwargs = mapped(_numbered, args), mapped(_numbered, kwargs or {})
         answer = _BY_PYTHON.get(func)
         if answer is None and args and isinstance(args[0], HeldTensor):
             answer = _OF_HELD_TENSORS.get(func)
-        _calls.append((func, any(isinstance(x, CudaTensor) for x in tree_flatten((args, kwargs))[0])))
+        _calls.append((func, any(isinstance(x, CudaTensor) for x in leaves((args, kwargs)))))
         try:
             return (answer or func)(*args, **kwargs)
         finally:
