@@ -61,18 +61,19 @@ class Stopwatch:
 
 
 def render(system, batch: dict, made, eikonal_points: int):
-    """The pictures of a cut cache, the cut and the sum of what regularises them; eikonal_points 0: without."""
-    from turboprop.amortized.field import SpaceCache
+    """The pictures of a cut field, the cut and the sum of what regularises them; eikonal_points 0: without."""
+    from turboprop.amortized.field import Field
+    from turboprop.amortized.voxel_sampling import VoxelSpace
 
     from threestudio.systems.losses import eikonal_loss, sparsity_loss
 
-    cache = SpaceCache(made.table.detach().requires_grad_(), made.resolution)
+    space = VoxelSpace(made.space.table.detach().requires_grad_(), made.space.resolution)
     system.renderer.cfg.eikonal_points = eikonal_points
-    out = system.renderer(**{k: v for k, v in batch.items() if k != "noise"}, space_cache=cache)
+    out = system.renderer(**{k: v for k, v in batch.items() if k != "noise"}, space_cache=Field(made.heads, space, made.radius))
     regularizers = 20 * sparsity_loss(out["opacity"])
     if eikonal_points:
         regularizers = regularizers + 5 * eikonal_loss(out["sdf_grad"])
-    return cache, out, regularizers
+    return space, out, regularizers
 
 
 def timed_step(system, batch: dict, eikonal_points: int) -> list[float]:
@@ -83,7 +84,7 @@ def timed_step(system, batch: dict, eikonal_points: int) -> list[float]:
     lap, seconds = Stopwatch(), []
     made = system.geometry.generate_space_cache(batch["noise"], prompts.global_embeddings)
     seconds.append(lap())
-    cache, out, regularizers = render(system, batch, made, eikonal_points)
+    space, out, regularizers = render(system, batch, made, eikonal_points)
     seconds.append(lap())
     rgb = out["comp_rgb"].detach().requires_grad_()
     guided = system.guidance(rgb, prompts, **batch)
@@ -93,12 +94,12 @@ def timed_step(system, batch: dict, eikonal_points: int) -> list[float]:
     seconds.append(lap())
     torch.autograd.backward([out["comp_rgb"], regularizers], [rgb.grad, torch.ones_like(regularizers)])
     seconds.append(lap())
-    gradient, picture_gradient = cache.table.grad, rgb.grad
-    del cache, out, regularizers, guided, value
-    made.table.backward(gradient)
+    gradient, picture_gradient = space.table.grad, rgb.grad
+    del space, out, regularizers, guided, value
+    made.space.table.backward(gradient)
     seconds.append(lap())
     del gradient
-    cache, out, regularizers = render(system, batch, made, 0)
+    _, out, regularizers = render(system, batch, made, 0)
     torch.autograd.backward([out["comp_rgb"], regularizers], [picture_gradient, torch.ones_like(regularizers)])
     return [*seconds, lap()]
 

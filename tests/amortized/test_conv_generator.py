@@ -88,7 +88,7 @@ def test_first_shape_is_the_same_sphere_for_every_prompt():
     out = shape(points, cache)
     assert torch.equal(out["sdf"][..., 0], points.norm(dim=-1) - 0.4)
     assert torch.equal(out["features"], torch.zeros(4, 200, 3))  # plain grey
-    assert float(cache.table.std()) > 0.1  # though the features differ
+    assert float(cache.space.table.std()) > 0.1  # though the features differ
 
 
 def test_layer_noise_only_while_training():
@@ -98,13 +98,13 @@ def test_layer_noise_only_while_training():
             if isinstance(module, SynthesisLayer):
                 module.noise_strength.fill_(1.0)
     noise, text = torch.randn(1, 3), torch.randn(1, 6)
-    made = [shape.generate_space_cache(noise, text).table for _ in range(2)]
+    made = [shape.generate_space_cache(noise, text).space.table for _ in range(2)]
     assert not torch.equal(*made)
     shape.eval()
-    made = [shape.generate_space_cache(noise, text).table for _ in range(2)]
+    made = [shape.generate_space_cache(noise, text).space.table for _ in range(2)]
     assert torch.equal(*made)
     quiet = geometry(layer_noise=False)
-    assert torch.equal(*(quiet.generate_space_cache(noise, text).table for _ in range(2)))
+    assert torch.equal(*(quiet.generate_space_cache(noise, text).space.table for _ in range(2)))
 
 
 def test_normals_are_differences_of_the_distance():

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from turboprop.amortized.field import Field, FieldHeads, SpaceCache
+from turboprop.amortized.field import Field, FieldHeads
 from turboprop.amortized.meshing import EmptyField, extract_mesh, query_grid, write_mesh
+from turboprop.amortized.voxel_sampling import VoxelSpace
 
 
 def sphere_field(radius: float, half: float = 1.0) -> Field:
     """A generator's first shape."""
-    return Field(FieldHeads(4, 8, 3, radius), SpaceCache(torch.zeros(4**3, 4), 4), half)
+    return Field(FieldHeads(4, 8, 3, radius), VoxelSpace(torch.zeros(4**3, 4), 4), half)
 
 
 class UnionOfSpheres(Field):
@@ -18,7 +19,7 @@ class UnionOfSpheres(Field):
 
     def __init__(self, *spheres: tuple[tuple[float, float, float], float]):
         base = sphere_field(0.5)
-        super().__init__(base.heads, base.cache, base.radius)
+        super().__init__(base.heads, base.space, base.radius)
         self.spheres = spheres
 
     def signed_distance(self, points: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from turboprop.amortized import field as field_module
-from turboprop.amortized.field import SpaceCache
+from turboprop.amortized import voxel_sampling
+from turboprop.amortized.field import Field
 from turboprop.amortized.volsdf import composite, propose_samples
-from turboprop.amortized.voxel_sampling import flatten_grids
+from turboprop.amortized.voxel_sampling import VoxelSpace, flatten_grids
 
 from tests.amortized.scenes import give_heads_weights, rays, scene
 from threestudio.models.renderers.surface_density import volsdf_density
@@ -14,23 +15,24 @@ OPTIONS = {"num_samples_per_ray": 24, "num_samples_per_ray_importance": 8, "min_
 
 
 def made(**options):
-    """A geometry of random fields, its renderer while training, two prompts' cache as a leaf, and rays."""
+    """A geometry, its renderer while training, two prompts' random fields whose table is a leaf, and rays."""
     shape, renderer = scene({**OPTIONS, **options})
     give_heads_weights(shape, 0.3)
     renderer.train()
     for module in (shape, renderer):
         module.double()
     with torch.no_grad():
-        cache = shape.generate_space_cache(torch.randn(2, 3).double(), torch.randn(2, 6).double())
-    return shape, renderer, SpaceCache(cache.table.requires_grad_(), cache.resolution), rays(2, 10, torch.double)
+        made = shape.generate_space_cache(torch.randn(2, 3).double(), torch.randn(2, 6).double())
+    space = VoxelSpace(made.space.table.requires_grad_(), made.space.resolution)
+    return shape, renderer, Field(shape.heads, space, made.radius), rays(2, 10, torch.double)
 
 
-def separately(shape, renderer, cache, batch) -> dict[str, torch.Tensor]:
+def separately(shape, renderer, field, batch) -> dict[str, torch.Tensor]:
     """The step with a look-up for each thing that is asked, in the order in which random numbers are drawn."""
-    cfg, field, epsilon = renderer.cfg, shape.field_of(cache), shape.cfg.finite_difference_eps
+    cfg, resolution, epsilon = renderer.cfg, field.space.resolution, shape.cfg.finite_difference_eps
     origins, directions = (batch[key].reshape(-1, 3) for key in ("rays_o", "rays_d"))
     owner = torch.arange(2).repeat_interleave(100)
-    lattice = field.lattice(cache.resolution)
+    lattice = field.lattice(resolution)
     samples = propose_samples(
         lattice, origins, directions, owner, radius=1.0, inv_std=cfg.inv_std, num_samples=cfg.num_samples_per_ray,
         num_importance=cfg.num_samples_per_ray_importance, near=cfg.near_plane, far=cfg.far_plane,
@@ -38,18 +40,17 @@ def separately(shape, renderer, cache, batch) -> dict[str, torch.Tensor]:
     )  # fmt: skip
     points, who = samples.points(origins, directions), owner[samples.ray]
     distance = field.signed_distance(points, who)
-    color = torch.sigmoid(field.heads.color(field.features(points, who)))
+    color = torch.sigmoid(shape.heads.color(field.features(points, who)))
     values = torch.cat([color, samples.middle[:, None]], -1)
     pictures = composite(samples, volsdf_density(distance, cfg.inv_std), values, 200)
     if cfg.eikonal_at == "points":
-        size = cache.resolution**3
+        size = resolution**3
         close = torch.nonzero(lattice.reshape(-1).abs() < 3 / cfg.inv_std).squeeze(1)
         cells = torch.randint(2 * size, (cfg.eikonal_points,))
         cells[: cfg.eikonal_points // 2] = close[torch.randint(len(close), (cfg.eikonal_points // 2,))]
         who, cell = cells // size, cells % size
-        r = cache.resolution
-        corner = torch.stack([cell % r, cell // r % r, cell // r**2], -1)
-        points = ((corner + torch.rand(len(cells), 3)) / r * 2 - 1).double()
+        corner = torch.stack([cell % resolution, cell // resolution % resolution, cell // resolution**2], -1)
+        points = ((corner + torch.rand(len(cells), 3)) / resolution * 2 - 1).double()
     center = field.signed_distance(points, who)
     ahead = [field.signed_distance(points + epsilon * axis, who) for axis in torch.eye(3, dtype=points.dtype)]
     return {
@@ -63,7 +64,7 @@ def separately(shape, renderer, cache, batch) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("eikonal_at", ["points", "samples"])
 def test_values_and_gradients_are_those_of_separate_look_ups(eikonal_at):
     shape, renderer, cache, batch = made(eikonal_at=eikonal_at)
-    parameters = [cache.table, *shape.heads.parameters()]
+    parameters = [cache.space.table, *shape.heads.parameters()]
     results = []
     for which in ("one", "separate"):
         torch.manual_seed(5)
@@ -82,13 +83,13 @@ def test_values_and_gradients_are_those_of_separate_look_ups(eikonal_at):
 
 def counted(monkeypatch) -> list[int]:
     """The points of each look-up from now on."""
-    asked, look_up = [], field_module.sample_grids
+    asked, look_up = [], voxel_sampling.sample_grids
 
     def count(table, points, owner, resolution):
         asked.append(len(points))
         return look_up(table, points, owner, resolution)
 
-    monkeypatch.setattr(field_module, "sample_grids", count)
+    monkeypatch.setattr(voxel_sampling, "sample_grids", count)
     return asked
 
 
@@ -134,8 +135,7 @@ def test_the_tables_gradient_comes_back_as_the_grids_lie(layout):
 
 @pytest.mark.parametrize("resolution", [16, 10])
 def test_a_lattice_in_pieces_is_that_of_all_points_at_once(monkeypatch, resolution):
-    shape, _, cache, _ = made()
-    field = shape.field_of(cache)
+    _, _, field, _ = made()
     line = ((torch.arange(resolution) + 0.5) / resolution * 2 - 1).double()
     z, y, x = torch.meshgrid(line, line, line, indexing="ij")
     points = torch.stack([x, y, z], -1).reshape(-1, 3)

@@ -60,9 +60,10 @@ def test_a_batch_of_prompts_is_each_alone(importance):
     together = renderer(**{key: value.repeat(3, 1, 1, 1) for key, value in one.items()}, space_cache=cache)
     names = ("comp_rgb", "opacity", "depth", "comp_normal")
     for prompt in range(3):
-        alone = renderer(**one, space_cache=cache.select(prompt))
+        its = slice(prompt, prompt + 1)
+        alone = renderer(**one, noise=noise[its], text_embed=text[its])
         for name in names:
-            assert torch.allclose(together[name][2 * prompt : 2 * prompt + 2], alone[name], atol=1e-6), name
+            assert torch.allclose(together[name][2 * prompt : 2 * prompt + 2], alone[name], atol=1e-5), name
     assert not torch.allclose(together["comp_rgb"][:2], together["comp_rgb"][2:4], atol=0.02)
     made = renderer(**{k: v.repeat(3, 1, 1, 1) for k, v in one.items()}, noise=noise, text_embed=text)
     assert torch.equal(made["comp_rgb"], together["comp_rgb"])  # a cache is what noise and text make
@@ -122,7 +123,7 @@ def test_gradients_of_the_distance_of_a_sphere():
     assert float(eikonal_loss(gradient)) < 1e-3
     cache = shape.generate_space_cache(torch.zeros(1, 3), torch.zeros(1, 6))
     points = torch.tensor([[0.3, 0.4, 0], [0, 0, -0.8]])
-    found = shape.field_of(cache).gradient(points, torch.zeros(2, dtype=torch.int64), 1e-3)
+    found = cache.gradient(points, torch.zeros(2, dtype=torch.int64), 1e-3)
     assert torch.allclose(found, torch.tensor([[0.6, 0.8, 0], [0, 0, -1]]), atol=2e-3)
 
 

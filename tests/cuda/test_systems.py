@@ -7,13 +7,14 @@ from tests.config_runs import CONFIGS, METHODS
 # It has no scene to export, and ends with diffusers' writer, which reads memory that a simulated tensor has not.
 MODEL = "train-novelview"
 OURS = [path.stem for path in CONFIGS if path.parent.name == "configs" and path.stem not in (*METHODS, MODEL)]
-# The main job has sixteen prompts, and a mesh of each.
-SMALLER = {"asd-3dconv": ["trainer.limit_predict_batches=1", "system.exporter.resolution=24", "data.batch_size=2"]}
+# Generators have sixteen prompts, and a mesh of each.
+GENERATORS = ("asd-3dconv", "asd-hyper-ingp", "asd-triplane")
+SMALLER = ["trainer.limit_predict_batches=1", "system.exporter.resolution=24", "data.batch_size=2"]
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_it_trains_and_exports(name, launch, on_cuda):
-    more = SMALLER.get(name, [])
+    more = SMALLER if name in GENERATORS else []
     trial = launch(name, "--train", *more)
     launch(name, "--export", f"resume={trial}/ckpts/last.ckpt", *more)
     assert list((trial / "save").glob("it2-test*"))

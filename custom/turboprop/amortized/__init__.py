@@ -1,3 +1,3 @@
 """Prompt-amortized generators, their data, renderer and system."""
 
-from . import background, data, exporter, geometry, renderer, system
+from . import background, conv_geometry, data, exporter, hyper_geometry, renderer, system, triplane_geometry

@@ -16,7 +16,7 @@ from threestudio.models.materials.base import BaseMaterial
 from threestudio.utils.errors import UserError
 from threestudio.utils.value_checks import check_at_least
 
-from .field import SpaceCache
+from .field import Field
 from .meshing import MeshStatistics, extract_mesh
 
 if TYPE_CHECKING:
@@ -45,15 +45,15 @@ class PromptMeshExporter(Exporter):
             raise UserError(f"exporter.fmt: expected some of {', '.join(FORMATS)}, got {list(self.cfg.fmt)}")
         check_at_least("exporter.resolution", self.cfg.resolution, 8)
 
-    def mesh_of(self, cache: SpaceCache) -> tuple[trimesh.Trimesh, MeshStatistics]:
-        """The mesh of a cache of one prompt. Raises EmptyField."""
-        field_ = self.geometry.field_of(cache)
+    def mesh_of(self, cache: Field) -> tuple[trimesh.Trimesh, MeshStatistics]:
+        """The mesh of the field of one prompt. Raises EmptyField."""
 
         def color_of(points: Tensor, features: Tensor) -> Tensor:
-            return self.material.export(features=field_.heads.color(features), positions=points)["albedo"]
+            first = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+            return self.material.export(features=cache.heads.color_logits(features, first), positions=points)["albedo"]
 
         with torch.no_grad():
-            return extract_mesh(field_, color_of, self.cfg.resolution, self.cfg.min_component)
+            return extract_mesh(cache, color_of, self.cfg.resolution, self.cfg.min_component)
 
     def __call__(self) -> list[ExporterOutput]:
         """Nothing: there is no mesh without a prompt."""

@@ -1,84 +1,99 @@
-"""A library of signed distance fields, one a prompt, decoded from feature grids."""
+"""A library of signed distance fields, one a prompt: features of a space, read by small networks."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .voxel_sampling import flatten_grids, sample_grids
-
-LATTICE_ROWS = {"cpu": 1 << 13, "cuda": 1 << 20}  # voxels whose signed distances are computed at once
+LATTICE_ROWS = {"cpu": 1 << 13, "cuda": 1 << 20}  # points of a lattice whose distances are computed at once
 
 
-@dataclass
-class SpaceCache:
-    """What a generator made of P prompts, ready to be asked at points."""
+class Space(Protocol):
+    """What a generator made of P prompts: features at any point of the cube."""
 
-    table: Tensor  # [P * R^3, F] features, a row a voxel
-    resolution: int  # R
+    prompts: int  # P
+    resolution: int  # points along an axis of the lattice that tells where surfaces are
+    shared: bool  # whether a point has the same features for every prompt
+    device: torch.device
+    dtype: torch.dtype
 
-    @property
-    def prompts(self) -> int:
-        return self.table.shape[0] // self.resolution**3
+    def features(self, points: Tensor, owner: Tensor) -> Tensor:
+        """points [M, 3] in [-1, 1], the prompt of each [M] -> [M, F]."""
 
-    def select(self, index: int) -> SpaceCache:
-        """The cache of one prompt."""
-        size = self.resolution**3
-        return SpaceCache(self.table[index * size : (index + 1) * size], self.resolution)
+    def stored(self, resolution: int, first: int, count: int) -> Tensor | None:
+        """Features [count, F] from the `first` on of all prompts' lattices in a row, where they are at hand."""
 
 
-def make_cache(features: Tensor) -> SpaceCache:
-    """Features [P, F, R, R, R] as a cache."""
-    return SpaceCache(flatten_grids(features), features.shape[-1])
+class Heads(Protocol):
+    """What reads a space's features."""
+
+    def signed_distance(self, points: Tensor, features: Tensor, owner: Tensor) -> Tensor:
+        """points [M, 3] world units, features [M, F], the prompt of each [M] -> [M] world units."""
+
+    def color_logits(self, features: Tensor, owner: Tensor) -> Tensor:
+        """features [M, F], the prompt of each [M] -> [M, C]."""
 
 
 class FieldHeads(nn.Module):
-    """Small bias-free networks from features to signed distance and colour logits.
+    """Small bias-free networks from features to signed distance and colour logits, the same for every prompt.
 
     Their last layers start at zero: the first shape is the bias sphere, plain grey, for
     every prompt.
     """
 
-    def __init__(self, feature_dim: int, hidden: int, color_dim: int, sphere_radius: float):
+    def __init__(self, feature_dim: int, hidden: int, color_dim: int, sphere_radius: float, hidden_layers: int = 1):
         super().__init__()
-        self.sdf = _bias_free_mlp(feature_dim, hidden, 1)
-        self.color = _bias_free_mlp(feature_dim, hidden, color_dim)
+        self.sdf = _bias_free_mlp(feature_dim, hidden, 1, hidden_layers)
+        self.color = _bias_free_mlp(feature_dim, hidden, color_dim, hidden_layers)
         self.sphere_radius = sphere_radius
 
-    def signed_distance(self, points: Tensor, features: Tensor) -> Tensor:
-        """points [M, 3] world units, features [M, F] -> [M] world units."""
+    def signed_distance(self, points: Tensor, features: Tensor, owner: Tensor) -> Tensor:
         return points.norm(dim=-1) - self.sphere_radius + self.sdf(features).squeeze(-1)
 
+    def color_logits(self, features: Tensor, owner: Tensor) -> Tensor:
+        return self.color(features)
 
-def _bias_free_mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+
+def _bias_free_mlp(inputs: int, hidden: int, outputs: int, hidden_layers: int) -> nn.Sequential:
     last = nn.Linear(hidden, outputs, bias=False)
     nn.init.zeros_(last.weight)
-    return nn.Sequential(nn.Linear(inputs, hidden, bias=False), nn.ReLU(), last)
+    widths = [inputs, *[hidden] * hidden_layers]
+    layers = [(nn.Linear(i, o, bias=False), nn.ReLU()) for i, o in itertools.pairwise(widths)]
+    return nn.Sequential(*itertools.chain(*layers), last)
 
 
 class Field:
-    """Heads and a cache together: a function of points for each of the cache's prompts."""
+    """Heads and a space together: a function of points for each of the space's prompts."""
 
-    def __init__(self, heads: FieldHeads, cache: SpaceCache, radius: float):
-        self.heads, self.cache, self.radius = heads, cache, radius
+    def __init__(self, heads: Heads, space: Space, radius: float):
+        """`radius`: half the side of the cube that the space spans, world units."""
+        self.heads, self.space, self.radius = heads, space, radius
+
+    @property
+    def prompts(self) -> int:
+        return self.space.prompts
+
+    @property
+    def device(self) -> torch.device:
+        return self.space.device
 
     def features(self, points: Tensor, owner: Tensor) -> Tensor:  # [M, 3], [M] -> [M, F]
-        return sample_grids(self.cache.table, points / self.radius, owner, self.cache.resolution)
+        return self.space.features(points / self.radius, owner)
 
     def features_of(self, queries: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
         """The features of several sets of points: ([M, 3], [M]) each -> [M, F] each.
 
-        One look-up answers for all: the gradient of each look-up is a table as large as the cache.
+        One look-up answers for all: the gradient of each look-up is a table as large as the space.
         """
         points, owners = (torch.cat(parts) for parts in zip(*queries))
         return self.features(points, owners).split([len(owner) for _, owner in queries])
 
     def signed_distance(self, points: Tensor, owner: Tensor) -> Tensor:  # [M, 3], [M] -> [M]
-        return self.heads.signed_distance(points, self.features(points, owner))
+        return self.heads.signed_distance(points, self.features(points, owner), owner)
 
     def gradient(self, points: Tensor, owner: Tensor, epsilon: float, center: Tensor | None = None) -> Tensor:
         """Forward differences of the signed distance, step `epsilon` world units: [M, 3], [M] -> [M, 3].
@@ -89,32 +104,39 @@ class Field:
         if center is not None:
             return forward_differences(center, self.signed_distance(moved, owners), epsilon)
         here, ahead = self.features_of([(points, owner), (moved, owners)])
-        center = self.heads.signed_distance(points, here)
-        return forward_differences(center, self.heads.signed_distance(moved, ahead), epsilon)
+        center = self.heads.signed_distance(points, here, owner)
+        return forward_differences(center, self.heads.signed_distance(moved, ahead, owners), epsilon)
 
     @torch.no_grad()
     def lattice(self, resolution: int) -> Tensor:
         """Signed distances at the centres of a G^3 lattice of the cube: -> [P, G, G, G] (z, y, x)."""
-        prompts, table = self.cache.prompts, self.cache.table
-        line = (torch.arange(resolution, device=table.device) + 0.5) / resolution * 2 - 1
+        prompts = self.prompts
+        line = (torch.arange(resolution, device=self.device) + 0.5) / resolution * 2 - 1
         z, y, x = torch.meshgrid(line, line, line, indexing="ij")
-        points = (torch.stack([x, y, z], -1) * self.radius).reshape(-1, 3).to(table.dtype)
-        values = table.new_empty(prompts, len(points))
-        # In pieces: the hidden layer of all voxels at once would be larger than the grid itself. A GPU's are of several
-        # prompts where they fit: its time is that of asking for the pieces.
-        rows = LATTICE_ROWS.get(table.device.type, LATTICE_ROWS["cpu"])
-        together = max(1, rows // len(points)) if table.is_cuda else 1
-        for prompt, start in itertools.product(range(0, prompts, together), range(0, len(points), rows)):
-            owners = range(prompt, min(prompt + together, prompts))
-            piece = points[start : start + rows].repeat(len(owners), 1)
-            if resolution == self.cache.resolution:  # the lattice is the grid itself
-                first = prompt * len(points) + start
-                found = self.heads.signed_distance(piece, table[first : first + len(piece)])
-            else:
-                owner = torch.arange(prompt, owners.stop, device=piece.device)
-                found = self.signed_distance(piece, owner.repeat_interleave(len(piece) // len(owners)))
-            values[prompt : owners.stop, start : start + rows] = found.view(len(owners), -1)
+        points = (torch.stack([x, y, z], -1) * self.radius).reshape(-1, 3).to(self.space.dtype)
+        values = points.new_empty(prompts, len(points))
+        # In pieces: the hidden layer of all points at once would be larger than the space itself. A GPU's are of
+        # several prompts where they fit: its time is that of asking for the pieces. So are those of a shared space.
+        rows = LATTICE_ROWS.get(self.device.type, LATTICE_ROWS["cpu"])
+        together = max(1, rows // len(points)) if self.device.type == "cuda" else 1
+        if self.space.shared:
+            together, rows = prompts, max(1, rows // prompts)
+        for first, start in itertools.product(range(0, prompts, together), range(0, len(points), rows)):
+            owners = range(first, min(first + together, prompts))
+            found = self._lattice_piece(resolution, owners, start, points[start : start + rows])
+            values[first : owners.stop, start : start + rows] = found.view(len(owners), -1)
         return values.reshape(prompts, resolution, resolution, resolution)
+
+    def _lattice_piece(self, resolution: int, owners: range, start: int, points: Tensor) -> Tensor:
+        """The signed distances [O N] of O prompts at the lattice's points [N, 3] from `start` on."""
+        piece = points.repeat(len(owners), 1)
+        owner = torch.arange(owners.start, owners.stop, device=piece.device).repeat_interleave(len(points))
+        if self.space.shared:
+            features = self.features(points, owner[: len(points)]).repeat(len(owners), 1)
+        else:
+            features = self.space.stored(resolution, owners.start * resolution**3 + start, len(piece))
+            features = self.features(piece, owner) if features is None else features
+        return self.heads.signed_distance(piece, features, owner)
 
 
 def points_ahead(points: Tensor, epsilon: float) -> Tensor:

@@ -35,7 +35,7 @@ class MeshStatistics:
 @torch.no_grad()
 def query_grid(field: Field, resolution: int) -> np.ndarray:
     """Signed distances [G, G, G] (x, y, z) of the first prompt at points that span the cube, corners included."""
-    line = torch.linspace(-field.radius, field.radius, resolution, device=field.cache.table.device)
+    line = torch.linspace(-field.radius, field.radius, resolution, device=field.device)
     points = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1).reshape(-1, 3)
     owner = torch.zeros(POINTS_AT_ONCE, dtype=torch.int64, device=points.device)
     values = [field.signed_distance(part, owner[: len(part)]) for part in points.split(POINTS_AT_ONCE)]
@@ -87,7 +87,7 @@ def _without_small_pieces(mesh: trimesh.Trimesh, min_component: float) -> tuple[
 @torch.no_grad()
 def _vertex_colors(field: Field, color_of: Callable[[Tensor, Tensor], Tensor], vertices: np.ndarray) -> np.ndarray:
     """Opaque 8-bit RGBA [N, 4]."""
-    points = torch.from_numpy(np.asarray(vertices)).to(field.cache.table)
+    points = torch.from_numpy(np.asarray(vertices)).to(field.device, field.space.dtype)
     features = field.features(points, torch.zeros(len(points), dtype=torch.int64, device=points.device))
     rgb = color_of(points, features).clamp(0, 1).float().cpu().numpy()
     return np.concatenate([(rgb * 255).round(), np.full((len(rgb), 1), 255.0)], 1).astype(np.uint8)

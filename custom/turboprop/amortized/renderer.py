@@ -19,7 +19,7 @@ from threestudio.utils.errors import UserError
 from threestudio.utils.misc import C
 from threestudio.utils.value_checks import Scheduled, check_at_least, check_choice
 
-from .field import Field, SpaceCache, forward_differences, points_ahead
+from .field import Field, forward_differences, points_ahead
 from .volsdf import PackedSamples, composite, propose_samples
 
 EIKONAL_AT = ("points", "samples")
@@ -35,7 +35,7 @@ class Rays(NamedTuple):
 
 @threestudio.register("turboprop-generative-volsdf-renderer")
 class GenerativeVolSDFRenderer(VolumeRenderer):
-    """VolSDF over a SpaceCache. A batch holds V views of each of P prompts, prompt by prompt."""
+    """VolSDF over a field. A batch holds V views of each of P prompts, prompt by prompt."""
 
     @dataclass
     class Config(VolumeRenderer.Config):
@@ -81,9 +81,9 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         self,
         rays_o: Tensor,  # [B, H, W, 3]
         rays_d: Tensor,  # [B, H, W, 3] unit
-        space_cache: SpaceCache | None = None,  # of P prompts
+        space_cache: Field | None = None,  # of P prompts
         noise: Tensor | None = None,  # [P, Z], with text_embed, in place of a cache
-        text_embed: Tensor | None = None,  # [P, T]
+        text_embed: Tensor | None = None,  # [P, T] or [P, N, T]
         bg_color: Tensor | None = None,  # [B, 3] or [B, H, W, 3] in [0, 1], in place of the background
         **kwargs: Any,  # the rest of the batch, for the material
     ) -> dict[str, Any]:
@@ -91,15 +91,13 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
 
         In training also sdf_grad [N, 3].
         """
-        if space_cache is None:
-            space_cache = self.geometry.generate_space_cache(noise, text_embed)
+        field = self.geometry.generate_space_cache(noise, text_embed) if space_cache is None else space_cache
         batch, height, width = rays_o.shape[:3]
-        views, rest = divmod(batch, space_cache.prompts)
+        views, rest = divmod(batch, field.prompts)
         if rest or not views:
-            raise ValueError(f"expected a multiple of {space_cache.prompts} cameras (prompts), got {batch}")
-        field = self.geometry.field_of(space_cache)
-        owner = torch.arange(space_cache.prompts, device=rays_o.device).repeat_interleave(views * height * width)
-        lattice = field.lattice(space_cache.resolution)
+            raise ValueError(f"expected a multiple of {field.prompts} cameras (prompts), got {batch}")
+        owner = torch.arange(field.prompts, device=rays_o.device).repeat_interleave(views * height * width)
+        lattice = field.lattice(field.space.resolution)
         rays = Rays(rays_o.reshape(-1, 3), rays_d.reshape(-1, 3), owner)
         if self.training:
             samples = self._propose(lattice, rays)
@@ -138,7 +136,7 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         samples = self._propose(lattice, rays)
         points, owner = samples.points(rays.origins, rays.directions), rays.owner[samples.ray]
         features = field.features(points, owner)
-        distance = field.heads.signed_distance(points, features)
+        distance = field.heads.signed_distance(points, features, owner)
         gradient = field.gradient(points, owner, self.geometry.cfg.finite_difference_eps, distance)
         values = self._values(field, samples, points, features, rays)
         values = torch.cat([values, torch.nn.functional.normalize(gradient, dim=-1)], -1)
@@ -156,13 +154,14 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
             centers, owners = (points, owner) if at_samples else self._eikonal_points(lattice)
             ahead = points_ahead(centers, epsilon)
             queries += [] if at_samples else [(centers, owners)]
-            queries.append((ahead, owners.repeat_interleave(3)))
+            owners_ahead = owners.repeat_interleave(3)
+            queries.append((ahead, owners_ahead))
         features = field.features_of(queries)
-        distance = field.heads.signed_distance(points, features[0])
+        distance = field.heads.signed_distance(points, features[0], owner)
         extra = {}
         if cfg.eikonal_points:
-            at_centers = distance if at_samples else field.heads.signed_distance(centers, features[1])
-            at_ahead = field.heads.signed_distance(ahead, features[-1])
+            at_centers = distance if at_samples else field.heads.signed_distance(centers, features[1], owners)
+            at_ahead = field.heads.signed_distance(ahead, features[-1], owners_ahead)
             extra["sdf_grad"] = forward_differences(at_centers, at_ahead, epsilon)
         # Grey on grey, the first gradients would rather hide the shape than colour it: a schedule may let colours go
         # first.
@@ -172,7 +171,8 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
 
     def _values(self, field: Field, samples: PackedSamples, points: Tensor, features: Tensor, rays: Rays) -> Tensor:
         """Colour and depth of samples [M, 4] at points [M, 3] with features [M, F]."""
-        logits, directions = field.heads.color(features), rays.directions[samples.ray]
+        logits = field.heads.color_logits(features, rays.owner[samples.ray])
+        directions = rays.directions[samples.ray]
         color = self.material(features=logits, viewdirs=directions, positions=points)
         return torch.cat([color, samples.middle[:, None]], -1)
 

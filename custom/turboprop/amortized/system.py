@@ -17,7 +17,7 @@ from threestudio.systems.score_distillation import ScoreDistillationSystem
 from threestudio.utils.devices import Reading
 from threestudio.utils.errors import UserError
 
-from .field import SpaceCache
+from .field import Field
 from .losses import coverage
 from .lost_objects import LostObjects, covered_shares
 from .mesh_pictures import mesh_pictures
@@ -66,7 +66,7 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
     def open_teacher(self) -> None:
         super().open_teacher()
         first = self.prompt_processor.prompts_of("train")[0]
-        self.geometry.check_text(self.prompt_processor(first).global_embeddings)
+        self.geometry.check_text(self._text_of([first]))
         self._check_evaluation()
 
     def _check_evaluation(self) -> None:
@@ -85,8 +85,12 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
     # ------------------------------------------------------------------------------ train
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
-        prompts = self.prompt_processor(batch["prompt"])
-        return self.renderer(**batch, text_embed=prompts.global_embeddings)
+        return self.renderer(**batch, text_embed=self._text_of(batch["prompt"]))
+
+    def _text_of(self, prompts: list[str]) -> Tensor:
+        """What the generator reads of P plain prompts: [P, T], or [P, N, T] of their N tokens."""
+        encoded = self.prompt_processor(prompts)
+        return encoded.local_embeddings if self.geometry.local_text else encoded.global_embeddings
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         out = self(batch)
@@ -114,9 +118,9 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
 
     # ------------------------------------------------------------------------- evaluation
 
-    def cache_of(self, prompt: str, noise: Tensor) -> SpaceCache:
+    def cache_of(self, prompt: str, noise: Tensor) -> Field:
         """The field of one prompt; noise [1, Z]."""
-        text = self.prompt_processor([prompt]).global_embeddings
+        text = self._text_of([prompt])
         return self.geometry.generate_space_cache(noise.to(text), text)
 
     def _remember_views(self, prompt: str, rgb: Tensor) -> None:
@@ -158,7 +162,7 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
             result["views"] = self._judge_views(cache)
         self._results.append(result)
 
-    def _turntable(self, batch: dict[str, Any], cache: SpaceCache, mesh: Any) -> tuple[Tensor, Tensor]:
+    def _turntable(self, batch: dict[str, Any], cache: Field, mesh: Any) -> tuple[Tensor, Tensor]:
         """Colours and normals [V, H, W, 3] in [0, 1] of what is exported; of an empty field, of the field."""
         if mesh is None:
             out = self.renderer(**batch, space_cache=cache)
@@ -166,7 +170,7 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
         background = self.background(dirs=batch["rays_d"][:, :1, :1])[:, 0, 0]
         return mesh_pictures(mesh, batch["mvp_mtx"], batch["height"], batch["width"], background)
 
-    def export_prompt(self, prompt: str, cache: SpaceCache) -> Any:
+    def export_prompt(self, prompt: str, cache: Field) -> Any:
         """Write one prompt's mesh in every format; None, with a warning that names it, if its field is empty."""
         try:
             mesh, statistics = self.exporter.mesh_of(cache)
@@ -182,14 +186,14 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
         )
         return mesh
 
-    def _judge_views(self, cache: SpaceCache) -> dict[str, Tensor]:
+    def _judge_views(self, cache: Field) -> dict[str, Tensor]:
         """Pictures [V, S, S, 3] and opacities [V, S, S] from the judge's cameras."""
         from ..evaluation.cameras import evaluation_cameras
         from ..world.cameras import pixel_rays
 
         cameras, size = evaluation_cameras(self.cfg.judge_views), self.cfg.judge_size
         origins, directions = pixel_rays(cameras.c2w, cameras.fovy, size, size)
-        device = cache.table.device
+        device = cache.device
         out = self.renderer(
             rays_o=origins.to(device),
             rays_d=directions.to(device),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,3 +58,31 @@ def sample_grids(table: Tensor, points: Tensor, owner: Tensor, resolution: int) 
     indices, weights = corner_weights(points, resolution)
     indices = indices + (owner * resolution**3)[:, None]
     return F.embedding_bag(indices, table, per_sample_weights=weights, mode="sum")
+
+
+@dataclass
+class VoxelSpace:
+    """A grid of features for each prompt. A `Space` of a field."""
+
+    table: Tensor  # [P * R^3, F] features, a row a voxel
+    resolution: int  # R
+    shared = False
+
+    @property
+    def prompts(self) -> int:
+        return self.table.shape[0] // self.resolution**3
+
+    @property
+    def device(self) -> torch.device:
+        return self.table.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.table.dtype
+
+    def features(self, points: Tensor, owner: Tensor) -> Tensor:
+        return sample_grids(self.table, points, owner, self.resolution)
+
+    def stored(self, resolution: int, first: int, count: int) -> Tensor | None:
+        """The table's rows, where the lattice is the grid itself."""
+        return self.table[first : first + count] if resolution == self.resolution else None

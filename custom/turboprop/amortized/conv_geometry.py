@@ -1,0 +1,55 @@
+"""`turboprop-3dconv-net`: the 3DConv-net as a threestudio module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+import threestudio
+
+from .conv_generator import ConvGenerator
+from .field import Field, FieldHeads
+from .geometry import GeneratorGeometry
+from .voxel_sampling import VoxelSpace, flatten_grids
+
+
+@threestudio.register("turboprop-3dconv-net")
+class ConvNetGeometry(GeneratorGeometry):
+    """ScaleDreamer's 3DConv-net: pooled text (and noise) to a grid of features a prompt."""
+
+    @dataclass
+    class Config(GeneratorGeometry.Config):
+        noise_dim: int = 64  # width of the noise that varies an object; 0 for one object a prompt
+        style_dim: int = 256  # width of the style that modulates every layer
+        feature_dim: int = 32  # features by voxel
+        # Width of the synthesis network at 4^3, 8^3, ...; the last is the grid's resolution.
+        channels: list[int] = field(default_factory=lambda: [512, 512, 512, 256, 128, 64])
+        constant_bias_up_to: int = 64  # largest resolution whose layers learn a bias by voxel
+        layer_noise: bool = True  # noise of learned strength in every layer while training
+
+    cfg: Config
+    positive_keys = (*GeneratorGeometry.positive_keys, "style_dim", "feature_dim")
+
+    def configure(self) -> None:
+        super().configure()
+        cfg = self.cfg
+        self.generator = ConvGenerator(
+            text_dim=cfg.text_dim,
+            noise_dim=cfg.noise_dim,
+            style_dim=cfg.style_dim,
+            feature_dim=cfg.feature_dim,
+            channels={4 * 2**i: width for i, width in enumerate(cfg.channels)},
+            constant_bias_up_to=cfg.constant_bias_up_to,
+        )
+        self.heads = FieldHeads(cfg.feature_dim, cfg.hidden_dim, cfg.n_feature_dims, cfg.sphere_radius)
+
+    def generate_space_cache(self, styles: Tensor, text_embed: Tensor) -> Field:
+        self.check_text(text_embed)
+        grids = self.generator(styles, text_embed, self.cfg.layer_noise and self.training)
+        return Field(self.heads, VoxelSpace(flatten_grids(grids), grids.shape[-1]), self.cfg.radius)
+
+
+@threestudio.register("3DConv-net")
+class ScaleDreamerConvNetGeometry(ConvNetGeometry):
+    """The 3DConv-net, under ScaleDreamer's name."""
