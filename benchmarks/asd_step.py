@@ -69,7 +69,8 @@ def render(system, batch: dict, made, eikonal_points: int):
 
     space = VoxelSpace(made.space.table.detach().requires_grad_(), made.space.resolution)
     system.renderer.cfg.eikonal_points = eikonal_points
-    out = system.renderer(**{k: v for k, v in batch.items() if k != "noise"}, space_cache=Field(made.heads, space, made.radius))
+    rest = {key: value for key, value in batch.items() if key != "noise"}
+    out = system.renderer(**rest, space_cache=Field(made.heads, space, made.radius))
     regularizers = 20 * sparsity_loss(out["opacity"])
     if eikonal_points:
         regularizers = regularizers + 5 * eikonal_loss(out["sdf_grad"])
