@@ -50,6 +50,8 @@ class Owner:
         ({"maybe": None}, "maybe", None),
         ({"radius": [0, 0.4, 0.2, 200]}, "radius", [0, 0.4, 0.2, 200]),
         ({"radius": "1.5"}, "radius", 1.5),
+        ({"text": 3}, "text", "3"),
+        ({"flag": 0}, "flag", False),
         ({"count": [0, 1, 2, 3]}, "count", [0, 1, 2, 3]),
         ({"span": [1, 2]}, "span", [1, 2]),
         ({"maybe": ""}, "maybe", None),
@@ -94,6 +96,8 @@ def test_values_that_pass(given, key, expected):
         ({"milestones": 5}, r"system.part.milestones: expected List\[int\], got 5 \(int\)"),
         ({"nested": 5}, r"system.part.nested: expected dict, got 5 \(int\)"),
         ({"text": "???"}, r"system.part.text: a value is required"),
+        ({"text": None}, r"system.part.text: expected str, got null"),
+        ({"flag": 3}, r"system.part.flag: expected bool, got 3 \(int\)"),
     ],
 )
 def test_values_that_fail_name_the_key_the_type_and_the_value(given, message):
@@ -227,6 +231,23 @@ def test_overrides_win_and_folders_follow(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []  # reading a config makes no folder
 
 
+def test_names_that_yaml_takes_for_numbers_are_texts():
+    config = load_config("name: 2024\ntag: 7\nexp_root_dir: 3\nuse_timestamp: false", from_string=True)
+    assert config.trial_dir == "3/2024/7"
+
+
+def test_a_file_may_put_a_list_in_the_place_of_what_is_not_there(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("tag: t\ndata: {a: null, b: '${data.e}', c: {d: 1}, e: 3, f: '${data.c}'}\n")
+    second.write_text("data: {a: [1], b: [2], e: [4]}\n")
+    data = load_config(str(first), str(second)).data
+    assert (data.a, data.b, data.e) == ([1], [2], [4])
+    for key in "cf":
+        second.write_text(f"data: {{{key}: [1]}}\n")
+        with pytest.raises(UserError, match=rf"data.{key}: expected a mapping of keys to values, got \[1\]"):
+            load_config(str(first), str(second))
+
+
 def test_later_files_win(tmp_path):
     (tmp_path / "a.yaml").write_text("seed: 1\nname: a\ntag: t")
     (tmp_path / "b.yaml").write_text("seed: 2")
@@ -259,6 +280,12 @@ def test_a_parsed_config_reads_back_as_the_same_trial(tmp_path):
         ("tag: t", ["seed"], "bad override 'seed': expected key=value"),
         ("tag: t", ["--seed=3"], "bad override '--seed=3'"),
         ("tag: t", ["data.x=[1"], "bad override"),
+        ("tag: t", ["name=null"], "name: expected str, got null"),
+        ("tag: t", ["tag=null"], "tag: expected str, got null"),
+        ("tag: t\ndata: {x: {y: 1}}", ["data.x=[1]"], r"data.x: expected a mapping of keys to values, got \[1\]"),
+        ("tag: t\ndata: {x: {y: 1}}", ["data.x.z=[1]", "data.x.z.w=2"], r"data.x.z: expected a list, got {'w': 2}"),
+        ("tag: t\ndata: {x: [1]}", ["data.x={y: 1}"], r"data.x: expected a list, got {'y': 1}"),
+        ("tag: t\ntrainer: {max_steps: 1}", ["trainer=[]"], r"trainer: expected a mapping of keys to values, got \[\]"),
     ],
 )
 def test_bad_experiments(yaml, overrides, message):

@@ -82,7 +82,12 @@ def test_what_is_wrong_is_named(changes, message):
 
 @pytest.mark.parametrize(
     "block, message",
-    [("{P: 0}", "system.picard.window: expected at least 1, got 0"), ("{adaptivity_type: mode}", "system.picard.rule")],
+    [
+        ("{P: 0}", "system.picard.window: expected at least 1, got 0"),
+        ("{P: 2.5}", "system.picard.speedup.P: expected int, got 2.5 (float)"),
+        ("{threshold: x}", "system.picard.speedup.threshold: expected float, got 'x' (str)"),
+        ("{adaptivity_type: mode}", "system.picard.rule"),
+    ],
 )
 def test_impossible_values_are_one_line(block, message, runs, tmp_path, capsys):
     arguments = [*runs.arguments("dreamfusion-sd"), f"exp_root_dir={tmp_path}", f"speedup={block}"]

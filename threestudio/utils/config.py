@@ -6,6 +6,7 @@ dotted key, what was expected, what came, and the nearest valid key.
 
 import os
 import typing
+from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from datetime import datetime
 from typing import Any
@@ -21,6 +22,7 @@ from threestudio.utils.value_checks import (
     check_elements,
     check_schedule,
     expected,
+    is_number,
     is_number_list,
     is_scheduled,
     shown,
@@ -103,6 +105,8 @@ def _checked_value(value: Any, hint: Any, key: str, takes_schedule: bool) -> Any
     kinds = alternatives(hint)
     if hint is Any or Any in kinds:
         return value
+    if value is None and type(None) not in kinds:
+        raise expected(key, hint, value)
     if type(None) in kinds and value == "None":  # Python's name for it, which YAML takes for a text
         raise expected(key, hint, value)
     if value == "" and type(None) in kinds and str not in kinds:
@@ -126,8 +130,13 @@ def _checked_value(value: Any, hint: Any, key: str, takes_schedule: bool) -> Any
         raise UserError(f"{expected(key, hint, value)}; write quotes around a text that YAML takes for a truth value")
     if float in kinds and str not in kinds and _is_nan(value):
         raise expected(key, hint, value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        if float in kinds and int not in kinds:
+    if is_number(value):
+        numbers = {int, float} & set(kinds)
+        if str in kinds and not numbers:  # of a tag=3
+            return str(value)
+        if bool in kinds and not numbers and value not in (0, 1):
+            raise expected(key, hint, value)
+        if isinstance(value, int) and numbers == {float}:
             return float(value)
     return value
 
@@ -325,7 +334,36 @@ def _read_overrides(cli_args: list[str]) -> DictConfig:
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"bad override '{argument}': {reason}") from error
-    return OmegaConf.merge(*overrides) if overrides else OmegaConf.create()
+    return _merged(overrides)
+
+
+def _merged(parts: Iterable[DictConfig]) -> DictConfig:
+    """The parts, each over those before it. Raises UserError where one has a list and another a mapping."""
+    whole = OmegaConf.create()
+    for part in parts:
+        _check_same_containers(whole, part)
+        whole = OmegaConf.merge(whole, part)
+    return whole
+
+
+def _check_same_containers(below: DictConfig, above: DictConfig, path: str = "") -> None:
+    for key in above:
+        full = f"{path}.{key}".lstrip(".")
+        old, new = _container(below, key), _container(above, key)
+        if isinstance(old, DictConfig) and isinstance(new, DictConfig):
+            _check_same_containers(old, new, full)
+        elif old is not None and new is not None and type(old) is not type(new):
+            kind = "a mapping of keys to values" if isinstance(old, DictConfig) else "a list"
+            raise UserError(f"{full}: expected {kind}, got {OmegaConf.to_container(new)!r}")
+
+
+def _container(part: DictConfig, key: Any) -> DictConfig | ListConfig | None:
+    """The container at a key, where there is one; an interpolation of one of the same part counts."""
+    try:
+        value = part.get(key)
+    except OmegaConfBaseException:  # an interpolation of what another part has
+        return None
+    return value if isinstance(value, (DictConfig, ListConfig)) else None
 
 
 def load_config(*yamls: str, cli_args: list[str] | None = None, from_string: bool = False, **kwargs: Any) -> DictConfig:
@@ -339,7 +377,7 @@ def load_config(*yamls: str, cli_args: list[str] | None = None, from_string: boo
             where = "config string" if from_string else source
             raise UserError(f"{where}: a config file holds a mapping of keys to values")
     try:
-        merged = OmegaConf.merge(*parts, _read_overrides(list(cli_args or [])), dict(kwargs))
+        merged = _merged([*parts, _read_overrides(list(cli_args or [])), OmegaConf.create(dict(kwargs))])
         apply_blocks(merged)
         OmegaConf.resolve(merged)
         for part in ("data", "system"):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
-from threestudio.utils.value_checks import check_choice
+from threestudio.utils.value_checks import check_choice, expected, fits
 
 from .engine.distances import DISTANCES
 from .engine.guesses import CONTINUATIONS
@@ -90,9 +92,11 @@ def with_speedup(config: Any, block: Mapping[str, Any]) -> Any:
         raise UserError(f"system.picard.speedup.{unknown[0]}: expected one of {', '.join(SPEEDUP)}")
     config = config.copy()
     config.distance, config.guess, config.rule = "mean_square", "copy", "median"
+    hints = typing.get_type_hints(PicardConfig)
     for name, value in block.items():
-        key = SPEEDUP[name]
-        config[key] = float(value) if isinstance(config[key], float) else value
+        if not fits(value, hints[SPEEDUP[name]]):
+            raise expected(f"system.picard.speedup.{name}", hints[SPEEDUP[name]], value)
+        OmegaConf.update(config, SPEEDUP[name], value)
     return config
 
 
