@@ -223,7 +223,12 @@ BAD = [
     (["system.optimizer.args.lrr=1"], "unknown key 'system.optimizer.args.lrr' (of AdamW)", "lr"),
     (["system.scheduler.name=Exponential"], "unknown scheduler 'Exponential'", "ExponentialLR"),
     (["system.optimizer.params.fild={}"], "optimizer.params.fild", "field"),
-    (["system.weights=nowhere.ckpt"], "checkpoint not found: nowhere.ckpt", ""),
+    (["system.weights=nowhere.ckpt"], "system.weights: checkpoint not found: nowhere.ckpt", ""),
+    (["system.optimizer=[]"], "system.optimizer: expected a mapping of keys to values, got []", ""),
+    (["system.optimizer={name: SparseAdam, args: null}"], "system.optimizer.name: SparseAdam", "dense gradients"),
+    (["system.scheduler.name=Counter"], "system.scheduler.name: unknown scheduler 'Counter'", ""),
+    (["system.scheduler.name=ReduceLROnPlateau"], "system.scheduler.name: unknown scheduler 'ReduceLROnPlateau'", ""),
+    (["system.scheduler.milestones=[3]"], "system.scheduler.milestones: ExponentialLR takes none", "SequentialLR"),
     (["resume=nowhere.ckpt"], "resume: checkpoint not found: nowhere.ckpt", ""),
     (["resume=outputs/x@LAST/last.ckpt"], "resume: no path matches", ""),
     (["seed=-1"], "seed: expected 0 to 2147483647, got -1", ""),
@@ -248,8 +253,16 @@ def test_bad_input_is_one_line_before_any_work(launch_here, tmp_path, capsys, ar
     assert files_in(tmp_path) == []
 
 
-@pytest.mark.parametrize("argument", ["trainer.val_check_interval=0", "system.optimizer.params.field.lr='0.01'",
-                                      "checkpoint.save_top_k=3", "system.loss.lambda_distance=[0.0,1.0]"])  # fmt: skip
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "trainer.val_check_interval=0",
+        "trainer.accelerator=xpu2",
+        "system.optimizer.params.field.lr='0.01'",
+        "checkpoint.save_top_k=3",
+        "system.loss.lambda_distance=[0.0,1.0]",
+    ],
+)
 def test_a_dry_run_finds_values_that_a_step_would_fall_over(launch_here, capsys, argument):
     assert launch_here("--train", "--dry-run", argument) == 2
     assert f"error: {argument.split('=')[0]}: " in capsys.readouterr().err

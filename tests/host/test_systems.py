@@ -14,7 +14,7 @@ from threestudio.systems.image_reference import ImageReferenceSystem
 from threestudio.systems.keyed_steps import non_finite_gradients
 from threestudio.systems.magic3d import Magic3D
 from threestudio.systems.score_distillation import ScoreDistillationSystem
-from threestudio.systems.utils import parse_optimizer, parse_scheduler
+from threestudio.systems.utils import check_scheduler_lasts, parse_optimizer, parse_scheduler
 from threestudio.utils.errors import UserError
 
 
@@ -105,6 +105,33 @@ def test_bad_schedules():
         rates(config(name="ExponentialLR"), 1)
     with pytest.raises(UserError, match="takes a function"):
         rates(config(name="LambdaLR"), 1)
+
+
+@pytest.mark.parametrize(
+    "milestones, shown", [(["5"], r"\['5'\]"), ([1.5], r"\[1.5\]"), ([-1], r"\[-1\]"), ([3, 3], r"\[3, 3\]"), (2, "2")]
+)
+def test_milestones_are_steps_that_rise(milestones, shown):
+    halves = [{"name": "StepLR", "args": {"step_size": 1}}] * 3
+    sequential = config(name="SequentialLR", milestones=milestones, schedulers=halves)
+    with pytest.raises(UserError, match=f"system.scheduler.milestones: expected whole numbers that rise.*{shown}"):
+        rates(sequential, 1)
+
+
+def test_milestones_of_a_text_are_refused():
+    with pytest.raises(UserError, match=r"system.scheduler.args.milestones: expected .*, got \['5'\]"):
+        rates(config(name="MultiStepLR", args={"milestones": ["5"]}), 1)
+
+
+def test_one_cycle_lasts_as_long_as_the_run():
+    cycle = config(name="OneCycleLR", interval="step", args={"max_lr": 0.1, "total_steps": 9})
+    check_scheduler_lasts(cycle, 9)
+    with pytest.raises(UserError, match="system.scheduler.args.total_steps: expected at least trainer.max_steps, 10"):
+        check_scheduler_lasts(cycle, 10)
+
+
+def test_an_optimizer_of_matrices_alone_is_one_line():
+    with pytest.raises(UserError, match="system.optimizer: Muon: "):
+        parse_optimizer(config(name="Muon"), nn.Linear(2, 2))
 
 
 def adan_by_hand(gradients, lr, betas, eps, decay):

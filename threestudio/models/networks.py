@@ -17,18 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import threestudio
+from threestudio.models.network_config import activation, check_known, errors_under, number, plain, whole_number
 from threestudio.ops.hash_grid import HashGridLayout, hash_grid
 from threestudio.ops.spherical_harmonics import real_spherical_harmonics
 from threestudio.utils.base import Updateable
 from threestudio.utils.errors import UserError, with_suggestion
-from threestudio.utils.ops import get_activation
-from threestudio.utils.value_checks import shown
 
 
 class Identity(nn.Module):
     def __init__(self, n_input_dims: int, config: Mapping[str, Any]) -> None:
         super().__init__()
-        _check_keys("encoding", config, ())
+        check_known(config, ())
         self.n_input_dims = self.n_output_dims = n_input_dims
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,9 +39,9 @@ class Frequency(nn.Module):
 
     def __init__(self, n_input_dims: int, config: Mapping[str, Any]) -> None:
         super().__init__()
-        _check_keys("encoding", config, ("n_frequencies",))
+        check_known(config, ("n_frequencies",))
         self.n_input_dims = n_input_dims
-        self.n_frequencies = int(config.get("n_frequencies", 12))
+        self.n_frequencies = whole_number(config, "n_frequencies", 12, 0)
         self.n_output_dims = n_input_dims * self.n_frequencies * 2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,9 +58,9 @@ class ProgressiveBandFrequency(nn.Module, Updateable):
 
     def __init__(self, n_input_dims: int, config: Mapping[str, Any]) -> None:
         super().__init__()
-        _check_keys("encoding", config, ("n_frequencies", "n_masking_step"))
-        self.n_masking_step = int(config.get("n_masking_step", 0))
-        self.n_frequencies = int(config["n_frequencies"])
+        check_known(config, ("n_frequencies", "n_masking_step"))
+        self.n_masking_step = whole_number(config, "n_masking_step", 0, 0)
+        self.n_frequencies = whole_number(config, "n_frequencies", None, 0)
         self.n_input_dims, self.n_output_dims = n_input_dims, n_input_dims * self.n_frequencies * 2
         self.register_buffer("band_weight", torch.ones(self.n_frequencies), persistent=False)
         if self.n_masking_step > 0:
@@ -85,12 +84,9 @@ class SphericalHarmonics(nn.Module):
 
     def __init__(self, n_input_dims: int, config: Mapping[str, Any]) -> None:
         super().__init__()
-        _check_keys("encoding", config, ("degree",))
-        self.degree = int(config.get("degree", 4))
-        if n_input_dims != 3 or self.degree < 1:
-            raise UserError(
-                f"SphericalHarmonics: expected 3 inputs and degree >= 1, got {n_input_dims} and {self.degree}"
-            )
+        check_known(config, ("degree",))
+        _check_three_inputs("SphericalHarmonics", n_input_dims)
+        self.degree = whole_number(config, "degree", 4, 1)
         self.n_input_dims, self.n_output_dims = n_input_dims, self.degree**2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -124,17 +120,17 @@ class HashGrid(nn.Module):
 
     def __init__(self, n_input_dims: int, config: Mapping[str, Any]) -> None:
         super().__init__()
-        _check_keys("encoding", config, self.KEYS)
-        if n_input_dims != 3:
-            raise UserError(f"HashGrid: expected 3 inputs, got {n_input_dims}")
-        if config.get("interpolation", "Linear") != "Linear" or config.get("type", "Hash") != "Hash":
-            raise UserError("HashGrid: interpolation=Linear and type=Hash are what is supported")
+        check_known(config, self.KEYS)
+        _check_three_inputs("HashGrid", n_input_dims)
+        for name, only in (("interpolation", "Linear"), ("type", "Hash")):
+            if config.get(name, only) != only:
+                raise UserError(f"{name}: expected {only}, which alone is supported, got {config[name]!r}")
         self.layout = HashGridLayout(
-            n_levels=int(config.get("n_levels", 16)),
-            n_features=int(config.get("n_features_per_level", 2)),
-            log2_hashmap_size=int(config.get("log2_hashmap_size", 19)),
-            base_resolution=int(config.get("base_resolution", 16)),
-            per_level_scale=float(config.get("per_level_scale", 2.0)),
+            n_levels=whole_number(config, "n_levels", 16, 1),
+            n_features=whole_number(config, "n_features_per_level", 2, 1),
+            log2_hashmap_size=whole_number(config, "log2_hashmap_size", 19, 1),
+            base_resolution=whole_number(config, "base_resolution", 16, 1),
+            per_level_scale=number(config, "per_level_scale", 2.0),
         )
         self.backend = str(config.get("backend", "auto"))
         self.n_input_dims = n_input_dims
@@ -156,13 +152,10 @@ class ProgressiveBandHashGrid(nn.Module, Updateable):
     def __init__(self, n_input_dims: int, config: Mapping[str, Any]) -> None:
         super().__init__()
         own = ("start_level", "start_step", "update_steps")
-        _check_keys("encoding", config, (*HashGrid.KEYS, *own))
-        for key in own:
-            if key not in config:
-                raise UserError(f"ProgressiveBandHashGrid: {key} is missing")
-        self.start_level, self.start_step, self.update_steps = (int(config[key]) for key in own)
-        if self.update_steps < 1:
-            raise UserError(f"ProgressiveBandHashGrid: update_steps: expected >= 1, got {self.update_steps}")
+        check_known(config, (*HashGrid.KEYS, *own))
+        self.start_level, self.start_step, self.update_steps = (
+            whole_number(config, name, None, least) for name, least in zip(own, (0, 0, 1))
+        )
         self.encoding = HashGrid(n_input_dims, {k: v for k, v in config.items() if k not in own})
         self.n_input_dims, self.n_output_dims = n_input_dims, self.encoding.n_output_dims
         self.n_level = self.encoding.layout.n_levels
@@ -223,6 +216,11 @@ class CompositeEncoding(nn.Module, Updateable):
         return torch.cat([x * self.xyz_scale + self.xyz_offset, encoded], -1)
 
 
+def _check_three_inputs(otype: str, n_input_dims: int) -> None:
+    if n_input_dims != 3:
+        raise UserError(f"otype: {otype} takes 3 inputs, got {n_input_dims}")
+
+
 ENCODINGS: dict[str, type] = {
     "Identity": Identity,
     "Frequency": Frequency,
@@ -234,29 +232,27 @@ ENCODINGS: dict[str, type] = {
 
 
 def get_encoding(n_input_dims: int, config: Mapping[str, Any]) -> CompositeEncoding:
-    """Encoding from its config: ``otype`` and that type's keys, and ``include_xyz`` (default false)."""
-    options = _plain(config)
+    """Encoding from its config: ``otype`` and that type's keys, and ``include_xyz`` (default false).
+
+    Raises UserError, with the full key, for an entry that is unknown or impossible.
+    """
+    options = plain(config)
     otype = options.pop("otype", None)
     include_xyz = bool(options.pop("include_xyz", False))
-    if otype in ENCODINGS:
-        encoding = ENCODINGS[otype](n_input_dims, options)
-    elif torch.cuda.is_available() and importlib.util.find_spec("tinycudann") is not None:
-        encoding = TinyCudaNNEncoding(n_input_dims, {"otype": otype, **options})
-    else:
-        message = f"unknown encoding otype {otype!r} (other encodings of tiny-cuda-nn need tinycudann and CUDA)"
-        raise UserError(with_suggestion(message, str(otype), ENCODINGS))
+    with errors_under(config, "encoding"):
+        if otype in ENCODINGS:
+            encoding = ENCODINGS[otype](n_input_dims, options)
+        elif torch.cuda.is_available() and importlib.util.find_spec("tinycudann") is not None:
+            encoding = TinyCudaNNEncoding(n_input_dims, {"otype": otype, **options})
+        else:
+            message = f"otype: unknown encoding {otype!r} (other encodings of tiny-cuda-nn need tinycudann and CUDA)"
+            raise UserError(with_suggestion(message, str(otype), ENCODINGS))
     return CompositeEncoding(encoding, include_xyz)
 
 
 def _layer_sizes(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Width and number of the hidden layers. Raises UserError."""
-    sizes = []
-    for name, default, least in (("n_neurons", 64, 1), ("n_hidden_layers", 1, 0)):
-        size = config.get(name, default)
-        if isinstance(size, bool) or not isinstance(size, int) or size < least:
-            raise UserError(f"mlp_network_config.{name}: expected a whole number from {least}, got {shown(size)}")
-        sizes.append(size)
-    return sizes[0], sizes[1]
+    """Width and number of the hidden layers."""
+    return whole_number(config, "n_neurons", 64, 1), whole_number(config, "n_hidden_layers", 1, 0)
 
 
 class VanillaMLP(nn.Module):
@@ -267,11 +263,11 @@ class VanillaMLP(nn.Module):
 
     def __init__(self, n_input_dims: int, n_output_dims: int, config: Mapping[str, Any]) -> None:
         super().__init__()
-        _check_keys("mlp_network_config", config, ("activation", "output_activation", "n_neurons", "n_hidden_layers"))
+        check_known(config, ("activation", "output_activation", "n_neurons", "n_hidden_layers"))
         width, depth = _layer_sizes(config)
         self.n_input_dims, self.n_output_dims = n_input_dims, n_output_dims
-        self.activation = get_activation(str(config.get("activation", "ReLU")).lower())
-        self.output_activation = get_activation(config.get("output_activation"))
+        self.activation = activation(config, "activation", "ReLU")
+        self.output_activation = activation(config, "output_activation", None)
         sizes = [n_input_dims] + [width] * depth + [n_output_dims]
         self.layers = nn.ModuleList(nn.Linear(i, o, bias=False) for i, o in zip(sizes[:-1], sizes[1:]))
 
@@ -304,14 +300,14 @@ class SphereInitVanillaMLP(nn.Module):
 
     def __init__(self, n_input_dims: int, n_output_dims: int, config: Mapping[str, Any]) -> None:
         super().__init__()
-        _check_keys("mlp_network_config", config, self.KEYS)
+        check_known(config, self.KEYS)
         width, depth = _layer_sizes(config)
         self.n_input_dims, self.n_output_dims = n_input_dims, n_output_dims
-        self.output_activation = get_activation(config.get("output_activation"))
+        self.output_activation = activation(config, "output_activation", None)
         sizes = [n_input_dims] + [width] * depth + [n_output_dims]
         layers = [nn.Linear(i, o) for i, o in zip(sizes[:-1], sizes[1:])]
         if config.get("sphere_init", True):
-            _sphere_init(layers, float(config.get("sphere_init_radius", 0.5)), bool(config.get("inside_out", False)))
+            _sphere_init(layers, number(config, "sphere_init_radius", 0.5), bool(config.get("inside_out", False)))
         if config.get("weight_norm", True):
             layers = [nn.utils.parametrizations.weight_norm(layer) for layer in layers]
         self.layers = nn.ModuleList(layers)
@@ -346,12 +342,16 @@ NETWORKS: dict[str, type] = {
 
 
 def get_mlp(n_input_dims: int, n_output_dims: int, config: Mapping[str, Any]) -> nn.Module:
-    """Network [N, n_input_dims] -> [N, n_output_dims] from its config: ``otype`` and that type's keys."""
-    options = _plain(config)
+    """Network [N, n_input_dims] -> [N, n_output_dims] from its config: ``otype`` and that type's keys.
+
+    Raises UserError as `get_encoding` does.
+    """
+    options = plain(config)
     otype = options.pop("otype", None)
-    if otype not in NETWORKS:
-        raise UserError(with_suggestion(f"unknown network otype {otype!r}", str(otype), NETWORKS))
-    return NETWORKS[otype](n_input_dims, n_output_dims, options)
+    with errors_under(config, "mlp_network_config"):
+        if otype not in NETWORKS:
+            raise UserError(with_suggestion(f"otype: unknown network {otype!r}", str(otype), NETWORKS))
+        return NETWORKS[otype](n_input_dims, n_output_dims, options)
 
 
 class NetworkWithInputEncoding(nn.Module, Updateable):
@@ -370,15 +370,3 @@ def create_network_with_input_encoding(
     """Encoding and network in one module: [N, n_input_dims] in [0, 1] -> [N, n_output_dims]."""
     encoding = get_encoding(n_input_dims, encoding_config)
     return NetworkWithInputEncoding(encoding, get_mlp(encoding.n_output_dims, n_output_dims, network_config))
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    from omegaconf import DictConfig, OmegaConf
-
-    return OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
-
-
-def _check_keys(owner: str, config: Mapping[str, Any], known: Iterable[str]) -> None:
-    for key in config:
-        if key not in known:
-            raise UserError(with_suggestion(f"unknown key in {owner} {key!r}", str(key), known))

@@ -29,7 +29,7 @@ from threestudio.utils.base import (
 )
 from threestudio.utils.config import parse_structured
 from threestudio.utils.devices import get_device, running_on
-from threestudio.utils.errors import UserError, key_of_errors
+from threestudio.utils.errors import UserError, errors_begin_with, key_of_errors
 from threestudio.utils.keyed_random import preserved_random_state, seed_step
 from threestudio.utils.misc import C, cleanup, load_module_weights
 from threestudio.utils.saving import SaverMixin, describe_files
@@ -68,7 +68,8 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         self.create_loggers(self.cfg.loggers)
         self.configure()
         if self.cfg.weights:
-            self.load_weights(self.cfg.weights, self.cfg.weights_ignore_modules)
+            with errors_begin_with("system.weights"):
+                self.load_weights(self.cfg.weights, self.cfg.weights_ignore_modules)
         self.post_configure()
 
     # -------------------------------------------------------------------------- building

@@ -14,7 +14,7 @@ import threestudio
 from threestudio.systems.adan import Adan
 from threestudio.utils.argument_checks import check_arguments, check_required, tried
 from threestudio.utils.errors import UserError, with_suggestion
-from threestudio.utils.value_checks import shown
+from threestudio.utils.value_checks import is_number, shown
 
 OPTIMIZER, SCHEDULER = "system.optimizer", "system.scheduler"  # where they stand in a config
 
@@ -87,10 +87,13 @@ def _step_of_its_own(factory: type, of_all: dict[str, Any], own: dict[str, Any])
 
 
 def _steps_alone(factory: type) -> bool:
-    """Whether an optimizer makes a step of a dense gradient without a function that computes the loss."""
+    """Whether an optimizer makes a step without a function that computes the loss. Raises UserError for one that makes
+    none of dense gradients."""
     try:
         _step_of_its_own(factory, {}, {})
-    except (TypeError, RuntimeError, ValueError):
+    except RuntimeError as error:
+        raise UserError(f"{OPTIMIZER}.name: {factory.__name__}: {error}") from error
+    except (TypeError, ValueError):
         return False
     return True
 
@@ -143,7 +146,10 @@ def parse_optimizer(config: Any, model: nn.Module) -> torch.optim.Optimizer:
         params = [p for p in model.parameters()]
     if not params or (not groups and not any(p.requires_grad for p in params)):
         raise UserError(f"{OPTIMIZER}: the system has no trainable parameters")
-    return _optimizer_class(entries["name"])(params=params, **_with_tuples(entries.get("args") or {}))
+    try:
+        return _optimizer_class(entries["name"])(params=params, **_with_tuples(entries.get("args") or {}))
+    except ValueError as error:  # of one that takes weights of some shapes alone
+        raise UserError(f"{OPTIMIZER}: {entries['name']}: {error}") from error
 
 
 def with_guidance_groups(config: Any, system: nn.Module) -> Any:
@@ -169,17 +175,30 @@ def with_guidance_groups(config: Any, system: nn.Module) -> Any:
 
 
 def _scheduler_class(name: str, key: str) -> type:
-    known = {n: c for n, c in vars(torch.optim.lr_scheduler).items() if n[0].isupper()}
+    base = torch.optim.lr_scheduler.LRScheduler
+    known = {
+        n: c
+        for n, c in vars(torch.optim.lr_scheduler).items()
+        if isinstance(c, type) and issubclass(c, base) and c is not base and n[0].isupper()
+    }
+    known.pop("ReduceLROnPlateau")  # it watches a logged value, which a config cannot name
     if name not in known:
         message = f"{key}.name: unknown scheduler '{name}'"
         raise UserError(with_suggestion(message, name, known))
     return known[name]
 
 
+# Entries of a scheduler's config that only some have.
+_TAKES = {"schedulers": ("SequentialLR", "ChainedScheduler"), "milestones": ("SequentialLR",)}
+
+
 def parse_scheduler_to_instance(config: Any, optimizer: torch.optim.Optimizer, key: str = SCHEDULER) -> Any:
     """A bare scheduler; `SequentialLR` and `ChainedScheduler` take a list `schedulers`. `key` is where `config` is."""
     entries = _section(config, key, ("name", "args", "interval", "schedulers", "milestones", "warmup_steps"))
     name, args = entries["name"], dict(entries.get("args") or {})
+    of_others = [entry for entry, takers in _TAKES.items() if entries.get(entry) and name not in takers]
+    if of_others:
+        raise UserError(f"{key}.{of_others[0]}: {name} takes none; expected {' or '.join(_TAKES[of_others[0]])}")
     if name == "LambdaLR" or "lr_lambda" in args:
         raise UserError(f"{key}.name: {name} takes a function, which a config cannot hold")
     factory = _scheduler_class(name, key)
@@ -191,11 +210,31 @@ def parse_scheduler_to_instance(config: Any, optimizer: torch.optim.Optimizer, k
     if name in ("ChainedScheduler", "SequentialLR"):
         own["schedulers"] = nested
     if name == "SequentialLR":
-        args["milestones"] = entries.get("milestones") or args.get("milestones", [])
+        args.setdefault("milestones", [])
+        args["milestones"] = entries.get("milestones") or args["milestones"]
+        _check_milestones(args["milestones"], f"{key}.milestones")
     reserved = ("optimizer", "schedulers")
     check_arguments(factory, args, f"{key}.args", reserved)
     check_required(factory, args, f"{key}.args", reserved)
     return tried(lambda some: factory(**own, **some), args, f"{key}.args")
+
+
+def _check_milestones(milestones: Any, key: str) -> None:
+    """Raises UserError unless they are steps, each after the one before it."""
+    whole = isinstance(milestones, list) and all(is_number(step) and step == int(step) for step in milestones)
+    if not whole or any(later <= earlier for earlier, later in zip([-1, *milestones], milestones)):
+        raise UserError(f"{key}: expected whole numbers that rise, from 0, got {shown(milestones)}")
+
+
+def check_scheduler_lasts(config: Any, max_steps: int) -> None:
+    """Raises UserError where a scheduler makes fewer steps than the run: OneCycleLR refuses to go on at its end."""
+    entries = _plain(config) or {}
+    if entries.get("name") != "OneCycleLR" or entries.get("interval") != "step":
+        return
+    args = entries.get("args") or {}
+    steps = args.get("total_steps") or args.get("epochs", 0) * args.get("steps_per_epoch", 0)
+    if steps < max_steps:
+        raise UserError(f"{SCHEDULER}.args.total_steps: expected at least trainer.max_steps, {max_steps}, got {steps}")
 
 
 def parse_scheduler(config: Any, optimizer: torch.optim.Optimizer) -> dict:
@@ -219,10 +258,7 @@ def check_scheduler(config: Any, optimizer_config: Any) -> None:
         scheduler = parse_scheduler(config, factory(members, **args))["scheduler"]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a scheduler's step before the optimizer's
-            if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-                scheduler.step(0.0)
-            else:
-                scheduler.step()
+            scheduler.step()
 
     try:
         one_step()

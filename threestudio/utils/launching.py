@@ -18,6 +18,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import threestudio
 from threestudio.systems.base import BaseSystem
+from threestudio.systems.utils import check_scheduler_lasts
 from threestudio.utils.atomic_checkpoint import AtomicCheckpointIO, CheckpointsToTheEnd
 from threestudio.utils.callbacks import (
     CodeSnapshotCallback,
@@ -189,6 +190,7 @@ def execute(args: Namespace, cfg: DictConfig, trainer: pl.Trainer, datamodule: A
 def build(cfg: DictConfig) -> tuple[pl.LightningDataModule, BaseSystem]:
     data_class = _registered(cfg.data_type, "data_type", pl.LightningDataModule, "data module")
     system_class = _registered(cfg.system_type, "system_type", BaseSystem, "system")
+    check_scheduler_lasts(cfg.system.get("scheduler"), cfg.trainer.get("max_steps", -1))
     datamodule = data_class(cfg.data)
     system = system_class(cfg.system, resumed=cfg.resume is not None)
     system.run_seed = cfg.seed

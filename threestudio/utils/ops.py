@@ -73,16 +73,26 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def get_activation(name: str | None) -> Callable[[Tensor], Tensor]:
-    """The activation of that name: one of the above, or any function of torch.nn.functional."""
-    name = "none" if name is None else name.lower()
-    activation = _ACTIVATIONS.get(name, getattr(F, name, None))
-    if activation is None:
+def get_activation(name: str | None, key: str = "activation") -> Callable[[Tensor], Tensor]:
+    """The activation of that name: one of the above, or any function of torch.nn.functional that maps a tensor alone
+    to one of its shape. Raises UserError, which begins with `key`."""
+    word = "none" if name is None else str(name).lower()
+    activation = _ACTIVATIONS.get(word, getattr(F, word, None))
+    if word not in _ACTIVATIONS and not _keeps_shape(activation):
         from threestudio.utils.errors import UserError, with_suggestion
 
         known = [*_ACTIVATIONS, "softplus", "relu", "gelu", "silu", "leaky_relu", "elu"]
-        raise UserError(with_suggestion(f"unknown activation '{name}'", name, known))
+        raise UserError(with_suggestion(f"{key}: unknown activation '{name}'", word, known))
     return activation
+
+
+def _keeps_shape(function: Any) -> bool:
+    """Whether it is a function of one tensor that gives one of the same shape."""
+    sample = torch.zeros(2, 3)
+    try:
+        return isinstance(function, Callable) and function(sample).shape == sample.shape
+    except (TypeError, ValueError, RuntimeError, AttributeError):
+        return False
 
 
 def _concatenate(chunks: list) -> Any:

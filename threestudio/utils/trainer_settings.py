@@ -10,8 +10,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 import threestudio
 from threestudio.utils.argument_checks import at_least, check_arguments, tried
 from threestudio.utils.errors import UserError
-from threestudio.utils.value_checks import shown
+from threestudio.utils.value_checks import check_choice, shown
 
+_ACCELERATORS = ("cpu", "gpu", "cuda", "auto")
 _LAUNCHER_SETS = ("callbacks", "logger", "plugins", "default_root_dir", "enable_checkpointing")
 # What Lightning looks at only while it trains, or not at all.
 _TRAINER_LIMITS = {
@@ -39,6 +40,7 @@ def trainer_arguments(cfg: DictConfig, on_gpu: bool) -> dict[str, Any]:
     arguments.setdefault("enable_model_summary", False)
     arguments.setdefault("inference_mode", False)  # normals are gradients, in evaluation too
     arguments.setdefault("accelerator", "gpu" if on_gpu else "cpu")
+    check_choice("trainer.accelerator", arguments["accelerator"], _ACCELERATORS)
     if not on_gpu:
         arguments["accelerator"] = "cpu"
     arguments.setdefault("devices", -1 if arguments["accelerator"] == "gpu" else 1)

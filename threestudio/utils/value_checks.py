@@ -129,7 +129,7 @@ def check_elements(value: Any, hint: Any, key: str) -> None:
         raise UserError(f"{key}: expected {len(elements)} values, {type_name(hint)}, got {shown(value)}")
     for index, item in enumerate(value):
         element = elements[min(index, len(elements) - 1)]
-        wrong_number = element in (int, float) and not is_number(item) and item is not None
+        wrong_number = element in (int, float) and not is_number(item)
         if wrong_number and not isinstance(item, (list, ListConfig)):
             raise expected(f"{key}[{index}]", element, item)
 
@@ -155,10 +155,10 @@ def fits(value: Any, hint: Any) -> bool | None:
     if origin is tuple and args and Ellipsis not in args:
         is_list = isinstance(value, (list, tuple))
         return is_list and len(value) == len(args) and all(fits(v, a) is not False for v, a in zip(value, args))
-    if origin in (list, tuple):
+    if origin in (list, tuple, Iterable):
         return isinstance(value, (list, tuple)) and all(fits(v, a) is not False for v in value for a in args[:1])
     if origin is dict:
         return isinstance(value, dict)
-    if isinstance(origin, type):  # Iterable, or a class that no config holds a value of
+    if isinstance(origin, type):  # a class that no config holds a value of
         return isinstance(value, origin) and not isinstance(value, str)
     return None

@@ -15,7 +15,7 @@ from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import eikonal_loss, opaque_loss, sparsity_loss
 from threestudio.systems.score_distillation import ScoreDistillationSystem
 from threestudio.utils.devices import Reading
-from threestudio.utils.errors import UserError
+from threestudio.utils.errors import UserError, errors_begin_with
 
 from .field import Field
 from .losses import coverage
@@ -74,7 +74,8 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
         if self.cfg.judge:
             from ..evaluation.clip_metrics import load_judge
 
-            load_judge(self.cfg.judge)
+            with errors_begin_with("system.judge"):
+                load_judge(self.cfg.judge)
 
     def on_test_start(self) -> None:
         self.build_prompts()

@@ -18,6 +18,7 @@ from threestudio.data.cameras import batch_of_poses, unit_focal_directions
 from threestudio.data.image import ReferenceViewsDataModule
 from threestudio.data.reference_views import ReferenceViews
 from threestudio.utils.config import parse_structured
+from threestudio.utils.errors import errors_begin_with
 from threestudio.utils.value_checks import check_at_least
 
 from ..system_mixin import SystemMixin
@@ -56,8 +57,10 @@ class EvaluatedSystem(SystemMixin):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         if self._is_judged:  # what is wrong with it is known before training
-            load_judge(self.evaluation.judge)
-            self._gallery()
+            with errors_begin_with("system.evaluation.judge"):
+                load_judge(self.evaluation.judge)
+            with errors_begin_with("system.evaluation.gallery"):
+                self._gallery()
 
     @property
     def _is_judged(self) -> bool:

@@ -14,7 +14,7 @@ import threestudio
 from threestudio.data.cameras import batch_of_poses, unit_focal_directions
 from threestudio.data.stepwise import StepwiseDataModule
 from threestudio.utils.config import parse_structured
-from threestudio.utils.errors import UserError
+from threestudio.utils.errors import UserError, errors_begin_with
 from threestudio.utils.value_checks import check_at_least, is_number_list
 
 from ..world.captions import parse_caption
@@ -57,7 +57,8 @@ def check_config(cfg: PosedViewsConfig) -> None:
     if not cfg.camera_distance > 0:
         raise UserError(f"data.camera_distance: expected more than 0, got {cfg.camera_distance:g}")
     if cfg.caption:
-        parse_caption(cfg.caption)
+        with errors_begin_with("data.caption"):
+            parse_caption(cfg.caption)
     else:
         for file in dict.fromkeys((cfg.train_file, cfg.test_file)):
             read_frames(file)

@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 import threestudio
-from threestudio.models.materials.base import BaseMaterial
-from threestudio.utils.errors import UserError
+from threestudio.models.materials.point_light import PointLightMaterial, check_shading
 
 
-class GaussianDiffuseMaterial(BaseMaterial):
-    """Lambertian surfaces under a point light and an ambient one (DreamFusion, Poole et al. 2022, section 3.1)."""
+class GaussianDiffuseMaterial(PointLightMaterial):
+    """Outside training there is always shading."""
 
-    @dataclass
-    class Config(BaseMaterial.Config):
-        ambient_light_color: tuple[float, float, float] = (0.1, 0.1, 0.1)  # light from everywhere
-        diffuse_light_color: tuple[float, float, float] = (0.9, 0.9, 0.9)  # light of the point
-        ambient_only_steps: int = 1000  # training steps that show colours only
-        diffuse_prob: float = 0.75  # after them: how often there is shading
-        textureless_prob: float = 0.5  # of those: how often the colour is white
-        soft_shading: bool = False  # while training, mix the two lights at random
-
-    cfg: Config
-
-    def configure(self) -> None:
-        self.requires_normal = True
-        for key in ("ambient_light_color", "diffuse_light_color"):
-            if len(self.cfg[key]) != 3:
-                raise UserError(f"material.{key}: expected 3 numbers, got {list(self.cfg[key])}")
-            self.register_buffer(key, torch.tensor([float(c) for c in self.cfg[key]]), persistent=False)
-        self.ambient_only = False
-
-    def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
-        self.ambient_only = global_step < self.cfg.ambient_only_steps
+    keeps_lights = False
 
     def forward(
         self,
@@ -50,33 +27,13 @@ class GaussianDiffuseMaterial(BaseMaterial):
         **kwargs: Any,
     ) -> Tensor:
         """Colours [..., 3]."""
-        shading = self._draw_shading() if shading is None else shading
+        if shading is None:
+            shading = self.shading_of_a_step() if self.training else "diffuse"
+        check_shading(shading)
         if shading == "albedo":
             return features
-        ambient, diffuse = self._lights(ambient_ratio)
-        to_light = F.normalize(light_positions - positions, dim=-1)
-        light = (shading_normal * to_light).sum(-1, keepdim=True).clamp(min=0) * diffuse + ambient
-        if shading == "textureless":
-            return light.expand_as(features)
-        if shading == "diffuse":
-            return features * light
-        raise UserError(f"shading: expected albedo, textureless or diffuse, got {shading!r}")
-
-    def _lights(self, ambient_ratio: float | None) -> tuple[float | Tensor, float | Tensor]:
-        if ambient_ratio is not None:
-            return ambient_ratio, 1 - ambient_ratio
-        if self.training and self.cfg.soft_shading:
-            diffuse = torch.rand(()).item()
-            return 1 - diffuse, diffuse
-        return self.ambient_light_color, self.diffuse_light_color
-
-    def _draw_shading(self) -> str:
-        if not self.training:
-            return "diffuse"
-        shaded, textureless = torch.rand(2).tolist()
-        if self.ambient_only or shaded >= self.cfg.diffuse_prob:
-            return "albedo"
-        return "textureless" if textureless < self.cfg.textureless_prob else "diffuse"
+        light = self.light_at(positions, shading_normal, light_positions, ambient_ratio)
+        return light.expand_as(features) if shading == "textureless" else features * light
 
     def export(self, features: Tensor, **kwargs: Any) -> dict[str, Any]:
         """The geometry exports logits of its colours."""

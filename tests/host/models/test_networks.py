@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import threestudio
 from threestudio.models.networks import create_network_with_input_encoding, get_encoding, get_mlp
+from threestudio.utils.config import ExperimentConfig, parse_structured
 from threestudio.utils.errors import UserError
 
 GRID = {"n_levels": 4, "n_features_per_level": 2, "log2_hashmap_size": 8, "base_resolution": 4, "per_level_scale": 1.5}
@@ -113,13 +115,51 @@ def test_sphere_init_is_a_sphere(inside_out):
         ({"otype": "HashGird"}, "HashGird.*nearest: HashGrid"),
         ({"otype": "HashGrid", "n_level": 4}, "n_level.*nearest: n_levels"),
         ({"otype": "SphericalHarmonics", "degree": 0}, "degree"),
-        ({"otype": "ProgressiveBandHashGrid", **GRID}, "start_level is missing"),
-        ({}, "unknown encoding otype None"),
+        ({"otype": "ProgressiveBandHashGrid", **GRID}, "encoding.start_level: a value is required"),
+        ({}, "encoding.otype: unknown encoding None"),
+        ({"otype": "HashGrid", "n_levels": "3"}, "encoding.n_levels: expected a whole number from 1, got '3'"),
+        ({"otype": "HashGrid", "n_levels": 65}, "encoding.n_levels: expected 1 to 64, got 65"),
+        ({"otype": "HashGrid", "per_level_scale": "x"}, "encoding.per_level_scale: expected a number, got 'x'"),
+        ({"otype": "HashGrid", "interpolation": "Cubic"}, "encoding.interpolation: expected Linear"),
+        (
+            {"otype": "Frequency", "n_frequencies": 2.5},
+            "encoding.n_frequencies: expected a whole number from 0, got 2.5",
+        ),
+        ({"otype": "ProgressiveBandFrequency"}, "encoding.n_frequencies: a value is required"),
     ],
 )
 def test_wrong_encodings_are_refused(config, message):
     with pytest.raises(UserError, match=message):
         get_encoding(3, config)
+
+
+def test_errors_name_the_full_key():
+    config = parse_structured(ExperimentConfig, {"tag": "t", "system": {"geometry": {"grid": {"otype": "Grid"}}}})
+    with pytest.raises(UserError, match="^system.geometry.grid.otype: unknown encoding 'Grid'"):
+        get_encoding(3, config.system.geometry.grid)
+
+
+@pytest.mark.parametrize("name", ["nothing", "linear", "conv1d", "Tensor", "has_torch_function", 3])
+def test_wrong_activations_are_refused(name):
+    for key in ("activation", "output_activation"):
+        with pytest.raises(UserError, match=rf"mlp_network_config.{key}: unknown activation '{name}'"):
+            get_mlp(3, 1, {"otype": "VanillaMLP", key: name})
+
+
+@pytest.mark.parametrize(
+    "kind, key",
+    [
+        ("no-material", "material.color_activation"),
+        ("diffuse-with-point-light-material", "material.albedo_activation"),
+        ("textured-background", "background.color_activation"),
+        ("neural-environment-map-background", "background.color_activation"),
+        ("implicit-volume", "geometry.density_activation"),
+        ("volume-grid", "geometry.density_activation"),
+    ],
+)
+def test_an_activation_is_known_when_its_owner_is_built(kind, key):
+    with pytest.raises(UserError, match=f"^{key}: unknown activation 'sigmoidd'; nearest: sigmoid"):
+        threestudio.find(kind)({key.split(".")[1]: "sigmoidd"})
 
 
 def test_wrong_networks_are_refused():

@@ -39,6 +39,7 @@ class NeuralEnvironmentMapBackground(BaseBackground):
     cfg: Config
 
     def configure(self) -> None:
+        self.activation = get_activation(self.cfg.color_activation, "background.color_activation")
         if self.cfg.eval_color is not None and len(self.cfg.eval_color) != self.cfg.n_output_dims:
             raise UserError(
                 f"background.eval_color: expected {self.cfg.n_output_dims} numbers, got {list(self.cfg.eval_color)}"
@@ -52,7 +53,7 @@ class NeuralEnvironmentMapBackground(BaseBackground):
             return torch.tensor(list(self.cfg.eval_color)).to(dirs).expand(*dirs.shape[:-1], -1)
         unit = (dirs.reshape(-1, 3) + 1.0) / 2.0
         color = self.network(self.encoding(unit)).reshape(*dirs.shape[:-1], self.cfg.n_output_dims)
-        color = get_activation(self.cfg.color_activation)(color)
+        color = self.activation(color)
         if self.training and self.cfg.random_aug:
             color = self.augmented(color)
         return color

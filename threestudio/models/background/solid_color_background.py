@@ -18,7 +18,7 @@ class SolidColorBackground(BaseBackground):
     @dataclass
     class Config(BaseBackground.Config):
         n_output_dims: int = 3  # channels of the colour
-        color: tuple = (1.0, 1.0, 1.0)  # the colour, in [0, 1]
+        color: tuple[float, ...] = (1.0, 1.0, 1.0)  # the colour, in [0, 1]
         learned: bool = False  # whether the colour is a parameter
         random_aug: bool = False  # while training, sometimes replace the background by random colours
         random_aug_prob: float = 0.5  # how often, in [0, 1]

@@ -27,6 +27,7 @@ class TexturedBackground(BaseBackground):
     cfg: Config
 
     def configure(self) -> None:
+        self.activation = get_activation(self.cfg.color_activation, "background.color_activation")
         self.texture = nn.Parameter(torch.randn(1, self.cfg.n_output_dims, self.cfg.height, self.cfg.width))
 
     def forward(self, dirs: Tensor) -> Tensor:
@@ -37,4 +38,4 @@ class TexturedBackground(BaseBackground):
         grid = torch.stack([u, v], -1)[None, None]  # [1, 1, N, 2]
         color = F.grid_sample(self.texture, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
         color = color[0, :, 0].T.reshape(*dirs.shape[:-1], self.cfg.n_output_dims)
-        return get_activation(self.cfg.color_activation)(color)
+        return self.activation(color)

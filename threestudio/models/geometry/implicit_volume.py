@@ -54,6 +54,7 @@ class ImplicitVolume(EncodedFeatures, BaseImplicitGeometry):
             self.normal_network = get_mlp(n, 3, mlp)
 
     def _check_config(self) -> None:
+        self.density_activation = get_activation(self.cfg.density_activation, "geometry.density_activation")
         check_choice("geometry.normal_type", self.cfg.normal_type, NORMAL_TYPES)
         bias = self.cfg.density_bias
         if isinstance(bias, str) and bias not in DENSITY_BIASES:
@@ -83,7 +84,7 @@ class ImplicitVolume(EncodedFeatures, BaseImplicitGeometry):
     def get_activated_density(self, points: Tensor, density: Tensor) -> tuple[Tensor, Tensor]:
         """points [..., 3] in world units, network output [..., 1] -> density before and after activation."""
         raw_density = density + self.density_bias_at(points)
-        return raw_density, get_activation(self.cfg.density_activation)(raw_density)
+        return raw_density, self.density_activation(raw_density)
 
     def forward(self, points: Tensor, output_normal: bool = False) -> dict[str, Tensor]:
         analytic = output_normal and self.cfg.normal_type == "analytic"

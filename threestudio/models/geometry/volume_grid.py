@@ -75,7 +75,7 @@ class VolumeGrid(BaseImplicitGeometry):
             raise UserError(
                 f"geometry.finite_difference_normal_eps: expected > 0, got {cfg.finite_difference_normal_eps}"
             )
-        get_activation(cfg.density_activation)
+        self.density_activation = get_activation(cfg.density_activation, "geometry.density_activation")
 
     # ----------------------------------------------------------------------------- field
 
@@ -110,7 +110,7 @@ class VolumeGrid(BaseImplicitGeometry):
 
     def _density(self, points: Tensor, raw: Tensor) -> Tensor:
         """Grid values [..., 1] at points [..., 3] -> density [..., 1]; all have one learned scale (SJC, appendix)."""
-        return get_activation(self.cfg.density_activation)(raw * torch.exp(self.density_scale) + self._bias(points))
+        return self.density_activation(raw * torch.exp(self.density_scale) + self._bias(points))
 
     def _bias(self, points: Tensor) -> float | Tensor:
         if self.cfg.density_bias != "blob":

@@ -12,6 +12,7 @@ from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.networks import get_mlp
 from threestudio.utils.errors import UserError
 from threestudio.utils.ops import get_activation
+from threestudio.utils.value_checks import check_at_least
 
 
 @threestudio.register("no-material")
@@ -27,6 +28,8 @@ class NoMaterial(BaseMaterial):
     cfg: Config
 
     def configure(self) -> None:
+        self.activation = get_activation(self.cfg.color_activation, "material.color_activation")
+        check_at_least("material.n_output_dims", self.cfg.n_output_dims, 0)
         self.use_network = False
         if (self.cfg.input_feature_dims is None) != (self.cfg.mlp_network_config is None):
             raise UserError("material: input_feature_dims and mlp_network_config go together, only one was given")
@@ -45,7 +48,7 @@ class NoMaterial(BaseMaterial):
                 f"no-material: expected {self.cfg.n_output_dims} feature channels (n_output_dims), got "
                 f"{features.shape[-1]} (geometry.n_feature_dims)"
             )
-        return get_activation(self.cfg.color_activation)(features)
+        return self.activation(features)
 
     def export(self, features: Tensor | None = None, **kwargs: Any) -> dict[str, Any]:
         """Nothing of a geometry without features, as stages that train a shape alone have."""

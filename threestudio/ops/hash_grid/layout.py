@@ -41,11 +41,11 @@ class HashGridLayout:
         }
         for name, (low, high) in bounds.items():
             if not low <= getattr(self, name) <= high:
-                raise UserError(f"hash grid: {name}: expected {low} to {high}, got {getattr(self, name)}")
+                raise UserError(f"{name}: expected {low} to {high}, got {getattr(self, name)}")
         finest = self.base_resolution * self.per_level_scale ** (self.n_levels - 1)
         if not (self.per_level_scale >= 1 and finest < 2**24):
             raise UserError(
-                f"hash grid: per_level_scale={self.per_level_scale} with {self.n_levels} levels: expected >= 1 and a "
+                f"per_level_scale: {self.per_level_scale} with {self.n_levels} levels: expected >= 1 and a "
                 f"finest resolution under 2^24 (float32 positions tell no more apart), got {finest:.4g}"
             )
 
