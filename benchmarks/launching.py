@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from threestudio.utils.staged_files import staged
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -26,9 +28,8 @@ def launch(arguments: Sequence[str], folder: Path, threads: int) -> tuple[int, f
 
 def keep_record(folder: Path, record: dict[str, Any]) -> None:
     """Writes a finished run's record, whole or not at all."""
-    partial = folder / "run.json.part"
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    partial.replace(folder / "run.json")
+    with staged(str(folder / "run.json")) as partial:
+        Path(partial).write_text(json.dumps(record, indent=1) + "\n")
 
 
 def record_in(folder: Path) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from threestudio.utils.errors import MissingFileError, UserError
+from threestudio.utils.staged_files import staged
 
 from ..fitting.posed_views import read_picture
 from ..teachers.text import cache_folder
@@ -87,13 +88,11 @@ def _names_in(root: Path, source: Path, key: str) -> list[str]:
 
 def _write_index(path: Path, known: str, names: Sequence[str]) -> None:
     """Writes the index whole or not at all, and removes those of older states of the same root."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     older = list(path.parent.glob(f"{known}-*.npy"))
-    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npy")
-    np.save(temporary, np.array([os.fsencode(name) for name in names]))
-    temporary.replace(path)
+    with staged(str(path)) as partial:
+        np.save(partial, np.array([os.fsencode(name) for name in names]))
     for old in older:
-        if old != path and ".tmp" not in old.name:
+        if old != path:
             old.unlink(missing_ok=True)
 
 

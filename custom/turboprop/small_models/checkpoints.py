@@ -1,11 +1,12 @@
 """Checkpoints of a training: written whole or not at all, read without executing anything."""
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from threestudio.utils.atomic_checkpoint import write_atomically
 
 
 def save_checkpoint(path: Path, held: dict[str, Any], identity: dict[str, Any]) -> None:
@@ -18,12 +19,7 @@ def save_checkpoint(path: Path, held: dict[str, Any], identity: dict[str, Any]) 
         "optimizer": held["optimizer"].state_dict(),
         "state": dataclasses.asdict(held["state"]),
     }
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_atomically(str(path), lambda file: torch.save(content, file))
 
 
 def load_checkpoint(path: Path, held: dict[str, Any], identity: dict[str, Any]) -> None:

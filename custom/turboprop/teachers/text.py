@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from threestudio.utils.staged_files import staged
+
 from .text_encoders import PromptEmbeddings, T5TextEncoder, TextEncoder, is_t5
 from .token_limit import TokenLimit
 from .weights import TEXT_PARTS, model_folder, part_folder
@@ -103,16 +105,14 @@ def _write_cache(path: Path, embeddings: PromptEmbeddings) -> None:
     """Writes a cache file whole or not at all; a cache that cannot be written costs a warning only."""
     from safetensors.torch import save_file
 
-    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {
-                "local_embeddings": embeddings.local_embeddings,
-                "global_embeddings": embeddings.global_embeddings,
-            },
-            temporary,
-        )
-        temporary.replace(path)
+        with staged(str(path)) as partial:
+            save_file(
+                {
+                    "local_embeddings": embeddings.local_embeddings,
+                    "global_embeddings": embeddings.global_embeddings,
+                },
+                partial,
+            )
     except OSError as error:
         logger.warning("text embeddings are not cached: %s", error)

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from threestudio.utils.staged_files import staged
+
 from .cameras import orbit_c2w, view_direction
 from .captions import ObjectSpec, caption, held_out, short_captions
 from .objects import COLORS, KINDS
@@ -108,9 +110,8 @@ def build_view_bank(views: int, seed: int, progress=lambda name: None, turns: in
 
 def save_view_bank(bank: ViewBank, path: Path) -> None:
     arrays = {name: getattr(bank, name).numpy() for name in ("layers", "elevation", "azimuth", "distance")}
-    partial = path.with_suffix(".partial.npz")  # a run that is stopped while it writes leaves no half bank
-    np.savez_compressed(partial, turns=bank.turns, **arrays)
-    partial.replace(path)
+    with staged(str(path)) as partial:
+        np.savez_compressed(partial, turns=bank.turns, **arrays)
 
 
 def load_view_bank(path: Path) -> ViewBank:
