@@ -122,6 +122,8 @@ WRONG = [
      "system.guidance.grad_clip: expected a number, or a schedule of 3 numbers"),
     ("asd-3dconv", "system.min_coverage=[0,0.1,0.2,9]",
      "system.min_coverage: expected float, got [0, 0.1, 0.2, 9] (list); this key takes no schedule"),
+    ("asd-3dconv", "system.validation_size=0", "system.validation_size: expected at least 1, got 0"),
+    ("asd-3dconv", "system.sheet_views=0", "system.sheet_views: expected at least 1, got 0"),
     ("asd-3dconv", "system.renderer.near_plane=[0,0.1,0.2,9]",
      "renderer.near_plane: expected float, got [0, 0.1, 0.2, 9] (list); this key takes no schedule"),
     ("asd-gaussians", "system.geometry.opacity_init=[0,0.1,0.2,9]",

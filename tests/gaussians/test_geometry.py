@@ -66,6 +66,7 @@ def test_starts_from_files(tmp_path):
     [
         ({"sh_degree": 4}, "sh_degree: expected 0 to 3, got 4"),
         ({"opacity_init": 1.0}, "geometry.opacity_init: expected between 0 and 1"),
+        ({"sh_degree": 4}, "geometry.sh_degree: expected 0 to 3, got 4"),
         ({"init_num_pts": 0}, "geometry.init_num_pts: expected more than 0"),
         ({"smoothing": -0.1}, "geometry.smoothing: expected a number from 0 on, got -0.1"),
         ({"shape_init": "cube"}, "geometry.shape_init: expected ball, sphere or mesh:<file>, got 'cube'"),

@@ -16,6 +16,7 @@ from threestudio.systems.losses import eikonal_loss, opaque_loss, sparsity_loss
 from threestudio.systems.score_distillation import ScoreDistillationSystem
 from threestudio.utils.devices import Reading
 from threestudio.utils.errors import UserError, errors_begin_with
+from threestudio.utils.value_checks import check_at_least
 
 from .field import Field
 from .losses import coverage
@@ -58,6 +59,8 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
             raise UserError(
                 f"system.max_coverage: expected more than min_coverage and at most 1, got {self.cfg.max_coverage:g}"
             )
+        for key in ("judge_views", "judge_size", "sheet_views", "validation_size", "turntable_fps"):
+            check_at_least(f"system.{key}", self.cfg[key], 1)
         self.lost_objects = LostObjects(*self.cfg.lost_coverage)
         self._covered: tuple[int, list[str], Reading] | None = None  # the last step, its prompts, what they covered
         self._shown: dict[str, Tensor] = {}  # views of each prompt for the contact sheet

@@ -45,7 +45,7 @@ from .parameters import (
     with_sh_degree,
 )
 from .ply import write_3dgs_ply
-from .spherical_harmonics import sh_size
+from .spherical_harmonics import MAX_DEGREE
 
 LEARNING_RATES = {
     "means": ("position_lr", 1.0),
@@ -138,7 +138,8 @@ class GaussianSplatting(BaseGeometry):
 
     def _check_config(self) -> None:
         cfg = self.cfg
-        sh_size(cfg.sh_degree)
+        if not 0 <= cfg.sh_degree <= MAX_DEGREE:
+            raise UserError(f"geometry.sh_degree: expected 0 to {MAX_DEGREE}, got {cfg.sh_degree}")
         for key in ("radius", "init_num_pts", "max_num", "pc_init_radius", "densification_interval", "prune_interval",
                     "opacity_reset_interval", "sh_degree_interval"):  # fmt: skip
             if not cfg[key] > 0:

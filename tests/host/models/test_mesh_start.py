@@ -1,5 +1,7 @@
 """A mesh file as the first state: shape and colours are there before the first step, for each representation."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,12 @@ import trimesh
 import threestudio
 from tests.host.launches import ROOT
 from threestudio.models.geometry import mesh_start
-from threestudio.models.geometry.mesh_start import MeshStartConfig, inverse_activation, read_start_mesh
+from threestudio.models.geometry.mesh_start import (
+    MeshStartConfig,
+    inverse_activation,
+    mesh_start_config,
+    read_start_mesh,
+)
 from threestudio.utils.errors import UserError
 
 ENCODING = {
@@ -85,9 +92,20 @@ def test_placing(box_file):
     assert mesh.v_pos[:, 2].max() == pytest.approx(0.9) and mesh.v_pos[:, 2].min() == pytest.approx(-0.9)
     with pytest.raises(UserError, match="reaches to 0.5, beyond geometry.radius=0.4; .*size=0.32"):
         read_start_mesh(box_file, MeshStartConfig(), 0.4)
-    for wrong in ({"size": 0.0}, {"steps": 0}):
-        with pytest.raises(UserError, match="init_from_mesh_options"):
-            read_start_mesh(box_file, MeshStartConfig(**wrong), 1.0)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"size": 0.0}, "size: expected > 0 or null, got 0"),
+        ({"steps": 0}, "steps: expected at least 1, got 0"),
+        ({"up": "+w"}, "up: expected one of"),
+        ({"front": "x"}, "front: expected one of"),
+    ],
+)
+def test_options_that_cannot_be(wrong, message):
+    with pytest.raises(UserError, match=f"system.init_from_mesh_options.{re.escape(message)}"):
+        mesh_start_config(wrong)
 
 
 @pytest.mark.parametrize("activation", ["softplus", "trunc_exp", "exp", None])

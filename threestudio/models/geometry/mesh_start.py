@@ -15,10 +15,12 @@ from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.geometry.shape_init import mesh_distance, place_in_box, warn_if_open
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.mesh import Mesh
+from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
-from threestudio.utils.mesh_reading import load_mesh_file
+from threestudio.utils.mesh_reading import AXES, load_mesh_file
 from threestudio.utils.ops import get_activation
 from threestudio.utils.surface_sampling import cumulative_areas, draw_on_surface
+from threestudio.utils.value_checks import check_at_least, check_choice
 
 POINTS_PER_STEP = 2**13
 LARGEST_POOL = 2**17  # points whose distance to the mesh is known to a fit
@@ -38,17 +40,26 @@ class MeshStartConfig:
     steps: int = 1000  # of the fit
 
 
+KEY, OPTIONS = "system.init_from_mesh", "system.init_from_mesh_options"
+
+
+def mesh_start_config(given: Any) -> MeshStartConfig:
+    """The checked options. Raises UserError."""
+    cfg = parse_structured(MeshStartConfig, given)
+    if cfg.size is not None and not cfg.size > 0:
+        raise UserError(f"{OPTIONS}.size: expected > 0 or null, got {cfg.size}")
+    check_at_least(f"{OPTIONS}.steps", cfg.steps, 1)
+    for name in ("up", "front"):
+        if cfg[name] is not None:
+            check_choice(f"{OPTIONS}.{name}", cfg[name], AXES)
+    return cfg
+
+
 def read_start_mesh(path: str, cfg: MeshStartConfig, radius: float) -> Mesh:
     """The mesh of a file in its place inside the box of half side radius. Raises UserError in one line."""
-    if cfg.size is not None and not cfg.size > 0:
-        raise UserError(f"system.init_from_mesh_options.size: expected > 0 or null, got {cfg.size}")
-    if cfg.steps < 1:
-        raise UserError(f"system.init_from_mesh_options.steps: expected >= 1, got {cfg.steps}")
-    mesh = load_mesh_file(path, cfg.up, cfg.front, key="system.init_from_mesh")
+    mesh = load_mesh_file(path, cfg.up, cfg.front, key=KEY)
     warn_if_open(mesh, path)
-    mesh.v_pos = place_in_box(
-        mesh.v_pos, cfg.size, radius, path, "system.init_from_mesh", "system.init_from_mesh_options.size"
-    )
+    mesh.v_pos = place_in_box(mesh.v_pos, cfg.size, radius, path, KEY, f"{OPTIONS}.size")
     return mesh
 
 
