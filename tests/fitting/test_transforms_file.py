@@ -53,6 +53,7 @@ NERFSTUDIO = {"fl_x": FOCAL, "fl_y": FOCAL, "cx": SIZE / 2, "cy": SIZE / 2, "w":
     [
         {"shared": ANGLE, "name": "./{}"},
         {"shared": ANGLE, "name": "./train/frame.000{}"},  # the dot begins no ending
+        {"shared": {**ANGLE, "fl_x": None, "w": None, "cx": None, "k1": None, "camera_model": None}},
         {"shared": ANGLE, "name": ".\\train\\frame.000{}"},
         {"shared": ANGLE, "name": "train\\frame.000{}.png"},
         {"shared": ANGLE, "name": "train/r {}"},

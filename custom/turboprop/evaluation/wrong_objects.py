@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -11,26 +10,15 @@ from torch import Tensor
 from ..world.objects import Kind
 from ..world.primitives import SignedDistance
 
-Fold = Callable[[Tensor], Tensor]  # points [..., 3] -> points [..., 3]
-
-
-def _folded(kind: Kind, fold: Fold) -> Kind:
-    def through(solid: SignedDistance) -> SignedDistance:
-        return lambda points: solid(fold(points))
-
-    return replace(kind, solids=tuple((role, through(solid)) for role, solid in kind.solids))
-
 
 def janus(kind: Kind) -> Kind:
     """The kind with its front half (x > 0) in place of its back too, turned by 180 degrees: two faces, no back."""
 
-    def fold(points: Tensor) -> Tensor:
+    def fold(points: Tensor) -> Tensor:  # [..., 3]
         sign = torch.where(points[..., :1] < 0, -1.0, 1.0)
         return torch.cat([points[..., :2] * sign, points[..., 2:]], -1)
 
-    return _folded(kind, fold)
+    def through(solid: SignedDistance) -> SignedDistance:
+        return lambda points: solid(fold(points))
 
-
-def turned_round(kind: Kind) -> Kind:
-    """The kind turned by 180 degrees around the vertical: its back where its front should be."""
-    return _folded(kind, lambda points: points * points.new_tensor([-1.0, -1.0, 1.0]))
+    return replace(kind, solids=tuple((role, through(solid)) for role, solid in kind.solids))

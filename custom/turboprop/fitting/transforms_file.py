@@ -87,14 +87,17 @@ def _frame(file: Path, index: int, frame: Any, shared: dict[str, Any]) -> Frame:
             raise UserError(f"{where}: lens distortion is not read ({given}): undistort the pictures first")
     path, c2w = _picture_path(file, frame["file_path"], where), _matrix(frame["transform_matrix"], where)
     found = Frame(path, c2w, camera, where)
-    if all(name not in camera for name in ("camera_angle_x", "fl_x")):
+    if all(camera.get(name) is None for name in ("camera_angle_x", "fl_x")):
         raise UserError(f"{where}: expected camera_angle_x in radians, or fl_x in pixels, of the file or of each frame")
     return found
 
 
 def _number(camera: dict[str, Any], name: str, where: str, default: float | None = None) -> float | None:
-    value = camera.get(name, default)
-    if value is not None and not (is_number(value) and math.isfinite(value)):
+    """The value of a key; null is as if there was none."""
+    value = camera.get(name)
+    if value is None:
+        return default
+    if not (is_number(value) and math.isfinite(value)):
         raise UserError(f"{where}: {name}: expected a number, got {value!r}")
     return value
 

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from threestudio.models.isosurface import MARGIN
+
 from .density_field import gaussian_bounds, sample_field
 from .parameters import Gaussians
 
 BORDER = 1  # empty grid points around the box, which close the surface
-MARGIN = 1e-3  # share of a neighbouring level that every level has at least, so that no two surface vertices coincide
 
 
 class EmptyDensity(ValueError):
@@ -70,6 +71,7 @@ def gaussian_surface(
     if fill:
         density = fill_cavities(density, threshold)
     level = density - threshold
+    # Every level has at least this share of a neighbouring one: no two surface vertices coincide.
     least = MARGIN * maximum_filter(np.abs(level), 3)
     level = np.where(level > 0, np.maximum(level, least), np.minimum(level, -least))
     outside = np.ones_like(level, bool)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 import threestudio
 from threestudio.models.background.base import BaseBackground, randomly_replaced
 from threestudio.models.networks import get_encoding, get_mlp
+from threestudio.utils.devices import constant
 from threestudio.utils.errors import UserError
 from threestudio.utils.ops import get_activation
 
@@ -50,7 +50,7 @@ class NeuralEnvironmentMapBackground(BaseBackground):
     def forward(self, dirs: Tensor) -> Tensor:
         """dirs [B, H, W, 3], unit length -> colours [B, H, W, n_output_dims]."""
         if not self.training and self.cfg.eval_color is not None:
-            return torch.tensor(list(self.cfg.eval_color)).to(dirs).expand(*dirs.shape[:-1], -1)
+            return constant(tuple(self.cfg.eval_color), dirs).expand(*dirs.shape[:-1], -1)
         unit = (dirs.reshape(-1, 3) + 1.0) / 2.0
         color = self.network(self.encoding(unit)).reshape(*dirs.shape[:-1], self.cfg.n_output_dims)
         color = self.activation(color)
