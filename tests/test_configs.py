@@ -146,6 +146,8 @@ WRONG = [
     ("magic123-coarse-sd", "system.guidance_3d.guidance_scal=1", "unknown key 'system.guidance_3d.guidance_scal'"),
     ("magic123-coarse-sd", "system.loss.lambda_3d_sds_imgg=1", "nearest: lambda_3d_sds_img"),
     ("zero123", "system.loss.lambda_depht=1", "nearest: lambda_depth"),
+    ("zero123", "system.freq.ref_only_steps=x", "system.freq.ref_only_steps: expected a whole number from 0, got 'x'"),
+    ("zero123", "system.freq.guidance_eval=-1", "system.freq.guidance_eval: expected a whole number from 0, got -1"),
 ]  # fmt: skip
 
 

@@ -269,7 +269,7 @@ def test_a_parsed_config_reads_back_as_the_same_trial(tmp_path):
         ("a: [1", [], "not valid YAML"),
         ("- 1\n- 2", [], "mapping"),
         ("seed: x", [], "seed: expected int, got 'x'"),
-        ("tag: ${system.prompt}\nsystem: {prompt: '???'}", [], "prompt"),
+        ("tag: ${system.prompt}\nsystem: {prompt: '???'}", [], "^system.prompt: a value is required "),
         ("tag: ${nothing}", [], "tag: .*nothing"),
         ("tag: ${nothing:1}", [], "nothing"),
         ("tag: ''\nuse_timestamp: false", [], "tag"),

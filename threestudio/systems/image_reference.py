@@ -21,6 +21,7 @@ from threestudio.systems.reference_losses import (
 )
 from threestudio.systems.score_distillation import ScoreDistillationSystem
 from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import fits, shown
 
 # Of a batch of reference views: what the picture is, not where its camera stands.
 PICTURE_KEYS = ("rgb", "mask", "ref_depth", "ref_normal", "random_camera")
@@ -64,9 +65,11 @@ class ImageReferenceSystem(ScoreDistillationSystem):
         return own.with_(optional=(*VOLUME_WEIGHTS.keys, *SURFACE_WEIGHTS.keys))
 
     def configure(self) -> None:
-        for key in self.cfg.freq:
+        for key, value in self.cfg.freq.items():
             if key not in self.freq_keys:
                 raise UserError(f"system.freq.{key}: unknown key; expected one of {', '.join(self.freq_keys)}")
+            if key in ImageReferenceSystem.freq_keys and (not fits(value, int) or value < 0):
+                raise UserError(f"system.freq.{key}: expected a whole number from 0, got {shown(value)}")
         if not 0 <= self.cfg.ambient_ratio_min <= 1:
             raise UserError(f"system.ambient_ratio_min: expected between 0 and 1, got {self.cfg.ambient_ratio_min:g}")
         super().configure()

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from threestudio.utils.config_blocks import apply_blocks
 from threestudio.utils.errors import UserError, with_suggestion
@@ -176,12 +176,15 @@ def _as_items(config_class: type, cfg: Any) -> dict[str, Any]:
         raise UserError(_omegaconf_reason(error, config_path(cfg))) from error
 
 
+_MISSING = "a value is required (it is ??? in the config)"
+
+
 def _omegaconf_reason(error: OmegaConfBaseException, prefix: str = "") -> str:
     key = getattr(error, "full_key", None) or ""
     if prefix and not key.startswith(prefix):
         key = f"{prefix}.{key}" if key else prefix
     if isinstance(error, MissingMandatoryValue):
-        return f"{key}: a value is required (it is ??? in the config)"
+        return f"{key}: {_MISSING}"
     reason = str(error).splitlines()[0]
     return f"{key}: {reason}" if key else reason
 
@@ -382,6 +385,8 @@ def load_config(*yamls: str, cli_args: list[str] | None = None, from_string: boo
         OmegaConf.resolve(merged)
         for part in ("data", "system"):
             find_project_files(merged.get(part))
+    except InterpolationToMissingValueError as error:
+        raise UserError(f"{min(OmegaConf.missing_keys(merged))}: {_MISSING}") from error
     except OmegaConfBaseException as error:
         raise UserError(_omegaconf_reason(error)) from error
     return parse_structured(ExperimentConfig, merged)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,23 @@ import torch
 from PIL import Image
 
 from threestudio.utils import glb_files, images, mesh_files, video
+from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
 from threestudio.utils.staged_files import staged
+
+
+@dataclass
+class WandbConfig:
+    """`loggers.wandb`: Weights & Biases."""
+
+    enable: bool = False
+    project: Any = None  # a text; null: the package's default, as for name
+    name: Any = None  # of the run; upstream's configs have None, which YAML takes for a text
+
+
+@dataclass
+class LoggersConfig:
+    wandb: dict = field(default_factory=dict)  # WandbConfig
 
 
 class SaverMixin:
@@ -46,12 +62,22 @@ class SaverMixin:
     # ------------------------------------------------------------------------------- loggers
 
     def create_loggers(self, cfg_loggers: Any) -> None:
-        """Opens Weights & Biases if `loggers.wandb.enable` says so; it is imported only then."""
-        wandb_config = (cfg_loggers or {}).get("wandb") or {}
-        if wandb_config.get("enable"):
-            from pytorch_lightning.loggers import WandbLogger
+        """Opens Weights & Biases if `loggers.wandb.enable` says so; it is imported only then.
 
-            self._wandb_logger = WandbLogger(project=wandb_config.get("project"), name=wandb_config.get("name"))
+        Raises UserError for another logger, for a wrong entry, and where the package is missing.
+        """
+        loggers: LoggersConfig = parse_structured(LoggersConfig, cfg_loggers)
+        wandb: WandbConfig = parse_structured(WandbConfig, loggers.wandb)
+        if not wandb.enable:
+            return
+        from pytorch_lightning.loggers import WandbLogger
+
+        try:
+            self._wandb_logger = WandbLogger(project=wandb.project, name=wandb.name)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"system.loggers.wandb: the package wandb is missing (pip install wandb): {error}"
+            ) from error
 
     def get_loggers(self) -> list:
         return [self._wandb_logger] if self._wandb_logger is not None else []

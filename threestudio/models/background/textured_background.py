@@ -13,6 +13,7 @@ from torch import Tensor
 import threestudio
 from threestudio.models.background.base import BaseBackground
 from threestudio.utils.ops import get_activation
+from threestudio.utils.value_checks import check_at_least
 
 
 @threestudio.register("textured-background")
@@ -27,6 +28,8 @@ class TexturedBackground(BaseBackground):
     cfg: Config
 
     def configure(self) -> None:
+        for key in ("n_output_dims", "height", "width"):
+            check_at_least(f"background.{key}", self.cfg[key], 1)
         self.activation = get_activation(self.cfg.color_activation, "background.color_activation")
         self.texture = nn.Parameter(torch.randn(1, self.cfg.n_output_dims, self.cfg.height, self.cfg.width))
 
