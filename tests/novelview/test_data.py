@@ -24,6 +24,12 @@ from ..tiny_novelview import tiny_vae
 
 OBJECTS = np.array([{}] * 12).reshape(3, 4)
 
+
+def save_archive(path):
+    with open(path, "wb") as file:  # np.savez would add an ending
+        np.savez(file, np.eye(4)[:3])
+
+
 pytestmark = pytest.mark.usefixtures("text_cache")
 
 
@@ -115,9 +121,21 @@ def test_pairs_are_two_views_of_one_object_and_a_function_of_the_key(root):
         lambda folder: [np.save(path, np.full((3, 4), np.nan)) for path in folder.glob("*.npy")],
         lambda folder: [np.save(path, np.ones((3, 4))) for path in folder.glob("*.npy")],
         lambda folder: [np.save(path, OBJECTS, allow_pickle=True) for path in folder.glob("*.npy")],
+        lambda folder: [save_archive(path) for path in folder.glob("*.npy")],
         lambda folder: [Image.new("RGBA", (16, 8)).save(path) for path in folder.glob("*.png")],
     ],
-    ids=["gone", "no cameras", "cut pictures", "empty pictures", "4x4", "nan", "no rotation", "objects", "not square"],
+    ids=[
+        "gone",
+        "no cameras",
+        "cut pictures",
+        "empty pictures",
+        "4x4",
+        "nan",
+        "no rotation",
+        "objects",
+        "archives",
+        "not square",
+    ],
 )
 def test_broken_folders_are_counted_and_left_out(root, damage):
     for number in (0, 2, 3):
