@@ -1,16 +1,21 @@
 """Guidances by a novel-view model: the same methods as for text, asked about the picture and the camera."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from PIL import Image
 from turboprop.distillation.methods import METHODS, Conditions, Query
 from turboprop.distillation.weighting import weight
 from turboprop.novelview.teacher import NovelViewTeacher
 
 import threestudio
+from tests.tiny_pictures import ball_pixels
 from threestudio.data.reference_views import ReferenceViews, orbit_camera
 
+ROOT = Path(__file__).resolve().parents[2]
 CAMERAS = {
     "elevation": torch.tensor([10.0, -20.0]),
     "azimuth": torch.tensor([30.0, 200.0]),
@@ -197,6 +202,19 @@ def test_each_camera_goes_by_the_nearest_picture(built, tiny_zero123_folder):
         torch.testing.assert_close(asked.positive.tokens[sample : sample + 1], own.tokens, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(asked.positive.latents[sample : sample + 1], own.latents, rtol=1e-4, atol=1e-5)
     assert asked.unconditional.tokens.abs().max() == 0
+
+
+@pytest.mark.parametrize("config", ["zero123", "stable-zero123"])
+@pytest.mark.parametrize("name", ["zero123-dino-guidance", "zero123-dino-vsd-guidance", "zero123-guidance"])
+def test_upstreams_configs_may_name_another_guidance(built, config, name, tiny_zero123_folder, tmp_path):
+    """By guidance_type alone: all keys are known, and the picture is the one that the data shows."""
+    given = OmegaConf.load(ROOT / "configs" / f"{config}.yaml").system.guidance
+    resolved = {key: given[key] for key in given if not OmegaConf.is_interpolation(given, key)}
+    Image.fromarray(ball_pixels(radius=5.0, middle=(30.0, 30.0))).save(tmp_path / "small.png")
+    data = threestudio.find("single-image-datamodule")({"image_path": str(tmp_path / "small.png")}).reference_views()
+    there = {"pretrained_model_name_or_path": str(tiny_zero123_folder), "cond_image_path": str(tmp_path / "small.png")}
+    guidance = built(name, **{**resolved, "vram_O": True, **there})
+    assert torch.equal(guidance.input_views.views.pictures[0], data.pictures[0])
 
 
 # ---------------------------------------------------------------------------------- bad input
