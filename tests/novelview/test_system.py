@@ -189,6 +189,7 @@ def test_two_processes_train_one_model(launch):
         ("system.start_from=nowhere.safetensors", "system.start_from: expected a folder, .* ends in .ckpt"),
         ("system.image_encoder=''", "system.image_encoder: .* has no image encoder of its own"),
         ("system.model.tokens=words", "system.model.tokens: expected one of pooled, patches, got 'words'"),
+        ("trainer.precision=bf16-true", "trainer.precision: expected 32, 16-mixed or bf16-mixed, got bf16-true"),
         ("system.model.feature_layers=3", "feature_layers: expected .*list"),
         ("system.image_encoder=configs", "system.image_encoder: cannot read configs/config.json"),
         ("system.feature_encoder=configs", "system.feature_encoder: cannot read configs/config.json"),
@@ -216,3 +217,10 @@ def test_bad_input_is_one_line(launch, override, message, capsys):
     lines = capsys.readouterr().err.strip().splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
     assert len(errors) == 1 and re.search(message, errors[0]), errors
+
+
+def test_a_fused_optimizer_and_clipping_in_mixed_precision_are_one_line(launch, capsys):
+    given = ("trainer.precision=bf16-mixed", "system.optimizer.args.fused=true")
+    assert launch(*given, "trainer.gradient_clip_val=1.0", fails=True) == 2
+    assert "error: system.optimizer.args.fused: a fused optimizer does not go with" in capsys.readouterr().err
+    assert launch(*given, "trainer.gradient_clip_val=0", "trainer.max_steps=1").is_dir()

@@ -143,7 +143,12 @@ class NovelViewSystem(BaseSystem):
         return super().configure_optimizers()
 
     def on_fit_start(self) -> None:
-        """Raises ValueError where pictures or cached latents are not this model's."""
+        """Raises ValueError where pictures or cached latents are not this model's, or the weights have 16 bits."""
+        if self.trainer.precision in ("16-true", "bf16-true"):
+            raise UserError(
+                f"trainer.precision: expected 32, 16-mixed or bf16-mixed, got {self.trainer.precision}: weights and "
+                "the noise schedule train in float32"
+            )
         data = self.trainer.datamodule
         if not isinstance(data, NovelViewDataModule):
             raise UserError("data_type: this system needs turboprop-novelview-datamodule")
