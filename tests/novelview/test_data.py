@@ -2,14 +2,18 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from turboprop.novelview import latent_cache
+from turboprop.novelview.cached_latents import open_latent_cache
 from turboprop.novelview.data import FixedPairs, KeyedBatches, NovelViewDataModule, ViewPairs
-from turboprop.novelview.latent_cache import create_latent_cache, fill_latent_cache, open_latent_cache
+from turboprop.novelview.latent_cache import create_latent_cache, fill_latent_cache
 from turboprop.novelview.renders import (
     BrokenFolder,
     evaluation_folders,
@@ -22,6 +26,7 @@ from turboprop.novelview.renders import (
 
 from ..tiny_novelview import tiny_vae
 
+ROOT = Path(__file__).resolve().parents[2]
 OBJECTS = np.array([{}] * 12).reshape(3, 4)
 
 
@@ -271,3 +276,14 @@ def test_the_cache_command(root, tmp_path, tiny_zero123_folder, capsys):
     assert open_latent_cache(tmp_path / "cache", open_index(root)).present.all()
     assert latent_cache.main(["--root", "nowhere", "--model", "x", "--output", "y"]) == 2
     assert capsys.readouterr().err == "error: --root: no folder nowhere\n"
+    capsys.readouterr()
+    assert latent_cache.main([*arguments[:2], "--model", "nowhere/a/b", *arguments[4:]]) == 2
+    assert capsys.readouterr().err.startswith("error: --model: no folder nowhere/a/b")
+
+
+def test_commands_are_not_imported_before_they_run():
+    """Python warns of unpredictable behaviour where `-m` runs a module that its package has imported."""
+    commands = [f"custom.turboprop.novelview.{name}" for name in ("latent_cache", "evaluate", "render_world")]
+    code = f"import sys, custom.turboprop; print([name for name in {commands} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

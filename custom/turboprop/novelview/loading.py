@@ -11,6 +11,8 @@ Four layouts are read:
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,16 @@ from .model import NovelViewModel, NovelViewSettings, cast_module
 PIPELINE_CLASS = "TurbopropNovelView"
 # zero123's projection in diffusers' layouts: the part, and the prefix of its two tensors.
 FOREIGN_PROJECTIONS = {"cc_projection": "projection.", "clip_camera_projection": "proj."}
+
+
+@contextmanager
+def model_is_named(key: str) -> Iterator[None]:
+    """What is wrong with a model's files in the block is named by the key, or option, that a user gave."""
+    try:
+        yield
+    except UserError as error:
+        reason = str(error).removeprefix("pretrained_model_name_or_path: ")
+        raise type(error)(f"{key}: {reason}") from error
 
 
 def fourth_number_of(name: str) -> str:

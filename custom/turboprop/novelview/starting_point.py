@@ -1,7 +1,5 @@
 """The model that training starts from: a novel-view model, or another latent diffusion model and image encoders."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,7 +9,7 @@ from threestudio.utils.errors import MissingFileError, UserError
 from ..teachers.loading import load_part
 from ..teachers.weights import is_weight_file, model_folder, part_classes, part_folder
 from .image_encoders import ImageEncoder, read_encoder
-from .loading import FOREIGN_PROJECTIONS, load_novel_view_model, load_whole_part
+from .loading import FOREIGN_PROJECTIONS, load_novel_view_model, load_whole_part, model_is_named
 from .model import NovelViewModel, NovelViewSettings, widened_for_input_view
 from .timestep_sampling import interpolated_noise_shift
 
@@ -28,7 +26,7 @@ def starting_model(
     What the start does not have (injection; a projection of tokens of another width) begins as `conditioning` says.
     Raises FileNotFoundError or ValueError for a start that cannot be loaded, or that does not fit the settings.
     """
-    with _start_is_named():
+    with model_is_named("system.start_from"):
         start = load_novel_view_model(name) if _is_novel_view_model(name) else None
         if start is None:
             unet, vae, alphas, kind = _denoiser(model_folder(name, ("unet", "vae", "scheduler")))
@@ -51,16 +49,6 @@ def starting_model(
     if start is not None:
         _take_over(model, start)
     return model
-
-
-@contextmanager
-def _start_is_named() -> Iterator[None]:
-    """What is wrong with the start's files is named by its key here."""
-    try:
-        yield
-    except UserError as error:
-        reason = str(error).removeprefix("pretrained_model_name_or_path: ")
-        raise type(error)(f"system.start_from: {reason}") from error
 
 
 def _is_novel_view_model(name: str) -> bool:

@@ -18,8 +18,8 @@ from threestudio.utils.value_checks import Scheduled, check_at_least, check_choi
 
 from ..small_models.training import average_weights
 from .augmentation import PhotometricAugmentation
+from .cached_latents import autoencoder_fingerprint
 from .data import NovelViewDataModule
-from .latent_cache import autoencoder_fingerprint
 from .loading import save_novel_view_model
 from .model import NovelViewModel, NovelViewSettings, cast_module
 from .picture_quality import BACKBONES, QualityMeter
