@@ -223,13 +223,13 @@ def test_upstreams_configs_may_name_another_guidance(built, config, name, tiny_z
 @pytest.mark.parametrize(
     "name, changes, message",
     [
-        ("zero123-dino-guidance", {"cond_image_path": ""}, "system.guidance.cond_image_path: the path of a picture"),
+        ("zero123-dino-guidance", {"cond_image_path": ""}, "cond_image_path: the path of a picture"),
         (
             "zero123-guidance",
             {"cond_image_path": "gone.png"},
-            "system.guidance.cond_image_path: no picture at gone.png",
+            "^cond_image_path: no picture at gone.png",
         ),
-        ("zero123-dino-guidance", {"framing": {"mode": "x"}}, "system.guidance.framing.mode: expected one of"),
+        ("zero123-dino-guidance", {"framing": {"mode": "x"}}, "^framing.mode: expected one of"),
         ("zero123-dino-guidance", {"method": "vsd"}, "set guidance_type=zero123-dino-vsd-guidance"),
         ("zero123-dino-guidance", {"cond_elevation": 3.0}, "unknown key 'cond_elevation'.*nearest: cond_elevation_deg"),
         ("zero123-unified-guidance", {"guidance_type": "sdd"}, "guidance_type: expected one of sds, vsd, got 'sdd'"),

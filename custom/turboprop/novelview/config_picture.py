@@ -11,7 +11,7 @@ from torch import Tensor
 
 import threestudio
 from threestudio.utils.config import parse_structured
-from threestudio.utils.errors import MissingFileError, UserError
+from threestudio.utils.errors import MissingFileError, UserError, key_of_errors
 from threestudio.utils.picture_files import local_path
 
 from ..teachers.pretrained import is_multi_view
@@ -51,7 +51,8 @@ def single_picture(guidance: Any, key: str) -> Tensor:
     source = local_path(guidance.cond_image_path)
     if source.is_dir() or source.suffix.lower() == ".json":
         raise UserError(f"{key}: auto is for a single picture; those of {source} have their cameras, leave the key out")
-    (picture,) = input_pictures(guidance).pictures
+    with key_of_errors("guidance"):
+        (picture,) = input_pictures(guidance).pictures
     return picture
 
 

@@ -73,11 +73,11 @@ class OriginalModelConfig:
 
 
 def input_pictures(cfg: Any) -> ReferenceViews:
-    """The pictures that a guidance's keys of InputViewConfig name."""
+    """The pictures that a guidance's keys of InputViewConfig name. Raises UserError with the key, without its part."""
     framing = parse_structured(FramingConfig, cfg.framing)
-    check_framing(framing, "system.guidance.framing")
+    check_framing(framing, "framing")
     place = CameraPlace(cfg.cond_elevation_deg, cfg.cond_azimuth_deg, cfg.cond_camera_distance)
-    return load_pictures(cfg.cond_image_path, place, framing, "system.guidance.cond_image_path")
+    return load_pictures(cfg.cond_image_path, place, framing, "cond_image_path")
 
 
 @threestudio.register("zero123-dino-guidance")
@@ -132,7 +132,7 @@ def open_input_views(cfg: InputViewConfig, teacher: Teacher, views: ReferenceVie
     Raises UserError where the teacher is no novel-view model, or where a picture is wrong.
     """
     if not isinstance(teacher, NovelViewTeacher):
-        raise UserError(f"system.guidance.teacher_type: expected a novel-view model, got a {type(teacher).__name__}")
+        raise UserError(f"teacher_type: expected a novel-view model, got a {type(teacher).__name__}")
     return InputViews(teacher, input_pictures(cfg) if views is None else views)
 
 
