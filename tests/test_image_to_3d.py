@@ -228,6 +228,12 @@ def test_a_missing_model_is_one_line(launch, capsys):
     assert code == 2 and "nowhere/model" in capsys.readouterr().err and not trial.exists()
 
 
+@pytest.mark.parametrize("kind, part", [("nerf", "guidance"), ("nerf-caption", "guidance_3d")])
+def test_a_guidances_picture_is_named_by_its_part(kind, part, launch, capsys):
+    assert launch(kind, f"system.{part}.cond_image_path=gone.png")[0] == 2
+    assert f"error: system.{part}: cond_image_path: no picture at gone.png" in capsys.readouterr().err
+
+
 # ----------------------------------------------------------------------------------- the systems
 
 LOSS = {f"lambda_{name}": 1.0 for name in ("sds", "rgb", "mask")}

@@ -189,6 +189,69 @@ def test_without_transparency_and_rembg_there_is_one_line(ball, change, monkeypa
     assert "pip install rembg" in refusal(ball(change=change))
 
 
+def alpha_of(change):
+    """A change of a picture's alpha [H, W], uint8."""
+
+    def changed(image):
+        pixels = np.array(image)
+        pixels[..., 3] = change(pixels[..., 3])
+        return Image.fromarray(pixels)
+
+    return changed
+
+
+ALPHA_OF_NO_BACKGROUND = {
+    "soft everywhere": lambda alpha: np.full_like(alpha, 200),
+    "all but opaque": lambda alpha: np.full_like(alpha, 254),
+    "one clear pixel": lambda alpha: np.where(np.indices(alpha.shape).sum(0) == 0, 0, 255),
+    "round corners": lambda alpha: np.where(np.indices(alpha.shape).sum(0) < 4, 0, 255),
+    "inverted": lambda alpha: 255 - alpha,
+}
+
+
+@pytest.mark.parametrize("name", ALPHA_OF_NO_BACKGROUND)
+def test_alpha_that_covers_the_background_counts_as_none(ball, name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rembg", None)
+    message = refusal(ball(change=alpha_of(ALPHA_OF_NO_BACKGROUND[name])))
+    assert "its alpha covers the rim of the picture" in message and "pip install rembg" in message
+
+
+def test_an_object_may_touch_the_rim(ball):
+    """A picture cut closely around its object, and one whose object stands on its lower edge."""
+    cut = read_object(ball(change=lambda image: image.crop((6, 6, 34, 34))), KEY)
+    assert (cut[..., 3] > 0.5).sum() == (ball_pixels()[..., 3] > 0).sum()
+    assert read_object(ball(change=lambda image: image.crop((0, 0, 40, 20))), KEY).shape == (20, 40, 4)
+
+
+def test_an_object_of_a_pixel_is_refused(ball):
+    dot = ball(change=alpha_of(lambda alpha: np.where(np.indices(alpha.shape).sum(0) == 0, 255, 0)))
+    assert "the object in" in refusal(dot) and "has 1 x 1 pixels; expected at least 4" in refusal(dot)
+
+
+@pytest.mark.parametrize("error", [OSError("no network\nmore"), RuntimeError("no memory"), ValueError("bad session")])
+def test_a_failure_of_rembg_is_one_line(ball, error, monkeypatch):
+    def remove(picture):
+        raise error
+
+    monkeypatch.setitem(sys.modules, "rembg", types.SimpleNamespace(remove=remove))
+    message = refusal(ball(change=lambda image: image.convert("RGB")))
+    assert "rembg did not remove the background" in message and str(error).split("\n")[0] in message
+
+
+def test_rembg_without_its_runtime_is_one_line(ball, tmp_path, monkeypatch):
+    """As of 2.0.66 it exits where onnxruntime is not there."""
+    (tmp_path / "rembg.py").write_text("import sys\nsys.exit(1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "rembg", raising=False)
+    assert "pip install rembg onnxruntime" in refusal(ball(change=lambda image: image.convert("RGB")))
+
+
+def test_home_is_found_behind_a_key(ball, monkeypatch):
+    monkeypatch.setenv("HOME", str(ball().parent))
+    assert torch.equal(read_object("~/ball.png", KEY), read_object(ball(), KEY))
+    assert "no picture at" in str(pytest.raises(UserError, read_object, "~/nowhere.png", KEY).value)
+
+
 def test_rembg_removes_the_background_where_it_is_installed(ball, monkeypatch):
     seen = []
 

@@ -2,14 +2,18 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from turboprop.novelview import latent_cache
+from turboprop.novelview.cached_latents import open_latent_cache
 from turboprop.novelview.data import FixedPairs, KeyedBatches, NovelViewDataModule, ViewPairs
-from turboprop.novelview.latent_cache import create_latent_cache, fill_latent_cache, open_latent_cache
+from turboprop.novelview.latent_cache import create_latent_cache, fill_latent_cache
 from turboprop.novelview.renders import (
     BrokenFolder,
     evaluation_folders,
@@ -22,7 +26,14 @@ from turboprop.novelview.renders import (
 
 from ..tiny_novelview import tiny_vae
 
+ROOT = Path(__file__).resolve().parents[2]
 OBJECTS = np.array([{}] * 12).reshape(3, 4)
+
+
+def save_archive(path):
+    with open(path, "wb") as file:  # np.savez would add an ending
+        np.savez(file, np.eye(4)[:3])
+
 
 pytestmark = pytest.mark.usefixtures("text_cache")
 
@@ -115,9 +126,21 @@ def test_pairs_are_two_views_of_one_object_and_a_function_of_the_key(root):
         lambda folder: [np.save(path, np.full((3, 4), np.nan)) for path in folder.glob("*.npy")],
         lambda folder: [np.save(path, np.ones((3, 4))) for path in folder.glob("*.npy")],
         lambda folder: [np.save(path, OBJECTS, allow_pickle=True) for path in folder.glob("*.npy")],
+        lambda folder: [save_archive(path) for path in folder.glob("*.npy")],
         lambda folder: [Image.new("RGBA", (16, 8)).save(path) for path in folder.glob("*.png")],
     ],
-    ids=["gone", "no cameras", "cut pictures", "empty pictures", "4x4", "nan", "no rotation", "objects", "not square"],
+    ids=[
+        "gone",
+        "no cameras",
+        "cut pictures",
+        "empty pictures",
+        "4x4",
+        "nan",
+        "no rotation",
+        "objects",
+        "archives",
+        "not square",
+    ],
 )
 def test_broken_folders_are_counted_and_left_out(root, damage):
     for number in (0, 2, 3):
@@ -253,3 +276,14 @@ def test_the_cache_command(root, tmp_path, tiny_zero123_folder, capsys):
     assert open_latent_cache(tmp_path / "cache", open_index(root)).present.all()
     assert latent_cache.main(["--root", "nowhere", "--model", "x", "--output", "y"]) == 2
     assert capsys.readouterr().err == "error: --root: no folder nowhere\n"
+    capsys.readouterr()
+    assert latent_cache.main([*arguments[:2], "--model", "nowhere/a/b", *arguments[4:]]) == 2
+    assert capsys.readouterr().err.startswith("error: --model: no folder nowhere/a/b")
+
+
+def test_commands_are_not_imported_before_they_run():
+    """Python warns of unpredictable behaviour where `-m` runs a module that its package has imported."""
+    commands = [f"custom.turboprop.novelview.{name}" for name in ("latent_cache", "evaluate", "render_world")]
+    code = f"import sys, custom.turboprop; print([name for name in {commands} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

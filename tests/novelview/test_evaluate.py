@@ -1,10 +1,12 @@
 """The evaluation command and its measures; the world rendered into zero-1-to-3's layout."""
 
+import html
 import json
 import math
 import shutil
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -122,6 +124,21 @@ def test_objects_that_cannot_be_measured_are_named(command, tiny_renders, tmp_pa
     assert "expected view 7 and another one, found views [0, 1, 2]" in capsys.readouterr().err
     assert command(data=tmp_path / "nowhere") == 2
     assert capsys.readouterr().err.startswith("error: --data: no folder")
+    assert command("--model", "nowhere.ckpt") == 2
+    assert capsys.readouterr().err.startswith("error: --model: no checkpoint nowhere.ckpt")
+
+
+def test_the_page_finds_pictures_of_any_name(command, tiny_renders, tmp_path):
+    name = "a #1 <50%> \N{LATIN SMALL LETTER U WITH DIAERESIS}?"
+    shutil.copytree(tiny_renders / "object-0", tmp_path / "renders" / name)
+    command(data=tmp_path / "renders")
+    page = (tmp_path / "results" / "index.html").read_text()
+    sources = [html.unescape(piece.split('"')[0]) for piece in page.split('src="')[1:]]
+    assert len(sources) == 3
+    for source in sources:
+        assert "#" not in source and "?" not in source and (tmp_path / "results" / unquote(source)).is_file()
+    lines = (tmp_path / "results" / "evaluation.md").read_text()
+    assert "2 DDIM steps, guidance scale 3, eta 1, seed 0; background white" in lines
 
 
 # ------------------------------------------------------------------------------- the world's renders

@@ -1,16 +1,21 @@
 """Guidances by a novel-view model: the same methods as for text, asked about the picture and the camera."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from PIL import Image
 from turboprop.distillation.methods import METHODS, Conditions, Query
 from turboprop.distillation.weighting import weight
 from turboprop.novelview.teacher import NovelViewTeacher
 
 import threestudio
+from tests.tiny_pictures import ball_pixels
 from threestudio.data.reference_views import ReferenceViews, orbit_camera
 
+ROOT = Path(__file__).resolve().parents[2]
 CAMERAS = {
     "elevation": torch.tensor([10.0, -20.0]),
     "azimuth": torch.tensor([30.0, 200.0]),
@@ -199,19 +204,32 @@ def test_each_camera_goes_by_the_nearest_picture(built, tiny_zero123_folder):
     assert asked.unconditional.tokens.abs().max() == 0
 
 
+@pytest.mark.parametrize("config", ["zero123", "stable-zero123"])
+@pytest.mark.parametrize("name", ["zero123-dino-guidance", "zero123-dino-vsd-guidance", "zero123-guidance"])
+def test_upstreams_configs_may_name_another_guidance(built, config, name, tiny_zero123_folder, tmp_path):
+    """By guidance_type alone: all keys are known, and the picture is the one that the data shows."""
+    given = OmegaConf.load(ROOT / "configs" / f"{config}.yaml").system.guidance
+    resolved = {key: given[key] for key in given if not OmegaConf.is_interpolation(given, key)}
+    Image.fromarray(ball_pixels(radius=5.0, middle=(30.0, 30.0))).save(tmp_path / "small.png")
+    data = threestudio.find("single-image-datamodule")({"image_path": str(tmp_path / "small.png")}).reference_views()
+    there = {"pretrained_model_name_or_path": str(tiny_zero123_folder), "cond_image_path": str(tmp_path / "small.png")}
+    guidance = built(name, **{**resolved, "vram_O": True, **there})
+    assert torch.equal(guidance.input_views.views.pictures[0], data.pictures[0])
+
+
 # ---------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
     "name, changes, message",
     [
-        ("zero123-dino-guidance", {"cond_image_path": ""}, "system.guidance.cond_image_path: the path of a picture"),
+        ("zero123-dino-guidance", {"cond_image_path": ""}, "cond_image_path: the path of a picture"),
         (
             "zero123-guidance",
             {"cond_image_path": "gone.png"},
-            "system.guidance.cond_image_path: no picture at gone.png",
+            "^cond_image_path: no picture at gone.png",
         ),
-        ("zero123-dino-guidance", {"framing": {"mode": "x"}}, "system.guidance.framing.mode: expected one of"),
+        ("zero123-dino-guidance", {"framing": {"mode": "x"}}, "^framing.mode: expected one of"),
         ("zero123-dino-guidance", {"method": "vsd"}, "set guidance_type=zero123-dino-vsd-guidance"),
         ("zero123-dino-guidance", {"cond_elevation": 3.0}, "unknown key 'cond_elevation'.*nearest: cond_elevation_deg"),
         ("zero123-unified-guidance", {"guidance_type": "sdd"}, "guidance_type: expected one of sds, vsd, got 'sdd'"),

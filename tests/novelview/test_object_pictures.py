@@ -52,6 +52,22 @@ def test_an_object_framed_as_the_models_pictures_stays_as_it_is():
     assert torch.equal(framed(small, FramingConfig(mode="keep")), small)
 
 
+def test_a_speck_far_off_does_not_move_the_object():
+    picture = torch.from_numpy(ball_pixels(64, 8.0, (20.0, 30.0))).float() / 255
+    clean = framed(picture, FramingConfig(mode="center"))
+    picture[63:, 63:] = 1.0
+    assert torch.equal(framed(picture, FramingConfig(mode="center")), clean)
+    picture[44:, 44:] = 1.0  # a piece of twice the object's size is no speck
+    assert framed(picture, FramingConfig(mode="center")).shape != clean.shape
+
+
+def test_a_mask_of_many_small_pieces_is_taken_whole():
+    picture = torch.zeros(64, 64, 4)
+    picture[10:50:2, 8:40:2] = 1.0
+    box = object_box(picture)
+    assert (box.top, box.bottom, box.left, box.right) == (10, 49, 8, 39)
+
+
 def test_a_kept_picture_is_made_square():
     narrow = ball()[:, 5:35]
     assert torch.equal(framed(narrow, FramingConfig(mode="keep")), ball() * (ball()[..., 3:] > 0))
@@ -115,6 +131,25 @@ def test_several_pictures_keep_their_cameras(folder, name):
     assert all(picture.shape == (16, 16, 4) for picture in views.pictures)
 
 
+def test_a_folder_with_a_camera_file_alone(folder):
+    for path in folder.glob("*.npy"):
+        path.unlink()
+    assert len(load_pictures(str(folder), PLACE, FramingConfig(), KEY)) == 3
+
+
+def test_a_picture_without_a_camera_is_left_out_aloud(folder, monkeypatch):
+    told = []
+    monkeypatch.setattr(threestudio, "warn", told.append)
+    (folder / "000.npy").unlink()
+    (folder / "002.png").unlink()
+    (folder / "\N{SUPERSCRIPT TWO}\N{SUPERSCRIPT TWO}\N{SUPERSCRIPT TWO}.png").write_bytes(b"")  # digits of a kind
+    assert len(load_pictures(str(folder), PLACE, FramingConfig(), KEY)) == 1
+    assert told == [
+        f"{KEY}: {folder}: left out 1 .png without its .npy: 000",
+        f"{KEY}: {folder}: left out 1 .npy without its .png: 002",
+    ]
+
+
 def test_a_single_picture_stands_at_the_given_place(ball_picture):
     views = load_pictures(str(ball_picture), PLACE, FramingConfig(), KEY)
     torch.testing.assert_close(views.c2w, orbit_camera(15.0, 30.0, 2.7))
@@ -123,6 +158,28 @@ def test_a_single_picture_stands_at_the_given_place(ball_picture):
 
 def wrong_pose(folder, content):
     np.save(folder / "001.npy", content)
+
+
+NOT_SEEN = "the camera does not see the world's origin"
+
+
+def change_pose(folder, change):
+    wrong_pose(folder, change(np.load(folder / "001.npy")))
+
+
+def archive_as_pose(folder):
+    np.savez(folder / "archive.npz", np.load(folder / "001.npy"))
+    (folder / "archive.npz").rename(folder / "001.npy")
+
+
+def four_digits(folder):
+    (folder / "transforms.json").unlink()
+    for path in list(folder.iterdir()):
+        path.rename(folder / f"0{path.name}")
+
+
+def turn_away(content):
+    content["frames"][1]["transform_matrix"] = np.diag([1, -1, -1, 1]).tolist()
 
 
 def wrong_json(folder, change):
@@ -137,12 +194,18 @@ def wrong_json(folder, change):
         (
             "",
             lambda f: wrong_pose(f, np.eye(4)),
-            r"001.npy: expected a finite 3 x 4 matrix, got float64 of shape \[4, 4\]",
+            r"001.npy: expected a 3 x 4 matrix, got float64 of shape \[4, 4\]",
         ),
-        ("", lambda f: wrong_pose(f, np.eye(4)[:3].T), r"001.npy: expected a finite 3 x 4 matrix"),
-        ("", lambda f: wrong_pose(f, np.full((3, 4), np.nan)), "001.npy: expected a finite 3 x 4 matrix"),
+        ("", lambda f: wrong_pose(f, np.eye(4)[:3].T), r"001.npy: expected a 3 x 4 matrix"),
+        ("", lambda f: wrong_pose(f, np.full((3, 4), np.nan)), "001.npy: .* some are NaN or infinite"),
         ("", lambda f: wrong_pose(f, 2 * np.eye(4)[:3]), "001.npy: the first three columns are no rotation"),
         ("", lambda f: (f / "001.npy").write_bytes(b"no array"), "001.npy: no camera in it"),
+        ("", archive_as_pose, "001.npy: no camera in it"),
+        ("", lambda f: change_pose(f, lambda m: np.diag([-1, 1, 1]) @ m), "001.npy: .* no rotation: they stretch or"),
+        ("", lambda f: change_pose(f, lambda m: np.diag([1, -1, -1]) @ m), f"001.npy: {NOT_SEEN}"),
+        ("", lambda f: change_pose(f, lambda m: np.concatenate([m[:, :3], 0 * m[:, 3:]], 1)), f"001.npy: {NOT_SEEN}"),
+        ("transforms.json", lambda f: wrong_json(f, turn_away), f"transforms.json: frame 1: {NOT_SEEN}"),
+        ("", four_digits, "no picture with its camera"),
         (
             "",
             lambda f: (f / "001.png").write_bytes((f / "001.png").read_bytes()[:60]),
@@ -150,7 +213,7 @@ def wrong_json(folder, change):
         ),
         (
             "",
-            lambda f: [path.unlink() for path in f.glob("*.npy")],
+            lambda f: [path.unlink() for path in (*f.glob("*.npy"), f / "transforms.json")],
             "has no picture with its camera: expected 000.png and 000.npy",
         ),
         (
@@ -178,6 +241,12 @@ def wrong_json(folder, change):
         "nan",
         "no rotation",
         "no array",
+        "archive",
+        "mirror",
+        "OpenCV axes",
+        "at the origin",
+        "turned away",
+        "four digits",
         "truncated",
         "no cameras",
         "no angle",

@@ -114,8 +114,12 @@ def test_a_file_with_code_is_refused_and_does_not_run(parts, tmp_path):
 
 
 def test_bad_files_say_what_is_wrong(parts, checkpoint, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint .*none.ckpt; .* such as kxic/zero123-xl"):
         load_novel_view_model(str(tmp_path / "none.ckpt"))
+    with pytest.raises(FileNotFoundError, match="such as ashawkey/stable-zero123-diffusers"):
+        load_novel_view_model(str(tmp_path / "stable_zero123.ckpt"))
+    with pytest.raises(ValueError, match="expected a folder, a hub id or a file that ends in .ckpt, got .*safetensors"):
+        load_novel_view_model(str(tmp_path / "stable_zero123.safetensors"))
     checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
     with pytest.raises(ValueError, match="cannot read"):
         load_novel_view_model(str(checkpoint))

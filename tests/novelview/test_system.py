@@ -184,9 +184,21 @@ def test_two_processes_train_one_model(launch):
     "override,message",
     [
         ("system.start_from=''", "system.start_from: expected a model folder"),
-        ("system.start_from=nowhere/at/all", "no folder nowhere/at/all"),
+        ("system.start_from=nowhere/at/all", "system.start_from: no folder nowhere/at/all"),
+        ("system.start_from=nowhere.ckpt", "system.start_from: no checkpoint nowhere.ckpt; give the path"),
+        ("system.start_from=nowhere.safetensors", "system.start_from: expected a folder, .* ends in .ckpt"),
         ("system.image_encoder=''", "system.image_encoder: .* has no image encoder of its own"),
         ("system.model.tokens=words", "system.model.tokens: expected one of pooled, patches, got 'words'"),
+        ("trainer.precision=bf16-true", "trainer.precision: expected 32, 16-mixed or bf16-mixed, got bf16-true"),
+        ("system.model.feature_layers=3", "feature_layers: expected .*list"),
+        ("system.image_encoder=configs", "system.image_encoder: cannot read configs/config.json"),
+        ("system.feature_encoder=configs", "system.feature_encoder: cannot read configs/config.json"),
+        ("system.timesteps.mean=5000", "timesteps.mean, timesteps.std: a share of .* got mean 5000 and std 200"),
+        ("system.sampling.num_steps=0", "system.sampling.num_steps: expected 1 to 1000, got 0"),
+        ("system.sampling.num_steps=1001", "system.sampling.num_steps: expected 1 to 1000, got 1001"),
+        ("system.sampling.grid=-1", "system.sampling.grid: expected at least 0, got -1"),
+        ("system.sampling.eta=1.5", "system.sampling.eta: expected a number within 0 to 1, got 1.5"),
+        ("system.sampling.lpips=resnet", "system.sampling.lpips: expected one of vgg, alex, squeeze"),
         ("system.model.feature_layers=[0,11]", "feature_layers: the encoder has layers 0 to 3, got 11"),
         ("system.model.image_encoder_size=30", "image_encoder_size: expected a multiple of .* 14, got 30"),
         ("system.timesteps.sampler=gaussian", "system.timesteps.sampler: expected one of"),
@@ -205,3 +217,10 @@ def test_bad_input_is_one_line(launch, override, message, capsys):
     lines = capsys.readouterr().err.strip().splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
     assert len(errors) == 1 and re.search(message, errors[0]), errors
+
+
+def test_a_fused_optimizer_and_clipping_in_mixed_precision_are_one_line(launch, capsys):
+    given = ("trainer.precision=bf16-mixed", "system.optimizer.args.fused=true")
+    assert launch(*given, "trainer.gradient_clip_val=1.0", fails=True) == 2
+    assert "error: system.optimizer.args.fused: a fused optimizer does not go with" in capsys.readouterr().err
+    assert launch(*given, "trainer.gradient_clip_val=0", "trainer.max_steps=1").is_dir()

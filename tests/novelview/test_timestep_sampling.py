@@ -82,6 +82,8 @@ def test_impossible_samplers_are_refused():
     for sampling, message in (
         (TimestepSampling("gaussian"), "timesteps.sampler: expected one of uniform, .*got 'gaussian'"),
         (TimestepSampling(std=0.0), "timesteps.std: expected a number above 0, got 0.0"),
+        (TimestepSampling(mean=5000.0, std=10.0), "a share of 1e-09 or more of the Gaussian .* within 0 to 1000"),
+        (TimestepSampling(mean=-2000.0), "a share of 1e-09 or more of the Gaussian .* mean -2000 and std 200"),
         (TimestepSampling(uniform_share=1.5), "timesteps.uniform_share: .*got 1.5"),
     ):
         with pytest.raises(ValueError, match=message):

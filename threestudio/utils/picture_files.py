@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,32 +15,45 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from threestudio.utils.errors import UserError
+from threestudio.utils.errors import UserError, first_line
 from threestudio.utils.picture_decoding import DECODING_ERRORS, deep_grey, first_bytes, reason_unread
 
 SMALLEST_SIDE = 8  # pixels; less than this shows no object
 LARGEST_SIDE = 4096  # pixels; what is larger is shrunk, which bounds the memory
+SMALLEST_OBJECT = 4  # pixels of an object's longer side; fewer show nothing of it
 COVERED = 0.5  # alpha above which a pixel belongs to the object
+MOST_OF_RIM = 0.75  # share of a picture's outermost pixels; where more are covered, its background is opaque
 _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
-def read_picture(path: Path | str, key: str) -> tuple[Tensor, bool]:
-    """A picture [H, W, 4] in [0, 1], sRGB with straight alpha, and whether the file says what is transparent.
+def local_path(path: Path | str) -> Path:
+    """A path that may begin with ~, the user's home, which a shell leaves alone behind `key=`."""
+    return Path(os.path.expanduser(path))
 
-    Turns it upright as its EXIF data say, and shrinks what is larger than LARGEST_SIDE. `key` is the config's key that
-    named the file. A picture whose alpha is 1 everywhere says nothing, as one without alpha.
+
+def read_picture(path: Path | str, key: str) -> tuple[Tensor, bool]:
+    """A picture [H, W, 4] in [0, 1], sRGB with straight alpha, and whether its alpha tells object and background apart.
+
+    Turns it upright as its EXIF data say, and shrinks what is larger than LARGEST_SIDE. Of an animation it is the first
+    picture. `key` is the config's key that named the file. Alpha that covers the picture's rim tells nothing: it covers
+    the background too, or the background alone.
     Raises UserError, naming key and file, where there is no picture, or one that is broken or too large to decode.
     """
-    path = Path(path)
+    path = local_path(path)
     if not path.is_file():
         raise UserError(f"{key}: no picture at {path}")
     with _broken_files_named(path, key), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # shrunk below
         image = Image.open(path)
-    with _broken_files_named(path, key):
+    with _broken_files_named(path, key), image:
         image.draft(None, (LARGEST_SIDE, LARGEST_SIDE))  # JPEG: decodes a smaller picture right away
         pixels = rgba_of_image(ImageOps.exif_transpose(image))
-    return pixels, bool((pixels[..., 3] < 1).any())
+    return pixels, _has_clear_rim(pixels[..., 3])
+
+
+def _has_clear_rim(alpha: Tensor) -> bool:  # [H, W] in [0, 1]
+    rim = torch.cat([alpha[0], alpha[-1], alpha[1:-1, 0], alpha[1:-1, -1]])
+    return (rim > COVERED).float().mean().item() <= MOST_OF_RIM
 
 
 @contextmanager
@@ -113,33 +127,53 @@ def padded(image: Tensor, aspect: float) -> Tensor:
 def read_object(path: Path | str, key: str) -> Tensor:
     """A picture [H, W, 4] of an object before a transparent background, in [0, 1] with straight alpha.
 
-    A picture that does not say what is transparent goes through rembg, where that is installed.
-    Raises UserError as `read_picture`; and where the picture is too small, where there is neither transparency nor
-    rembg, and where there is no object.
+    A picture whose alpha does not tell object and background apart goes through rembg, where that is installed.
+    Raises UserError as `read_picture`; and where the picture is too small, where there is neither a transparent
+    background nor rembg, and where there is no object.
     """
-    rgba, says_what_is_transparent = read_picture(path, key)
+    rgba, has_clear_background = read_picture(path, key)
     height, width = rgba.shape[:2]
     if min(height, width) < SMALLEST_SIDE:
         raise UserError(
             f"{key}: {path} has {width} x {height} pixels; expected at least {SMALLEST_SIDE} x {SMALLEST_SIDE}"
         )
-    if not says_what_is_transparent:
+    if not has_clear_background:
         rgba = _without_background(rgba, path, key)
-    if not bool((rgba[..., 3] > COVERED).any()):
-        raise UserError(f"{key}: the mask of {path} is empty: no pixel has an alpha above {COVERED}")
+    _check_object(rgba[..., 3] > COVERED, path, key)
     return rgba
+
+
+def _check_object(covered: Tensor, path: Path | str, key: str) -> None:  # [H, W], bool
+    rows, columns = covered.nonzero(as_tuple=True)
+    if rows.numel() == 0:
+        raise UserError(f"{key}: the mask of {path} is empty: no pixel has an alpha above {COVERED}")
+    height, width = (int(places.max() - places.min()) + 1 for places in (rows, columns))
+    if max(height, width) < SMALLEST_OBJECT:
+        raise UserError(
+            f"{key}: the object in {path} has {width} x {height} pixels; expected at least {SMALLEST_OBJECT} along one "
+            "side: cut the picture around it, or look at its alpha"
+        )
 
 
 def _without_background(rgba: Tensor, path: Path | str, key: str) -> Tensor:
     try:
         import rembg
-    except ImportError as error:
+    except (ImportError, SystemExit) as error:  # rembg itself exits where onnxruntime is missing
+        found = "has no transparent background"
+        if bool((rgba[..., 3] < 1).any()):
+            found = "has no transparent background: its alpha covers the rim of the picture"
         raise UserError(
-            f"{key}: {path} has no transparent background; give a picture with an alpha channel that is 0 around the "
-            "object, or install rembg, which removes backgrounds: pip install rembg onnxruntime"
+            f"{key}: {path} {found}; give a picture with an alpha channel that is 0 around the object, or install "
+            "rembg, which removes backgrounds: pip install rembg onnxruntime"
         ) from error
     picture = Image.fromarray((rgba[..., :3] * 255.0).round().to(torch.uint8).numpy())
-    cut_out: Any = rembg.remove(picture)
+    try:
+        cut_out: Any = rembg.remove(picture)
+    except (OSError, RuntimeError, ValueError) as error:  # it fetches its network at the first call
+        raise UserError(
+            f"{key}: rembg did not remove the background of {path}: {first_line(error)}; give a picture with an alpha "
+            "channel that is 0 around the object"
+        ) from error
     return torch.from_numpy(np.array(cut_out.convert("RGBA"))).float() / 255.0
 
 

@@ -14,6 +14,7 @@ from threestudio.utils.value_checks import check_choice, shown
 
 _ACCELERATORS = ("cpu", "gpu", "cuda", "auto")
 _LAUNCHER_SETS = ("callbacks", "logger", "plugins", "default_root_dir", "enable_checkpointing")
+MIXED_PRECISIONS = ("16", "16-mixed", "bf16", "bf16-mixed")
 # What Lightning looks at only while it trains, or not at all.
 _TRAINER_LIMITS = {
     "check_val_every_n_epoch": 1,
@@ -56,7 +57,19 @@ def trainer_arguments(cfg: DictConfig, on_gpu: bool) -> dict[str, Any]:
             threestudio.info(f"precision {arguments['precision']} is for GPUs: 32 on the CPU.")
             arguments["precision"] = 32
     _try_trainer(arguments)
+    _check_clipping(cfg, arguments)
     return arguments
+
+
+def _check_clipping(cfg: DictConfig, arguments: dict[str, Any]) -> None:
+    """Lightning refuses the first step of a fused optimizer whose gradients are clipped in a mixed precision."""
+    fused = OmegaConf.select(cfg, "system.optimizer.args.fused")
+    mixed = str(arguments.get("precision", 32)) in MIXED_PRECISIONS
+    if fused and mixed and (arguments.get("gradient_clip_val") or 0) > 0:
+        raise UserError(
+            "system.optimizer.args.fused: a fused optimizer does not go with trainer.gradient_clip_val in "
+            f"{arguments['precision']}; set it to false, or trainer.gradient_clip_val to 0"
+        )
 
 
 def _try_trainer(arguments: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,7 +11,8 @@ from torch import Tensor
 
 import threestudio
 from threestudio.utils.config import parse_structured
-from threestudio.utils.errors import MissingFileError, UserError
+from threestudio.utils.errors import MissingFileError, UserError, key_of_errors
+from threestudio.utils.picture_files import local_path
 
 from ..teachers.pretrained import is_multi_view
 from .guidance import NovelViewGuidance, input_pictures
@@ -48,10 +48,11 @@ def novel_view_guidance(cfg: DictConfig, key: str, instead: str) -> tuple[type, 
 def single_picture(guidance: Any, key: str) -> Tensor:
     """The framed picture [S, S, 4], straight alpha, that a guidance goes by. Raises UserError for several pictures,
     which have cameras of their own."""
-    source = Path(guidance.cond_image_path)
+    source = local_path(guidance.cond_image_path)
     if source.is_dir() or source.suffix.lower() == ".json":
         raise UserError(f"{key}: auto is for a single picture; those of {source} have their cameras, leave the key out")
-    (picture,) = input_pictures(guidance).pictures
+    with key_of_errors("guidance"):
+        (picture,) = input_pictures(guidance).pictures
     return picture
 
 

@@ -21,7 +21,7 @@ from threestudio.utils.keyed_random import step_key
 from threestudio.utils.misc import get_rank
 from threestudio.utils.value_checks import check_at_least
 
-from .latent_cache import LatentCache, open_latent_cache
+from .cached_latents import LatentCache, open_latent_cache
 from .renders import BrokenFolder, FolderIndex, open_index, read_camera, read_render, split_of, view_numbers
 
 MAX_BROKEN = 100  # folders in a row; then the root is not what it should be

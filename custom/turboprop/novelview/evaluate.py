@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 from threestudio.utils.errors import UserError
 from threestudio.utils.keyed_random import step_key
 
+from .loading import model_is_named
 from .picture_quality import BACKBONES, QualityMeter
 from .renders import BrokenFolder, evaluation_folders, read_view, view_numbers
 from .sampling import sample_latents
@@ -38,6 +40,11 @@ class SamplingOptions:
     guidance_scale: float = 3.0
     eta: float = 1.0
     seed: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_steps} DDIM steps, guidance scale {self.guidance_scale:g}, eta {self.eta:g}, seed {self.seed}"
+        )
 
 
 @dataclass(frozen=True)
@@ -129,9 +136,9 @@ def write_page(output: Path, names: list[tuple[str, list[int]]], lines: list[str
     """index.html: a row an object with its input view, then truth and prediction of each view."""
     rows = []
     for name, numbers in names:
-        shown = html.escape(name, quote=True)
-        views = "".join(f'<img src="pictures/{shown}-{number:03d}.png" title="view {number}">' for number in numbers)
-        rows.append(f'<tr><th>{shown}</th><td><img src="pictures/{shown}-input.png"></td><td>{views}</td></tr>')
+        shown, file = html.escape(name, quote=True), quote(f"pictures/{name}")
+        views = "".join(f'<img src="{file}-{number:03d}.png" title="view {number}">' for number in numbers)
+        rows.append(f'<tr><th>{shown}</th><td><img src="{file}-input.png"></td><td>{views}</td></tr>')
     style = "body{font-family:sans-serif}img{image-rendering:pixelated;margin:2px;min-height:96px}th{text-align:left}"
     head = "<tr><th>object</th><th>input</th><th>truth and prediction of each view</th></tr>"
     text = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
@@ -146,7 +153,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     folders = evaluation_folders(options.data)
     if options.objects:
         folders = folders[: options.objects]
-    teacher = NovelViewTeacher.from_pretrained(options.model, options.device, options.half)
+    with model_is_named("--model"):
+        teacher = NovelViewTeacher.from_pretrained(options.model, options.device, options.half)
     meter = QualityMeter(options.lpips, torch.device(options.device))
     pictures = options.output / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from threestudio.utils.errors import UserError
 from threestudio.utils.picture_files import COVERED, padded
 from threestudio.utils.value_checks import check_at_least, check_choice
 
+SPECK = 0.01  # share of the covered pixels; smaller pieces do not say where the object is
 MODES = ("auto", "center", "keep")
 
 
@@ -58,11 +60,26 @@ class ObjectBox:
 
 
 def object_box(rgba: Tensor) -> ObjectBox:  # [H, W, 4]
-    """Raises ValueError for a picture without an object."""
-    rows, columns = (rgba[..., 3] > COVERED).nonzero(as_tuple=True)
+    """The box around what is covered, without specks. Raises ValueError for a picture without an object."""
+    rows, columns = without_specks(rgba[..., 3] > COVERED).nonzero(as_tuple=True)
     if rows.numel() == 0:
         raise UserError("the picture's mask is empty")
     return ObjectBox(int(rows.min()), int(rows.max()) + 1, int(columns.min()), int(columns.max()) + 1)
+
+
+def without_specks(covered: Tensor) -> Tensor:  # [H, W], bool
+    """The mask without its pieces of less than SPECK of its pixels, such as removers of backgrounds leave. Returns
+    [H, W], bool."""
+    import numpy as np
+    from scipy.ndimage import label
+
+    pieces, count = label(covered.numpy(), np.ones((3, 3)))  # corners connect
+    if count < 2:
+        return covered
+    sizes = torch.from_numpy(np.bincount(pieces.ravel(), minlength=count + 1))
+    kept = sizes >= SPECK * sizes[1:].sum()
+    kept[0] = False  # what is not covered
+    return kept[torch.from_numpy(pieces).long()] if bool(kept.any()) else covered
 
 
 def framed(rgba: Tensor, cfg: FramingConfig) -> Tensor:  # [H, W, 4] with straight alpha

@@ -1,7 +1,8 @@
 """Guidances that know pictures of the object: a novel-view model says how it looks from each camera.
 
 All are the distillation guidance of the text teachers with another teacher and another condition; the methods
-(`method`: sds, asd, csd, sjc) are the same pure functions. zero-1-to-3: Liu et al. 2023, arXiv 2303.11328.
+(`method`: sds, asd, csd, normalized_csd, sjc) are the same pure functions. zero-1-to-3: Liu et al. 2023, arXiv
+2303.11328.
 """
 
 from __future__ import annotations
@@ -56,18 +57,27 @@ class InputViewConfig:
     cond_elevation_deg: float = 0.0  # where a single picture was taken from, degrees
     cond_azimuth_deg: float = 0.0  # degrees
     cond_camera_distance: float = 1.2  # in the unit that cameras of the scene have
-    framing: dict = field(default_factory=dict)  # how a single picture is centred and scaled, see framing
+    # how a single picture is centred and scaled, see framing; as the data has it, or both see different pictures
+    framing: dict = field(default_factory=lambda: {"mode": "keep"})
 
 
 INPUT_VIEW_KEYS = tuple(InputViewConfig.__dataclass_fields__)
 
 
+@dataclass
+class OriginalModelConfig:
+    """Keys of threestudio's zero123-guidance that nothing here needs: a config of it may name another guidance."""
+
+    pretrained_config: str = ""  # the model's file of sizes; not read, the weights tell them
+    vram_O: bool = True  # not read; the autoencoder's decoder is kept
+
+
 def input_pictures(cfg: Any) -> ReferenceViews:
-    """The pictures that a guidance's keys of InputViewConfig name."""
+    """The pictures that a guidance's keys of InputViewConfig name. Raises UserError with the key, without its part."""
     framing = parse_structured(FramingConfig, cfg.framing)
-    check_framing(framing, "system.guidance.framing")
+    check_framing(framing, "framing")
     place = CameraPlace(cfg.cond_elevation_deg, cfg.cond_azimuth_deg, cfg.cond_camera_distance)
-    return load_pictures(cfg.cond_image_path, place, framing, "system.guidance.cond_image_path")
+    return load_pictures(cfg.cond_image_path, place, framing, "cond_image_path")
 
 
 @threestudio.register("zero123-dino-guidance")
@@ -78,7 +88,7 @@ class NovelViewGuidance(DistillationGuidance):
     """
 
     @dataclass
-    class Config(InputViewConfig, DistillationGuidance.Config):
+    class Config(InputViewConfig, OriginalModelConfig, DistillationGuidance.Config):
         method: str = "sds"
         pretrained_model_name_or_path: str = "assets/novelview/mini-novelview"  # a folder, a hub id or a .ckpt
         guidance_scale: Scheduled = 3.0
@@ -122,7 +132,7 @@ def open_input_views(cfg: InputViewConfig, teacher: Teacher, views: ReferenceVie
     Raises UserError where the teacher is no novel-view model, or where a picture is wrong.
     """
     if not isinstance(teacher, NovelViewTeacher):
-        raise UserError(f"system.guidance.teacher_type: expected a novel-view model, got a {type(teacher).__name__}")
+        raise UserError(f"teacher_type: expected a novel-view model, got a {type(teacher).__name__}")
     return InputViews(teacher, input_pictures(cfg) if views is None else views)
 
 
@@ -141,12 +151,10 @@ class Zero123Guidance(NovelViewGuidance):
     @dataclass
     class Config(NovelViewGuidance.Config):
         pretrained_model_name_or_path: str = "load/zero123/105000.ckpt"
-        pretrained_config: str = "load/zero123/sd-objaverse-finetune-c_concat-256.yaml"  # accepted; not read
-        vram_O: bool = True  # accepted; the autoencoder's decoder is kept
+        pretrained_config: str = "load/zero123/sd-objaverse-finetune-c_concat-256.yaml"
         cond_image_path: str = "load/images/hamburger_rgba.png"
         guidance_scale: Scheduled = 5.0
         half_precision_weights: bool = False
-        framing: dict = field(default_factory=lambda: {"mode": "keep"})
 
 
 @threestudio.register("stable-zero123-guidance")

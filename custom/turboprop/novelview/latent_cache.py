@@ -1,72 +1,22 @@
-"""The autoencoder's posterior of every view, computed once and mapped from disk in training.
+"""Makes a cache of latents (see `cached_latents`). Building goes on where it was stopped.
 
-A cache is a folder with `moments.f16` [folders, views, 2, C, h, w] (mean, then standard deviation, unscaled),
-`present.u8` [folders, views] and `cache.json`. At 32 x 32 x 4 latents a view takes 16 KiB. Building goes on where it
-was stopped.
-
-    python -m custom.turboprop.novelview.latent_cache --root renders --model assets/teachers/mini-sd --output cache
+python -m custom.turboprop.novelview.latent_cache --root renders --model assets/teachers/mini-sd --output cache
 """
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from threestudio.utils.errors import MissingFileError, UserError
+from threestudio.utils.errors import UserError
 
+from .cached_latents import LatentCache, autoencoder_fingerprint, mapped_cache
 from .renders import BrokenFolder, FolderIndex, open_index, read_render, view_numbers
-
-
-def autoencoder_fingerprint(vae: Any) -> str:
-    """Tells autoencoders apart by the weights next to the latents, whatever their precision."""
-    weights = (vae.quant_conv if vae.quant_conv is not None else vae.encoder.conv_out).weight
-    digest = hashlib.sha256(weights.detach().cpu().to(torch.float16).numpy().tobytes())
-    digest.update(vae.encoder.conv_in.weight.detach().cpu().to(torch.float16).numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
-@dataclass(frozen=True)
-class LatentCache:
-    """An opened cache."""
-
-    moments: np.ndarray  # [folders, views, 2, C, h, w] float16, mapped
-    present: np.ndarray  # [folders, views] uint8, mapped
-    fingerprint: str  # of the autoencoder
-
-    def read(self, folder: int, view: int) -> Tensor:
-        """Mean and standard deviation of a view: [2, C, h, w], float32. Raises BrokenFolder where the cache has no such
-        view."""
-        if view >= self.present.shape[1] or not self.present[folder, view]:
-            raise BrokenFolder(f"the latent cache has no view {view} of folder {folder}")
-        return torch.from_numpy(np.array(self.moments[folder, view])).float()
-
-
-def open_latent_cache(folder: Path | str, index: FolderIndex, key: str = "data.latent_cache") -> LatentCache:
-    """A cache of the given folders. Raises FileNotFoundError or ValueError where there is none, or one of others."""
-    folder = Path(folder).expanduser()
-    if not (folder / "cache.json").is_file():
-        raise MissingFileError(f"{key}: no latent cache in {folder} (cache.json)")
-    content = json.loads((folder / "cache.json").read_text(encoding="utf-8"))
-    if content["index"] != index.fingerprint():
-        raise UserError(f"{key}: {folder} was made of other folders than those of {index.root}")
-    return _mapped(folder, content, "r")
-
-
-def _mapped(folder: Path, content: dict[str, Any], mode: str) -> LatentCache:
-    shape = tuple(content["shape"])
-    return LatentCache(
-        np.memmap(folder / "moments.f16", np.float16, mode, shape=shape),
-        np.memmap(folder / "present.u8", np.uint8, mode, shape=shape[:2]),
-        content["autoencoder"],
-    )
 
 
 def create_latent_cache(
@@ -89,14 +39,14 @@ def create_latent_cache(
         different = [name for name in content if there.get(name) != content[name]]
         if different:
             raise UserError(f"--output: the cache in {folder} has another {different[0]}; give another folder")
-        return _mapped(folder, content, "r+")
+        return mapped_cache(folder, content, "r+")
     folder.mkdir(parents=True, exist_ok=True)
     count = int(np.prod(content["shape"], dtype=np.int64))
     for name, size in (("moments.f16", 2 * count), ("present.u8", len(index) * views)):
         with open(folder / name, "wb") as file:
             file.truncate(size)  # sparse: disk is taken as the cache fills
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return _mapped(folder, content, "r+")
+    return mapped_cache(folder, content, "r+")
 
 
 @torch.no_grad()
@@ -162,10 +112,11 @@ def _run(options: argparse.Namespace) -> int:
     from diffusers import AutoencoderKL
 
     from ..teachers.weights import model_folder
-    from .loading import load_whole_part
+    from .loading import load_whole_part, model_is_named
 
     index = open_index(options.root, "--root")
-    vae = load_whole_part(AutoencoderKL, model_folder(options.model, ("vae",)), "vae").eval().to(options.device)
+    with model_is_named("--model"):
+        vae = load_whole_part(AutoencoderKL, model_folder(options.model, ("vae",)), "vae").eval().to(options.device)
     size = options.image_size or int(vae.config.sample_size)
     side = size // 2 ** (len(vae.config.block_out_channels) - 1)
     shape = (int(vae.config.latent_channels), side, side)

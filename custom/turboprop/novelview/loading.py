@@ -11,6 +11,8 @@ Four layouts are read:
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from torch import Tensor
 from threestudio.utils.errors import UserError, first_line
 
 from ..teachers.loading import load_part
-from ..teachers.weights import model_folder, part_classes, part_folder, weight_files, weight_variant
+from ..teachers.weights import is_weight_file, model_folder, part_classes, part_folder, weight_files, weight_variant
 from .eight_bits import from_eight_bits, has_eight_bits, to_eight_bits
 from .image_encoders import quiet_transformers, read_encoder
 from .model import NovelViewModel, NovelViewSettings, cast_module
@@ -29,6 +31,16 @@ from .model import NovelViewModel, NovelViewSettings, cast_module
 PIPELINE_CLASS = "TurbopropNovelView"
 # zero123's projection in diffusers' layouts: the part, and the prefix of its two tensors.
 FOREIGN_PROJECTIONS = {"cc_projection": "projection.", "clip_camera_projection": "proj."}
+
+
+@contextmanager
+def model_is_named(key: str) -> Iterator[None]:
+    """What is wrong with a model's files in the block is named by the key, or option, that a user gave."""
+    try:
+        yield
+    except UserError as error:
+        reason = str(error).removeprefix("pretrained_model_name_or_path: ")
+        raise type(error)(f"{key}: {reason}") from error
 
 
 def fourth_number_of(name: str) -> str:
@@ -47,7 +59,11 @@ def load_novel_view_model(
     if name.endswith(".ckpt"):
         from .original_checkpoint import load_original_checkpoint
 
-        return load_original_checkpoint(Path(name), fourth_number or fourth_number_of(name)).eval()
+        return load_original_checkpoint(Path(name).expanduser(), fourth_number or fourth_number_of(name)).eval()
+    if is_weight_file(name):
+        raise UserError(
+            f"pretrained_model_name_or_path: expected a folder, a hub id or a file that ends in .ckpt, got {name}"
+        )
     parts = part_classes(name)
     if "conditioning" in parts:
         return _load_own(name, parts, fourth_number)
@@ -65,7 +81,10 @@ def _load_own(name: str, parts: dict[str, str], fourth_number: str | None) -> No
     folder = model_folder(name, ("unet", "vae", "scheduler", "conditioning", *encoders))
     settings = read_settings(folder / "conditioning" / "config.json")
     if fourth_number is not None and fourth_number != settings.fourth_number:
-        raise UserError(f"fourth_number: {folder} was trained with {settings.fourth_number}, got {fourth_number}")
+        raise UserError(
+            f"fourth_number: {folder} was trained with {settings.fourth_number}, got {fourth_number}; "
+            "stable-zero123-guidance gives input_polar_angle, the other guidances what the model was trained with"
+        )
     model = _assembled(folder, settings, "feature_encoder" in parts)
     trained = {key: part for key, part in model.trained_parts().items() if key != "unet"}
     tensors = read_weights(folder, "conditioning")

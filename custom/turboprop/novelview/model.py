@@ -4,6 +4,7 @@ It is composed, not derived: UNet2DConditionModel, AutoencoderKL, frozen image e
 `conditioning`. zero-1-to-3 (arXiv 2303.11328) is one of its settings, with a CLIP encoder and one token.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,13 +48,17 @@ class NovelViewSettings:
     scale_input_latents: bool = False
 
     def __post_init__(self) -> None:
-        self.feature_layers = list(self.feature_layers)
+        if isinstance(self.feature_layers, Sequence) and not isinstance(self.feature_layers, str):
+            self.feature_layers = list(self.feature_layers)
 
     def check(self) -> None:
         """Raises ValueError that names the setting, what was expected and what came."""
         for key, known in (("tokens", TOKEN_FORMS), ("null_condition", NULL_CONDITIONS)):
             check_choice(key, getattr(self, key), known)
         check_fourth_number(self.fourth_number)
+        layers = self.feature_layers
+        if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
+            raise UserError(f"feature_layers: expected a list of whole numbers, got {layers!r}")
 
 
 @dataclass(frozen=True)

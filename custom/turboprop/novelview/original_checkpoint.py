@@ -48,7 +48,10 @@ def read_checkpoint_tensors(path: Path) -> dict[str, Tensor]:
     from pickle import UnpicklingError
 
     if not path.is_file():
-        raise MissingFileError(f"pretrained_model_name_or_path: no checkpoint {path}")
+        raise MissingFileError(
+            f"pretrained_model_name_or_path: no checkpoint {path}; give the path of a file that you have, or a hub id "
+            f"of the same model, such as {_hub_id(path.name)}"
+        )
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         refused = [name for name in foreign if name.split(".")[0] not in HARMLESS_PACKAGES]
@@ -65,6 +68,13 @@ def read_checkpoint_tensors(path: Path) -> dict[str, Tensor]:
     if missing:
         raise UserError(f"pretrained_model_name_or_path: {path} is no zero123 checkpoint: no weights {missing[0]}*")
     return tensors
+
+
+def _hub_id(name: str) -> str:
+    """Where the hub has the model of a published file's name."""
+    if name.startswith("stable"):
+        return "ashawkey/stable-zero123-diffusers"
+    return "kxic/zero123-105000" if name.startswith("105000") else "kxic/zero123-xl"
 
 
 def load_original_checkpoint(path: Path, fourth_number: str) -> NovelViewModel:

@@ -4,9 +4,11 @@
 
 - a picture: it is framed (see framing) and stands at the place that the config gives;
 - a folder in zero-1-to-3's layout: 000.png with its camera 000.npy, a 3x4 matrix from world to camera, and so on;
-- a transforms.json as for fitting (see transforms_file): c2w matrices, and the field of view.
+- a transforms.json as for fitting (see transforms_file), or a folder with one and no cameras beside its pictures: c2w
+  matrices, and the field of view.
 
-Pictures with cameras are not framed anew: that would change what their cameras see.
+Pictures with cameras are not framed anew: that would change what their cameras see. Each camera has to see the world's
+origin, where the object is.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from threestudio.data.cameras import spherical_to_cartesian
 from threestudio.data.reference_views import ReferenceViews, orbit_camera
 from threestudio.utils.errors import UserError
 from threestudio.utils.ops import invert_pose
-from threestudio.utils.picture_files import padded, read_object
+from threestudio.utils.picture_files import local_path, padded, read_object
 
 from ..fitting.transforms_file import pinhole, read_frames
 from .framing import FramingConfig, framed, is_framed
-from .renders import BrokenFolder, read_camera_matrix, view_numbers
+from .renders import BrokenFolder, picture_and_camera_numbers, read_camera_matrix, view_numbers
+
+CAMERA_FILE = "transforms.json"
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,11 @@ def load_pictures(path: str, place: CameraPlace, framing: FramingConfig, key: st
     """
     if not path:
         raise UserError(f"{key}: the path of a picture, of a folder of pictures or of a transforms.json is required")
-    source = Path(path)
+    source = local_path(path)
     if source.is_dir():
+        file = source / CAMERA_FILE
+        if file.is_file() and not view_numbers(source):
+            return _camera_file_pictures(file, key)
         return _folder_pictures(source, math.radians(place.fovy_deg), key)
     if source.suffix.lower() == ".json":
         return _camera_file_pictures(source, key)
@@ -71,6 +78,7 @@ def _camera_file_pictures(file: Path, key: str) -> ReferenceViews:
             left, top, right, bottom = (round(side) for side in camera.square())
             pictures.append(padded(rgba[top:bottom, left:right], 1.0))
             angles.append(2 * math.atan(camera.half_angle()))
+            _check_sees_origin(frame.c2w, angles[-1], frame.where)
     except UserError as error:
         named = str(error).startswith(f"{key}: ")  # as what is wrong with a picture is
         raise UserError(str(error) if named else f"{key}: {error}") from error
@@ -78,16 +86,38 @@ def _camera_file_pictures(file: Path, key: str) -> ReferenceViews:
 
 
 def _folder_pictures(folder: Path, fovy: float, key: str) -> ReferenceViews:
-    numbers = view_numbers(folder)
+    with_picture, with_camera = picture_and_camera_numbers(folder)
+    numbers = sorted(with_picture & with_camera)
     if not numbers:
         raise UserError(f"{key}: {folder} has no picture with its camera: expected 000.png and 000.npy, ...")
+    _tell_left_out(folder, with_picture - with_camera, ".png without its .npy", key)
+    _tell_left_out(folder, with_camera - with_picture, ".npy without its .png", key)
+    cameras = []
     try:
-        matrices = [read_camera_matrix(folder / f"{number:03d}.npy") for number in numbers]
-    except BrokenFolder as error:
+        for path in (folder / f"{number:03d}.npy" for number in numbers):
+            cameras.append(camera_to_world(read_camera_matrix(path)[None]).float())
+            _check_sees_origin(cameras[-1][0], fovy, str(path))
+    except (BrokenFolder, UserError) as error:
         raise UserError(f"{key}: {error}") from error
     pictures = tuple(padded(read_object(folder / f"{number:03d}.png", key), 1.0) for number in numbers)
-    c2w = camera_to_world(torch.stack(matrices)).float()
-    return ReferenceViews(pictures, c2w, torch.full((len(pictures),), fovy))
+    return ReferenceViews(pictures, torch.cat(cameras), torch.full((len(pictures),), fovy))
+
+
+def _tell_left_out(folder: Path, numbers: set[int], what: str, key: str) -> None:
+    if numbers:
+        names = [f"{number:03d}" for number in sorted(numbers)]
+        some = ", ".join(names[:5] + ["..."] * (len(names) > 5))
+        threestudio.warn(f"{key}: {folder}: left out {len(names)} {what}: {some}")
+
+
+def _check_sees_origin(c2w: Tensor, fovy: float, where: str) -> None:  # [4, 4], OpenGL axes; radians
+    """Raises UserError where the world's origin is not in the picture: axes of another kind are found out so."""
+    right, up, back = (-c2w[:3, :3].T @ c2w[:3, 3]).tolist()  # the origin as the camera has it
+    if not max(abs(right), abs(up)) < -back * math.tan(fovy / 2):
+        raise UserError(
+            f"{where}: the camera does not see the world's origin, where the object has to be; expected OpenGL axes "
+            "(x right, y up, the camera looks along -z)"
+        )
 
 
 def camera_to_world(world_to_camera: Tensor) -> Tensor:  # [V, 3, 4] -> [V, 4, 4]

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threestudio.utils.errors import MissingFileError, UserError
+from threestudio.utils.errors import MissingFileError, UserError, first_line
 from threestudio.utils.staged_files import staged
 
 from ..fitting.posed_views import read_picture
@@ -110,27 +110,42 @@ def split_of(count: int, validation_share: float) -> tuple[range, range]:
 def view_numbers(folder: Path) -> list[int]:
     """The sorted numbers of the views that have a picture and a camera. Raises BrokenFolder where there is no such
     folder."""
+    pictures, cameras = picture_and_camera_numbers(folder)
+    return sorted(pictures & cameras)
+
+
+def picture_and_camera_numbers(folder: Path) -> tuple[set[int], set[int]]:
+    """The numbers of the pictures NNN.png, and of the cameras NNN.npy, of three digits or more. Raises BrokenFolder
+    where there is no such folder."""
     try:
-        names = set(os.listdir(folder))
+        names = os.listdir(folder)
     except OSError as error:
         raise BrokenFolder(f"{folder}: {error.strerror}") from error
-    stems = (name[:-4] for name in names if name.endswith(".png"))
-    return sorted(int(stem) for stem in stems if len(stem) >= 3 and stem.isdigit() and f"{stem}.npy" in names)
+    pictures, cameras = ({name[:-4] for name in names if name.endswith(ending)} for ending in (".png", ".npy"))
+    return _numbers(pictures), _numbers(cameras)
+
+
+def _numbers(stems: set[str]) -> set[int]:
+    return {int(stem) for stem in stems if stem.isascii() and stem.isdigit() and stem == f"{int(stem):03d}"}
 
 
 def read_camera_matrix(path: Path) -> Tensor:
     """A camera's matrix [R | t] from world to camera, OpenGL axes: [3, 4], float64. Raises BrokenFolder for a file that
     holds no finite 3 x 4 matrix of a rotation and a translation."""
     try:
-        matrix = np.load(path, allow_pickle=False)
+        with open(path, "rb") as file:  # np.load would try archives and pickles too
+            matrix = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise BrokenFolder(f"{path}: no camera in it ({error})") from error
-    if matrix.shape != (3, 4) or matrix.dtype.kind not in "fiu" or not np.isfinite(matrix).all():
-        raise BrokenFolder(f"{path}: expected a finite 3 x 4 matrix, got {matrix.dtype} of shape {list(matrix.shape)}")
-    rotation = matrix[:, :3].astype(np.float64)
-    if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2:
-        raise BrokenFolder(f"{path}: the first three columns are no rotation")
-    return torch.from_numpy(matrix).double()
+        raise BrokenFolder(f"{path}: no camera in it ({first_line(error)})") from error
+    if matrix.shape != (3, 4) or matrix.dtype.kind not in "fiu":
+        raise BrokenFolder(f"{path}: expected a 3 x 4 matrix, got {matrix.dtype} of shape {list(matrix.shape)}")
+    matrix = matrix.astype(np.float64)
+    if not np.isfinite(matrix).all():
+        raise BrokenFolder(f"{path}: expected a 3 x 4 matrix of finite numbers; some are NaN or infinite")
+    rotation = matrix[:, :3]
+    if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2 or np.linalg.det(rotation) < 0:
+        raise BrokenFolder(f"{path}: the first three columns are no rotation: they stretch or mirror")
+    return torch.from_numpy(matrix)
 
 
 def read_camera(path: Path) -> Tensor:

@@ -7,9 +7,9 @@ import torch
 from threestudio.utils.errors import MissingFileError, UserError
 
 from ..teachers.loading import load_part
-from ..teachers.weights import model_folder, part_classes, part_folder
+from ..teachers.weights import is_weight_file, model_folder, part_classes, part_folder
 from .image_encoders import ImageEncoder, read_encoder
-from .loading import FOREIGN_PROJECTIONS, load_novel_view_model, load_whole_part
+from .loading import FOREIGN_PROJECTIONS, load_novel_view_model, load_whole_part, model_is_named
 from .model import NovelViewModel, NovelViewSettings, widened_for_input_view
 from .timestep_sampling import interpolated_noise_shift
 
@@ -26,21 +26,21 @@ def starting_model(
     What the start does not have (injection; a projection of tokens of another width) begins as `conditioning` says.
     Raises FileNotFoundError or ValueError for a start that cannot be loaded, or that does not fit the settings.
     """
-    if _is_novel_view_model(name):
-        start = load_novel_view_model(name)
-        unet, vae, alphas, kind = start.unet, start.vae, start.alphas_cumprod, start.prediction_type
-        tokens_encoder, features_encoder = start.image_encoder, start.feature_encoder
-    else:
-        start = None
-        folder = model_folder(name, ("unet", "vae", "scheduler"))
-        unet, vae, alphas, kind = _denoiser(folder)
-        tokens_encoder = features_encoder = None
+    with model_is_named("system.start_from"):
+        start = load_novel_view_model(name) if _is_novel_view_model(name) else None
+        if start is None:
+            unet, vae, alphas, kind = _denoiser(model_folder(name, ("unet", "vae", "scheduler")))
+            tokens_encoder = features_encoder = None
+        else:
+            unet, vae, alphas, kind = start.unet, start.vae, start.alphas_cumprod, start.prediction_type
+            tokens_encoder, features_encoder = start.image_encoder, start.feature_encoder
     if image_encoder:
-        tokens_encoder = read_encoder(_encoder_folder(image_encoder), settings.image_encoder_size)
+        key = "system.image_encoder"
+        tokens_encoder = read_encoder(_encoder_folder(image_encoder, key), settings.image_encoder_size, key)
     elif start is None:
         tokens_encoder = _encoder_of_start(name, settings.image_encoder_size)
     if feature_encoder:
-        key = "feature_encoder"
+        key = "system.feature_encoder"
         features_encoder = read_encoder(_encoder_folder(feature_encoder, key), settings.feature_encoder_size, key)
     if not settings.feature_layers:
         features_encoder = None
@@ -52,7 +52,7 @@ def starting_model(
 
 
 def _is_novel_view_model(name: str) -> bool:
-    return name.endswith(".ckpt") or bool(part_classes(name).keys() & {"conditioning", *FOREIGN_PROJECTIONS})
+    return is_weight_file(name) or bool(part_classes(name).keys() & {"conditioning", *FOREIGN_PROJECTIONS})
 
 
 def _denoiser(folder: Path) -> tuple:
@@ -73,13 +73,13 @@ def _encoder_of_start(name: str, size: int) -> ImageEncoder:
     return read_encoder(part_folder(model_folder(name, ("image_encoder",)), "image_encoder"), size)
 
 
-def _encoder_folder(name: str, key: str = "image_encoder") -> Path:
-    """The folder of an encoder, fetched from the hub if it is an id "owner/name"."""
+def _encoder_folder(name: str, key: str) -> Path:
+    """The folder of an encoder that a config's `key` names, fetched from the hub if it is an id "owner/name"."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     if len(name.split("/")) != 2 or name.startswith((".", "/", "~")):
-        raise MissingFileError(f"system.{key}: no folder {name}")
+        raise MissingFileError(f"{key}: no folder {name}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -87,7 +87,7 @@ def _encoder_folder(name: str, key: str = "image_encoder") -> Path:
         return Path(snapshot_download(name, allow_patterns=["config.json", "*.safetensors"]))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise MissingFileError(f"system.{key}: no folder {name}, and the hub does not give it: {reason}") from error
+        raise MissingFileError(f"{key}: no folder {name}, and the hub does not give it: {reason}") from error
 
 
 def _take_over(model: NovelViewModel, start: NovelViewModel) -> None:

@@ -18,11 +18,11 @@ from threestudio.utils.value_checks import Scheduled, check_at_least, check_choi
 
 from ..small_models.training import average_weights
 from .augmentation import PhotometricAugmentation
+from .cached_latents import autoencoder_fingerprint
 from .data import NovelViewDataModule
-from .latent_cache import autoencoder_fingerprint
 from .loading import save_novel_view_model
 from .model import NovelViewModel, NovelViewSettings, cast_module
-from .picture_quality import QualityMeter
+from .picture_quality import BACKBONES, QualityMeter
 from .sampling import sample_latents
 from .starting_point import starting_model
 from .timestep_sampling import TimestepSampling
@@ -40,6 +40,16 @@ class SamplingConfig:
     grid: int = 4  # views drawn at each validation, a row each: input, truth, sample; 0: none
     test: int = 16  # views drawn after training, with their quality
     lpips: str = "vgg"  # backbone of LPIPS where a package for it is there: vgg, alex or squeeze
+
+    def check(self, key: str, num_timesteps: int) -> None:
+        """Raises ValueError that names the key, what was expected and what came."""
+        if not 1 <= self.num_steps <= num_timesteps:
+            raise UserError(f"{key}.num_steps: expected 1 to {num_timesteps}, got {self.num_steps}")
+        if not 0.0 <= self.eta <= 1.0:
+            raise UserError(f"{key}.eta: expected a number within 0 to 1, got {self.eta}")
+        for name in ("grid", "test"):
+            check_at_least(f"{key}.{name}", getattr(self, name), 0)
+        check_choice(f"{key}.lpips", self.lpips, BACKBONES)
 
 
 @dataclass
@@ -85,6 +95,9 @@ class NovelViewSystem(BaseSystem):
         self.sampling: SamplingConfig = parse_structured(SamplingConfig, cfg.sampling)
         self._check()
         self.model = starting_model(cfg.start_from, settings, cfg.image_encoder, cfg.feature_encoder, cfg.noise_shift)
+        num_timesteps = len(self.model.alphas_cumprod)
+        SamplingConfig(**self.sampling).check("system.sampling", num_timesteps)
+        self._timestep_sampling().check("system.timesteps", num_timesteps)
         if cfg.gradient_checkpointing:
             self.model.unet.enable_gradient_checkpointing()
         if cfg.channels_last:
@@ -101,7 +114,6 @@ class NovelViewSystem(BaseSystem):
 
     def _check(self) -> None:
         cfg = self.cfg
-        self._timestep_sampling().check("system.timesteps")
         PhotometricAugmentation(**self.photometric).check("system.photometric")
         if not 0.0 <= cfg.condition_dropout <= 1.0 / 3.0:
             given = cfg.condition_dropout
@@ -131,7 +143,12 @@ class NovelViewSystem(BaseSystem):
         return super().configure_optimizers()
 
     def on_fit_start(self) -> None:
-        """Raises ValueError where pictures or cached latents are not this model's."""
+        """Raises ValueError where pictures or cached latents are not this model's, or the weights have 16 bits."""
+        if self.trainer.precision in ("16-true", "bf16-true"):
+            raise UserError(
+                f"trainer.precision: expected 32, 16-mixed or bf16-mixed, got {self.trainer.precision}: weights and "
+                "the noise schedule train in float32"
+            )
         data = self.trainer.datamodule
         if not isinstance(data, NovelViewDataModule):
             raise UserError("data_type: this system needs turboprop-novelview-datamodule")

@@ -14,6 +14,8 @@ from torch import Tensor
 from threestudio.utils.errors import UserError
 from threestudio.utils.value_checks import check_choice
 
+LEAST_SHARE = 1e-9  # of a Gaussian that is cut; with less, its inverse distribution function runs out of digits
+
 
 def uniform_quantile(uniform: Tensor, num_timesteps: int) -> Tensor:  # [B] in (0, 1)
     """Every timestep alike, as DDPM trains. Returns [B] in [0, T)."""
@@ -25,9 +27,15 @@ def truncated_normal_quantile(uniform: Tensor, num_timesteps: int, mean: float, 
 
     Efficient-3DiM (Jiang et al. 2023, arXiv 2310.03015), section 3.2: mean 1000 and std 200 let most steps learn the
     geometry, which is settled at high noise, and leave no timestep out. With Phi the normal distribution function,
-    t = mean + std Phi^-1(Phi(a) + u (Phi(b) - Phi(a))), a = -mean / std, b = (T - mean) / std.
+    t = mean + std Phi^-1(Phi(a) + u (Phi(b) - Phi(a))), a = -mean / std, b = (T - mean) / std. Raises ValueError where
+    next to nothing of the Gaussian lies in [0, T].
     """
-    low, high = (torch.special.ndtr(uniform.new_tensor((end - mean) / std)) for end in (0.0, num_timesteps))
+    low, high = (0.5 * math.erfc((mean - end) / std / math.sqrt(2.0)) for end in (0.0, num_timesteps))  # Phi
+    if high - low < LEAST_SHARE:
+        raise UserError(
+            f"timesteps.mean, timesteps.std: a share of {LEAST_SHARE:g} or more of the Gaussian has to lie within 0 to "
+            f"{num_timesteps} timesteps, got mean {mean:g} and std {std:g}"
+        )
     return (mean + std * torch.special.ndtri(low + uniform * (high - low))).clamp(0.0, num_timesteps)
 
 
@@ -56,13 +64,14 @@ class TimestepSampling:
     std: float = 200.0  # likewise
     uniform_share: float = 0.0  # share of the draws that are uniform instead, in [0, 1]
 
-    def check(self, key: str = "timesteps") -> None:
+    def check(self, key: str = "timesteps", num_timesteps: int = 1000) -> None:
         """Raises ValueError that names the key, what was expected and what came."""
         check_choice(f"{key}.sampler", self.sampler, SAMPLERS)
         if not self.std > 0:
             raise UserError(f"{key}.std: expected a number above 0, got {self.std}")
         if not 0.0 <= self.uniform_share <= 1.0:
             raise UserError(f"{key}.uniform_share: expected a number within 0 to 1, got {self.uniform_share}")
+        timesteps_of(torch.zeros(1), num_timesteps, self)  # raises for a Gaussian that is elsewhere
 
 
 def timesteps_of(uniform: Tensor, num_timesteps: int, sampling: TimestepSampling) -> Tensor:  # [B] in [0, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -38,7 +38,6 @@ class Zero123UnifiedGuidance(BaseModule):
     class Config(InputViewConfig, UnifiedConfig):
         pretrained_model_name_or_path: str = "bennyguo/zero123-diffusers"
         guidance_scale: Scheduled = 5.0
-        framing: dict = field(default_factory=lambda: {"mode": "keep"})
 
     cfg: Config
     learns_from_renders = True  # for Picard iterations: weights of vsd are no part of the scene

@@ -18,7 +18,7 @@ from ..teachers.contract import Cameras, Teacher
 from ..teachers.loading import Denoiser
 from ..teachers.low_rank import LowRankTeacher
 from .condition import NovelViewCondition
-from .guidance import InputViewConfig, load_novel_view_teacher, open_input_views
+from .guidance import InputViewConfig, OriginalModelConfig, load_novel_view_teacher, open_input_views
 from .model import unet_inputs
 from .teacher import NovelViewTeacher
 
@@ -32,7 +32,7 @@ class NovelViewVariationalGuidance(VariationalScoreDistillationGuidance):
     """
 
     @dataclass
-    class Config(InputViewConfig, VariationalScoreDistillationGuidance.Config):
+    class Config(InputViewConfig, OriginalModelConfig, VariationalScoreDistillationGuidance.Config):
         pretrained_model_name_or_path: str = "assets/novelview/mini-novelview"  # a folder, a hub id or a .ckpt
         # the network that the adapters are put on; "" or the model's own name, no other
         pretrained_model_name_or_path_lora: str = ""
