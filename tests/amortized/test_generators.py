@@ -145,6 +145,7 @@ BAD = [
     ("turboprop-hyper-ingp", {"hidden_layers": 0}, "geometry.hidden_layers: expected at least 1, got 0"),
     ("turboprop-hyper-ingp", {"lattice_resolution": 1}, "geometry.lattice_resolution: expected at least 2, got 1"),
     ("turboprop-triplane-transformer", {"num_heads": 5}, r"geometry.inner_dim: .* geometry.num_heads \(5\), got 12"),
+    ("turboprop-triplane-transformer", {"token_std": 0}, "geometry.token_std: expected more than 0, or null, got 0"),
     ("turboprop-triplane-transformer", {"num_layers": 0}, "geometry.num_layers: expected at least 1, got 0"),
     ("turboprop-triplane-transformer", {"sphere_radius": 2}, "geometry.sphere_radius: expected between 0"),
 ]

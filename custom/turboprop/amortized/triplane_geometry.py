@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 import threestudio
+from threestudio.utils.errors import UserError
 from threestudio.utils.value_checks import check_at_least
 
 from .field import Field, FieldHeads
@@ -31,6 +32,8 @@ class TriplaneGeometry(GeneratorGeometry):
         mlp_ratio: float = 4.0  # width of the network by token, in inner_dim
         triplane_low_res: int = 32  # tokens along an axis of a plane; planes have twice as many cells
         triplane_dim: int = 32  # features of a cell
+        # spread of the first tokens; null: inner_dim^-0.5, as published, which is small beside what the text adds
+        token_std: float | None = None
         hidden_layers: int = 2  # of the networks that read features, hidden_dim wide
 
     cfg: Config
@@ -41,6 +44,8 @@ class TriplaneGeometry(GeneratorGeometry):
         cfg = self.cfg
         for key in ("num_layers", "num_heads", "triplane_low_res", "hidden_layers"):
             check_at_least(f"geometry.{key}", cfg[key], 1)
+        if cfg.token_std is not None and cfg.token_std <= 0:
+            raise UserError(f"geometry.token_std: expected more than 0, or null, got {cfg.token_std:g}")
         self.local_text = cfg.local_text
         self.generator = TriplaneTransformer(
             cfg.text_dim,
@@ -50,6 +55,7 @@ class TriplaneGeometry(GeneratorGeometry):
             cfg.mlp_ratio,
             cfg.triplane_low_res,
             cfg.triplane_dim,
+            cfg.token_std,
         )
         self.heads = FieldHeads(
             3 * cfg.triplane_dim, cfg.hidden_dim, cfg.n_feature_dims, cfg.sphere_radius, cfg.hidden_layers

@@ -54,14 +54,23 @@ class TriplaneTransformer(nn.Module):
     """Text [P, N, T] of N tokens to planes [P, 3, C, 2 R, 2 R]. With a pooled text N is 1."""
 
     def __init__(
-        self, text_dim: int, dim: int, layers: int, heads: int, mlp_ratio: float, resolution: int, plane_dim: int
+        self,
+        text_dim: int,
+        dim: int,
+        layers: int,
+        heads: int,
+        mlp_ratio: float,
+        resolution: int,
+        plane_dim: int,
+        token_std: float | None = None,
     ):
-        """`resolution`: R, cells of a coarse plane along an axis. `plane_dim`: C."""
+        """`resolution`: R, cells of a coarse plane along an axis. `plane_dim`: C. `token_std`: null is dim^-0.5."""
         super().__init__()
         if dim % heads:
             raise UserError(f"geometry.inner_dim: expected a multiple of geometry.num_heads ({heads}), got {dim}")
         self.resolution = resolution
-        self.tokens = nn.Parameter(torch.randn(1, 3 * resolution**2, dim) * dim**-0.5)
+        spread = dim**-0.5 if token_std is None else token_std
+        self.tokens = nn.Parameter(torch.randn(1, 3 * resolution**2, dim) * spread)
         self.blocks = nn.ModuleList(Block(dim, text_dim, heads, mlp_ratio) for _ in range(layers))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.up = nn.ConvTranspose2d(dim, plane_dim, kernel_size=2, stride=2)
