@@ -256,7 +256,7 @@ def test_the_command(mvdream_file, tmp_path, capsys):
     output = tmp_path / "out"
     assert main([str(mvdream_file), "--output", str(output)]) == 0
     assert f"wrote unet, vae, text_encoder, scheduler to {output}" in capsys.readouterr().out
-    assert main([str(mvdream_file), "--output", str(output)]) == 1
+    assert main([str(mvdream_file), "--output", str(output)]) == 2
     assert "--output" in capsys.readouterr().err
     assert main([str(tmp_path / "nothing.pt"), "--output", str(tmp_path / "other")]) == 1
     assert not (tmp_path / "other").exists()

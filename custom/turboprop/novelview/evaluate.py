@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from threestudio.utils.commands import exit_code_of
 from threestudio.utils.errors import UserError
 from threestudio.utils.keyed_random import step_key
 
@@ -207,12 +208,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    try:
-        evaluate(options)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code_of(lambda: evaluate(options))
 
 
 if __name__ == "__main__":

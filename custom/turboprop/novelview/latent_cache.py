@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from threestudio.utils.commands import exit_code_of
 from threestudio.utils.errors import UserError
 
 from .cached_latents import LatentCache, autoencoder_fingerprint, mapped_cache
@@ -101,14 +102,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--part", type=_part, default=(1, 1), metavar="i/n", help="for several processes: 2/8")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
-    try:
-        return _run(options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code_of(lambda: _run(options))
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> None:
     from diffusers import AutoencoderKL
 
     from ..teachers.weights import model_folder
@@ -125,7 +122,6 @@ def _run(options: argparse.Namespace) -> int:
     numbers = range(len(index) * (part - 1) // parts, len(index) * part // parts)
     written, broken = fill_latent_cache(cache, index, vae, size, numbers, print)
     print(f"{options.output}: {written} views encoded, {broken} of {len(numbers)} folders left out")
-    return 0
 
 
 if __name__ == "__main__":

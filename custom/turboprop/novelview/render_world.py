@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from threestudio.utils.commands import exit_code_of
 from threestudio.utils.errors import UserError
 from threestudio.utils.value_checks import check_at_least
 
@@ -96,21 +97,20 @@ def _report_traced(kind: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    try:
-        check_at_least("--objects", options.objects, 0)
-        if options.bank is not None and options.bank.is_file():
-            bank = load_view_bank(options.bank)
-        else:
-            bank = build_view_bank(options.traced_views, options.seed, _report_traced, workers=options.workers)
-            if options.bank is not None:
-                save_view_bank(bank, options.bank)
-        specs = chosen_specs(options.held_out, options.objects, options.seed)
-        render_world(options.output, specs, bank, options.views, options.seed)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code_of(lambda: _render(options))
+
+
+def _render(options: argparse.Namespace) -> None:
+    check_at_least("--objects", options.objects, 0)
+    if options.bank is not None and options.bank.is_file():
+        bank = load_view_bank(options.bank)
+    else:
+        bank = build_view_bank(options.traced_views, options.seed, _report_traced, workers=options.workers)
+        if options.bank is not None:
+            save_view_bank(bank, options.bank)
+    specs = chosen_specs(options.held_out, options.objects, options.seed)
+    render_world(options.output, specs, bank, options.views, options.seed)
     print(f"{options.output}: {len(specs)} objects of {options.views} views")
-    return 0
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from threestudio.utils.commands import exit_code_of
+
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -62,15 +64,14 @@ def convert(file: Path, output: Path, half: bool = False, tokenizer: str | None 
 
 def main(arguments: Sequence[str]) -> int:
     options = parse_arguments(arguments)
-    try:
-        written = convert(options.file, options.output, options.half, options.tokenizer)
-    except (FileExistsError, FileNotFoundError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    return exit_code_of(lambda: _convert(options))
+
+
+def _convert(options: argparse.Namespace) -> None:
+    written = convert(options.file, options.output, options.half, options.tokenizer)
     print(f"wrote {', '.join(written)} to {options.output}")
     if "text_encoder" not in written:
         print("the file has no OpenCLIP text model: take the text encoder from Stable Diffusion")
-    return 0
 
 
 if __name__ == "__main__":
