@@ -1,17 +1,16 @@
 """Whether the novel-view loader's start and each sample are constant in the number of folders.
 
-    python benchmarks/novelview_data.py
+    python benchmarks/novelview_data.py --write
 
 Writes a few real folders of renders (512 pixels, 12 views, names of 32 letters, as Objaverse's), and lists of 1,000 to
 800,000 names that repeat them. Measured are the first opening of a root (which writes the index file), a later one,
 and the time of a pair. What a file system takes to find one folder among 800,000 is not in it. All is removed in the
-end.
+end. With --write, the table goes to docs/benchmarks/novelview_data.md and .json.
 """
 
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,11 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from reporting import conditions, given_command, table, where, write_report
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from threestudio.utils.extensions import load_extensions  # noqa: E402
+from threestudio.utils.extensions import load_extensions
 
 load_extensions()
 
@@ -73,14 +70,29 @@ def measured(root: Path, entries: int, folders: int, samples: int, image_size: i
     }
 
 
-def main() -> int:
+def page(rows: list[dict[str, float]], result: dict) -> str:
+    lines = [
+        "# The novel-view loader and the number of folders",
+        "",
+        where(result),
+        "",
+        "An entry of the index is the name of a folder of renders; the names repeat a few real folders. The first "
+        "opening of a root writes its index file. A later opening and a pair do not depend on the number of entries. "
+        "What a file system takes to find one folder among many is not in it.",
+        "",
+        *table(list(rows[0]), [[f"{value:,}" for value in row.values()] for row in rows], 0),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entries", type=int, nargs="+", default=[1_000, 10_000, 100_000, 800_000])
     parser.add_argument("--folders", type=int, default=32, help="real folders")
     parser.add_argument("--samples", type=int, default=100, help="pairs of each size of index")
     parser.add_argument("--image-size", type=int, default=256, help="pixels that pictures are resized to")
     parser.add_argument("--side", type=int, default=512, help="pixels of the pictures in files")
-    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/novelview_data.*")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
@@ -90,10 +102,10 @@ def main() -> int:
         for entries in options.entries:
             rows.append(measured(root, entries, options.folders, options.samples, options.image_size))
             print("  ".join(f"{name}: {value}" for name, value in rows[-1].items()), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    return 0
+    result = {"command": given_command(), **conditions(torch.device("cpu")), "rows": rows}
+    if options.write:
+        write_report("novelview_data", page(rows, result), result)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
