@@ -258,5 +258,5 @@ def test_the_command(mvdream_file, tmp_path, capsys):
     assert f"wrote unet, vae, text_encoder, scheduler to {output}" in capsys.readouterr().out
     assert main([str(mvdream_file), "--output", str(output)]) == 2
     assert "--output" in capsys.readouterr().err
-    assert main([str(tmp_path / "nothing.pt"), "--output", str(tmp_path / "other")]) == 1
+    assert main([str(tmp_path / "nothing.pt"), "--output", str(tmp_path / "other")]) == 2
     assert not (tmp_path / "other").exists()

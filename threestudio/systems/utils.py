@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -196,9 +196,6 @@ def parse_scheduler_to_instance(config: Any, optimizer: torch.optim.Optimizer, k
     """A bare scheduler; `SequentialLR` and `ChainedScheduler` take a list `schedulers`. `key` is where `config` is."""
     entries = _section(config, key, ("name", "args", "interval", "schedulers", "milestones", "warmup_steps"))
     name, args = entries["name"], dict(entries.get("args") or {})
-    of_others = [entry for entry, takers in _TAKES.items() if entries.get(entry) and name not in takers]
-    if of_others:
-        raise UserError(f"{key}.{of_others[0]}: {name} takes none; expected {' or '.join(_TAKES[of_others[0]])}")
     if name == "LambdaLR" or "lr_lambda" in args:
         raise UserError(f"{key}.name: {name} takes a function, which a config cannot hold")
     factory = _scheduler_class(name, key)
@@ -217,6 +214,11 @@ def parse_scheduler_to_instance(config: Any, optimizer: torch.optim.Optimizer, k
     check_arguments(factory, args, f"{key}.args", reserved)
     check_required(factory, args, f"{key}.args", reserved)
     return tried(lambda some: factory(**own, **some), args, f"{key}.args")
+
+
+def _unread(entries: Mapping[str, Any]) -> list[str]:
+    """Entries that the named scheduler does not take: those of another one, which an override of the name leaves."""
+    return [entry for entry, takers in _TAKES.items() if entries.get(entry) and entries["name"] not in takers]
 
 
 def _check_milestones(milestones: Any, key: str) -> None:
@@ -249,6 +251,10 @@ def check_scheduler(config: Any, optimizer_config: Any) -> None:
     """Raises UserError for a scheduler's config that no step can be made with; needs no model."""
     if not _plain(optimizer_config):
         raise UserError(f"{SCHEDULER}: a scheduler needs an optimizer; {OPTIMIZER} is empty")
+    named = _plain(config)
+    for entry in _unread(named):
+        takers = " and ".join(_TAKES[entry])
+        threestudio.warn(f"{SCHEDULER}.{entry}: {named['name']} takes none, so it is not read; {takers} would")
     entries = _plain(optimizer_config)
     factory, args = _optimizer_class(entries["name"]), _with_tuples(entries.get("args") or {})
     groups = list((entries.get("params") or {"": {}}).values())
