@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from threestudio.utils.staged_files import staged
+from reporting import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
+from threestudio.utils.staged_files import staged
 
 
 def launch(arguments: Sequence[str], folder: Path, threads: int) -> tuple[int, float]:
