@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -26,6 +27,23 @@ class Space(Protocol):
 
     def stored(self, resolution: int, first: int, count: int) -> Tensor | None:
         """Features [count, F] from the `first` on of all prompts' lattices in a row, where they are at hand."""
+
+
+@dataclass
+class FeatureTable:
+    """Features of P prompts in one table, a row a place of their grids: what spaces of grids are made of."""
+
+    table: Tensor  # [rows of all prompts, F]
+    resolution: int  # of a grid
+    shared = False
+
+    @property
+    def device(self) -> torch.device:
+        return self.table.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.table.dtype
 
 
 class Heads(Protocol):

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 import threestudio
+from threestudio.models.geometry.features import hash_grid_defaults
 from threestudio.models.networks import get_encoding
 from threestudio.utils.value_checks import check_at_least
 
@@ -27,16 +28,7 @@ class HyperGeometry(GeneratorGeometry):
     class Config(GeneratorGeometry.Config):
         sphere_radius: float = 0.5  # the first shape, the same for every prompt, world units
         # of the point in the cube, mapped to [0, 1]^3, in the form of tiny-cuda-nn
-        pos_encoding_config: dict[str, Any] = field(
-            default_factory=lambda: {
-                "otype": "HashGrid",
-                "n_levels": 16,
-                "n_features_per_level": 2,
-                "log2_hashmap_size": 19,
-                "base_resolution": 16,
-                "per_level_scale": 1.447269237440378,
-            }
-        )
+        pos_encoding_config: dict[str, Any] = field(default_factory=hash_grid_defaults)
         hyper_dim: int = 64  # width of the hyper-network
         hyper_layers: int = 1  # hidden layers of the hyper-network
         hidden_layers: int = 1  # hidden layers of the networks that it makes, hidden_dim wide

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .field import FeatureTable
 
 # Which coordinates the columns and the rows of each plane are: x and y, x and z, z and y. EG3D's planes (arXiv
 # 2112.07945), with the third one as its authors' correction has it.
@@ -29,13 +29,11 @@ def corner_weights(places: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
     return torch.stack([base + step for step in (0, 1, resolution, resolution + 1)], -1), weights.reshape(-1, 4)
 
 
-@dataclass
-class PlaneSpace:
-    """Three planes of features for each prompt, whose features stand one after another. The `Space` of a field."""
+class PlaneSpace(FeatureTable):
+    """Three planes of features for each prompt, table [P * 3 * R^2, C]. The `Space` of a field.
 
-    table: Tensor  # [P * 3 * R^2, C] features, a row a cell
-    resolution: int  # R
-    shared = False
+    The features of a point's three planes stand one after another.
+    """
 
     @classmethod
     def of(cls, planes: Tensor) -> PlaneSpace:  # [P, 3, C, R, R], rows before columns
@@ -44,14 +42,6 @@ class PlaneSpace:
     @property
     def prompts(self) -> int:
         return self.table.shape[0] // (3 * self.resolution**2)
-
-    @property
-    def device(self) -> torch.device:
-        return self.table.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.table.dtype
 
     def features(self, points: Tensor, owner: Tensor) -> Tensor:  # [M, 3] in [-1, 1], [M] -> [M, 3 C]
         places = torch.stack([points[:, pair] for pair in PLANES], 1).reshape(-1, 2)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .field import FeatureTable
 
 
 def corner_weights(points: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
@@ -60,25 +61,12 @@ def sample_grids(table: Tensor, points: Tensor, owner: Tensor, resolution: int) 
     return F.embedding_bag(indices, table, per_sample_weights=weights, mode="sum")
 
 
-@dataclass
-class VoxelSpace:
-    """A grid of features for each prompt. A `Space` of a field."""
-
-    table: Tensor  # [P * R^3, F] features, a row a voxel
-    resolution: int  # R
-    shared = False
+class VoxelSpace(FeatureTable):
+    """A grid of features for each prompt, table [P * R^3, F]. A `Space` of a field."""
 
     @property
     def prompts(self) -> int:
         return self.table.shape[0] // self.resolution**3
-
-    @property
-    def device(self) -> torch.device:
-        return self.table.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.table.dtype
 
     def features(self, points: Tensor, owner: Tensor) -> Tensor:
         return sample_grids(self.table, points, owner, self.resolution)
