@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import imageio.v2 as imageio
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from turboprop.novelview import automatic_caption, place_estimate
 
 import threestudio
 from launch import main
+from tests.picard.processes import launch_in_processes
 from tests.tiny_pictures import ball_pixels
 from threestudio.utils.errors import UserError
 
@@ -51,7 +53,7 @@ def launch(tmp_path, monkeypatch, tiny_zero123_folder, ball_picture, capsys):
     """Runs a dino config at tiny size; gives the exit code and the trial's folder."""
     monkeypatch.chdir(tmp_path)
 
-    def run(kind="nerf", *more, mode="--train", out="outputs"):
+    def run(kind="nerf", *more, mode="--train", out="outputs", processes=1):
         cameras = [
             f"data.random_camera.{key}"
             for key in (
@@ -84,7 +86,8 @@ def launch(tmp_path, monkeypatch, tiny_zero123_folder, ball_picture, capsys):
             *SMALL[kind],
             *(GRID if not kind.startswith("gaussians") else []),
         ]
-        code = main(["--config", str(ROOT / "configs" / f"{CONFIGS[kind]}.yaml"), mode, *given, *more])
+        arguments = ["--config", str(ROOT / "configs" / f"{CONFIGS[kind]}.yaml"), mode, *given, *more]
+        code = main(arguments) if processes == 1 else launch_in_processes(arguments, processes)
         return code, tmp_path / out / CONFIGS[kind] / "t"
 
     return run
@@ -110,6 +113,20 @@ def test_a_picture_becomes_a_glb_with_the_judges_figures(kind, launch, capsys, m
     logged = (trial / "csv_logs/version_0/metrics.csv").read_text().splitlines()[0]
     for name in LOSSES[captioned]:
         assert f"train/{name}" in logged
+
+
+def test_two_processes_leave_the_pictures_of_both(launch):
+    """Each has half of the frames; one of them makes the video, and removes the frames of the validation."""
+    more = ["trainer.val_check_interval=1", "trainer.check_val_every_n_epoch=null", "data.random_camera.n_val_views=4"]
+    caption = "system.evaluation.caption='a yellow car with black wheels'"
+    _, trial = launch("nerf", caption, *more, "data.random_camera.n_test_views=4", processes=2)
+    save = trial / "save"
+    assert sorted(path.name for path in (save / "it2-test").iterdir()) == [f"{index}.png" for index in range(4)]
+    for name, frames in (("it1-val", 4), ("it2-val", 4), ("it2-test", 4)):
+        assert sum(1 for _ in imageio.get_reader(save / f"{name}.mp4")) == frames
+    assert not list(save.glob("*-val")) and not list(save.rglob(".*"))
+    assert json.loads((save / "it2-evaluation/evaluation.json").read_text())["mean"]
+    assert (save / "it2-export/model.glb").is_file()
 
 
 def test_without_a_caption_the_input_view_alone_is_measured(launch):

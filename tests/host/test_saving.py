@@ -1,5 +1,7 @@
 """What is written can be read again and is what was given."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -114,6 +116,39 @@ def test_videos(saver, tmp_path):
     assert len(imageio.mimread(gif)) == 12
     with pytest.raises(UserError, match="no frames"):
         saver.save_img_sequence("none", "frames", r"nothing(\d+)", save_format="gif")
+
+
+@pytest.mark.parametrize("ending", ["png", "npy", "npz", "pt", "mp4"])
+def test_what_is_written_in_part_leaves_what_stood_there(ending, saver, monkeypatch):
+    """A reader beside it, or one that comes after a full disk, finds a whole file: the old one."""
+    writers = {
+        "png": (lambda: saver.save_rgb_image("a.png", torch.zeros(4, 4, 3)), Image.Image, "save"),
+        "npy": (lambda: saver.save_data("a", torch.zeros(4)), np, "save"),
+        "npz": (lambda: saver.save_data("a", {"x": torch.zeros(4)}), np, "savez"),
+        "pt": (lambda: saver.save_state_dict("a.pt", {"x": torch.zeros(4)}), torch, "save"),
+        "mp4": (lambda: saver.save_img_sequence("a", ".", r"(\d+)\.png", "mp4"), video, "write_mp4"),
+    }
+    write, owner, name = writers[ending]
+    saver.save_rgb_image("0.png", torch.zeros(4, 4, 3))
+    path = Path(write())
+    before = path.read_bytes()
+
+    def breaks_off(*given, **options):
+        target = next(Path(value) for value in given if isinstance(value, str))
+        target.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(owner, name, breaks_off)
+    with pytest.raises(OSError, match="no space left"):
+        write()
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in path.parent.iterdir()) == sorted({"0.png", path.name})
+
+
+def test_what_is_still_being_written_is_no_frame(saver):
+    saver.save_rgb_image("frames/0.png", torch.zeros(4, 4, 3))
+    Path(saver.get_save_path("frames/.1.png.x/1.png")).write_bytes(b"half")
+    assert len(video.frames_in(saver.get_save_path("frames"), r"(\d+)\.png")) == 1
 
 
 def test_a_gif_where_mp4_cannot_be_written(saver, monkeypatch):

@@ -54,9 +54,13 @@ def fit_in_processes(
 ) -> dict:
     """As `runs.fit`, in several processes: children of this one, which torchrun's variables make one run."""
     arguments = fit_arguments(kind, folder, *extra, picard=picard, steps=steps)
-    given = (processes, free_port(), arguments)
-    mp.start_processes(_launch, given, nprocs=processes, start_method="fork")
+    launch_in_processes(arguments, processes)
     return checkpoint(folder)
+
+
+def launch_in_processes(arguments: list[str], processes: int = 2) -> None:
+    """launch.py with these arguments in so many processes; raises where one does not end with 0."""
+    mp.start_processes(_launch, (processes, free_port(), arguments), nprocs=processes, start_method="fork")
 
 
 def fit_under_torchrun(

@@ -142,7 +142,8 @@ class ImageReferenceSystem(ScoreDistillationSystem):
     def on_validation_epoch_end(self) -> None:
         """Makes a video of the orbit, and removes its frames."""
         self._save_orbit("val")
-        shutil.rmtree(Path(self.get_save_dir()) / f"it{self.true_global_step}-val")
+        if self.trainer.is_global_zero:
+            shutil.rmtree(Path(self.get_save_dir()) / f"it{self.true_global_step}-val")
 
 
 def needed(out: dict, name: str, loss: str) -> Tensor:

@@ -112,7 +112,10 @@ class ScoreDistillationSystem(BaseLift3DSystem):
         self._save_views(batch, "-test/", "test_step")
 
     def _save_orbit(self, stage: str) -> None:
-        """A video of the pictures that a stage has written."""
+        """A video of the pictures that a stage has written, those of all processes."""
+        self.trainer.strategy.barrier()
+        if not self.trainer.is_global_zero:
+            return
         step = self.true_global_step
         frames = f"it{step}-{stage}"
         self.save_img_sequence(frames, frames, r"(\d+)\.png", save_format="mp4", fps=30, name=stage, step=step)

@@ -89,8 +89,7 @@ class SaverMixin:
     # -------------------------------------------------------------------------------- images
 
     def _save_picture(self, filename: str, picture: np.ndarray, name: str | None, step: int | None) -> str:
-        path = self.get_save_path(filename)
-        Image.fromarray(picture).save(path)
+        (path,) = self.save_written(filename, Image.fromarray(picture).save)
         self._log_image(name, path, step)
         return path
 
@@ -169,7 +168,10 @@ class SaverMixin:
         if not filename.endswith(f".{save_format}"):
             filename = f"{filename}.{save_format}"
         frames = video.frames_in(os.path.join(self.get_save_dir(), img_dir), matcher)
-        path = video.write_video(self.get_save_path(filename), frames, save_format, fps)
+        path = self.get_save_path(filename)
+        with staged(path) as scratch:
+            written = video.write_video(scratch, frames, save_format, fps)
+        path = os.path.join(os.path.dirname(path), os.path.basename(written))  # a GIF, where no mp4 can be made
         if name is not None and self._wandb_logger is not None:
             self._wandb_logger.log_video(key=name, videos=[path], step=step)
         return path
@@ -266,17 +268,12 @@ class SaverMixin:
         ending = ".npz" if isinstance(data, dict) else ".npy"
         if not filename.endswith(ending):
             filename += ending
-        path = self.get_save_path(filename)
         if isinstance(data, dict):
-            np.savez(path, **data)
-        else:
-            np.save(path, data)
-        return path
+            return self.save_written(filename, lambda path: np.savez(path, **data))[0]
+        return self.save_written(filename, lambda path: np.save(path, data))[0]
 
     def save_state_dict(self, filename: str, data: Any) -> str:
-        path = self.get_save_path(filename)
-        torch.save(data, path)
-        return path
+        return self.save_written(filename, lambda path: torch.save(data, path))[0]
 
     def save_file(self, filename: str, src_path: str) -> str:
         path = self.get_save_path(filename)

@@ -58,8 +58,11 @@ def write_video(path: str, frames: Iterable[np.ndarray], save_format: str, fps: 
 
 
 def frames_in(folder: str, matcher: str) -> list[np.ndarray]:
-    """The pictures whose name the expression `matcher` finds, in the order of its number group."""
+    """The pictures whose name the expression `matcher` finds, in the order of its number group.
+
+    Names that begin with a dot are of what is still being written.
+    """
     expression = re.compile(matcher)
-    matches = [(expression.search(name), name) for name in os.listdir(folder)]
+    matches = [(expression.search(name), name) for name in os.listdir(folder) if not name.startswith(".")]
     numbered = sorted((int(match.group(1)), name) for match, name in matches if match)
     return [np.asarray(Image.open(os.path.join(folder, name)).convert("RGB")) for _, name in numbered]
