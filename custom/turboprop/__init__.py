@@ -17,5 +17,6 @@ from . import (  # noqa: E402
     multi_view,
     novelview,
     picard,
+    scaledreamer,
     teachers,
 )
