@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from turboprop.gaussians.losses import PICTURE_LOSSES
+from turboprop.gaussians.parameters import Gaussians
 
 import threestudio
 from threestudio.models.mesh import Mesh
@@ -47,6 +48,29 @@ def test_gaussians_have_the_same_losses_of_pictures():
     assert found == pytest.approx({name: loss.item() for name, loss in expected.items()} | {
         "depth_tv_loss": 2 * (across + down)
     })  # fmt: skip
+
+
+def test_gaussians_losses_under_threestudio_3dgs_name():
+    """Sums over the Gaussians, of opacity times the length of the scales, which it does not move, and of scales.
+
+    Depth is smoothed together with normals, where a renderer gives them in training. Under our own name a loss is a
+    mean, and the number of Gaussians does not matter.
+    """
+    scales = torch.tensor([[0.3, 0.4, 0.0], [0.0, 0.0, 2.0]], requires_grad=True)
+    gaussians = Gaussians(torch.zeros(2, 3), scales, torch.zeros(2, 4), torch.tensor([0.5, 0.25]), torch.zeros(2, 1, 3))
+    theirs, ours = (
+        threestudio.find(name) for name in ("gaussian-splatting-system", "turboprop-gaussian-splatting-system")
+    )
+    opacity = theirs.gaussian_losses["opacity"](gaussians)
+    assert opacity.item() == pytest.approx(0.5 * 0.5 + 0.25 * 2) and not opacity.requires_grad
+    assert theirs.gaussian_losses["scales"](gaussians).item() == pytest.approx(2.7)
+    assert ours.gaussian_losses["opacity"](gaussians).item() == pytest.approx(0.375)
+    assert ours.gaussian_losses["scales"](gaussians).item() == pytest.approx(2.7 / 6)
+    depth = torch.tensor([[0.0, 1.0], [3.0, 5.0]]).view(1, 2, 2, 1)
+    assert theirs.picture_losses["depth_tv_loss"]({"depth": depth}).item() == 0
+    both = {"depth": depth, "comp_normal": 2 * depth}
+    assert theirs.picture_losses["depth_tv_loss"](both).item() == pytest.approx(30 + 4 * 30)
+    assert ours.picture_losses["depth_tv_loss"](both).item() == pytest.approx(30)
 
 
 def test_eikonal():
