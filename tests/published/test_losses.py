@@ -173,6 +173,24 @@ def test_density_blobs(bias):
     assert found == pytest.approx(math.log1p(math.exp(BLOBS[bias])), rel=1e-4)
 
 
+def test_the_blob_of_a_voxel_grid():
+    """threestudio's volume-grid has Magic3D's: 5 (1 - |x| / 0.5) by default, then softplus."""
+    grid = threestudio.find("volume-grid")({"grid_size": [4, 4, 4]})
+    for distance, before in {0.0: 5.0, 0.25: 2.5, 0.8: -3.0}.items():
+        found = grid.forward_density(torch.tensor([[0.0, distance, 0.0]])).item()
+        assert found == pytest.approx(math.log1p(math.exp(before)), rel=1e-4)
+
+
+def test_a_blobs_size_over_steps_by_threestudios_keys():
+    anneal = {"min_anneal_step": 10, "max_anneal_step": 20, "start_val": 1.0, "end_val": 2.0}
+    volume = threestudio.find("implicit-volume")({"anneal_density_blob_std_config": anneal})
+    sizes = []
+    for step in (0, 10, 15, 20, 99):
+        volume.do_update_step(0, step)
+        sizes.append(volume.density_blob_std)
+    assert sizes == [0.5, 1.0, 1.5, 2.0, 2.0]
+
+
 def shaded(step: int, training: bool = False, **config):
     """A point at the origin that faces +x, albedo 1/2, its light along (0.6, 0.8, 0)."""
     config = {"ambient_only_steps": 10, **config}
