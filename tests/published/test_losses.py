@@ -215,6 +215,18 @@ def test_before_ambient_only_steps_validation_shows_albedo():
     assert shaded(10, ambient_only_on_test=True) == pytest.approx([0.5] * 3)
 
 
+def test_soft_shading_mixes_two_lights_of_one_in_sum():
+    """Magic3D, as in threestudio: ambient 1 - d and diffuse d, d uniform. At n . l = 0.6 light is 1 - 0.4 d."""
+    material = threestudio.find("diffuse-with-point-light-material")({"soft_shading": True}).train()
+    torch.manual_seed(0)
+    position, normal, light = (torch.tensor([v]) for v in ([0.0, 0, 0], [1.0, 0, 0], [0.6, 0.8, 0]))
+    shades = torch.stack([
+        material(torch.zeros(1, 3), position, normal, light, shading="textureless")[0, 0] for _ in range(400)
+    ])  # fmt: skip
+    assert 0.6 <= shades.min() < 0.61 and 0.99 < shades.max() <= 1
+    assert shades.mean().item() == pytest.approx(0.8, abs=5 * 0.4 / 12**0.5 / 400**0.5)
+
+
 def test_shaded_albedo_is_kept_in_range():
     """With another activation albedo may leave [0, 1]; shading takes it cut."""
     material = threestudio.find("diffuse-with-point-light-material")({"albedo_activation": "none"}).eval()
