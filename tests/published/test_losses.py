@@ -10,6 +10,7 @@ from turboprop.gaussians.parameters import Gaussians
 import threestudio
 from threestudio.models.mesh import Mesh
 from threestudio.systems import losses
+from threestudio.systems.sjc import BACKGROUND_DEPTH
 from threestudio.utils.loss import tv_loss
 from threestudio.utils.misc import C
 
@@ -118,7 +119,11 @@ def test_normal_consistency():
 
 
 def test_score_jacobian_chainings_losses():
-    """Its section 5.2: log(1 + 10 w); log of how much farther the middle is than the border, by its sign."""
+    """Its section 5.2: log(1 + 10 w); log of how much farther the middle is than the border, by its sign.
+
+    What a ray misses lies 10 units away for it, as in the authors' code.
+    """
+    assert BACKGROUND_DEPTH == 10
     assert losses.emptiness_loss(torch.tensor([[0.0], [0.3]]), 10.0).item() == pytest.approx(math.log(4) / 2)
     depth = torch.full((1, 4, 4), 2.0)
     depth[0, 1:3, 1:3] = 5.0
