@@ -13,6 +13,8 @@ import argparse
 import json
 import math
 import os
+import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -45,6 +47,7 @@ COMMAND = "python benchmarks/image_to_mesh.py --write"
 PLACES = ("views", "turntable")  # of a run's figures, its folders on this machine
 TARGETS = {"iou": 0.85, "front_back": 0.95, "input PSNR (dB)": 25.0, "seconds": 240.0}
 SHOWN_VIEWS = (0, 1, 2, 4, 6, 7)  # of the 8 of an evaluation, an eighth turn apart
+FIGURES = ("iou", "front_back", "input PSNR (dB)", "color_error", "chamfer_share", "seconds", "CPU seconds")
 
 
 def write_picture(spec: ObjectSpec, path: Path) -> None:
@@ -57,7 +60,7 @@ def write_picture(spec: ObjectSpec, path: Path) -> None:
     Image.fromarray((pixels * 255).round().to(torch.uint8).numpy()).save(path)
 
 
-def overrides_of(spec: ObjectSpec, picture: Path, kind: str, window: int, model: str) -> list[str]:
+def overrides_of(spec: ObjectSpec, picture: Path, kind: str, seed: int, window: int, model: str) -> list[str]:
     captioned = kind.endswith(CAPTIONED)
     part = "guidance_3d" if captioned else "guidance"
     given = [
@@ -65,6 +68,7 @@ def overrides_of(spec: ObjectSpec, picture: Path, kind: str, window: int, model:
         f"data.default_elevation_deg={PLACE['elevation']}",
         f"data.default_azimuth_deg={PLACE['azimuth']}",
         f"system.evaluation.caption={caption(spec)}",
+        f"seed={seed}",
         *([f"system.{part}.pretrained_model_name_or_path={model}"] if model else []),
         *(["system.prompt_processor.prompt=auto"] if captioned else []),
     ]
@@ -75,21 +79,18 @@ def overrides_of(spec: ObjectSpec, picture: Path, kind: str, window: int, model:
     return given
 
 
-def mean_figures(results: list[dict]) -> dict[str, float]:
-    """Means over the objects; nan where no run has the figure."""
+def figures_of(run_: dict) -> dict[str, float | None]:
+    """A run's figures by their names in the table; None where it has not got one."""
+    judged = {name: run_["evaluation"].get(name) for name in FIGURES[:2] + FIGURES[3:5]}
+    spent = {"seconds": run_["seconds"], "CPU seconds": run_["cpu_seconds"]}
+    return {**judged, "input PSNR (dB)": run_["input"]["psnr"], **spent}
 
-    def mean(values: list) -> float:
-        known = [value for value in values if value is not None]
-        return sum(known) / len(known) if known else math.nan
 
-    figures = {
-        name: mean([r["evaluation"].get(name) for r in results])
-        for name in ("iou", "front_back", "color_error", "chamfer_share")
-    }
-    figures["input PSNR (dB)"] = mean([r["input"]["psnr"] for r in results])
-    figures["seconds"] = mean([r["seconds"] for r in results])
-    figures["CPU seconds"] = mean([r["cpu_seconds"] for r in results])
-    return figures
+def shown_means(runs: list[dict]) -> list[str]:
+    """The mean of each figure over runs; nan where no run has it."""
+    found = [figures_of(run_) for run_ in runs]
+    known = [[figures[name] for figures in found if figures[name] is not None] for name in FIGURES]
+    return [f"{statistics.mean(values) if values else math.nan:.3f}" for values in known]
 
 
 def title(kind: str) -> str:
@@ -97,32 +98,54 @@ def title(kind: str) -> str:
     return f"{base}, with the caption" if kind.endswith(CAPTIONED) else base
 
 
-def kinds_table(results: dict[str, list[dict]]) -> list[str]:
-    names = ("iou", "front_back", "input PSNR (dB)", "color_error", "chamfer_share", "seconds", "CPU seconds")
+def by_kind(runs: list[dict]) -> dict[str, list[dict]]:
+    return {kind: found for kind in CONFIGS if (found := [run_ for run_ in runs if run_["kind"] == kind])}
+
+
+def kinds_table(runs: list[dict]) -> list[str]:
+    """A row for each kind of seed 0."""
+    rows = [[title(kind), str(len(found)), *shown_means(found)] for kind, found in by_kind(runs).items()]
+    rows.append(["target", "10", *(f"{TARGETS[name]:g}" if name in TARGETS else "" for name in FIGURES)])
+    return table(["", "objects", *FIGURES], rows)
+
+
+def seeds_table(runs: list[dict]) -> list[str]:
+    """For kinds with more than one seed, a row for each seed, over the objects that all of the kind's seeds have."""
     rows = []
-    for kind, runs in results.items():
-        figures = mean_figures(runs)
-        rows.append([title(kind), str(len(runs)), *(f"{figures[name]:.3f}" for name in names)])
-    rows.append(["target", "10", *(f"{TARGETS[name]:g}" if name in TARGETS else "" for name in names)])
-    return table(["", "objects", *names], rows)
+    for kind, found in by_kind(runs).items():
+        texts = {seed: {r["object"] for r in found if r["seed"] == seed} for seed in sorted({r["seed"] for r in found})}
+        common = set.intersection(*texts.values())
+        if len(texts) > 1 and common:
+            for seed in texts:
+                chosen = [run_ for run_ in found if run_["seed"] == seed and run_["object"] in common]
+                rows.append([title(kind), str(seed), str(len(common)), *shown_means(chosen)])
+    return table(["", "seed", "objects", *FIGURES], rows, 1) if rows else []
 
 
-def captions_read(outputs: Path, kind: str, specs: list[ObjectSpec]) -> int:
-    """Of how many objects the right caption was read."""
-    texts = [caption(spec) for spec in specs]
-    files = [next((outputs / kind / text.replace(" ", "_")).glob("*/*/save/caption.json"), None) for text in texts]
-    return sum(json.loads(f.read_text())["captions"][0] == text for f, text in zip(files, texts) if f is not None)
+def with_recorded(runs: list[dict], name: str) -> list[dict]:
+    """The runs, and those of the written page that are none of them."""
+    file = ROOT / "docs" / "benchmarks" / f"{name}.json"
+    recorded = json.loads(file.read_text())["runs"] if file.is_file() else []
+    known = {(run_["kind"], run_["object"], run_["seed"]) for run_ in runs}
+    return [run_ for run_ in recorded if (run_["kind"], run_["object"], run_["seed"]) not in known] + runs
 
 
-def words_on_captions(outputs: Path, kinds: list[str], specs: list[ObjectSpec]) -> list[str]:
+def caption_read(folder: Path) -> str | None:
+    """The caption that a run read from its picture; None without a second teacher."""
+    files = list(folder.glob("*/*/save/caption.json"))
+    return json.loads(files[0].read_text())["captions"][0] if files else None
+
+
+def words_on_captions(runs: list[dict]) -> list[str]:
     """What rows with a caption are, where there are some."""
-    read = [captions_read(outputs, kind, specs) for kind in kinds if kind.endswith(CAPTIONED)]
+    read = [run_ for run_ in runs if run_["kind"].endswith(CAPTIONED)]
     if not read:
         return []
+    right = sum(run_["caption_read"] == run_["object"] for run_ in read)
     return [
         "Rows with the caption have a second teacher, mini-mv, which is told the caption and the camera; the caption "
-        f"was read from the picture (`system.prompt_processor.prompt=auto`), of {min(read)} of {len(specs)} pictures "
-        "the right one. All runs are told from where the picture was taken.",
+        f"was read from the picture (`system.prompt_processor.prompt=auto`), in {right} of {len(read)} runs the right "
+        "one. All runs are told from where the picture was taken.",
         "",
     ]
 
@@ -135,79 +158,116 @@ def truth_row(spec: ObjectSpec, size: int) -> list[Image.Image]:
     return [Image.fromarray((pictures[view] * 255).round().to(torch.uint8).numpy()) for view in SHOWN_VIEWS]
 
 
-def page(specs: list[ObjectSpec], pictures: list[Path], results: dict[str, dict[str, dict]], target: Path) -> None:
-    """For each object its picture, then a row of six views of each result, and of the truth."""
+def sheet(specs: list[ObjectSpec], pictures: list[Path], runs: list[dict], target: Path) -> None:
+    """For each object its picture, then a row of six views of each kind's result, and of the truth."""
     side = 64
-    rows = len(results) + 1
-    sheet = Image.new("RGB", ((1 + len(SHOWN_VIEWS)) * side, len(specs) * (rows * side + 8)), "white")
+    kinds = by_kind(runs)
+    rows = len(kinds) + 1
+    image = Image.new("RGB", ((1 + len(SHOWN_VIEWS)) * side, len(specs) * (rows * side + 8)), "white")
     for number, (spec, picture) in enumerate(zip(specs, pictures)):
         top = number * (rows * side + 8)
-        with Image.open(picture) as image:
-            small = image.resize((side, side))
-            sheet.paste(small, (0, top), small)
-        for row, runs in enumerate(results.values()):
-            if (record := runs.get(caption(spec))) is None:
-                continue
-            with Image.open(record["views"]) as views:
-                for place, view in enumerate(SHOWN_VIEWS, 1):
-                    cell = views.crop((view * side, 0, (view + 1) * side, side))
-                    sheet.paste(cell, (place * side, top + row * side))
+        with Image.open(picture) as given:
+            small = given.resize((side, side))
+            image.paste(small, (0, top), small)
+        for row, found in enumerate(kinds.values()):
+            for run_ in found:
+                if run_["object"] != caption(spec):
+                    continue
+                with Image.open(run_["views"]) as views:
+                    for place, view in enumerate(SHOWN_VIEWS, 1):
+                        cell = views.crop((view * side, 0, (view + 1) * side, side))
+                        image.paste(cell, (place * side, top + row * side))
         for place, cell in enumerate(truth_row(spec, side), 1):
-            sheet.paste(cell, (place * side, top + (rows - 1) * side))
+            image.paste(cell, (place * side, top + (rows - 1) * side))
     target.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(target)
+    image.save(target)
 
 
-def main() -> None:
+def page_text(runs: list[dict], window: int, commands: list[str], pictures: list[str]) -> str:
+    """The page of all runs; `pictures` are names in docs/images."""
+    windows = f", in Picard windows of {window}" if window else ""
+    more = seeds_table(runs)
+    lines = [
+        "# One picture to a mesh",
+        "",
+        f"Objects whose kind and main colour the novel-view model has not seen, from one picture each{windows}; "
+        f"each run from launch to GLB on {', '.join(sorted({str(r['threads']) for r in runs}))} threads "
+        f"({machine(torch.device('cpu'))}). Figures are means over objects, over 8 views around each. Seconds are the "
+        "clock's, of a machine that may have had other work; CPU seconds are the run's own. "
+        f"Commands: {', '.join(f'`{command}`' for command in commands)}.",
+        "",
+        "Seed 0:",
+        "",
+        *kinds_table([run_ for run_ in runs if run_["seed"] == 0]),
+        "",
+        *(["Seeds, over the objects that all seeds of a row's kind have:", "", *more, ""] if more else []),
+        *words_on_captions(runs),
+    ]
+    for name in pictures:
+        lines += [f"![the picture; rows of six views of each result, the last row the truth](../images/{name})", ""]
+    return "\n".join(lines)
+
+
+def finished_runs(
+    args: argparse.Namespace, specs: list[ObjectSpec], pictures: list[Path], outputs: Path
+) -> Iterator[dict]:
+    """Runs what is missing, seed by seed; what failed is left out."""
+    for seed in args.seeds:
+        for spec, picture in zip(specs, pictures):
+            write_picture(spec, picture)
+            for kind in args.kinds:
+                folder = outputs / kind / picture.stem / (f"seed-{seed}" if seed else "")
+                given = overrides_of(spec, picture, kind, seed, args.window, args.model)
+                record = run(CONFIGS[kind], given, folder, args.threads)
+                ended = f"{record['seconds']:.0f} s, exit {record['returncode']}"
+                print(f"{kind} {caption(spec)}, seed {seed}: {ended}", flush=True)
+                if record["returncode"] == 0:
+                    about = {"kind": kind, "object": caption(spec), "seed": seed, "caption_read": caption_read(folder)}
+                    yield {**about, **record}
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kinds", nargs="+", default=list(CONFIGS), choices=CONFIGS)
     parser.add_argument("--objects", type=int, default=10, help="how many held-out objects")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--window", type=int, default=0, help="Picard iterations in windows of so many steps; 0: none")
     parser.add_argument("--model", default="", help="another novel-view model than the configs'")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each run")
     parser.add_argument("--outputs", type=Path, default=Path("outputs/benchmark-image-to-mesh"))
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/image_to_mesh.* and the pictures")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def command_of(args: argparse.Namespace) -> str:
+    given = [COMMAND]
+    given += [f"--kinds {' '.join(args.kinds)}"] if args.kinds != list(CONFIGS) else []
+    given += [f"--objects {args.objects}"] if args.objects != 10 else []
+    given += [f"--seeds {' '.join(map(str, args.seeds))}"] if args.seeds != [0] else []
+    given += [f"--window {args.window}"] if args.window else []
+    return " ".join(given)
+
+
+def main() -> None:
+    args = parse()
     outputs = args.outputs.resolve() / (f"window-{args.window}" if args.window else "plain")
     specs = chosen_specs("only", args.objects, 0)
     pictures = [outputs / "pictures" / f"{caption(spec).replace(' ', '_')}.png" for spec in specs]
-    results: dict[str, dict[str, dict]] = {kind: {} for kind in args.kinds}
-    for spec, picture in zip(specs, pictures):
-        write_picture(spec, picture)
-        for kind in args.kinds:
-            given = overrides_of(spec, picture, kind, args.window, args.model)
-            record = run(CONFIGS[kind], given, outputs / kind / picture.stem, args.threads)
-            print(f"{kind} {caption(spec)}: {record['seconds']:.0f} s, exit {record['returncode']}", flush=True)
-            if record["returncode"] == 0:
-                results[kind][caption(spec)] = record
-    finished = {kind: list(runs.values()) for kind, runs in results.items() if runs}
+    runs = list(finished_runs(args, specs, pictures, outputs))
     name = f"image_to_mesh_window_{args.window}" if args.window else "image_to_mesh"
-    command = COMMAND + (f" --kinds {' '.join(args.kinds)}" if args.kinds != list(CONFIGS) else "")
-    command += f" --window {args.window}" if args.window else ""
-    windows = f", in Picard windows of {args.window}" if args.window else ""
-    text = [
-        "# One picture to a mesh",
-        "",
-        f"Objects whose kind and main colour the novel-view model has not seen, from one picture each{windows}; "
-        f"seed 0, each run from launch to GLB on {args.threads} threads ({machine(torch.device('cpu'))}). Figures are "
-        "means over objects, over 8 views around each. Seconds are the clock's, of a machine that may have had other "
-        f"work; CPU seconds are the run's own. Command: `{command}`.",
-        "",
-        *kinds_table(finished),
-        "",
-        *words_on_captions(outputs, list(finished), specs),
-        f"![the picture; rows of six views of each result, the last row the truth](../images/{name}.png)",
-        "",
-    ]
-    print("\n".join(text))
+    records = with_recorded([{k: v for k, v in run_.items() if k not in PLACES} for run_ in runs], name)
+    file = ROOT / "docs" / "benchmarks" / f"{name}.json"
+    before = json.loads(file.read_text()) if file.is_file() else {"commands": [], "pictures": []}
+    commands = list(dict.fromkeys([*before["commands"], command_of(args)]))
+    seen = [run_ for run_ in runs if run_["seed"] == 0]
+    shown = [f"{name}{'' if args.kinds == list(CONFIGS) else '_' + '_'.join(args.kinds)}.png"] if seen else []
+    text = page_text(records, args.window, commands, pictures=list(dict.fromkeys([*before["pictures"], *shown])))
+    print(text)
     if args.write:
-        records = {
-            kind: {text: {k: v for k, v in r.items() if k not in PLACES} for text, r in runs.items()}
-            for kind, runs in results.items()
-        }
-        report = {"command": command, "place": PLACE}
-        write_report(name, "\n".join(text), {**report, "runs": records})
-        page(specs, pictures, results, ROOT / "docs" / "images" / f"{name}.png")
+        shown_now = {"commands": commands, "pictures": list(dict.fromkeys([*before["pictures"], *shown]))}
+        write_report(name, text, {**shown_now, "place": PLACE, "runs": records})
+        if seen:
+            sheet(specs, pictures, seen, ROOT / "docs" / "images" / shown[0])
 
 
 if __name__ == "__main__":

@@ -26,5 +26,6 @@ from . import (  # noqa: E402
     multi_view,
     novelview,
     picard,
+    scaledreamer,
     teachers,
 )

@@ -84,6 +84,19 @@ def test_stable_zero123_is_known_by_its_name(parts, tmp_path):
     assert explicit.settings.fourth_number == "distance_difference"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_safetensors_of_the_same_names(dtype, parts, tmp_path):
+    """As the hub has stable_zero123.safetensors: the state dict alone."""
+    from safetensors.torch import save_file
+
+    path = tmp_path / "stable_zero123.safetensors"
+    save_file({key: value.to(dtype).contiguous() for key, value in original_tensors(*parts).items()}, path)
+    model = load_novel_view_model(str(path))
+    assert model.settings.fourth_number == "input_polar_angle"
+    expected = parts[0].conv_in.weight.to(dtype).float()
+    assert torch.equal(model.unet.conv_in.weight, expected)
+
+
 def test_objects_of_the_run_do_not_hinder(parts, tmp_path):
     from pytorch_lightning.callbacks import ModelCheckpoint
 
@@ -118,7 +131,8 @@ def test_bad_files_say_what_is_wrong(parts, checkpoint, tmp_path):
         load_novel_view_model(str(tmp_path / "none.ckpt"))
     with pytest.raises(FileNotFoundError, match="such as ashawkey/stable-zero123-diffusers"):
         load_novel_view_model(str(tmp_path / "stable_zero123.ckpt"))
-    with pytest.raises(ValueError, match="expected a folder, a hub id or a file that ends in .ckpt, got .*safetensors"):
+    (tmp_path / "stable_zero123.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match="cannot read .*stable_zero123.safetensors"):
         load_novel_view_model(str(tmp_path / "stable_zero123.safetensors"))
     checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
     with pytest.raises(ValueError, match="cannot read"):

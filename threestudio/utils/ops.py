@@ -67,6 +67,8 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "trunc_exp": trunc_exp,
     "shifted_trunc_exp": lambda x: trunc_exp(x - 1.0),
     "sigmoid": torch.sigmoid,
+    # 0 and 1 are reached by finite logits (mip-NeRF, Barron et al. 2021, the colours' padding of 0.001)
+    "sigmoid-mipnerf": lambda x: torch.sigmoid(x) * 1.002 - 0.001,
     "tanh": torch.tanh,
     "shifted_softplus": lambda x: F.softplus(x - 1.0),
     "scale_-11_01": lambda x: x * 0.5 + 0.5,

@@ -48,8 +48,3 @@ class ConvNetGeometry(GeneratorGeometry):
         self.check_text(text_embed)
         grids = self.generator(styles, text_embed, self.cfg.layer_noise and self.training)
         return Field(self.heads, VoxelSpace(flatten_grids(grids), grids.shape[-1]), self.cfg.radius)
-
-
-@threestudio.register("3DConv-net")
-class ScaleDreamerConvNetGeometry(ConvNetGeometry):
-    """The 3DConv-net, under ScaleDreamer's name."""

@@ -1,7 +1,4 @@
-"""Data modules of several prompts a step, with several cameras for each.
-
-`turboprop-multiprompt-camera-datamodule`, and ScaleDreamer's names.
-"""
+"""`turboprop-multiprompt-camera-datamodule`: several prompts a step, with several cameras for each."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from threestudio.utils.base import Updateable
 from threestudio.utils.config import parse_structured
 
 from ..multi_view.view_sets import ViewSets
-from ..teachers.prompts.library import chosen_library
+from ..teachers.prompts.library import PromptLibrary, chosen_library
 
 
 @dataclass
@@ -120,7 +117,10 @@ class MultiPromptCameraDataModule(StepwiseDataModule):
         self.cfg = parse_structured(self.config_class, cfg)
         self.sets = self.view_sets()
         self.views = self.views_of_stages()
-        self.library = chosen_library(self.cfg.prompt_library, self.cfg.prompts, "data")
+        self.library = self.chosen_prompts()
+
+    def chosen_prompts(self) -> PromptLibrary:
+        return chosen_library(self.cfg.prompt_library, self.cfg.prompts, "data")
 
     def view_sets(self) -> ViewSets | None:
         """How the cameras of a prompt are drawn together; None: each by itself."""
@@ -143,35 +143,3 @@ class MultiPromptCameraDataModule(StepwiseDataModule):
             self.val_dataset = PromptOrbitDataset(self.cfg, self.library.split("val"), "val")
         if stage in (None, "test", "predict"):
             self.test_dataset = PromptOrbitDataset(self.cfg, self.library.split("test"), "test")
-
-
-@threestudio.register("multiprompt-camera-datamodule")
-class ScaleDreamerCameraDataModule(MultiPromptCameraDataModule):
-    """Single views, under ScaleDreamer's name."""
-
-
-@dataclass
-class MultiPromptMultiViewConfig(MultiPromptCameraConfig):
-    """`batch_size` counts views, n_view of them a prompt."""
-
-    n_view: int = 1  # cameras of a set
-    view_sets: bool = True  # false: each camera is drawn by itself
-    relative_radius: bool = True  # camera_distance_range is in units of 1 / tan(fovy / 2)
-    zoom_range: tuple[float, float] = (1.0, 1.0)  # factors on the field of view once the distance is set
-
-
-@threestudio.register("multiprompt-multiview-camera-datamodule")
-class ScaleDreamerMultiViewDataModule(MultiPromptCameraDataModule):
-    """Sets of views, under ScaleDreamer's name and with its keys."""
-
-    config_class = MultiPromptMultiViewConfig
-
-    def view_sets(self) -> ViewSets | None:
-        sets = ViewSets(self.cfg.n_view, self.cfg.relative_radius, tuple(self.cfg.zoom_range))
-        return sets if self.cfg.view_sets else None
-
-    def views_of_stages(self) -> list[int]:
-        sets = ViewSets(self.cfg.n_view)
-        for views in self.batch_sizes():
-            sets.sets_in(views)
-        return self.batch_sizes()

@@ -53,8 +53,3 @@ class HyperGeometry(GeneratorGeometry):
         sdf, color = self.hyper_network(text_embed)
         space = SharedSpace(self.encoding, len(text_embed), self.cfg.lattice_resolution, text_embed)
         return Field(PromptHeads(sdf, color, self.cfg.sphere_radius), space, self.cfg.radius)
-
-
-@threestudio.register("Hyper-iNGP")
-class ScaleDreamerHyperGeometry(HyperGeometry):
-    """Hyper-iNGP, under ScaleDreamer's name."""

@@ -20,6 +20,7 @@ from threestudio.utils.misc import C
 from threestudio.utils.value_checks import Scheduled, check_at_least, check_choice
 
 from .field import Field, forward_differences, points_ahead
+from .text_background import TextBackground
 from .volsdf import PackedSamples, composite, propose_samples
 
 EIKONAL_AT = ("points", "samples")
@@ -101,12 +102,12 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         rays = Rays(rays_o.reshape(-1, 3), rays_d.reshape(-1, 3), owner)
         if self.training:
             samples = self._propose(lattice, rays)
-            background = self._background(rays_d, bg_color)
+            background = self._background(rays_d, text_embed, bg_color)
             pictures, extra = self._render_for_training(field, lattice, samples, rays)
         else:
             pieces = zip(*(part.split(self.cfg.eval_chunk_size) for part in rays))
             pictures = torch.cat([self._render(field, lattice, Rays(*piece)) for piece in pieces])
-            background, extra = self._background(rays_d, bg_color), {}
+            background, extra = self._background(rays_d, text_embed, bg_color), {}
         output = self._assemble(pictures.reshape(batch, height, width, -1), background)
         return {**output, **extra, "inv_std": self.inv_std}
 
@@ -126,10 +127,20 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
             randomized=cfg.randomized and self.training,
         )
 
-    def _background(self, rays_d: Tensor, bg_color: Tensor | None) -> Tensor:
+    def _background(self, rays_d: Tensor, text_embed: Tensor | None, bg_color: Tensor | None) -> Tensor:
         """Colours behind rays [B, H, W, 3] -> [B, H, W, 3]."""
-        background = self.background(dirs=rays_d) if bg_color is None else bg_color
+        background = self.background_of(rays_d, text_embed) if bg_color is None else bg_color
         return background[:, None, None].expand_as(rays_d) if background.ndim == 2 else background
+
+    def background_of(
+        self,
+        dirs: Tensor,  # [P * V, H, W, 3] unit, prompt by prompt
+        text_embed: Tensor | None,  # [P, T] or [P, N, T]; None where the background reads no text
+    ) -> Tensor:
+        """The background's own colours behind rays [P * V, H, W, 3]."""
+        if isinstance(self.background, TextBackground):
+            return self.background(dirs=dirs, text_embed=text_embed)
+        return self.background(dirs=dirs)
 
     def _render(self, field: Field, lattice: Tensor, rays: Rays) -> Tensor:
         """Colour, depth, normal and opacity of R rays: [R, 8]."""
@@ -208,22 +219,3 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         index = torch.stack([cell % resolution, cell // resolution % resolution, cell // resolution**2], -1)
         points = (index + torch.rand(len(index), 3, device=device)) / resolution * 2 - 1
         return (points * cfg.radius).to(lattice.dtype), owner
-
-
-@threestudio.register("generative-space-volsdf-volume-renderer")
-class ScaleDreamerVolSDFRenderer(GenerativeVolSDFRenderer):
-    """The renderer under ScaleDreamer's name, where the two keys of samples have each other's roles, as there.
-
-    num_samples_per_ray_importance intervals tile the ray, and num_samples_per_ray further edges follow the weight. The
-    eikonal regulariser looks at the samples.
-    """
-
-    @dataclass
-    class Config(GenerativeVolSDFRenderer.Config):
-        num_samples_per_ray: int = 64  # further edges where a first pass finds weight; 0 for none
-        num_samples_per_ray_importance: int = 128  # intervals that tile the part of a ray inside the cube
-        eikonal_at: str = "samples"  # where the eikonal regulariser looks
-
-    cfg: Config
-    intervals_key = "num_samples_per_ray_importance"
-    further_key = "num_samples_per_ray"

@@ -50,7 +50,7 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
     shown_figures = ("train/opacity", "train/lost_objects")
 
     def own_weights(self) -> LossWeights:
-        return LossWeights(("lambda_sparsity", "lambda_coverage", "lambda_opaque"), ("lambda_eikonal",))
+        return LossWeights(("lambda_sparsity", "lambda_opaque"), ("lambda_coverage", "lambda_eikonal"))
 
     def configure(self) -> None:
         if not 0 < self.cfg.min_coverage < 1:
@@ -100,7 +100,8 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
         out = self(batch)
         losses = self.guide(out["comp_rgb"], batch)
         losses["loss_sparsity"] = sparsity_loss(out["opacity"])
-        losses["loss_coverage"] = coverage(out["opacity"], self.cfg.min_coverage, self.cfg.max_coverage)
+        if "lambda_coverage" in self.cfg.loss:
+            losses["loss_coverage"] = coverage(out["opacity"], self.cfg.min_coverage, self.cfg.max_coverage)
         losses["loss_opaque"] = opaque_loss(out["opacity"])
         if "sdf_grad" in out:
             losses["loss_eikonal"] = eikonal_loss(out["sdf_grad"])
@@ -168,10 +169,11 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
 
     def _turntable(self, batch: dict[str, Any], cache: Field, mesh: Any) -> tuple[Tensor, Tensor]:
         """Colours and normals [V, H, W, 3] in [0, 1] of what is exported; of an empty field, of the field."""
+        text = self._text_of(batch["prompt"])
         if mesh is None:
-            out = self.renderer(**batch, space_cache=cache)
+            out = self.renderer(**batch, space_cache=cache, text_embed=text)
             return out["comp_rgb"], out["comp_normal"]
-        background = self.background(dirs=batch["rays_d"][:, :1, :1])[:, 0, 0]
+        background = self.renderer.background_of(batch["rays_d"][:, :1, :1], text)[:, 0, 0]
         return mesh_pictures(mesh, batch["mvp_mtx"], batch["height"], batch["width"], background)
 
     def export_prompt(self, prompt: str, cache: Field) -> Any:
@@ -258,8 +260,3 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
         threestudio.info(
             f"exported {len(self._exported) - len(empty)} of {len(self._exported)} prompts to {Path(path).parent}"
         )
-
-
-@threestudio.register("multiprompt-radience-field-generator-system")
-class ScaleDreamerSystem(MultiPromptGeneratorSystem):
-    """The system of generators, under ScaleDreamer's name."""

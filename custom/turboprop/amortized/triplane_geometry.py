@@ -65,8 +65,3 @@ class TriplaneGeometry(GeneratorGeometry):
         self.check_text(text_embed)
         planes = self.generator(text_embed if self.local_text else text_embed[:, None])
         return Field(self.heads, PlaneSpace.of(planes), self.cfg.radius)
-
-
-@threestudio.register("Triplane-transformer-sdf")
-class ScaleDreamerTriplaneGeometry(TriplaneGeometry):
-    """The Triplane-Transformer, under ScaleDreamer's name."""

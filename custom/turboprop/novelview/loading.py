@@ -6,7 +6,8 @@ Four layouts are read:
   which holds the settings and the trained layers between encoder and UNet;
 - zero123 as kxic/zero123-xl has it: the projection is in cc_projection/;
 - zero123 as bennyguo/zero123-diffusers and ashawkey/*-diffusers have it: it is in clip_camera_projection/;
-- the original checkpoints, `105000.ckpt`, `zero123-xl.ckpt`, `stable_zero123.ckpt`: see `original_checkpoint`.
+- the original checkpoints, `105000.ckpt`, `zero123-xl.ckpt`, `stable_zero123.ckpt` or `.safetensors`: see
+  `original_checkpoint`.
 """
 
 import copy
@@ -50,20 +51,16 @@ def fourth_number_of(name: str) -> str:
 
 
 def load_novel_view_model(
-    pretrained_model_name_or_path: str,  # a folder, a hub id, or a .ckpt file
+    pretrained_model_name_or_path: str,  # a folder, a hub id, or an original checkpoint
     fourth_number: str | None = None,  # of foreign files; None: by their name
 ) -> NovelViewModel:
     """The model in one of the layouts above, float32, on the CPU, in evaluation mode. Raises as `weights.model_folder`,
     and ValueError for a part that is missing, broken or does not fit."""
     name = pretrained_model_name_or_path
-    if name.endswith(".ckpt"):
+    if is_weight_file(name):
         from .original_checkpoint import load_original_checkpoint
 
         return load_original_checkpoint(Path(name).expanduser(), fourth_number or fourth_number_of(name)).eval()
-    if is_weight_file(name):
-        raise UserError(
-            f"pretrained_model_name_or_path: expected a folder, a hub id or a file that ends in .ckpt, got {name}"
-        )
     parts = part_classes(name)
     if "conditioning" in parts:
         return _load_own(name, parts, fourth_number)

@@ -1,4 +1,5 @@
-"""zero-1-to-3's original checkpoints (105000.ckpt, zero123-xl.ckpt, stable_zero123.ckpt), read without running code.
+"""zero-1-to-3's original checkpoints (105000.ckpt, zero123-xl.ckpt, stable_zero123.ckpt or .safetensors), read without
+running code.
 
 A file holds a Lightning run: UNet, autoencoder and OpenAI's CLIP under latent diffusion's names, the projection, and a
 moving average of the UNet under names without dots. The average is taken where there is one, as the authors sample with
@@ -42,10 +43,13 @@ class _Placeholder:
 
 
 def read_checkpoint_tensors(path: Path) -> dict[str, Tensor]:
-    """The state dict of a .ckpt file, by weights-only loading. Raises FileNotFoundError where there is no such file,
-    and ValueError for a broken file, one without weights, or one with objects of other packages than a run leaves
-    behind."""
+    """The state dict of a pickled file, by weights-only loading, or of a .safetensors file. Raises FileNotFoundError
+    where there is no such file, and ValueError for a broken file, one without weights, or one with objects of other
+    packages than a run leaves behind."""
     from pickle import UnpicklingError
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     if not path.is_file():
         raise MissingFileError(
@@ -53,13 +57,8 @@ def read_checkpoint_tensors(path: Path) -> dict[str, Tensor]:
             f"of the same model, such as {_hub_id(path.name)}"
         )
     try:
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        refused = [name for name in foreign if name.split(".")[0] not in HARMLESS_PACKAGES]
-        if refused:
-            raise UserError(f"pretrained_model_name_or_path: {path} holds the object {refused[0]}: not loaded")
-        with torch.serialization.safe_globals([(_Placeholder, name) for name in foreign]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (UnpicklingError, RuntimeError, OSError, EOFError) as error:
+        content = load_file(path) if path.suffix == ".safetensors" else _read_pickled(path)
+    except (UnpicklingError, SafetensorError, RuntimeError, OSError, EOFError) as error:
         reason = first_line(error)
         raise UserError(f"pretrained_model_name_or_path: cannot read {path}: {reason}") from error
     tensors = content.get("state_dict", content) if isinstance(content, dict) else {}
@@ -70,6 +69,16 @@ def read_checkpoint_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def _read_pickled(path: Path) -> Any:
+    """What a run has saved, with placeholders for its objects. Raises ValueError for objects of other packages."""
+    foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    refused = [name for name in foreign if name.split(".")[0] not in HARMLESS_PACKAGES]
+    if refused:
+        raise UserError(f"pretrained_model_name_or_path: {path} holds the object {refused[0]}: not loaded")
+    with torch.serialization.safe_globals([(_Placeholder, name) for name in foreign]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
 def _hub_id(name: str) -> str:
     """Where the hub has the model of a published file's name."""
     if name.startswith("stable"):
@@ -78,7 +87,7 @@ def _hub_id(name: str) -> str:
 
 
 def load_original_checkpoint(path: Path, fourth_number: str) -> NovelViewModel:
-    """The model of a .ckpt file, float32, on the CPU. Raises as `read_checkpoint_tensors`, and ValueError for weights
+    """The model of such a file, float32, on the CPU. Raises as `read_checkpoint_tensors`, and ValueError for weights
     that do not fit one another."""
     tensors = read_checkpoint_tensors(path)
     unet, vae, clip = _unet(tensors, path), _autoencoder(tensors, path), _clip(tensors, path)

@@ -31,16 +31,16 @@ class PromptLibrary:
         return list(dict.fromkeys([*self.train, *self.val, *self.test]))
 
 
-def load_prompt_library(name_or_path: str) -> PromptLibrary:
+def load_prompt_library(name_or_path: str, folder: str = "load") -> PromptLibrary:
     """Reads a prompt library.
 
     Args:
-        name_or_path: a JSON file, or the name of one in the working directory's load/ ("name" or
-            "name_prompt_library"). A split that the file lacks, but for "train", is the train split.
+        name_or_path: a JSON file, or the name of one in `folder` ("name" or "name_prompt_library"). A split that the
+            file lacks, but for "train", is the train split.
     Raises FileNotFoundError where there is no such file, and ValueError where it is not JSON of the form above, or has
     an unknown split, no train prompts, or an empty prompt.
     """
-    path = _library_path(name_or_path)
+    path = _library_path(name_or_path, folder)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -67,12 +67,14 @@ def prompt_list(prompts: Sequence[str], where: str = "prompts") -> PromptLibrary
     return PromptLibrary(checked, checked, checked)
 
 
-def chosen_library(prompt_library: str, prompts: Sequence[str] | None, where: str) -> PromptLibrary:
+def chosen_library(
+    prompt_library: str, prompts: Sequence[str] | None, where: str, folder: str = "load"
+) -> PromptLibrary:
     """The library of a config that names one or lists prompts. Raises UserError, after `where`, for both or neither."""
     if prompt_library and prompts is not None:
         raise UserError(f"{where}: expected prompt_library or prompts, got both")
     if prompt_library:
-        return load_prompt_library(prompt_library)
+        return load_prompt_library(prompt_library, folder)
     if prompts is None:
         raise UserError(f"{where}: expected prompt_library (a JSON file or name) or prompts, got neither")
     return prompt_list(prompts)
@@ -89,13 +91,13 @@ def _checked(prompts: Any, where: str) -> list[str]:
     return prompts
 
 
-def _library_path(name_or_path: str) -> Path:
+def _library_path(name_or_path: str, folder: str) -> Path:
     if not name_or_path.strip():
         raise UserError("prompt_library: expected a JSON file or a name, got an empty text")
     tried = [
         Path(name_or_path).expanduser(),
-        Path("load") / f"{name_or_path}.json",
-        Path("load") / f"{name_or_path}_prompt_library.json",
+        Path(folder).expanduser() / f"{name_or_path}.json",
+        Path(folder).expanduser() / f"{name_or_path}_prompt_library.json",
     ]
     for path in tried:
         if path.is_file():

@@ -21,7 +21,7 @@ from threestudio.utils.errors import UserError, with_suggestion
 
 from ..text import encode_prompts
 from ..token_limit import TokenLimit
-from .library import chosen_library, prompt_list
+from .library import PromptLibrary, chosen_library, prompt_list
 from .views import shortened_for_views
 
 PLAIN = 4  # where the plain prompt stands behind its four views
@@ -120,7 +120,7 @@ class MultiPromptProcessor(BaseObject):
 
     def configure(self) -> None:
         cfg = self.cfg
-        self.library = chosen_library(cfg.prompt_library, cfg.prompts, "prompt processor")
+        self.library = self.chosen_prompts()
         extra = [text for text in (cfg.eval_prompt, cfg.target_prompt) if text is not None]
         if extra:
             prompt_list(extra, "eval_prompt, target_prompt")
@@ -140,6 +140,9 @@ class MultiPromptProcessor(BaseObject):
         self._last: MultiPromptOutput | None = None  # of the last call
         self._local = embeddings.local_embeddings[1:].unflatten(0, (len(names), PLAIN + 1))  # [P, 5, N, D], on the CPU
         self._global = embeddings.global_embeddings[1:].unflatten(0, (len(names), PLAIN + 1))[:, PLAIN]  # [P, D]
+
+    def chosen_prompts(self) -> PromptLibrary:
+        return chosen_library(self.cfg.prompt_library, self.cfg.prompts, "prompt processor")
 
     def _view_prompts(self, name: str) -> list[str]:
         """The four view prompts of a prompt, whose words for the view are not cut off."""
@@ -177,8 +180,3 @@ class MultiPromptProcessor(BaseObject):
             message = f"prompt {name!r} is not among the {len(self._rows)} encoded ones"
             raise UserError(with_suggestion(message, name, self._rows))
         return self._rows[name]
-
-
-@threestudio.register("stable-diffusion-multi-prompt-processor")
-class StableDiffusionMultiPromptProcessor(MultiPromptProcessor):
-    """The processor of many prompts, under its name in ScaleDreamer's configs."""
