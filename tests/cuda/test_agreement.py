@@ -18,7 +18,7 @@ CUDA = torch.device("cuda:0")
 
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch):
-    monkeypatch.setattr(agreement, "_found", {})
+    monkeypatch.setattr(agreement, "known", {})
 
 
 def install(monkeypatch, name: str, **functions) -> None:

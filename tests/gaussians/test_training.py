@@ -153,7 +153,7 @@ def test_a_guidance_with_weights_trains_beside_gaussians(tiny_sd_folder, text_ca
         "data.height=8", "data.width=8", "data.batch_size=1", "data.eval_height=8", "data.eval_width=8",
         "data.n_test_views=1",
         "system.geometry.init_num_pts=50", "system.geometry.isosurface_resolution=16",
-        "system_type=gaussian-splatting-system", "system.guidance_type=turboprop-vsd-guidance",
+        "system_type=turboprop-gaussian-splatting-system", "system.guidance_type=turboprop-vsd-guidance",
         "system.loss={lambda_vsd: 1.0, lambda_lora: 1.0}", "system.optimizer.params.guidance.lr=0.01",
         "trainer.max_steps=2", "trainer.enable_progress_bar=false", "use_timestamp=false", "tag=vsd",
     ]  # fmt: skip

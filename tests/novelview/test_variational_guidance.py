@@ -5,8 +5,7 @@ import torch
 from turboprop.novelview.teacher import NovelViewTeacher
 
 import threestudio
-
-from .test_novelview_guidance import FIXED, call, expected_gradient, picture_on_white
+from tests.novelview.guidance_calls import FIXED, call, expected_gradient, picture_on_white
 
 MATRICES = {"mvp_mtx": 2.0 * torch.eye(4).expand(2, 4, 4)}
 

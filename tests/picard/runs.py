@@ -13,7 +13,7 @@ SYSTEMS = {
     "nerf": "dreamfusion-system",
     "sdf": "textmesh-system",
     "dmtet": "magic3d-system",
-    "gaussians": "gaussian-splatting-system",
+    "gaussians": "turboprop-gaussian-splatting-system",
 }
 GRID = [f"system.geometry.pos_encoding_config.{key}" for key in ("n_levels=2", "log2_hashmap_size=8")]
 GEOMETRY = {

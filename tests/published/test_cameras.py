@@ -135,3 +135,32 @@ def test_random_cameras_cover_their_ranges():
     for key in ("rays_o", "rays_d"):
         assert batches[0][key].shape == (4, 2, 2, 3)
     close(batches[0]["c2w"][:, :3, 2] * batches[0]["camera_distances"][:, None], batches[0]["camera_positions"])
+
+
+def lights(strategy: str, **cfg) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places of lights [3200, 3], and the cameras' directions from the origin."""
+    torch.manual_seed(0)
+    keys = {"batch_size": 64, "height": 2, "width": 2, "light_sample_strategy": strategy, "camera_perturb": 0.0}
+    data = RandomCameraIterableDataset(config(**keys, **cfg))
+    batches = [data.collate(None) for _ in range(50)]
+    placed, cameras = (torch.cat([b[key] for b in batches]) for key in ("light_positions", "camera_positions"))
+    return placed, torch.nn.functional.normalize(cameras, dim=-1)
+
+
+def test_magic3ds_lights_stand_within_60_degrees_of_the_camera():
+    """Uniform in that angle, and 0.8 to 1.5 from the origin."""
+    placed, toward = lights("magic3d")
+    distance = placed.norm(dim=-1)
+    assert 0.8 <= distance.min() < 0.81 and 1.49 < distance.max() <= 1.5
+    angle = ((placed * toward).sum(-1) / distance).clamp(-1, 1).acos().rad2deg()
+    assert 59.5 < angle.max() < 60.01 and angle.mean().item() == pytest.approx(30, abs=5 * 17.4 / 3200**0.5)
+
+
+def test_dreamfusions_lights_are_drawn_around_the_camera():
+    """The camera's place plus a normal one, brought to a distance of its own (DreamFusion, section 3.2)."""
+    placed, toward = lights("dreamfusion", light_position_perturb=0.0)
+    close(torch.nn.functional.normalize(placed, dim=-1), toward)
+    placed, _ = lights("dreamfusion", light_position_perturb=1e4)  # then the camera's place does not matter
+    direction = torch.nn.functional.normalize(placed, dim=-1)
+    assert direction.mean(0).abs().max() < 5 / (3 * 3200) ** 0.5  # of unit vectors that point anywhere
+    assert direction.square().mean(0).tolist() == pytest.approx([1 / 3] * 3, abs=0.03)

@@ -8,13 +8,16 @@ image is 2, the empty prompt's -1, that of the renders' own model 1/2:
     eps_u + 3 (eps_c - eps_u) = 19/6 - 12 = -53/6                              eps_phi = (1.1 - 0.4) / 0.6 = 7/6
 """
 
+from functools import partial
+
 import pytest
 import torch
 from turboprop.distillation import METHODS, Conditions, Query, ddim_inversion, sdi_gradient, vsd_gradient
 from turboprop.distillation.inversion import inversion_step, posterior_std
 from turboprop.distillation.methods import perp_neg
 from turboprop.distillation.preview import ddim_step
-from turboprop.distillation.step import distillation_loss
+from turboprop.distillation.renders import Renders
+from turboprop.distillation.step import distill, distillation_loss
 from turboprop.distillation.weighting import weight
 from turboprop.teachers import GaussianMixtureTeacher, TextCondition
 from turboprop.teachers.noise_schedule import prediction_target, scaled_linear_alphas_cumprod, to_epsilon
@@ -101,6 +104,30 @@ def test_the_loss_has_the_gradient_by_sample():
     loss.backward()
     assert loss.item() == pytest.approx((4 + 16) / 4)  # |gradient|^2 / (2 B)
     assert latents.grad.tolist() == [[1.0, 0.0], [0.0, -2.0]]
+
+
+def image_gradient(method) -> float:
+    """d loss_x_img / d image of a picture of 0.9, by a teacher whose images 0 to 1 are latents -1 to 1."""
+    query = Query(
+        teacher(), pixel(1.0), Conditions(about(PROMPT), about(EMPTY)), torch.tensor([0]), pixel(0.5),
+        torch.tensor([1]), guidance_scale=1.1,
+    )  # fmt: skip
+    image = pixel(0.9).requires_grad_()
+    output = distill("x", method, query, Renders(image, pixel(1.0)), image_loss=True).output
+    return torch.autograd.grad(output["loss_x_img"], image)[0].item()
+
+
+def test_hifas_distance_of_pictures():
+    """HiFA, equation 9: w a / s (x - x_hat), x_hat the picture of the clean latents, cut to [0, 1].
+
+    eps_hat is 19/6 - 1.1 * 4 = -37/30, so z_hat is (1.1 + 0.6 * 37/30) / 0.8 = 2.3 and x_hat is 1. By the renders' own
+    score, 7/6, their clean latents are 1/2, whose picture is 3/4: threestudio's VSD has it in the place of x.
+    """
+    factor = 0.36 * 0.8 / 0.6
+    assert image_gradient(METHODS["sds"]) == pytest.approx(factor * (0.9 - 1))
+    own = Conditions(about(RENDERS), about(EMPTY))
+    vsd = partial(vsd_gradient, render_teacher=teacher(), render_conditions=own)
+    assert image_gradient(vsd) == pytest.approx(factor * (0.75 - 1))
 
 
 def test_perp_neg():

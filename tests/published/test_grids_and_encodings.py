@@ -123,6 +123,7 @@ ACTIVATIONS = {  # name: (input, value, derivative)
     "trunc_exp": (2.0, math.exp(2), math.exp(2)),
     "shifted_trunc_exp": (3.0, math.exp(2), math.exp(2)),
     "sigmoid": (0.0, 0.5, 0.25),
+    "sigmoid-mipnerf": (math.log(3), 0.75 * 1.002 - 0.001, 0.75 * 0.25 * 1.002),  # mip-NeRF's padding of colours
     "tanh": (0.0, 0.0, 1.0),
     "softplus": (0.0, math.log(2), 0.5),
     "shifted_softplus": (1.0, math.log(2), 0.5),

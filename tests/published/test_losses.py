@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 from turboprop.gaussians.losses import PICTURE_LOSSES
+from turboprop.gaussians.parameters import Gaussians
 
 import threestudio
 from threestudio.models.mesh import Mesh
 from threestudio.systems import losses
+from threestudio.systems.sjc import BACKGROUND_DEPTH
 from threestudio.utils.loss import tv_loss
 from threestudio.utils.misc import C
 
@@ -47,6 +49,29 @@ def test_gaussians_have_the_same_losses_of_pictures():
     assert found == pytest.approx({name: loss.item() for name, loss in expected.items()} | {
         "depth_tv_loss": 2 * (across + down)
     })  # fmt: skip
+
+
+def test_gaussians_losses_under_threestudio_3dgs_name():
+    """Sums over the Gaussians, of opacity times the length of the scales, which it does not move, and of scales.
+
+    Depth is smoothed together with normals, where a renderer gives them in training. Under our own name a loss is a
+    mean, and the number of Gaussians does not matter.
+    """
+    scales = torch.tensor([[0.3, 0.4, 0.0], [0.0, 0.0, 2.0]], requires_grad=True)
+    gaussians = Gaussians(torch.zeros(2, 3), scales, torch.zeros(2, 4), torch.tensor([0.5, 0.25]), torch.zeros(2, 1, 3))
+    theirs, ours = (
+        threestudio.find(name) for name in ("gaussian-splatting-system", "turboprop-gaussian-splatting-system")
+    )
+    opacity = theirs.gaussian_losses["opacity"](gaussians)
+    assert opacity.item() == pytest.approx(0.5 * 0.5 + 0.25 * 2) and not opacity.requires_grad
+    assert theirs.gaussian_losses["scales"](gaussians).item() == pytest.approx(2.7)
+    assert ours.gaussian_losses["opacity"](gaussians).item() == pytest.approx(0.375)
+    assert ours.gaussian_losses["scales"](gaussians).item() == pytest.approx(2.7 / 6)
+    depth = torch.tensor([[0.0, 1.0], [3.0, 5.0]]).view(1, 2, 2, 1)
+    assert theirs.picture_losses["depth_tv_loss"]({"depth": depth}).item() == 0
+    both = {"depth": depth, "comp_normal": 2 * depth}
+    assert theirs.picture_losses["depth_tv_loss"](both).item() == pytest.approx(30 + 4 * 30)
+    assert ours.picture_losses["depth_tv_loss"](both).item() == pytest.approx(30)
 
 
 def test_eikonal():
@@ -94,7 +119,11 @@ def test_normal_consistency():
 
 
 def test_score_jacobian_chainings_losses():
-    """Its section 5.2: log(1 + 10 w); log of how much farther the middle is than the border, by its sign."""
+    """Its section 5.2: log(1 + 10 w); log of how much farther the middle is than the border, by its sign.
+
+    What a ray misses lies 10 units away for it, as in the authors' code.
+    """
+    assert BACKGROUND_DEPTH == 10
     assert losses.emptiness_loss(torch.tensor([[0.0], [0.3]]), 10.0).item() == pytest.approx(math.log(4) / 2)
     depth = torch.full((1, 4, 4), 2.0)
     depth[0, 1:3, 1:3] = 5.0
@@ -149,6 +178,24 @@ def test_density_blobs(bias):
     assert found == pytest.approx(math.log1p(math.exp(BLOBS[bias])), rel=1e-4)
 
 
+def test_the_blob_of_a_voxel_grid():
+    """threestudio's volume-grid has Magic3D's: 5 (1 - |x| / 0.5) by default, then softplus."""
+    grid = threestudio.find("volume-grid")({"grid_size": [4, 4, 4]})
+    for distance, before in {0.0: 5.0, 0.25: 2.5, 0.8: -3.0}.items():
+        found = grid.forward_density(torch.tensor([[0.0, distance, 0.0]])).item()
+        assert found == pytest.approx(math.log1p(math.exp(before)), rel=1e-4)
+
+
+def test_a_blobs_size_over_steps_by_threestudios_keys():
+    anneal = {"min_anneal_step": 10, "max_anneal_step": 20, "start_val": 1.0, "end_val": 2.0}
+    volume = threestudio.find("implicit-volume")({"anneal_density_blob_std_config": anneal})
+    sizes = []
+    for step in (0, 10, 15, 20, 99):
+        volume.do_update_step(0, step)
+        sizes.append(volume.density_blob_std)
+    assert sizes == [0.5, 1.0, 1.5, 2.0, 2.0]
+
+
 def shaded(step: int, training: bool = False, **config):
     """A point at the origin that faces +x, albedo 1/2, its light along (0.6, 0.8, 0)."""
     config = {"ambient_only_steps": 10, **config}
@@ -171,6 +218,18 @@ def test_before_ambient_only_steps_validation_shows_albedo():
     assert shaded(9) == pytest.approx([0.5] * 3)
     assert shaded(9, training=True) == pytest.approx([0.5] * 3)
     assert shaded(10, ambient_only_on_test=True) == pytest.approx([0.5] * 3)
+
+
+def test_soft_shading_mixes_two_lights_of_one_in_sum():
+    """Magic3D, as in threestudio: ambient 1 - d and diffuse d, d uniform. At n . l = 0.6 light is 1 - 0.4 d."""
+    material = threestudio.find("diffuse-with-point-light-material")({"soft_shading": True}).train()
+    torch.manual_seed(0)
+    position, normal, light = (torch.tensor([v]) for v in ([0.0, 0, 0], [1.0, 0, 0], [0.6, 0.8, 0]))
+    shades = torch.stack([
+        material(torch.zeros(1, 3), position, normal, light, shading="textureless")[0, 0] for _ in range(400)
+    ])  # fmt: skip
+    assert 0.6 <= shades.min() < 0.61 and 0.99 < shades.max() <= 1
+    assert shades.mean().item() == pytest.approx(0.8, abs=5 * 0.4 / 12**0.5 / 400**0.5)
 
 
 def test_shaded_albedo_is_kept_in_range():

@@ -9,7 +9,8 @@ from turboprop.distillation.timesteps import (
     square_root_annealed_percent,
     timestep_range,
 )
-from turboprop.teachers import GaussianMixtureTeacher
+from turboprop.teachers import GaussianMixtureTeacher, TextCondition
+from turboprop.teachers.low_rank import CameraCondition
 
 import threestudio
 
@@ -50,6 +51,24 @@ def test_asds_shift():
     drawn = shift_timesteps(torch.full((20000,), 500), 20, 1000, 0.1, True) - 500
     assert drawn.min() == 0 and drawn.max() == 47  # the whole part of u * 48, u < 1
     assert drawn.float().mean().item() == pytest.approx(23.5, abs=5 * 13.9 / 20000**0.5)
+
+
+def test_vsds_adapters_train_at_all_timesteps():
+    """ProlificDreamer's U(0, 1): from the first timestep to the last, whatever range the scene looks at."""
+    seen = []
+
+    class Recording(GaussianMixtureTeacher):
+        def denoising_loss(self, latents, noise, timesteps, condition):
+            seen.append(timesteps)
+            return latents.sum()
+
+    teachers = [kind(torch.zeros(1, 1, 2, 2), [1.0]) for kind in (GaussianMixtureTeacher, Recording)]
+    narrow = {"min_step_percent": 0.5, "max_step_percent": 0.5, "lora_n_timestamp_samples": 20000}
+    vsd = threestudio.find("turboprop-vsd-guidance")(narrow, *teachers)
+    torch.manual_seed(0)
+    vsd.training_loss(torch.zeros(1, 1, 2, 2), CameraCondition(TextCondition(torch.zeros(1, 1, 1)), torch.ones(1, 16)))
+    assert seen[0].shape == (20000,) and (seen[0].min(), seen[0].max()) == (0, 999)
+    assert seen[0].float().mean().item() == pytest.approx(499.5, abs=5 * 288.7 / 20000**0.5)
 
 
 def test_hifas_annealed_timestep():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import threestudio
+from threestudio.models.estimators import OccupancyGridEstimator
 from threestudio.models.geometry.base import BaseImplicitGeometry
 from threestudio.models.renderers.volume_parts import depth_variance
 from threestudio.ops.volume_rendering import accumulate_along_rays, render_weight_from_alpha, render_weight_from_density
@@ -136,3 +137,34 @@ def test_importance_sampling_has_upstreams_counts(name, geometry, mode):
     if geometry is Fog:
         assert field.asked == [64]
         assert out["opacity"].item() == pytest.approx(1 - math.exp(-0.6), abs=1e-5)
+
+
+BOX = torch.tensor([[-1.0, -1, -1], [1, 1, 1]])
+
+
+def test_an_occupancy_grid_forgets_by_a_twentieth():
+    """Mueller et al. 2022, appendix E.2: a cell keeps 0.95 of its value each 16 steps, or takes what is seen now."""
+    grid = OccupancyGridEstimator(BOX, resolution=2)
+    grid.update_every_n_steps(0, lambda x: 0.5 + 0.1 * (x[:, 0] > 0))
+    grid.update_every_n_steps(16, lambda x: 0.58 * (x[:, 0] > 0))
+    assert grid.occs.tolist() == pytest.approx([0.5 * 0.95] * 4 + [0.58] * 4)
+
+
+@pytest.mark.parametrize("low, high", [(0.0095, 0.0105), (0.004, 0.006)])
+def test_cells_are_occupied_above_a_hundredth_or_the_mean(low, high):
+    """nerfacc's, for instant-ngp's grid: 0.01, and of a field that is thinner the mean."""
+    grid = OccupancyGridEstimator(BOX, resolution=2)
+    grid.update_every_n_steps(0, lambda x: low + (high - low) * (x[:, 0] > 0))
+    assert grid.binaries[1].all() and not grid.binaries[0].any()
+    grid.update_every_n_steps(16, lambda x: 0.02 + 0.06 * (x[:, 0] > 0))  # less than the mean, more than 0.01
+    assert grid.binaries.all()
+
+
+def test_what_a_ten_thousandth_of_the_light_reaches_is_left_out():
+    """Steps of optical depth 2.5 have exp(-2.5 k) of the light left before them: more than 1e-4 for k up to 3."""
+    grid = OccupancyGridEstimator(BOX, resolution=2)
+    grid.fill()
+    ray = one_ray()
+    options = {"sigma_fn": lambda start, end, ray: torch.full_like(start, 12.5), "render_step_size": 0.2}
+    samples = grid.sampling(ray["rays_o"].view(1, 3), ray["rays_d"].view(1, 3), **options)
+    assert samples.t_starts.tolist() == pytest.approx([2.0, 2.2, 2.4, 2.6], abs=1e-5)

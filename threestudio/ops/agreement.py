@@ -17,7 +17,7 @@ import threestudio
 
 TOLERANCE = 1e-3  # of the largest value, for float32 sums in another order
 
-_found: dict[Hashable, bool] = {}  # by library, device, and what else the call hangs on
+known: dict[Hashable, bool] = {}  # what was found out: by library, device, and what else the call hangs on
 
 
 def agrees(
@@ -28,12 +28,12 @@ def agrees(
 ) -> bool:
     """Whether the library's results are ours; runs the check the first time it is asked."""
     place = (library, device, key)
-    if place not in _found:
+    if place not in known:
         reason = _disagreement(check)
-        _found[place] = reason is None
+        known[place] = reason is None
         if reason is not None:
             threestudio.warn(f"{library} is installed and not used on {device}: {reason}")
-    return _found[place]
+    return known[place]
 
 
 def _disagreement(check: Callable[[], Sequence[tuple[Tensor, Tensor]]]) -> Any:

@@ -28,8 +28,25 @@ def scales_loss(gaussians: Gaussians) -> Tensor:
     return gaussians.scales.mean()
 
 
+def summed_opacity_loss(gaussians: Gaussians) -> Tensor:
+    """threestudio-3dgs's: the sum of opacities times the lengths of the scales, which get no gradient of it."""
+    return (gaussians.scales.detach().norm(dim=-1) * gaussians.opacities).sum()
+
+
+def summed_scales_loss(gaussians: Gaussians) -> Tensor:
+    """threestudio-3dgs's: the sum of standard deviations."""
+    return gaussians.scales.sum()
+
+
 def _total_variation(image: Tensor) -> Tensor:  # [B, H, W, C] -> []
     return tv_loss(image.permute(0, 3, 1, 2))
+
+
+def _variation_with_normals(out: dict[str, Any]) -> Tensor:
+    """threestudio-3dgs's: of depth and of normals as a picture, for renderers that give these in training; else 0."""
+    if "comp_normal" not in out:
+        return out["depth"].sum() * 0.0
+    return _total_variation(out["comp_normal"]) + _total_variation(out["depth"])
 
 
 # loss: its function, of the Gaussians or of the renderer's output
@@ -40,3 +57,7 @@ PICTURE_LOSSES: dict[str, Callable[[dict[str, Any]], Tensor]] = {
     "sparsity": lambda out: sparsity_loss(out["opacity"]),
     "opaque": lambda out: opaque_loss(out["opacity"]),
 }
+
+# The same under threestudio-3dgs's name: weights of its configs mean what they mean there.
+UPSTREAM_GAUSSIAN_LOSSES = {**GAUSSIAN_LOSSES, "opacity": summed_opacity_loss, "scales": summed_scales_loss}
+UPSTREAM_PICTURE_LOSSES = {**PICTURE_LOSSES, "depth_tv_loss": _variation_with_normals}

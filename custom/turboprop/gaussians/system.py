@@ -1,9 +1,9 @@
-"""`gaussian-splatting-system`: one scene of Gaussians for one prompt, taught by any guidance."""
+"""`turboprop-gaussian-splatting-system`: one scene of Gaussians for one prompt, taught by any guidance."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ import threestudio
 from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.score_distillation import ScoreDistillationSystem
 
-from .losses import GAUSSIAN_LOSSES, PICTURE_LOSSES
+from .losses import GAUSSIAN_LOSSES, PICTURE_LOSSES, UPSTREAM_GAUSSIAN_LOSSES, UPSTREAM_PICTURE_LOSSES
 from .training import GaussianTraining
 
 
@@ -26,9 +26,11 @@ class GaussianSplattingSystem(GaussianTraining, ScoreDistillationSystem):
         visualize_samples: bool = False  # also write what the guidance makes of the renders, at each validation
 
     cfg: Config
+    gaussian_losses: ClassVar = GAUSSIAN_LOSSES
+    picture_losses: ClassVar = PICTURE_LOSSES
 
     def own_weights(self) -> LossWeights:
-        return LossWeights(optional=tuple(f"lambda_{name}" for name in (*GAUSSIAN_LOSSES, *PICTURE_LOSSES)))
+        return LossWeights(optional=tuple(f"lambda_{name}" for name in (*self.gaussian_losses, *self.picture_losses)))
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
         return self.renderer.batch_forward(batch)
@@ -39,9 +41,9 @@ class GaussianSplattingSystem(GaussianTraining, ScoreDistillationSystem):
 
     def _regularizers(self, out: dict[str, Any]) -> dict[str, Tensor]:
         gaussians = self.geometry.gaussians()
-        losses = {f"loss_{name}": loss(gaussians) for name, loss in GAUSSIAN_LOSSES.items() if self.weight(name) != 0}
-        losses.update({f"loss_{name}": loss(out) for name, loss in PICTURE_LOSSES.items() if self.weight(name) != 0})
-        return losses
+        losses = {name: loss(gaussians) for name, loss in self.gaussian_losses.items() if self.weight(name) != 0}
+        losses.update({name: loss(out) for name, loss in self.picture_losses.items() if self.weight(name) != 0})
+        return {f"loss_{name}": value for name, value in losses.items()}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
@@ -52,7 +54,14 @@ class GaussianSplattingSystem(GaussianTraining, ScoreDistillationSystem):
             self.guidance_evaluation_save(rgb, seen["eval"])
 
 
+class UpstreamGaussianSplattingSystem(GaussianSplattingSystem):
+    """The system under threestudio-3dgs's name, where opacity and scales are sums and depth_tv_loss sees normals."""
+
+    gaussian_losses = UPSTREAM_GAUSSIAN_LOSSES
+    picture_losses = UPSTREAM_PICTURE_LOSSES
+
+
 threestudio.register("turboprop-gaussian-splatting-system")(GaussianSplattingSystem)
 # threestudio-3dgs brings its own.
 if "gaussian-splatting-system" not in threestudio.__modules__:
-    threestudio.register("gaussian-splatting-system")(GaussianSplattingSystem)
+    threestudio.register("gaussian-splatting-system")(UpstreamGaussianSplattingSystem)

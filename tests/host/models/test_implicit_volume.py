@@ -131,16 +131,6 @@ def test_isosurface_threshold_auto_and_empty_fields():
         ball(isosurface=False).isosurface()
 
 
-def test_blob_anneals():
-    config = {"min_anneal_step": 10, "max_anneal_step": 20, "density_blob_std_start": 1.0, "density_blob_std_end": 2.0}
-    geometry = volume(density_bias="blob_magic3d", anneal_density_blob_std_config=config)
-    sizes = []
-    for step in (0, 10, 15, 20, 99):
-        geometry.do_update_step(0, step)
-        sizes.append(geometry.density_blob_std)
-    assert sizes == [0.5, 1.0, 1.5, 2.0, 2.0]
-
-
 def test_create_from_copies_the_field():
     source = volume()
     nn.init.normal_(source.encoding.encoding.params)

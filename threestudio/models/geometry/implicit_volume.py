@@ -36,7 +36,7 @@ class ImplicitVolume(EncodedFeatures, BaseImplicitGeometry):
         normal_type: str | None = "finite_difference"
         finite_difference_normal_eps: float = 0.01  # distance of the differences, world units
         isosurface_threshold: float | str = 25.0  # density of the surface, or "auto"
-        # min_anneal_step, max_anneal_step, density_blob_std_start, density_blob_std_end: the blob's size over steps
+        # min_anneal_step, max_anneal_step, start_val, end_val: the blob's size over steps
         anneal_density_blob_std_config: dict | None = None
 
     cfg: Config
@@ -62,7 +62,7 @@ class ImplicitVolume(EncodedFeatures, BaseImplicitGeometry):
                 f"geometry.density_bias: expected a number or one of {', '.join(DENSITY_BIASES)}, got {bias!r}"
             )
         anneal = self.cfg.anneal_density_blob_std_config
-        keys = ("min_anneal_step", "max_anneal_step", "density_blob_std_start", "density_blob_std_end")
+        keys = ("min_anneal_step", "max_anneal_step", "start_val", "end_val")
         if anneal is not None and set(anneal) != set(keys):
             raise UserError(
                 f"geometry.anneal_density_blob_std_config: expected the keys {', '.join(keys)}, got {', '.join(anneal)}"
@@ -160,7 +160,7 @@ class ImplicitVolume(EncodedFeatures, BaseImplicitGeometry):
         if anneal is None:
             return
         first, last = anneal["min_anneal_step"], anneal["max_anneal_step"]
-        start, end = anneal["density_blob_std_start"], anneal["density_blob_std_end"]
+        start, end = anneal["start_val"], anneal["end_val"]
         if global_step >= first:
             progress = min((global_step - first) / max(last - first, 1), 1.0)
             self.density_blob_std = start + (end - start) * progress

@@ -36,7 +36,7 @@ class VolumeGrid(BaseImplicitGeometry):
         grid_size: tuple[int, int, int] = (100, 100, 100)  # voxels along x, y and z
         n_feature_dims: int = 3  # features that the material sees; 0: none
         density_activation: str | None = "softplus"  # from grid value plus bias to density
-        density_bias: float | str = "blob"  # a number, or blob: density_blob_scale exp(-|x|^2 / (2 std^2))
+        density_bias: float | str = "blob"  # a number, or blob: density_blob_scale (1 - |x| / std)
         density_blob_scale: float = 5.0  # height of the blob
         density_blob_std: float = 0.5  # its size, world units
         # finite_difference (forward), finite_difference_laplacian (central), pred (from the grid), analytic; null: none
@@ -113,10 +113,11 @@ class VolumeGrid(BaseImplicitGeometry):
         return self.density_activation(raw * torch.exp(self.density_scale) + self._bias(points))
 
     def _bias(self, points: Tensor) -> float | Tensor:
+        """points [..., 3] -> what is added before the activation [..., 1]; a blob is Magic3D's (its section 4.1)."""
         if self.cfg.density_bias != "blob":
             return float(self.cfg.density_bias)
-        spread = points.square().sum(-1, keepdim=True) / self.cfg.density_blob_std**2
-        return self.cfg.density_blob_scale * torch.exp(-0.5 * spread)
+        distance = (points.square().sum(-1, keepdim=True) + 1e-12).sqrt()
+        return self.cfg.density_blob_scale * (1 - distance / self.cfg.density_blob_std)
 
     def _downhill(self, points: Tensor, density: Tensor, create_graph: bool) -> Tensor:
         """Direction [..., 3] in which the density falls, not normalized."""
