@@ -36,6 +36,7 @@ PUBLISHED = (
     "system.geometry.feature_dim=32",
     "system.geometry.hidden_dim=64",
     "system.geometry.constant_bias_up_to=64",
+    "system.geometry.constant_bias=between",
     "system.geometry.layer_noise=true",
     "system.renderer.num_samples_per_ray=128",
     "system.renderer.num_samples_per_ray_importance=64",

@@ -50,9 +50,23 @@ def test_biases_by_voxel_up_to_a_resolution(up_to, expected):
     assert {layer.resolution for layer in layers} == {4, 8, 16}
 
 
-def test_each_sample_is_its_own():
+def test_values_by_voxel_between_the_layers_of_a_resolution():
+    """ScaleDreamer's way: one volume a resolution but the first, of variance 1 / width, added to the first layer's."""
+    net = generator(constant_bias="between", channels={4: 6, 8: 64, 16: 4})
+    first, second, third = net.blocks
+    assert first.between is None and third.between is None  # up to 8
+    assert second.between.shape == (64, 8, 8, 8) and second.between.std().item() == pytest.approx(1 / 8, rel=0.02)
+    assert all(layer.place_bias is None for layer in net.modules() if isinstance(layer, SynthesisLayer))
+    x, style, seen = torch.randn(2, 6, 4, 4, 4), torch.randn(2, 8), []
+    second.conv1.register_forward_hook(lambda layer, inputs, output: seen.append(inputs[0]))
+    second(x, torch.zeros(2, 5, 4, 4, 4), style, False)
+    torch.testing.assert_close(seen[0], second.conv0(x, style, False) + second.between)
+
+
+@pytest.mark.parametrize("constant_bias", ["layers", "between"])
+def test_each_sample_is_its_own(constant_bias):
     """No mixing over the batch."""
-    net = generator().eval()
+    net = generator(constant_bias=constant_bias).eval()
     noise, text = torch.randn(3, 3), torch.randn(3, 6)
     together = net(noise, text, layer_noise=False)
     for i in range(3):

@@ -7,6 +7,7 @@ summing a skip output from every resolution.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -17,6 +18,8 @@ from threestudio.utils.errors import UserError
 from .modulated_conv import EqualizedLinear, SynthesisLayer, ToFeatures, activation_layout, normalize_second_moment
 
 FIRST_RESOLUTION = 4
+# Where a resolution's learned values by voxel are: a bias in each of both layers, or values added between the two.
+CONSTANT_BIASES = ("layers", "between")
 
 
 class MappingNetwork(nn.Module):
@@ -43,7 +46,10 @@ class MappingNetwork(nn.Module):
 
 
 class SynthesisBlock(nn.Module):
-    """Two convolutions at one resolution, the first of which doubles the grid, and the skip output."""
+    """Two convolutions at one resolution, the first of which doubles the grid, and the skip output.
+
+    `constant_bias`: one of CONSTANT_BIASES, or None.
+    """
 
     def __init__(
         self,
@@ -52,15 +58,19 @@ class SynthesisBlock(nn.Module):
         resolution: int,
         feature_dim: int,
         style_dim: int,
-        constant_bias: bool,
+        constant_bias: str | None,
     ):
         super().__init__()
+        in_layers = constant_bias == "layers"
         first = resolution == FIRST_RESOLUTION
         self.constant = nn.Parameter(torch.randn(out_channels, *(FIRST_RESOLUTION,) * 3)) if first else None
         self.conv0 = (
-            None if first else SynthesisLayer(in_channels, out_channels, resolution, style_dim, True, constant_bias)
+            None if first else SynthesisLayer(in_channels, out_channels, resolution, style_dim, True, in_layers)
         )
-        self.conv1 = SynthesisLayer(out_channels, out_channels, resolution, style_dim, False, constant_bias)
+        self.conv1 = SynthesisLayer(out_channels, out_channels, resolution, style_dim, False, in_layers)
+        self.between = None
+        if constant_bias == "between" and not first:  # the first block's constant is one already
+            self.between = nn.Parameter(torch.randn(out_channels, *(resolution,) * 3) / math.sqrt(out_channels))
         self.to_features = ToFeatures(out_channels, feature_dim, style_dim)
 
     def forward(self, x: Tensor | None, skip: Tensor | None, style: Tensor, noise: bool) -> tuple[Tensor, Tensor]:
@@ -69,6 +79,8 @@ class SynthesisBlock(nn.Module):
             x = x.contiguous(memory_format=activation_layout(x.device))
         else:
             x = self.conv0(x, style, noise)
+        if self.between is not None:
+            x = x + self.between[None].contiguous(memory_format=activation_layout(x.device))
         x = self.conv1(x, style, noise)
         return x, self.to_features(x, style, skip)
 
@@ -77,7 +89,7 @@ class ConvGenerator(nn.Module):
     """Text [B, T] and noise [B, Z] to features [B, F, R, R, R] over the bounding cube (axes z, y, x).
 
     `channels` gives the width at each resolution, 4, 8, ... up to R. `constant_bias_up_to`
-    is the largest resolution whose layers have a learned bias by voxel.
+    is the largest resolution with learned values by voxel; `constant_bias`, of CONSTANT_BIASES, says where they are.
     """
 
     def __init__(
@@ -88,6 +100,7 @@ class ConvGenerator(nn.Module):
         feature_dim: int,
         channels: Mapping[int, int],
         constant_bias_up_to: int,
+        constant_bias: str = "layers",
     ):
         super().__init__()
         resolutions = sorted(channels)
@@ -98,7 +111,7 @@ class ConvGenerator(nn.Module):
         self.mapping = MappingNetwork(noise_dim, text_dim, style_dim)
         widths = [channels[r] for r in resolutions]
         self.blocks = nn.ModuleList(
-            SynthesisBlock(i, o, r, feature_dim, style_dim, r <= constant_bias_up_to)
+            SynthesisBlock(i, o, r, feature_dim, style_dim, constant_bias if r <= constant_bias_up_to else None)
             for r, i, o in zip(resolutions, [widths[0], *widths], widths)
         )
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 import threestudio
+from threestudio.utils.value_checks import check_choice
 
-from .conv_generator import ConvGenerator
+from .conv_generator import CONSTANT_BIASES, ConvGenerator
 from .field import Field, FieldHeads
 from .geometry import GeneratorGeometry
 from .voxel_sampling import VoxelSpace, flatten_grids
@@ -25,7 +26,10 @@ class ConvNetGeometry(GeneratorGeometry):
         feature_dim: int = 32  # features by voxel
         # Width of the synthesis network at 4^3, 8^3, ...; the last is the grid's resolution.
         channels: list[int] = field(default_factory=lambda: [512, 512, 512, 256, 128, 64])
-        constant_bias_up_to: int = 64  # largest resolution whose layers learn a bias by voxel
+        constant_bias_up_to: int = 64  # largest resolution that learns values by voxel, the same for all prompts
+        # where they are: layers, a bias in both layers of a resolution, zero at the start; or between the two layers,
+        # random at the start, as in ScaleDreamer
+        constant_bias: str = "layers"
         layer_noise: bool = True  # noise of learned strength in every layer while training
 
     cfg: Config
@@ -34,6 +38,7 @@ class ConvNetGeometry(GeneratorGeometry):
     def configure(self) -> None:
         super().configure()
         cfg = self.cfg
+        check_choice("geometry.constant_bias", cfg.constant_bias, CONSTANT_BIASES)
         self.generator = ConvGenerator(
             text_dim=cfg.text_dim,
             noise_dim=cfg.noise_dim,
@@ -41,6 +46,7 @@ class ConvNetGeometry(GeneratorGeometry):
             feature_dim=cfg.feature_dim,
             channels={4 * 2**i: width for i, width in enumerate(cfg.channels)},
             constant_bias_up_to=cfg.constant_bias_up_to,
+            constant_bias=cfg.constant_bias,
         )
         self.heads = FieldHeads(cfg.feature_dim, cfg.hidden_dim, cfg.n_feature_dims, cfg.sphere_radius)
 

@@ -42,6 +42,7 @@ def read_field_keys(cfg: Any) -> None:
 class ScaleDreamerConvNetGeometry(ConvNetGeometry):
     @dataclass
     class Config(ConvNetGeometry.Config, FieldKeys):
+        constant_bias: str = "between"
         backbone: str = "3dconv_net"
         activation: str = "none"  # of the voxels
         truncation_psi: float = 1.0
