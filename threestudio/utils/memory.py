@@ -11,7 +11,7 @@ from threestudio.utils.errors import UserError
 
 # Names and numbers of glibc's <malloc.h>.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-LARGEST_INT = 2**31 - 1
+NEVER = -1  # trim, however much is free: an int holds no threshold over 2 GB
 
 
 def keep_freed_memory() -> bool:
@@ -28,7 +28,7 @@ def keep_freed_memory() -> bool:
         mallopt = library.mallopt
     except AttributeError:  # another C library
         return False
-    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGEST_INT), (M_TOP_PAD, 64 * 2**20))
+    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER), (M_TOP_PAD, 64 * 2**20))
     answers = [mallopt(name, value) for name, value in settings]  # each is asked, whatever one before it says
     return all(answer == 1 for answer in answers)
 

@@ -3,9 +3,7 @@
     python -m custom.turboprop.small_models mini-mv --device cuda
 
 A training that is stopped (Ctrl-C, a signal, a crash) goes on from its last checkpoint when the same command is
-given again, and ends with the same weights. On glibc these variables keep the allocator from mapping every buffer
-anew, which is several times faster on some machines:
-MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_TOP_PAD_=268435456
+given again, and ends with the same weights.
 """
 
 import argparse
@@ -52,6 +50,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_arguments(arguments)
     import torch
 
+    from threestudio.utils.memory import keep_freed_memory
+
     from .settings import Clock, Settings
 
     module, shipped = MODELS[options.model]
@@ -70,6 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         command="python -m custom.turboprop.small_models " + " ".join(arguments),
         report=Clock(),
     )
+    keep_freed_memory()
     try:
         finished = import_module(f".recipes.{module}", __package__).run(settings)
     except (OSError, ValueError, FloatingPointError) as error:
