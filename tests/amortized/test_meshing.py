@@ -30,8 +30,8 @@ def place_colors(points: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     return (points + 1) / 2  # +x red, +y green, +z blue
 
 
-def mesh_of(field: Field, resolution: int = 64, min_component: float = 0.02):
-    return extract_mesh(field, place_colors, resolution, min_component)
+def mesh_of(field: Field, resolution: int = 64, min_component: float = 0.02, level: float = 0.0):
+    return extract_mesh(field, place_colors, resolution, min_component, level)
 
 
 def test_a_sphere():
@@ -44,6 +44,13 @@ def test_a_sphere():
     assert np.abs(np.linalg.norm(mesh.vertices, axis=1) - 0.6).max() < 0.01
     assert (statistics.faces, statistics.vertices) == (len(mesh.faces), len(mesh.vertices))
     assert statistics.dropped_components == 0
+
+
+def test_another_level_is_a_larger_sphere():
+    mesh, _ = mesh_of(sphere_field(0.6), level=0.1)
+    assert np.abs(np.linalg.norm(mesh.vertices, axis=1) - 0.7).max() < 0.01
+    with pytest.raises(EmptyField, match="its signed distance is -0.37.* or more everywhere"):
+        mesh_of(sphere_field(0.4), level=-0.5)
 
 
 def test_units_follow_the_cube():
@@ -135,6 +142,6 @@ def test_other_formats(tmp_path, ending):
 def test_colours_of_half_precision_are_written():
     """A run in bf16-mixed has such colours."""
     field = sphere_field(0.6)
-    exact, _ = extract_mesh(field, lambda points, features: torch.full((len(points), 3), 0.5), 16, 0.02)
-    half, _ = extract_mesh(field, lambda points, features: torch.full((len(points), 3), 0.5).bfloat16(), 16, 0.02)
+    exact, _ = extract_mesh(field, lambda points, features: torch.full((len(points), 3), 0.5), 16, 0.02, 0.0)
+    half, _ = extract_mesh(field, lambda points, features: torch.full((len(points), 3), 0.5).bfloat16(), 16, 0.02, 0.0)
     assert (exact.visual.vertex_colors == half.visual.vertex_colors).all()

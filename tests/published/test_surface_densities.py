@@ -9,7 +9,7 @@ from turboprop.world.cameras import orbit_c2w, pixel_rays
 
 import threestudio
 from threestudio.models.renderers.neus_volume_renderer import LearnedVariance
-from threestudio.models.renderers.surface_density import annealed_cosine, neus_alpha, volsdf_density
+from threestudio.models.renderers.surface_density import annealed_cosine, neus_alpha, volsdf_density, volsdf_outline
 
 LN2 = math.log(2)
 
@@ -27,6 +27,20 @@ def test_density_in_closed_form():
         s = torch.linspace(-0.5, 0.5, 101, dtype=torch.float64)
         expected = torch.where(s <= 0, a * (1 - 0.5 * torch.exp(a * s)), 0.5 * a * torch.exp(-a * s))
         assert torch.allclose(volsdf_density(s, a), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("a, radius, tolerance", [(160.0, 0.1, 0.12), (160.0, 0.5, 0.03), (40.0, 0.5, 0.08)])
+def test_the_outline_of_a_ball_is_where_a_passing_ray_is_half_opaque(a, radius, tolerance):
+    """The integral of the density along a straight line at the outline's distance from the ball.
+
+    It is ln 2 but for the ball's own growth to that distance.
+    """
+    outline = volsdf_outline(a, radius)
+    along = torch.linspace(-4, 4, 400_001, dtype=torch.float64)
+    distance = (along.square() + (radius + outline) ** 2).sqrt() - radius
+    depth = float(volsdf_density(distance, a).sum() * (along[1] - along[0]))
+    assert depth == pytest.approx(LN2, rel=tolerance)
+    assert volsdf_outline(1.0, 1e-3) == 0  # of what is nowhere half opaque
 
 
 def test_density_limits_and_slope():

@@ -22,6 +22,7 @@ from .meshing import MeshStatistics, extract_mesh
 if TYPE_CHECKING:
     import trimesh
 
+OUTLINE = "outline"
 FORMATS = ("obj", "glb", "ply", "stl")
 
 
@@ -34,6 +35,8 @@ class PromptMeshExporter(Exporter):
         fmt: list[str] = field(default_factory=lambda: ["obj", "glb"])  # any of obj, glb, ply, stl
         save_name: str = "model"  # file name before its ending
         resolution: int = 96  # points of the marching cubes grid along an axis
+        # signed distance of the surface, world units; outline: where pictures show it, a little outside the level 0
+        level: float | str = "outline"
         min_component: float = 0.02  # pieces with fewer faces than this share of the largest piece are dropped
 
     cfg: Config
@@ -44,16 +47,23 @@ class PromptMeshExporter(Exporter):
         if unknown or not self.cfg.fmt:
             raise UserError(f"exporter.fmt: expected some of {', '.join(FORMATS)}, got {list(self.cfg.fmt)}")
         check_at_least("exporter.resolution", self.cfg.resolution, 8)
+        if isinstance(self.cfg.level, str) and self.cfg.level != OUTLINE:
+            raise UserError(f"exporter.level: expected a number or {OUTLINE}, got {self.cfg.level!r}")
 
-    def mesh_of(self, cache: Field) -> tuple[trimesh.Trimesh, MeshStatistics]:
+    def mesh_of(
+        self,
+        cache: Field,
+        outline_level: float,  # of the renderer, world units
+    ) -> tuple[trimesh.Trimesh, MeshStatistics]:
         """The mesh of the field of one prompt. Raises EmptyField."""
+        level = outline_level if self.cfg.level == OUTLINE else float(self.cfg.level)
 
         def color_of(points: Tensor, features: Tensor) -> Tensor:
             first = torch.zeros(len(points), dtype=torch.int64, device=points.device)
             return self.material.export(features=cache.heads.color_logits(features, first), positions=points)["albedo"]
 
         with torch.no_grad():
-            return extract_mesh(cache, color_of, self.cfg.resolution, self.cfg.min_component)
+            return extract_mesh(cache, color_of, self.cfg.resolution, self.cfg.min_component, level)
 
     def __call__(self) -> list[ExporterOutput]:
         """Nothing: there is no mesh without a prompt."""

@@ -43,9 +43,13 @@ def query_grid(field: Field, resolution: int) -> np.ndarray:
 
 
 def extract_mesh(
-    field: Field, color_of: Callable[[Tensor, Tensor], Tensor], resolution: int, min_component: float
+    field: Field,
+    color_of: Callable[[Tensor, Tensor], Tensor],
+    resolution: int,
+    min_component: float,
+    level: float,  # signed distance of the surface, world units
 ) -> tuple[trimesh.Trimesh, MeshStatistics]:
-    """The zero level of one prompt's field, closed at the cube's sides, without small pieces.
+    """A level of one prompt's field, closed at the cube's sides, without small pieces.
 
     color_of(points [N, 3], features [N, F]) -> sRGB [N, 3] in [0, 1]. `min_component` is the
     least number of faces of a piece, as a share of the largest piece's. World units, z up.
@@ -54,9 +58,9 @@ def extract_mesh(
     import trimesh
     from skimage.measure import marching_cubes
 
-    distance = query_grid(field, resolution)
+    distance = query_grid(field, resolution) - level
     if distance.min() >= 0:
-        raise EmptyField(f"the field is empty: its signed distance is {distance.min():.3g} or more everywhere")
+        raise EmptyField(f"the field is empty: its signed distance is {distance.min() + level:.3g} or more everywhere")
     spacing = 2 * field.radius / (resolution - 1)
     # Far outside, so that a field which is inside at the cube's sides ends there and not a voxel later.
     beyond = max(spacing, 20 * float(-distance.min()))

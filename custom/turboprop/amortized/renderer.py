@@ -14,7 +14,7 @@ from threestudio.models.background.base import BaseBackground
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.renderers.base import VolumeRenderer
-from threestudio.models.renderers.surface_density import volsdf_density
+from threestudio.models.renderers.surface_density import volsdf_density, volsdf_outline
 from threestudio.utils.errors import UserError
 from threestudio.utils.misc import C
 from threestudio.utils.value_checks import Scheduled, check_at_least, check_choice
@@ -24,6 +24,9 @@ from .text_background import TextBackground
 from .volsdf import PackedSamples, composite, propose_samples
 
 EIKONAL_AT = ("points", "samples")
+# Curvature radius of the bodies whose outline is asked for, a prop's parts, as a share of the cube's radius. It hardly
+# matters: three times as much moves the outline by 0.55 / inv_std.
+OUTLINE_CURVATURE = 0.1
 
 
 class Rays(NamedTuple):
@@ -77,6 +80,10 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         self.inv_std = float(C(self.cfg.inv_std, epoch, global_step))
         if self.inv_std <= 0:
             raise UserError(f"renderer.inv_std: expected more than 0 at every step, got {self.inv_std:g}")
+
+    def outline_level(self) -> float:
+        """Signed distance of the surface that pictures show now, world units; see `volsdf_outline`."""
+        return volsdf_outline(self.inv_std, OUTLINE_CURVATURE * self.cfg.radius)
 
     def forward(
         self,

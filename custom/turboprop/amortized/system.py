@@ -179,7 +179,7 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
     def export_prompt(self, prompt: str, cache: Field) -> Any:
         """Write one prompt's mesh in every format; None, with a warning that names it, if its field is empty."""
         try:
-            mesh, statistics = self.exporter.mesh_of(cache)
+            mesh, statistics = self.exporter.mesh_of(cache, self.renderer.outline_level())
         except EmptyField as error:
             threestudio.warn(f'no mesh for "{prompt}": {error}')
             return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +15,17 @@ def volsdf_density(sdf: Tensor, inv_std: float | Tensor) -> Tensor:
     inv_std: a = 1 / b, in 1 / world units (VolSDF, Yariv et al. 2021, eq. 2-3).
     """
     return inv_std * (0.5 + 0.5 * sdf.sign() * torch.expm1(-sdf.abs() * inv_std))
+
+
+def volsdf_outline(inv_std: float, curvature_radius: float) -> float:
+    """How far outside a surface a VolSDF picture has its outline, world units: there a passing ray is half opaque.
+
+    Past a body of curvature radius R, at distance d, the distance along the ray is about d + s^2 / (2 R). The density
+    outside is a / 2 exp(-a d) (VolSDF, eq. 2-3), so its integral is sqrt(2 pi R a) / 2 exp(-a d). The answer is where
+    that is ln 2; 0 where it is less at the surface itself.
+    """
+    at_surface = 0.5 * math.sqrt(2 * math.pi * curvature_radius * inv_std)
+    return max(0.0, math.log(at_surface / math.log(2))) / inv_std
 
 
 def neus_alpha(sdf: Tensor, cosine: Tensor, lengths: Tensor, inv_std: Tensor) -> Tensor:
