@@ -123,7 +123,8 @@ def test_export_from_a_checkpoint_names_an_empty_prompt_and_writes_the_rest(laun
             assert written.read_bytes() == at_the_end.read_bytes()
     make_first_prompt_empty(last, tmp_path / "empty.ckpt", launch_job.arguments)
     caplog.clear()
-    assert launch_job("--export", f"resume={tmp_path / 'empty.ckpt'}", "exp_root_dir=some") == 0
+    given = (f"resume={tmp_path / 'empty.ckpt'}", "exp_root_dir=some", "system.exporter.level=0")
+    assert launch_job("--export", *given) == 0
     assert 'no mesh for "a red car": the field is empty' in caplog.text
     assert "exported 2 of 3 prompts" in caplog.text
     export = Path("some/asd-3dconv/world_16/save/it1-export")
