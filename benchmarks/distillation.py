@@ -7,14 +7,16 @@
 
 It can be stopped at any moment; the same command goes on with the run that it was at. A finished run is kept in
 --outputs with the config that it was of and the digests of the teacher and the judge: where any of these changes, the
-run is stale, is not in the tables, and is run again. Each method has the guidance scale that is best for it, found on
-two prompts that no table has, for each system, teacher and form of caption; "SDS at 100" and the like have theirs.
-A caption that leaves out colours is measured against the nearest object that it allows.
+run is stale, is not in the tables, and is run again. The page keeps the tables of which a command has no run. Each
+method has the guidance scale that is best for it, found on two prompts that no table has, for each system, teacher and
+form of caption; "SDS at 100" and the like have theirs. A caption that leaves out colours is measured against the
+nearest object that it allows.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import signal
@@ -31,7 +33,7 @@ from threestudio.utils.extensions import load_extensions  # noqa: E402
 
 load_extensions()
 
-from distillation_page import Cell, page, tables  # noqa: E402
+from distillation_page import Cell, page, recorded_cells, tables  # noqa: E402
 from distillation_runs import (  # noqa: E402
     CAPTIONS,
     METHODS,
@@ -45,7 +47,7 @@ from distillation_runs import (  # noqa: E402
     record_of,
     specs_of,
 )
-from reporting import machine, write_report  # noqa: E402
+from reporting import machine, write_report, written  # noqa: E402
 
 from threestudio.utils.errors import UserError  # noqa: E402
 
@@ -200,6 +202,21 @@ def command_without_places(given: list[str]) -> str:
     return shlex.join(["python", "benchmarks/distillation.py", *kept])
 
 
+def write(cells: list[Cell], command: str, args: argparse.Namespace) -> None:
+    """The page of these cells, and of the tables of the page before that have none of them."""
+    file = written("distillation")
+    before = json.loads(file.read_text()) if file.is_file() else {"commands": [], "runs": []}
+    kept = recorded_cells(before["runs"], cells)
+    commands = [*(before["commands"] if kept else []), command]
+    cells = [*kept, *cells]
+    records = [
+        {key: value for key, value in record.items() if key != "fingerprint"}  # its hash stays
+        for cell in cells for runs in cell.records.values() for record in runs
+    ]  # fmt: skip
+    content = {"commands": commands, "scales": args.scales, "search_on": args.search_on, "runs": records}
+    write_report("distillation", page(cells, commands, args.scales, args.search_on), content)
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
@@ -220,13 +237,7 @@ def main(argv: list[str] | None = None) -> int:
         print("error: --write: no run of a table is finished, so there is nothing to write", file=sys.stderr)
         return 2
     if args.write:
-        command = command_without_places(sys.argv[1:] if argv is None else argv)
-        records = [
-            {key: value for key, value in record.items() if key != "fingerprint"}  # its hash stays
-            for cell in cells for runs in cell.records.values() for record in runs
-        ]  # fmt: skip
-        content = {"command": command, "scales": args.scales, "search_on": args.search_on, "runs": records}
-        write_report("distillation", page(cells, command, args.scales, args.search_on), content)
+        write(cells, command_without_places(sys.argv[1:] if argv is None else argv), args)
     return 1 if bench.failed else 0
 
 

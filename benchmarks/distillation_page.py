@@ -79,6 +79,16 @@ def _groups(cells: Sequence[Cell]) -> dict[tuple[str, str, str], list[Cell]]:
     return groups
 
 
+def recorded_cells(runs: Sequence[dict], cells: Sequence[Cell]) -> list[Cell]:
+    """The cells of a written page's runs, but for the tables that `cells` have."""
+    found: dict[tuple, dict[int, list[dict]]] = {}
+    for record in runs:
+        run = record["run"]
+        key = (run["system"], run["teacher"], run["captions"], run["method"], run["scale"])
+        found.setdefault(key, {}).setdefault(run["seed"], []).append(record)
+    return [Cell(*key, records) for key, records in found.items() if key[:3] not in _groups(cells)]
+
+
 def _shown(cell: Cell, figure: str) -> str:
     values = cell.by_seed(figure)
     return spread(values) if values else "-"
@@ -167,8 +177,8 @@ def tables(cells: Sequence[Cell]) -> list[str]:
     return lines or ["No run of a table is finished."]
 
 
-def page(cells: Sequence[Cell], command: str, scales: Sequence[float], search_on: str) -> str:
-    """The page of results."""
+def page(cells: Sequence[Cell], commands: Sequence[str], scales: Sequence[float], search_on: str) -> str:
+    """The page of results of these commands."""
     records = [record for cell in cells for runs in cell.records.values() for record in runs]
     machines = sorted({f"{record['machine']}, {record['threads']} threads a run" for record in records})
     sought = " and ".join(CAPTIONS["full"](spec) for spec in SEARCHED)
@@ -176,6 +186,7 @@ def page(cells: Sequence[Cell], command: str, scales: Sequence[float], search_on
     found = f"Scales were sought among {', '.join(f'{scale:g}' for scale in scales)} on {where}"
     if len(scales) == 1:
         found = f"The scale of all methods that have none of their own is {scales[0]:g}; it was not sought"
+    given = ", ".join(f"`{command}`" for command in commands)
     prompts = {
         system: len({entry["prompt"] for cell in cells if cell.system == system for runs in cell.records.values()
                      for record in runs for entry in record["prompts"]})
@@ -185,7 +196,7 @@ def page(cells: Sequence[Cell], command: str, scales: Sequence[float], search_on
         [
             "# What each distillation method buys",
             "",
-            f"`{command}` on {'; '.join(machines)}. Means over prompts and seeds; in brackets the least and the "
+            f"{given} on {'; '.join(machines)}. Means over prompts and seeds; in brackets the least and the "
             "largest mean of a seed. Different texts: "
             f"{', '.join(f'{n} on {system}' for system, n in prompts.items())} (NeRF has {', '.join(NERF_KINDS)}, as "
             "far as they were run).",

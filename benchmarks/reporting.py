@@ -76,6 +76,11 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def written(name: str) -> Path:
+    """Where `write_report` puts all that was measured."""
+    return ROOT / "docs" / "benchmarks" / f"{name}.json"
+
+
 def write_report(name: str, text: str, result: dict) -> None:
     """docs/benchmarks/{name}.md, the page, and .json, all that was measured."""
     folder = ROOT / "docs" / "benchmarks"

@@ -155,6 +155,25 @@ def test_the_words_say_what_is_within_the_spread():
     assert row.endswith("| .237 / .276 |")
 
 
+def test_the_page_keeps_the_tables_that_a_command_has_no_run_of():
+    def record(captions: str, method: str, seed: int) -> dict:
+        run = {
+            "system": "nerf",
+            "teacher": "mini-mv",
+            "captions": captions,
+            "method": method,
+            "scale": 2.0,
+            "seed": seed,
+        }
+        return {"run": run, "mean": {"iou": 0.5}}
+
+    before = [record("full", "sds", 0), record("full", "sds", 0), record("full", "sds", 1), record("kind", "csd", 0)]
+    cells = [distillation_page.Cell("nerf", "mini-mv", "kind", "sds", 2.0, {0: []})]
+    (kept,) = distillation_page.recorded_cells(before, cells)
+    assert (kept.captions, kept.method, kept.scale) == ("full", "sds", 2.0)
+    assert {seed: len(runs) for seed, runs in kept.records.items()} == {0: 2, 1: 1}
+
+
 def test_one_seed_says_nothing_of_the_spread():
     (line,) = distillation_page.words([cell("sds", [0.8]), cell("csd", [0.7])])
     assert "one seed" in line
