@@ -112,10 +112,29 @@ class Mesh:
         n_faces = torch.bincount(component)
         threshold = outlier_n_faces_threshold
         least = threshold if isinstance(threshold, int) else int(n_faces.max().item() * threshold)
-        keep = (n_faces >= least)[component]
+        return self._faces_kept((n_faces >= least)[component])
+
+    def remove_cavities(self) -> Mesh:
+        """Drops closed components that look inwards: hollows in a solid, which nobody sees from outside.
+
+        Every component has to be closed, with its faces turned away from the solid, as isosurfaces are. Such a one
+        has a negative volume. Gradients to ``v_pos`` are kept.
+        """
+        if self.t_pos_idx.shape[0] == 0:
+            return self
+        t_pos_idx, v_pos = self.t_pos_idx.cpu(), self.v_pos.detach().double().cpu()
+        component = face_components(t_pos_idx, v_pos.shape[0])  # [Nf]
+        # of the tetrahedron between a face and a point in the middle, where sums lose least
+        a, b, c = (v_pos - v_pos.mean(0))[t_pos_idx].unbind(1)
+        volumes = torch.linalg.det(torch.stack([a, b, c], -1)) / 6  # [Nf]
+        volume = volumes.new_zeros(int(component.max()) + 1).index_add(0, component, volumes)
+        return self._faces_kept((volume > 0)[component])
+
+    def _faces_kept(self, keep: Tensor) -> Mesh:  # [Nf] bool, on the CPU
+        """The mesh of some of the faces, and of the vertices that they use."""
         if keep.all():
             return self
-        used, t_pos_idx = t_pos_idx[keep].unique(return_inverse=True)
+        used, t_pos_idx = self.t_pos_idx.cpu()[keep].unique(return_inverse=True)
         used = sent(used, self.t_pos_idx)
         mesh = Mesh(self.v_pos[used], sent(t_pos_idx, self.t_pos_idx), **self.extras)
         if self._v_rgb is not None:

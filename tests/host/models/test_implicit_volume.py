@@ -174,3 +174,22 @@ def test_wrong_configs_are_refused_by_name(config, message):
 def test_an_isosurface_that_no_memory_holds_is_refused_before_training(method):
     with pytest.raises(UserError, match="geometry.isosurface_resolution: 20000 needs .* GB of memory"):
         threestudio.find("implicit-volume")({"isosurface_resolution": 20000, "isosurface_method": method})
+
+
+@pytest.mark.parametrize("method", ["mt", "mc-cpu"])
+def test_a_hollow_inside_is_left_out_where_asked_for(method, monkeypatch):
+    def shell(points):
+        distance = points.norm(dim=-1, keepdim=True)
+        return (0.15 - (distance - 0.45).abs()).clamp_min(0), None
+
+    surfaces = []
+    for remove in (False, True):
+        keys = {"isosurface_threshold": 0.05, "isosurface_resolution": 32, "isosurface_method": method}
+        geometry = volume(isosurface_remove_cavities=remove, **keys)
+        monkeypatch.setattr(geometry, "forward_field", shell)
+        mesh = geometry.isosurface()
+        surfaces.append(trimesh.Trimesh(mesh.v_pos.detach(), mesh.t_pos_idx))
+    hollow, solid = surfaces
+    assert hollow.body_count == 2 and solid.body_count == 1
+    assert solid.is_watertight and solid.volume == pytest.approx(4 / 3 * math.pi * 0.55**3, rel=0.05)
+    assert solid.volume - hollow.volume == pytest.approx(4 / 3 * math.pi * 0.35**3, rel=0.1)

@@ -182,3 +182,23 @@ def test_wrong_meshes_and_options_are_refused():
         mesh.unwrap_uv({}, {"paddding": 2})
     with pytest.raises(ValueError, match="v_rgb"):
         mesh.set_vertex_color(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("place", [0.0, 100.0])
+def test_hollows_go_and_solids_stay(place):
+    """A shell loses its inner surface; a second solid beside it, and one within the hollow, stay."""
+    parts = [(1.0, 0.0, False), (0.8, 0.0, True), (0.3, 0.0, False), (0.5, 2.0, False)]  # radius, x, looks inwards
+    v_pos, t_pos_idx, start = [], [], 0
+    for radius, x, inwards in parts:
+        ball = trimesh.creation.icosphere(2, radius=radius)
+        v_pos.append(torch.tensor(ball.vertices) + torch.tensor([x + place, 0.0, 0.0]))
+        faces = torch.tensor(ball.faces) + start
+        t_pos_idx.append(faces.flip(1) if inwards else faces)
+        start += len(ball.vertices)
+    mesh = Mesh(torch.cat(v_pos).float().requires_grad_(), torch.cat(t_pos_idx))
+    kept = mesh.remove_cavities()
+    volumes = sorted(part.volume for part in as_trimesh(kept).split())
+    assert volumes == pytest.approx([4 / 3 * math.pi * r**3 for r in (0.3, 0.5, 1.0)], rel=0.06)
+    kept.v_pos.sum().backward()
+    assert mesh.v_pos.grad.sum().item() == 3 * kept.v_pos.shape[0]
+    assert kept.remove_cavities() is kept

@@ -91,6 +91,7 @@ class BaseImplicitGeometry(BaseGeometry):
         isosurface_remove_outliers: bool = True  # drop small components
         # least faces of a component; float: fraction of the largest
         isosurface_outlier_n_faces_threshold: int | float = 0.01
+        isosurface_remove_cavities: bool = False  # drop the surfaces of hollows, which nobody sees from outside
 
     cfg: Config
 
@@ -152,6 +153,8 @@ class BaseImplicitGeometry(BaseGeometry):
             mesh = self._isosurface(self.bbox)
         if self.cfg.isosurface_remove_outliers:
             mesh = mesh.remove_outlier(self.cfg.isosurface_outlier_n_faces_threshold)
+        if self.cfg.isosurface_remove_cavities:
+            mesh = mesh.remove_cavities()
         return mesh
 
     def _initialize_isosurface_helper(self) -> None:
