@@ -186,7 +186,7 @@ def test_two_processes_train_one_model(launch):
         ("system.start_from=''", "system.start_from: expected a model folder"),
         ("system.start_from=nowhere/at/all", "system.start_from: no folder nowhere/at/all"),
         ("system.start_from=nowhere.ckpt", "system.start_from: no checkpoint nowhere.ckpt; give the path"),
-        ("system.start_from=nowhere.safetensors", "system.start_from: expected a folder, .* ends in .ckpt"),
+        ("system.start_from=nowhere.safetensors", "system.start_from: no checkpoint nowhere.safetensors; give"),
         ("system.image_encoder=''", "system.image_encoder: .* has no image encoder of its own"),
         ("system.model.tokens=words", "system.model.tokens: expected one of pooled, patches, got 'words'"),
         ("trainer.precision=bf16-true", "trainer.precision: expected 32, 16-mixed or bf16-mixed, got bf16-true"),
