@@ -44,6 +44,7 @@ def test_the_mesh_is_as_large_as_the_picture():
     assert np.linalg.norm(plain.vertices, axis=1).mean() == pytest.approx(RADIUS, abs=0.003)
 
 
-def test_a_wrong_level_is_named():
-    with pytest.raises(UserError, match="exporter.level: expected a number or outline, got 'middle'"):
-        exporter(scene()[1], level="middle")
+@pytest.mark.parametrize("level", ["middle", math.nan])
+def test_a_wrong_level_is_named(level):
+    with pytest.raises(UserError, match=f"exporter.level: expected a number or outline, got {level!r}"):
+        exporter(scene()[1], level=level)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -47,8 +48,9 @@ class PromptMeshExporter(Exporter):
         if unknown or not self.cfg.fmt:
             raise UserError(f"exporter.fmt: expected some of {', '.join(FORMATS)}, got {list(self.cfg.fmt)}")
         check_at_least("exporter.resolution", self.cfg.resolution, 8)
-        if isinstance(self.cfg.level, str) and self.cfg.level != OUTLINE:
-            raise UserError(f"exporter.level: expected a number or {OUTLINE}, got {self.cfg.level!r}")
+        level = self.cfg.level
+        if level != OUTLINE and (isinstance(level, str) or not math.isfinite(level)):
+            raise UserError(f"exporter.level: expected a number or {OUTLINE}, got {level!r}")
 
     def mesh_of(
         self,
