@@ -111,6 +111,9 @@ class Bench:
             return self.args.scales[0]
         if self.args.search_on != "own":
             system = self.args.search_on
+            recorded = recorded_scale(system, teacher, captions, method)
+            if recorded is not None:
+                return recorded
         scores = {}
         for scale in self.args.scales:
             records = [self.done(run) for run in self.runs(system, teacher, captions, method, scale, 0, True)]
@@ -143,6 +146,14 @@ class Bench:
         return [Cell(system, teacher, captions, m, scales[m], records[m]) for m in self.args.methods if records[m]]
 
 
+def recorded_scale(system: str, teacher: str, captions: str, method: str) -> float | None:
+    """The scale that a method has in a table of the written page; None where the page does not have it."""
+    file = written("distillation")
+    runs = [record["run"] for record in json.loads(file.read_text())["runs"]] if file.is_file() else []
+    place = {"system": system, "teacher": teacher, "captions": captions, "method": method}
+    return next((run["scale"] for run in runs if place.items() <= run.items()), None)
+
+
 def search_score(records: list[dict]) -> float:
     """What the search compares: the mean over prompts of IoU less colour error, which is 1 where nothing is seen."""
     prompts = [entry for record in records for entry in record["prompts"]]
@@ -158,7 +169,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--captions", nargs="+", default=list(CAPTIONS), choices=CAPTIONS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--scales", nargs="+", type=float, default=list(SCALES), help="guidance scales; one: no search")
-    parser.add_argument("--search-on", default="own", choices=["own", *SYSTEMS], help="whose search is taken")
+    parser.add_argument(
+        "--search-on",
+        default="own",
+        choices=["own", *SYSTEMS],
+        help="whose search is taken; of another system's, what the written page has is not sought again",
+    )
     parser.add_argument("--prompts", type=int, default=None, help="the first so many of each table")
     parser.add_argument("--set", nargs="+", default=[], metavar="[SYSTEM:]KEY=VALUE", help="changes of the configs")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each run")

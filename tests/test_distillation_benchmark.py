@@ -177,3 +177,18 @@ def test_the_page_keeps_the_tables_that_a_command_has_no_run_of():
 def test_one_seed_says_nothing_of_the_spread():
     (line,) = distillation_page.words([cell("sds", [0.8]), cell("csd", [0.7])])
     assert "one seed" in line
+
+
+def test_a_search_of_another_system_that_the_page_has_is_not_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(reporting, "ROOT", tmp_path)
+    assert benchmark.recorded_scale("nerf", "mini-mv", "full", "csd") is None
+    run = {"system": "nerf", "teacher": "mini-mv", "captions": "full", "method": "csd", "scale": 5.0, "seed": 0}
+    file = tmp_path / "docs/benchmarks/distillation.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"runs": [{"run": run}]}))
+    given = ["--scales", "2", "5", "--search-on", "nerf", "--outputs", str(tmp_path / "outputs")]
+    args = benchmark.parse(given)
+    bench = benchmark.Bench(args, benchmark.settings_of(args))
+    assert bench.best_scale("3dconv", "mini-mv", "full", "csd") == 5.0
+    monkeypatch.setattr(bench, "done", lambda run: None)  # a search that finds nothing finished
+    assert bench.best_scale("3dconv", "mini-mv", "full", "sds") is None
