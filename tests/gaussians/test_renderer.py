@@ -153,6 +153,21 @@ def test_shading_lights_the_side_of_the_lamp():
     assert out["comp_albedo"].shape == (1, 32, 32, 3)
 
 
+@pytest.mark.parametrize("name", ["depth", "comp_normal"])
+@pytest.mark.parametrize("solid", [False, True])
+def test_with_shading_depth_and_normals_pull_at_opaque_pixels_alone(name, solid):
+    geometry = one_ball(init_num_pts=2)
+    with torch.no_grad():
+        geometry.opacity_logits.fill_(3.0 if solid else 1.0)  # both together 0.998, and 0.93
+    renderer = renderer_of(
+        "diff-gaussian-rasterizer-shading", geometry, material="gaussian-diffuse-with-point-light-material"
+    )
+    out = renderer(**batch_of(size=9, count=1))
+    assert bool((out["opacity"] > 0.99).any()) == solid
+    gradients = torch.autograd.grad(out[name][0, 4, 4].sum(), [geometry.means, geometry.log_scales], allow_unused=True)
+    assert any(gradient is not None and bool(gradient.abs().sum() > 0) for gradient in gradients) == solid
+
+
 @pytest.mark.parametrize(
     "cfg, message",
     [

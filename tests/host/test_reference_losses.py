@@ -29,6 +29,15 @@ def test_color_loss_compares_over_the_renders_own_background(mask):
     )
 
 
+def test_covered_color_loss_sees_nothing_outside_the_mask(mask):
+    picture, render = torch.full((1, 4, 4, 3), 0.8), torch.full((1, 4, 4, 3), 0.5)
+    assert losses.covered_color_loss(render, picture, mask).item() == pytest.approx(4 / 16 * 0.3**2)
+    outside = torch.where(mask, render, torch.rand(1, 4, 4, 3))
+    assert torch.equal(
+        losses.covered_color_loss(outside, picture, mask), losses.covered_color_loss(render, picture, mask)
+    )
+
+
 def test_mask_losses(mask):
     opacity = torch.where(mask, 0.9, 0.2)
     assert losses.mask_loss(opacity, mask).item() == pytest.approx((4 * 0.1**2 + 12 * 0.2**2) / 16)

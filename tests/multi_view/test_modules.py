@@ -33,6 +33,26 @@ def test_sets_stand_around_the_scene():
     assert float(apparent.min()) >= 0.8 - 1e-5 and float(apparent.max()) <= 1 + 1e-5
 
 
+@pytest.mark.parametrize("strategy", ["dreamfusion", "magic3d"])
+def test_a_set_is_perturbed_and_lit_together(strategy):
+    """Else the views would not be of one camera that went round, nor under one light: threestudio-mvdream's draws."""
+    batch = train_batch(camera_perturb=0.1, center_perturb=0.2, up_perturb=0.02, light_sample_strategy=strategy)
+    moved, still = (b["camera_positions"].reshape(2, 4, 3) for b in (batch, train_batch()))
+    offset = moved - still
+    assert torch.allclose(offset, offset[:, :1].expand(2, 4, 3), atol=1e-5) and offset.abs().max() > 0.01
+    assert (offset[0, 0] - offset[1, 0]).abs().max() > 0.01
+    distances = batch["light_positions"].norm(dim=-1).reshape(2, 4)
+    assert torch.allclose(distances, distances[:, :1].expand(2, 4), atol=1e-5)
+    assert (distances[0, 0] - distances[1, 0]).abs() > 1e-3
+
+
+def test_magic3ds_light_stands_alike_to_each_camera_of_a_set():
+    batch = train_batch(light_sample_strategy="magic3d")
+    directions = [torch.nn.functional.normalize(batch[key], dim=-1) for key in ("camera_positions", "light_positions")]
+    angle = (directions[0] * directions[1]).sum(dim=-1).reshape(2, 4)
+    assert torch.allclose(angle, angle[:, :1].expand(2, 4), atol=1e-5)
+
+
 def test_zoom_and_absolute_distances():
     plain, zoomed = train_batch(), train_batch(zoom_range=[0.5, 0.5])
     assert torch.allclose(zoomed["fovy"], plain["fovy"] / 2)

@@ -182,7 +182,8 @@ def with_vsd(config: Any) -> None:
     others = ("lambda_sds", "lambda_asd", "lambda_csd")
     loss = {key: value for key, value in config.system.loss.items() if key not in others}
     config.system.loss = {**loss, "lambda_vsd": 1.0, "lambda_lora": 1.0}
-    config.system.optimizer.params = {**config.system.optimizer.get("params", {}), "guidance": {"lr": 0.01}}
+    optimizer = config.system.get("optimizer", {"name": "Adam", "args": {"lr": 0.001, "eps": 1.0e-15}})
+    config.system.optimizer = {**optimizer, "params": {**optimizer.get("params", {}), "guidance": {"lr": 0.01}}}
     config.system.pop("evaluation", None)
 
 

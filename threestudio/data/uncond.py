@@ -117,6 +117,11 @@ def _uniform(n: int, bounds: tuple[float, float]) -> Tensor:
     return torch.rand(n) * (bounds[1] - bounds[0]) + bounds[0]
 
 
+def _of_sets(drawn: Tensor, n_view: int) -> Tensor:
+    """Draws [B, ...] of which each set of n_view cameras has its first camera's."""
+    return drawn[::n_view].repeat_interleave(n_view, dim=0)
+
+
 class RandomCameraIterableDataset(IterableDataset, Updateable):
     """Endless batches of random cameras; ``collate`` draws one."""
 
@@ -173,9 +178,10 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
         elevation: Tensor,  # [B], degrees
         azimuth: Tensor,  # [B], degrees
         distances: Tensor,  # [B]
+        n_view: int = 1,
     ) -> dict[str, Any]:
-        """The batch of these cameras, at the stage's size; draws a light for each."""
-        light_positions = self._draw_lights(c2w[:, :3, 3])
+        """The batch of these cameras, at the stage's size; draws a light for each, one way in sets of n_view."""
+        light_positions = self._draw_lights(c2w[:, :3, 3], n_view)
         return {
             **batch_of_cameras(c2w, fovy, self.directions_unit_focal, self.cfg.rays_d_normalize),
             "light_positions": light_positions,
@@ -206,13 +212,17 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
         elevation: Tensor,  # [B], degrees
         azimuth: Tensor,  # [B], degrees
         distances: Tensor,  # [B]
+        n_view: int = 1,
     ) -> Tensor:  # [B, 4, 4]
-        """Camera-to-world matrices of cameras that look at the origin, each moved by the config's perturbations."""
+        """Camera-to-world matrices of cameras that look at the origin, moved by the config's perturbations.
+
+        The cameras of a set of n_view are moved together.
+        """
         n = elevation.shape[0]
         positions = spherical_to_cartesian(elevation.deg2rad(), azimuth.deg2rad(), distances)
-        positions = positions + (torch.rand(n, 3) * 2 - 1) * self.cfg.camera_perturb
-        center = torch.randn(n, 3) * self.cfg.center_perturb
-        up = torch.tensor([0.0, 0.0, 1.0]) + torch.randn(n, 3) * self.cfg.up_perturb
+        positions = positions + _of_sets(torch.rand(n, 3) * 2 - 1, n_view) * self.cfg.camera_perturb
+        center = _of_sets(torch.randn(n, 3), n_view) * self.cfg.center_perturb
+        up = torch.tensor([0.0, 0.0, 1.0]) + _of_sets(torch.randn(n, 3), n_view) * self.cfg.up_perturb
         return look_at(positions, center, up)
 
     def _draw_azimuth(self) -> Tensor:
@@ -222,19 +232,19 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
         low, high = self.azimuth_range
         return u * (high - low) + low
 
-    def _draw_lights(self, camera_positions: Tensor) -> Tensor:
-        """Point lights [B, 3], one for each camera."""
+    def _draw_lights(self, camera_positions: Tensor, n_view: int) -> Tensor:
+        """Point lights [B, 3], one for each camera; those of a set of n_view stand alike to their cameras."""
         n = camera_positions.shape[0]
-        distances = _uniform(n, tuple(self.cfg.light_distance_range))
+        distances = _of_sets(_uniform(n, tuple(self.cfg.light_distance_range)), n_view)
         if self.cfg.light_sample_strategy == "dreamfusion":
-            around = camera_positions + torch.randn(n, 3) * self.cfg.light_position_perturb
+            around = camera_positions + _of_sets(torch.randn(n, 3), n_view) * self.cfg.light_position_perturb
             return F.normalize(around, dim=-1) * distances[:, None]
         # magic3d: within 60 degrees of the camera's direction, whose frame is (x, y, z).
         z = F.normalize(camera_positions, dim=-1)
         x = F.normalize(torch.stack([z[:, 1], -z[:, 0], torch.zeros(n)], dim=-1), dim=-1)
         y = F.normalize(torch.linalg.cross(z, x, dim=-1), dim=-1)
-        azimuth = _uniform(n, (-math.pi, math.pi))
-        elevation = _uniform(n, (math.pi / 6, math.pi / 2))
+        azimuth = _of_sets(_uniform(n, (-math.pi, math.pi)), n_view)
+        elevation = _of_sets(_uniform(n, (math.pi / 6, math.pi / 2)), n_view)
         local = spherical_to_cartesian(elevation, azimuth, distances)
         return (torch.stack([x, y, z], dim=-1) @ local[:, :, None])[:, :, 0]
 

@@ -88,7 +88,7 @@ class ImageReferenceSystem(ScoreDistillationSystem):
         out = self({**cameras_of(batch), "bg_color": None, "ambient_ratio": 1.0, "shading": "diffuse"})
         mask = batch["mask"]
         losses = {
-            "rgb": color_loss(out["comp_rgb"], out["comp_rgb_bg"], batch["rgb"], mask),
+            "rgb": self.picture_color_loss(out, batch),
             "mask": mask_loss(out["opacity"], mask),
         }
         if self.weight("depth") > 0:
@@ -100,6 +100,10 @@ class ImageReferenceSystem(ScoreDistillationSystem):
             losses["normal"] = normal_loss(needed(out, "comp_normal", "normal"), reference_map(batch, "normal"), mask)
         losses.update(self.regularizers(out, of_picture=True))
         return {f"loss_ref_{name}": value for name, value in losses.items()}
+
+    def picture_color_loss(self, out: dict, batch: dict) -> Tensor:
+        """How the colours of a render at the picture's camera differ from the picture's."""
+        return color_loss(out["comp_rgb"], out["comp_rgb_bg"], batch["rgb"], batch["mask"])
 
     def guided_losses(self, batch: dict) -> dict[str, Tensor]:
         """Losses `loss_<part>_X` of a render at random cameras: the guidance's, and on the scene."""

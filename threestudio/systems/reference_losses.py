@@ -16,6 +16,12 @@ def color_loss(
     return F.mse_loss(render, picture * covered + background * (1 - covered))
 
 
+def covered_color_loss(render: Tensor, picture: Tensor, mask: Tensor) -> Tensor:  # as of color_loss
+    """Mean over all pixels of the squared difference to the picture inside the mask; outside it counts nothing."""
+    covered = mask.to(picture)
+    return F.mse_loss(render * covered, picture * covered)
+
+
 def mask_loss(opacity: Tensor, mask: Tensor) -> Tensor:  # both [B, H, W, 1]; a mask is bool, or in [0, 1]
     """Mean squared difference of opacity and mask."""
     return F.mse_loss(opacity, mask.to(opacity))

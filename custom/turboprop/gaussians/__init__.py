@@ -1,3 +1,3 @@
 """3D Gaussians: splatting, densification, system, files."""
 
-from . import background, exporter, files, geometry, material, renderer, system, training
+from . import background, exporter, files, geometry, image_system, material, renderer, system, training

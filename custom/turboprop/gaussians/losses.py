@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from threestudio.systems.losses import opaque_loss, sparsity_loss
 from threestudio.utils.loss import tv_loss
@@ -49,6 +50,16 @@ def _variation_with_normals(out: dict[str, Any]) -> Tensor:
     return _total_variation(out["comp_normal"]) + _total_variation(out["depth"])
 
 
+def _variation_of_depth(out: dict[str, Any]) -> Tensor:
+    """threestudio-3dgs's with MVDream: of depth alone, for the same renderers."""
+    return _total_variation(out["depth"]) if "comp_normal" in out else out["depth"].sum() * 0.0
+
+
+def learned_normals_loss(out: dict[str, Any]) -> Tensor:
+    """Mean squared difference of the picture of learned normals to that of the depth's, which get no gradient."""
+    return F.mse_loss(out["comp_pred_normal"], out["comp_normal"].detach())
+
+
 # loss: its function, of the Gaussians or of the renderer's output
 GAUSSIAN_LOSSES = {"position": position_loss, "opacity": opacity_loss, "scales": scales_loss}
 PICTURE_LOSSES: dict[str, Callable[[dict[str, Any]], Tensor]] = {
@@ -61,3 +72,4 @@ PICTURE_LOSSES: dict[str, Callable[[dict[str, Any]], Tensor]] = {
 # The same under threestudio-3dgs's name: weights of its configs mean what they mean there.
 UPSTREAM_GAUSSIAN_LOSSES = {**GAUSSIAN_LOSSES, "opacity": summed_opacity_loss, "scales": summed_scales_loss}
 UPSTREAM_PICTURE_LOSSES = {**PICTURE_LOSSES, "depth_tv_loss": _variation_with_normals}
+UPSTREAM_MULTI_VIEW_LOSSES = {**PICTURE_LOSSES, "depth_tv_loss": _variation_of_depth}

@@ -26,6 +26,8 @@ from .depth_normals import camera_directions, normals_from_depth
 from .geometry import GaussianSplatting
 from .spherical_harmonics import view_colors
 
+OPAQUE = 0.99  # with light: from this opacity on, losses of depth and normals act
+
 
 class TrainingViews(NamedTuple):
     """What density control reads of a batch of views, once their loss has gone backwards."""
@@ -92,7 +94,8 @@ class GaussianRasterizer(Rasterizer):
         """Images [B, H, W, C] and, by Gaussian, viewspace_points [B, N, 2], radii and visibility_filter [B, N].
 
         comp_rgb; comp_rgb_fg, multiplied by opacity; comp_rgb_bg; opacity; depth, world units along the ray, multiplied
-        by opacity; comp_normal ((n + 1) / 2 times opacity) outside training and where the variant gives it.
+        by opacity. Outside training and where the variant gives them: comp_normal ((n + 1) / 2 times opacity) of the
+        depth, and with learned normals comp_pred_normal of these.
         """
         c2w = c2w.float()
         intrinsics = intrinsics_from_fov(fovy.to(c2w), height, width)
@@ -132,18 +135,15 @@ class GaussianRasterizer(Rasterizer):
             "depth": image.depth * directions.norm(dim=-1, keepdim=True),
         }
         if self.gives_normals or not self.training:
-            normal = self._normals(image, directions, c2w)
-            output["normal"] = normal
+            normal = normals_from_depth(image.depth / image.opacity.clamp(min=1e-6), directions, c2w)
             output["comp_normal"] = (normal + 1) / 2 * image.opacity
+            if self.geometry.cfg.pred_normal:
+                normal = F.normalize(image.color[..., 3:6], dim=-1)
+                output["comp_pred_normal"] = (normal + 1) / 2 * image.opacity
+            output["normal"] = normal
         return output
 
     gives_normals = False  # in training too
-
-    def _normals(self, image: GaussianImage, directions: Tensor, c2w: Tensor) -> Tensor:
-        """Unit normals [B, H, W, 3]: learned ones where there are, else those of the depth."""
-        if self.geometry.cfg.pred_normal:
-            return F.normalize(image.color[..., 3:6], dim=-1)
-        return normals_from_depth(image.depth / image.opacity.clamp(min=1e-6), directions, c2w)
 
     def _background_image(self, opacity: Tensor, rays_d: Tensor | None, bg_color: Tensor | None) -> Tensor:
         """[B, H, W, 3]"""
@@ -176,7 +176,7 @@ class GaussianRasterizerWithBackground(GaussianRasterizer):
 
 
 class GaussianRasterizerWithNormals(GaussianRasterizer):
-    """Normals in training too: `normal`, unit vectors with a gradient, and `comp_normal`."""
+    """Normals in training too: `normal`, unit vectors with a gradient, learned ones where there are, and pictures."""
 
     gives_normals = True
 
@@ -204,6 +204,10 @@ class GaussianRasterizerWithShading(GaussianRasterizerWithBackground):
         )
         output["comp_albedo"] = output["comp_rgb_fg"]
         output["comp_rgb_fg"] = lit * image.opacity
+        # As in threestudio-3dgs: where a pixel is not opaque, losses on depth and normals would fade the outline.
+        solid = image.opacity > OPAQUE
+        for name in ("depth", "comp_normal"):
+            output[name] = torch.where(solid, output[name], output[name].detach())
         return output
 
 

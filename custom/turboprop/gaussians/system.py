@@ -12,7 +12,14 @@ import threestudio
 from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.score_distillation import ScoreDistillationSystem
 
-from .losses import GAUSSIAN_LOSSES, PICTURE_LOSSES, UPSTREAM_GAUSSIAN_LOSSES, UPSTREAM_PICTURE_LOSSES
+from .losses import (
+    GAUSSIAN_LOSSES,
+    PICTURE_LOSSES,
+    UPSTREAM_GAUSSIAN_LOSSES,
+    UPSTREAM_MULTI_VIEW_LOSSES,
+    UPSTREAM_PICTURE_LOSSES,
+    learned_normals_loss,
+)
 from .training import GaussianTraining
 
 
@@ -61,7 +68,31 @@ class UpstreamGaussianSplattingSystem(GaussianSplattingSystem):
     picture_losses = UPSTREAM_PICTURE_LOSSES
 
 
+class UpstreamMultiViewSystem(UpstreamGaussianSplattingSystem):
+    """threestudio-3dgs's system for MVDream: depth_tv_loss sees depth alone, and learned normals follow the depth's.
+
+    That views come in sets is the data's and the guidance's affair.
+    """
+
+    picture_losses = UPSTREAM_MULTI_VIEW_LOSSES
+
+    def _regularizers(self, out: dict[str, Any]) -> dict[str, Tensor]:
+        losses = super()._regularizers(out)
+        if "comp_pred_normal" in out:
+            losses["loss_pred_normal"] = learned_normals_loss(out)
+        return losses
+
+    def _lambda(self, loss_name: str) -> Any:
+        """Learned normals have no key there: their loss counts once."""
+        return 1.0 if loss_name == "loss_pred_normal" else super()._lambda(loss_name)
+
+
 threestudio.register("turboprop-gaussian-splatting-system")(GaussianSplattingSystem)
 # threestudio-3dgs brings its own.
-if "gaussian-splatting-system" not in threestudio.__modules__:
-    threestudio.register("gaussian-splatting-system")(UpstreamGaussianSplattingSystem)
+UPSTREAM_NAMES = {
+    "gaussian-splatting-system": UpstreamGaussianSplattingSystem,
+    "gaussian-splatting-mvdream-system": UpstreamMultiViewSystem,
+}
+for _name, _system in UPSTREAM_NAMES.items():
+    if _name not in threestudio.__modules__:
+        threestudio.register(_name)(_system)

@@ -45,8 +45,8 @@ class ViewSets:
     def draw(self, cameras: RandomCameraIterableDataset) -> dict[str, Any]:
         """A batch of `cameras.batch_size` views, set by set, from the ranges that `cameras` has at this step.
 
-        It holds what the batches of `cameras` hold. Perturbations, where the config has any, and lights are drawn
-        for each view.
+        It holds what the batches of `cameras` hold. The views of a set share their perturbations, where the config has
+        any, and where the light stands to the camera, as in threestudio-mvdream's data.
         """
         count, views = self.sets_in(cameras.batch_size), self.n_view
         azimuth = set_azimuths(count, views, cameras.azimuth_range, cameras.cfg.batch_uniform_azimuth)
@@ -58,8 +58,8 @@ class ViewSets:
         low, high = self.zoom_range
         fovy = fovy * (torch.rand(count) * (high - low) + low)
         elevation, distances, fovy = (x.repeat_interleave(views) for x in (elevation, distances, fovy))
-        c2w = cameras.draw_poses(elevation, azimuth, distances)
-        return cameras.drawn_batch(c2w, fovy, elevation, azimuth, distances)
+        c2w = cameras.draw_poses(elevation, azimuth, distances, views)
+        return cameras.drawn_batch(c2w, fovy, elevation, azimuth, distances, views)
 
 
 def set_azimuths(
