@@ -235,3 +235,27 @@ def test_a_gaussian_ply_starts_other_representations(tmp_path):
     reach = float(surface.v_pos.norm(dim=-1).median())
     assert abs(float(made.v_pos.norm(dim=-1).median()) - reach) < 0.06
     assert albedo[:, 0].mean() > 0.7 and albedo[:, 1:].mean() < 0.3
+
+
+def test_mip_splattings_filter_is_applied(tmp_path):
+    """Variances add, and opacity times volume stays: the file's viewers draw the same."""
+    parameters = parameters_of(n=4)
+    write_3dgs_ply(tmp_path / "a.ply", parameters)
+    columns = read_ply_vertices(tmp_path / "a.ply").columns
+    columns["filter_3D"] = np.array([0.0, 0.01, 0.3, 2.0], "<f4")
+    header = ["ply", "format binary_little_endian 1.0", "element vertex 4"]
+    header += [f"property float {name}" for name in columns] + ["end_header", ""]
+    table = np.stack([*columns.values()], 1).astype("<f4")
+    (tmp_path / "mip.ply").write_bytes("\n".join(header).encode() + table.tobytes())
+    read = read_3dgs_ply(tmp_path / "mip.ply")
+    assert torch.allclose(read["log_scales"][0], parameters["log_scales"][0])
+    assert read["opacity_logits"][0] == pytest.approx(float(parameters["opacity_logits"][0]), rel=1e-5)
+    variance = (2 * parameters["log_scales"]).exp() + torch.from_numpy(columns["filter_3D"])[:, None] ** 2
+    assert torch.allclose((2 * read["log_scales"]).exp(), variance)
+    mass, before = (x["opacity_logits"].sigmoid() * x["log_scales"].sum(1).exp() for x in (read, parameters))
+    assert torch.allclose(mass, before, rtol=1e-4)
+    columns["filter_3D"][1] = np.nan
+    table = np.stack([*columns.values()], 1).astype("<f4")
+    (tmp_path / "mip.ply").write_bytes("\n".join(header).encode() + table.tobytes())
+    with pytest.raises(UserError, match="not finite: filter_3D in 1 of 4 rows"):
+        read_3dgs_ply(tmp_path / "mip.ply")

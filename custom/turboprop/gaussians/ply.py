@@ -2,7 +2,8 @@
 
 The Gaussians' layout is the one that viewers read: one binary little endian float32 vertex for each, with
 x y z, nx ny nz, f_dc_0..2, f_rest_0.. (all of red, then green, then blue), opacity (logit), scale_0..2 (log),
-rot_0..3 (wxyz). Compressed files (compressed_ply.py) give the same columns.
+rot_0..3 (wxyz). Compressed files (compressed_ply.py) give the same columns. Mip-Splatting's filter_3D, where a file has
+it, is applied in reading.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from .parameters import LARGEST_LOG_SCALE, LARGEST_LOGIT, LEAST_LOG_SCALE, Param
 from .spherical_harmonics import MAX_DEGREE, sh_size, sh_to_rgb
 
 PathLike = str | Path
+FILTER = "filter_3D"  # a column of Mip-Splatting's files: what their viewers apply before they draw
 _POSITION = ("x", "y", "z")
 _GAUSSIAN = (
     "f_dc_0",
@@ -129,11 +131,15 @@ def gaussians_of(path: PathLike, columns: dict[str, np.ndarray]) -> Parameters:
         raise UserError(f"{path}: has no Gaussians")
     table = torch.from_numpy(_check_finite(path, _mended(path, table, names), names))
     means, dc, opacity, log_scales, quaternions = table.split([3, 3, 1, 3, 4], 1)
+    logits = opacity[:, 0]
+    if FILTER in columns:
+        width = torch.from_numpy(_check_finite(path, _columns(path, columns, (FILTER,), "filters"), (FILTER,)))
+        log_scales, logits = filtered(log_scales, logits, width)
     parameters = {
         "means": means.clone(),
         "log_scales": log_scales.clone(),
         "quaternions": quaternions.clone(),
-        "opacity_logits": opacity[:, 0].clone(),
+        "opacity_logits": logits.clone(),
         "sh_dc": dc[:, None].clone(),
     }
     count = sum(name.startswith("f_rest_") for name in columns)
@@ -145,6 +151,21 @@ def gaussians_of(path: PathLike, columns: dict[str, np.ndarray]) -> Parameters:
         rest = torch.from_numpy(_check_finite(path, _columns(path, columns, rest_names, "harmonics"), rest_names))
         parameters["sh_rest"] = rest.reshape(len(rest), 3, -1).transpose(1, 2).contiguous()
     return parameters
+
+
+def filtered(
+    log_scales: Tensor,  # [N, 3]
+    opacity_logits: Tensor,  # [N]
+    width: Tensor,  # [N, 1], standard deviation of the filter, world units
+) -> tuple[Tensor, Tensor]:  # [N, 3], [N]
+    """Log scales and opacity logits of Gaussians behind Mip-Splatting's 3D smoothing filter.
+
+    Each is convolved with a round Gaussian and keeps its integral (Yu et al. 2023, arXiv 2311.16493, equation 9).
+    """
+    before, opacity = log_scales.double(), opacity_logits.double().sigmoid()
+    after = 0.5 * torch.log(torch.exp(2 * before) + width.double() ** 2)
+    logits = torch.logit(opacity * torch.exp((before - after).sum(dim=1)))
+    return after.float(), logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT).float()
 
 
 def _mended(path: PathLike, table: np.ndarray, names: tuple) -> np.ndarray:
