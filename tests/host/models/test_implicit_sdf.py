@@ -135,6 +135,18 @@ def test_checkpoint_round_trip_and_copy():
         type(source).create_from(threestudio.find("no-material")({}))
 
 
+def test_create_from_copies_the_network_of_normals_with_that_of_features():
+    """As implicit-volume does: normals of a network are what the earlier stage has learned."""
+    source = field(normal_type="pred")
+    nn.init.normal_(source.normal_network.layers[-1].weight)
+    config = {"pos_encoding_config": GRID, "mlp_network_config": MLP, "normal_type": "pred"}
+    wanted = source(points(), output_normal=True)["normal"]
+    copy = type(source).create_from(source, config)
+    assert torch.equal(copy(points(), output_normal=True)["normal"], wanted)
+    new = type(source).create_from(source, config, copy_net=False)
+    assert not torch.equal(new(points(), output_normal=True)["normal"], wanted)
+
+
 # ------------------------------------------------------------------------------------------- start
 
 

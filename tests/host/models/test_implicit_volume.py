@@ -143,6 +143,21 @@ def test_create_from_copies_the_field():
         BaseImplicitGeometry.create_from(source)
 
 
+def test_create_from_copies_the_network_of_normals_with_that_of_features():
+    """Normals of a network, too, are what the earlier stage has learned; without copy_net both networks are new."""
+    source = volume(normal_type="pred")
+    nn.init.normal_(source.normal_network.layers[-1].weight)
+    config = {"pos_encoding_config": GRID, "density_activation": None, "normal_type": "pred"}
+
+    def normals(geometry):
+        return geometry(points(), output_normal=True)["normal"]
+
+    assert torch.equal(normals(type(source).create_from(source, config)), normals(source))
+    assert not torch.equal(normals(type(source).create_from(source, config, copy_net=False)), normals(source))
+    without = volume(normal_type=None)  # has none to copy
+    assert normals(type(source).create_from(without, config)).shape == (200, 3)
+
+
 def test_contraction():
     box = torch.tensor([[-2.0] * 3, [2.0] * 3])
     x = torch.tensor([[0.0, 0, 0], [2, -2, 1], [0, 0, 4.0], [0, 0, 1e9]])

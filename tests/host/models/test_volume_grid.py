@@ -61,6 +61,19 @@ def test_twice_differentiable_interpolation_is_grid_sample():
     assert torch.autograd.gradgradcheck(lambda u: trilinear(grid, u), (inside,))
 
 
+def test_differences_for_normals_are_a_thousandth_long_by_default():
+    """Beside the tip of the blob, a cone, the normal tells the length of the steps.
+
+    Three thousandths from the tip along x, a step of one thousandth lengthens the distance to it by 1 along x, and by
+    sqrt(3^2 + 1) - 3 along y and z. threestudio's volume-grid has this length and no key for it.
+    """
+    geometry = volume(normal_type="finite_difference", density_activation=None)
+    out = geometry(torch.tensor([[3e-3, 0.0, 0.0]]), output_normal=True)
+    sideways = math.sqrt(10.0) - 3.0
+    expected = F.normalize(torch.tensor([[1.0, sideways, sideways]]), dim=-1)
+    torch.testing.assert_close(out["normal"], expected, atol=2e-3, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["finite_difference", "finite_difference_laplacian", "analytic", "pred"])
 def test_normals(kind):
     geometry = rough(normal_type=kind, finite_difference_normal_eps=1e-3)

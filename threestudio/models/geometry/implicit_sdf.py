@@ -161,7 +161,10 @@ class ImplicitSDF(EncodedFeatures, StartsFromShape, BaseImplicitGeometry):
 
     @staticmethod
     def create_from(other: BaseGeometry, cfg: Any | None = None, copy_net: bool = True, **kwargs: Any) -> ImplicitSDF:
-        """Copies another implicit-sdf's field; its feature network too with copy_net and equal n_feature_dims."""
+        """Copies another implicit-sdf's field; with copy_net its networks of features and of normals too.
+
+        Features only where n_feature_dims are equal, normals where both geometries have such a network.
+        """
         if not isinstance(other, ImplicitSDF):
             raise TypeError(f"implicit-sdf cannot be made from {other.__class__.__name__}")
         geometry = ImplicitSDF(cfg, **kwargs).to(other.bbox.device)
@@ -171,5 +174,7 @@ class ImplicitSDF(EncodedFeatures, StartsFromShape, BaseImplicitGeometry):
             geometry.deformation_network.load_state_dict(other.deformation_network.state_dict())
         if copy_net and geometry.cfg.n_feature_dims == other.cfg.n_feature_dims > 0:
             geometry.feature_network.load_state_dict(other.feature_network.state_dict())
+        if copy_net and geometry.cfg.normal_type == other.cfg.normal_type == "pred":
+            geometry.normal_network.load_state_dict(other.normal_network.state_dict())
         geometry.shape_is_given = True
         return geometry

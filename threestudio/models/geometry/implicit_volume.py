@@ -145,7 +145,10 @@ class ImplicitVolume(EncodedFeatures, BaseImplicitGeometry):
     def create_from(
         other: BaseGeometry, cfg: Any | None = None, copy_net: bool = True, **kwargs: Any
     ) -> ImplicitVolume:
-        """Copies another implicit-volume's field; its feature network too with copy_net and equal n_feature_dims."""
+        """Copies another implicit-volume's field; with copy_net its networks of features and of normals too.
+
+        Features only where n_feature_dims are equal, normals where both geometries have such a network.
+        """
         if not isinstance(other, ImplicitVolume):
             raise TypeError(f"implicit-volume cannot be made from {other.__class__.__name__}")
         volume = ImplicitVolume(cfg, **kwargs).to(other.bbox.device)
@@ -153,6 +156,8 @@ class ImplicitVolume(EncodedFeatures, BaseImplicitGeometry):
         volume.density_network.load_state_dict(other.density_network.state_dict())
         if copy_net and volume.cfg.n_feature_dims == other.cfg.n_feature_dims > 0:
             volume.feature_network.load_state_dict(other.feature_network.state_dict())
+        if copy_net and volume.cfg.normal_type == other.cfg.normal_type == "pred":
+            volume.normal_network.load_state_dict(other.normal_network.state_dict())
         return volume
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:

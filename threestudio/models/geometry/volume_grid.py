@@ -41,7 +41,7 @@ class VolumeGrid(BaseImplicitGeometry):
         density_blob_std: float = 0.5  # its size, world units
         # finite_difference (forward), finite_difference_laplacian (central), pred (from the grid), analytic; null: none
         normal_type: str | None = "finite_difference"
-        finite_difference_normal_eps: float = 0.01  # distance of the differences, world units
+        finite_difference_normal_eps: float = 0.001  # distance of the differences, world units; threestudio's
         isosurface_threshold: float | str = "auto"  # density of the surface
 
     cfg: Config
