@@ -41,6 +41,18 @@ def test_formats_size_and_place(files, suffix):
     assert solid.is_watertight and solid.volume == pytest.approx(8 * 0.8 * 0.4 * 0.2, rel=1e-5)
 
 
+def test_a_size_is_the_largest_coordinate_around_the_mean_of_the_vertices(tmp_path):
+    """As in threestudio. A tetrahedron by hand: mean (1, 0.5, 0.5), so its tip at x = 4 is 3 away."""
+    corners = [(4, 0, 0), (0, 2, 0), (0, 0, 2), (0, 0, 0)]
+    faces = [(1, 3, 2), (1, 2, 4), (2, 3, 4), (3, 1, 4)]
+    lines = [f"v {x} {y} {z}" for x, y, z in (*corners, corners[0])]  # a vertex twice counts once
+    lines += [f"f {a} {b} {c}" for a, b, c in (*faces[:3], (3, 5, 4))]
+    (tmp_path / "tetrahedron.obj").write_text("\n".join(lines))
+    mesh = mesh_of(tmp_path / "tetrahedron.obj", shape_init_params=0.9).isosurface()
+    expected = (torch.tensor(corners) - torch.tensor([1.0, 0.5, 0.5])) * 0.3
+    assert torch.allclose(torch.unique(mesh.v_pos, dim=0), torch.unique(expected, dim=0), atol=1e-6)
+
+
 def test_axes(files):
     # glTF: x to the left, y up, z to the front; so the file's (x, y, z) are the world's (y, z, x).
     torch.testing.assert_close(

@@ -47,6 +47,23 @@ def solid(mesh):
 # ------------------------------------------------------------------------------------------- field
 
 
+def test_a_piece_that_is_dropped_does_not_widen_the_fine_grid(monkeypatch):
+    """A ball of radius 0.3 and a speck far away: the fine grid's step is that of the ball alone, as in threestudio."""
+    geometry = field(
+        isosurface_remove_outliers=True, isosurface_outlier_n_faces_threshold=0.1, isosurface_resolution=32
+    )
+
+    def distance(x):
+        return torch.minimum(x.norm(dim=-1) - 0.3, (x - 0.8).norm(dim=-1) - 0.07)[..., None]
+
+    monkeypatch.setattr(geometry, "forward_field", lambda x: (distance(x), None))
+    mesh = geometry.isosurface()
+    sides = mesh.extras["bbox"][1] - mesh.extras["bbox"][0]
+    assert sides.max() < 1.25 * 0.6 and mesh.v_pos.norm(dim=-1).max() < 0.31
+    geometry.cfg.isosurface_remove_outliers = False
+    assert geometry.isosurface().v_pos.max() > 0.8
+
+
 @pytest.mark.parametrize(
     "kind, tolerance", [("analytic", 1e-5), ("finite_difference_laplacian", 2e-3), ("finite_difference", 5e-2)]
 )

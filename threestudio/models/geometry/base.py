@@ -144,18 +144,22 @@ class BaseImplicitGeometry(BaseGeometry):
         self._initialize_isosurface_helper()
         if self.cfg.isosurface_coarse_to_fine:
             with torch.no_grad():
-                coarse = self._isosurface(self.bbox)
+                # Without what is dropped at the end: it would widen the box, and coarsen the surface that stays.
+                coarse = self._without_outliers(self._isosurface(self.bbox))
             low, high = coarse.v_pos.amin(0), coarse.v_pos.amax(0)
             margin = (high - low) * 0.1
             tight = torch.stack([torch.maximum(low - margin, self.bbox[0]), torch.minimum(high + margin, self.bbox[1])])
             mesh = self._isosurface(tight, fine_stage=True)
         else:
             mesh = self._isosurface(self.bbox)
-        if self.cfg.isosurface_remove_outliers:
-            mesh = mesh.remove_outlier(self.cfg.isosurface_outlier_n_faces_threshold)
+        mesh = self._without_outliers(mesh)
         if self.cfg.isosurface_remove_cavities:
             mesh = mesh.remove_cavities()
         return mesh
+
+    def _without_outliers(self, mesh: Mesh) -> Mesh:
+        cfg = self.cfg
+        return mesh.remove_outlier(cfg.isosurface_outlier_n_faces_threshold) if cfg.isosurface_remove_outliers else mesh
 
     def _initialize_isosurface_helper(self) -> None:
         if self.isosurface_helper is None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import threestudio
 from threestudio.models.geometry.base import BaseGeometry
-from threestudio.models.geometry.shape_init import mesh_distance, place_in_box, warn_if_open
+from threestudio.models.geometry.shape_init import centred_on_box, check_in_box, mesh_distance, warn_if_open
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.mesh import Mesh
 from threestudio.utils.config import parse_structured
@@ -59,7 +59,9 @@ def read_start_mesh(path: str, cfg: MeshStartConfig, radius: float) -> Mesh:
     """The mesh of a file in its place inside the box of half side radius. Raises UserError in one line."""
     mesh = load_mesh_file(path, cfg.up, cfg.front, key=KEY)
     warn_if_open(mesh, path)
-    mesh.v_pos = place_in_box(mesh.v_pos, cfg.size, radius, path, KEY, f"{OPTIONS}.size")
+    if cfg.size is not None:
+        mesh.v_pos = centred_on_box(mesh.v_pos, float(cfg.size))
+    check_in_box(mesh.v_pos, radius, path, KEY, f"{OPTIONS}.size")
     return mesh
 
 

@@ -131,8 +131,9 @@ def load_mesh(cfg: ShapeInitConfig, radius: float) -> Mesh:
     given = (None, None) if axes == (_WORLD_UP, _WORLD_FRONT) else axes
     mesh = load_mesh_file(path, *given, colors=False, key="geometry.shape_init")
     warn_if_open(mesh, path)
-    keys = ("geometry.shape_init", "geometry.shape_init_params")
-    mesh.v_pos = place_in_box(mesh.v_pos, cfg.shape_init_params, radius, path, *keys)
+    if cfg.shape_init_params is not None:
+        mesh.v_pos = centred_on_vertices(mesh.v_pos, float(cfg.shape_init_params))
+    check_in_box(mesh.v_pos, radius, path, "geometry.shape_init", "geometry.shape_init_params")
     return mesh
 
 
@@ -142,29 +143,36 @@ def mesh_distance(mesh: Mesh, device: torch.device) -> SignedDistance:
     return MeshDistance(mesh.v_pos.to(device), mesh.t_pos_idx.to(device))
 
 
-def place_in_box(
+def centred_on_vertices(v_pos: Tensor, size: float) -> Tensor:  # [V, 3]
+    """The vertices moved so that their mean is the origin, then scaled so that their largest coordinate is `size`.
+
+    Vertices at one place count once. This is threestudio's rule, so `shape_init_params` of its command lines means here
+    what it means there.
+    """
+    v_pos = v_pos - torch.unique(v_pos, dim=0).mean(0)
+    return v_pos * (size / float(v_pos.abs().max()))
+
+
+def centred_on_box(v_pos: Tensor, size: float) -> Tensor:  # [V, 3]
+    """The vertices moved so that the origin is in the middle of their box, whose longest half side becomes `size`."""
+    low, high = v_pos.amin(0), v_pos.amax(0)
+    return (v_pos - (low + high) / 2) * (2 * size / float((high - low).max()))
+
+
+def check_in_box(
     v_pos: Tensor,  # [V, 3]
-    size: float | None,
-    radius: float,
+    radius: float,  # half the side of the box, around the origin
     path: str,
     key: str,
     size_key: str,
-) -> Tensor:
-    """The vertices, scaled and centred so that the largest half side of their box is `size`; None: where they are.
-
-    radius: half the side of the box around the origin that they have to fit in, or UserError names `key` and what
-    to set `size_key` to.
-    """
-    low, high = v_pos.amin(0), v_pos.amax(0)
-    if size is not None:
-        v_pos = (v_pos - (low + high) / 2) * (2 * float(size) / float((high - low).max()))
+) -> None:
+    """Raises UserError, which names `key` and what to set `size_key` to, where the vertices do not lie in the box."""
     largest = float(v_pos.abs().max())
     if largest > radius * (1 + 1e-6):
         raise UserError(
             f"{key}: the mesh {path} reaches to {largest:.4g}, beyond geometry.radius={radius:g}; "
             f"{size_key}={0.8 * radius:g} centres it and scales it to fit"
         )
-    return v_pos
 
 
 def warn_if_open(mesh: Mesh, path: str) -> None:
