@@ -3,7 +3,7 @@
 import pytest
 import torch
 from turboprop.amortized.conv_generator import ConvGenerator, MappingNetwork
-from turboprop.amortized.modulated_conv import SynthesisLayer
+from turboprop.amortized.modulated_conv import SynthesisLayer, ToFeatures, doubled
 
 import threestudio
 
@@ -48,6 +48,24 @@ def test_biases_by_voxel_up_to_a_resolution(up_to, expected):
     layers = [m for m in generator(constant_bias_up_to=up_to).modules() if isinstance(m, SynthesisLayer)]
     assert {layer.resolution for layer in layers if layer.place_bias is not None} == expected
     assert {layer.resolution for layer in layers} == {4, 8, 16}
+
+
+@pytest.mark.parametrize(
+    "align_corners, expected",
+    # Voxels at 0 and 1: doubled with the faces in place they lie a quarter off either side; else from 0 to 1 evenly.
+    [(False, [0.0, 0.25, 0.75, 1.0]), (True, [0.0, 1 / 3, 2 / 3, 1.0])],
+)
+def test_what_stays_in_place_where_a_grid_is_doubled(align_corners, expected):
+    ramp = torch.tensor([0.0, 1.0]).expand(1, 1, 2, 2, 2)
+    assert doubled(ramp, align_corners)[0, 0, 3, 0].tolist() == pytest.approx(expected)
+
+
+def test_scaledreamers_net_keeps_the_corner_voxels_in_place():
+    """Every doubling of its net, of layers and of the summed outputs; ours keeps the faces."""
+    config = {"space_generator_config": {"z_dim": 1, "w_dim": 2, "c_dim": 1, "img_resolution": 4, "img_channels": 1}}
+    for geometry_of, expected in ((threestudio.find("3DConv-net")(config), True), (geometry(), False)):
+        parts = [m for m in geometry_of.modules() if isinstance(m, (ToFeatures, SynthesisLayer))]
+        assert {part.align_corners for part in parts if getattr(part, "upsample", True)} == {expected}
 
 
 def test_values_by_voxel_between_the_layers_of_a_resolution():

@@ -1,12 +1,14 @@
 """Prompts and cameras of a step."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from turboprop.amortized.data import MultiPromptIterableDataset, prompts_at
 
 import threestudio
+from threestudio.systems import keyed_steps
 
 PROMPTS = [f"prompt {i}" for i in range(7)]
 
@@ -55,6 +57,32 @@ def test_a_step_holds_v_cameras_of_each_of_p_prompts():
     for name in ("elevation", "azimuth", "camera_distances", "fovy"):
         assert batch[name].shape == (12,)
     assert batch["c2w"].shape == batch["mvp_mtx"].shape == (12, 4, 4)
+
+
+@pytest.mark.parametrize("accumulated, processes", [(1, 1), (4, 1), (1, 2), (2, 2)])
+def test_each_batch_of_a_step_has_prompts_of_its_own(accumulated, processes, monkeypatch):
+    """ScaleDreamer's configs for MVDream accumulate gradients over 8 batches of one prompt, that of 8 prompts a step.
+
+    On several processes each has other prompts, too: there each reads its share of the library.
+    """
+    data = module(batch_size=1)
+    data.setup("fit")
+    progress = SimpleNamespace(total=SimpleNamespace(processed=0))
+    trainer = SimpleNamespace(
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)), current_epoch=0,
+        accumulate_grad_batches=accumulated, world_size=processes,
+    )  # fmt: skip
+    drawn = {}
+    for rank in range(processes):
+        monkeypatch.setattr(keyed_steps, "get_rank", lambda rank=rank: rank)
+        batches = iter(keyed_steps.KeyedLoader(data.train_dataloader(), trainer, seed=0))
+        for index in range(14):
+            drawn[index, rank] = next(batches)["prompt"][0]
+            assert data.train_dataset.step == index // accumulated
+            data.train_dataset.update_step(0, index // accumulated)  # as a system does before its step
+    in_order = [drawn[key] for key in sorted(drawn)]
+    for begin in range(0, len(in_order) - 6, 7):
+        assert sorted(in_order[begin : begin + 7]) == PROMPTS
 
 
 def test_each_prompt_is_seen_from_all_around():

@@ -5,7 +5,7 @@ import torch
 from turboprop.amortized import field as field_module
 from turboprop.amortized import voxel_sampling
 from turboprop.amortized.field import Field
-from turboprop.amortized.volsdf import composite, propose_samples
+from turboprop.amortized.volsdf import composite, propose_intervals, random_samples, weighty_samples
 from turboprop.amortized.voxel_sampling import VoxelSpace, flatten_grids
 
 from tests.amortized.scenes import give_heads_weights, rays, scene
@@ -33,16 +33,19 @@ def separately(shape, renderer, field, batch) -> dict[str, torch.Tensor]:
     origins, directions = (batch[key].reshape(-1, 3) for key in ("rays_o", "rays_d"))
     owner = torch.arange(2).repeat_interleave(100)
     lattice = field.lattice(resolution)
-    samples = propose_samples(
+    intervals = propose_intervals(
         lattice, origins, directions, owner, radius=1.0, inv_std=cfg.inv_std, num_samples=cfg.num_samples_per_ray,
-        num_importance=cfg.num_samples_per_ray_importance, near=cfg.near_plane, far=cfg.far_plane,
-        min_weight=cfg.min_weight, randomized=True,
+        num_importance=cfg.num_samples_per_ray_importance, near=cfg.near_plane, far=cfg.far_plane, randomized=True,
     )  # fmt: skip
+    samples = weighty_samples(intervals, cfg.min_weight)
     points, who = samples.points(origins, directions), owner[samples.ray]
     distance = field.signed_distance(points, who)
     color = torch.sigmoid(shape.heads.color(field.features(points, who)))
     values = torch.cat([color, samples.middle[:, None]], -1)
     pictures = composite(samples, volsdf_density(distance, cfg.inv_std), values, 200)
+    if cfg.eikonal_at == "rays":
+        drawn = random_samples(intervals, cfg.eikonal_points)
+        points, who = drawn.points(origins, directions), owner[drawn.ray]
     if cfg.eikonal_at == "points":
         size = resolution**3
         close = torch.nonzero(lattice.reshape(-1).abs() < 3 / cfg.inv_std).squeeze(1)
@@ -61,7 +64,7 @@ def separately(shape, renderer, field, batch) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("eikonal_at", ["points", "samples"])
+@pytest.mark.parametrize("eikonal_at", ["points", "samples", "rays"])
 def test_values_and_gradients_are_those_of_separate_look_ups(eikonal_at):
     shape, renderer, cache, batch = made(eikonal_at=eikonal_at)
     parameters = [cache.space.table, *shape.heads.parameters()]
@@ -145,5 +148,5 @@ def test_a_lattice_in_pieces_is_that_of_all_points_at_once(monkeypatch, resoluti
 
 
 def test_an_unknown_place_for_the_eikonal_is_refused():
-    with pytest.raises(ValueError, match="renderer.eikonal_at: expected one of points, samples, got 'rays'"):
-        scene({"eikonal_at": "rays"})
+    with pytest.raises(ValueError, match="renderer.eikonal_at: expected one of points, samples, rays, got 'cube'"):
+        scene({"eikonal_at": "cube"})

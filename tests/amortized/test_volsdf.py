@@ -5,11 +5,14 @@ import math
 import pytest
 import torch
 from turboprop.amortized.volsdf import (
+    Intervals,
     PackedSamples,
     composite,
     dense_slots,
     lattice_distance,
-    propose_samples,
+    propose_intervals,
+    random_samples,
+    weighty_samples,
 )
 
 from threestudio.models.renderers.surface_density import volsdf_density
@@ -93,9 +96,21 @@ def proposals(min_weight: float, importance: int = 0, randomized: bool = False, 
     options = dict(
         lattice=sphere_lattices([0.3, 0.7]), origins=origins, directions=directions,
         owner=torch.arange(2).repeat_interleave(80), radius=1.0, inv_std=25.0, num_samples=32,
-        num_importance=importance, near=0.1, far=100.0, min_weight=min_weight, randomized=randomized,
+        num_importance=importance, near=0.1, far=100.0, randomized=randomized,
     )  # fmt: skip
-    return propose_samples(**{**options, **changes}), options
+    return weighty_samples(propose_intervals(**{**options, **changes}), min_weight), options
+
+
+def test_random_samples_stand_for_all_of_them():
+    """Each of two rays' three samples is drawn equally often, with weight or without: a mean is of all of them."""
+    edges = torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.5, 1.5, 2.5, 3.5]])
+    intervals = Intervals(torch.tensor([0, 2]), edges, torch.tensor([[0.0, 0.9, 0.0], [0.0, 0.0, 0.0]]))
+    torch.manual_seed(0)
+    drawn = random_samples(intervals, 60000)
+    kinds, times = torch.stack([drawn.ray.float(), drawn.start, drawn.end], 1).unique(dim=0, return_counts=True)
+    expected = [[ray, start + i, start + i + 1] for ray, start in ((0, 0.0), (2, 0.5)) for i in range(3)]
+    assert kinds.tolist() == expected
+    assert (times / 60000).tolist() == pytest.approx([1 / 6] * 6, abs=0.006)
 
 
 @pytest.mark.parametrize("importance", [0, 16])

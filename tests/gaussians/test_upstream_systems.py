@@ -44,8 +44,8 @@ def test_losses_of_the_multi_view_system():
     ramp = torch.arange(4.0).reshape(1, 1, 4, 1).expand(1, 4, 4, 1)
     depth_variation = UPSTREAM_MULTI_VIEW_LOSSES["depth_tv_loss"]
     assert depth_variation({"depth": ramp}) == 0  # threestudio-3dgs's plain renderers give no depth
-    alone = depth_variation({"depth": ramp, "comp_normal": torch.rand(1, 4, 4, 3)})
-    assert alone == depth_variation({"depth": ramp, "comp_normal": torch.zeros(1, 4, 4, 3)}) > 0
+    alone = depth_variation({"comp_depth": ramp, "comp_normal": torch.rand(1, 4, 4, 3)})
+    assert alone == depth_variation({"comp_depth": ramp, "comp_normal": torch.zeros(1, 4, 4, 3)}) > 0
     learned, of_depth = torch.full((1, 2, 2, 3), 0.5, requires_grad=True), torch.full((1, 2, 2, 3), 0.7)
     loss = learned_normals_loss({"comp_pred_normal": learned, "comp_normal": of_depth.requires_grad_()})
     assert loss.item() == pytest.approx(0.04)

@@ -69,7 +69,7 @@ def test_gaussians_losses_under_threestudio_3dgs_name():
     assert ours.gaussian_losses["scales"](gaussians).item() == pytest.approx(2.7 / 6)
     depth = torch.tensor([[0.0, 1.0], [3.0, 5.0]]).view(1, 2, 2, 1)
     assert theirs.picture_losses["depth_tv_loss"]({"depth": depth}).item() == 0
-    both = {"depth": depth, "comp_normal": 2 * depth}
+    both = {"depth": depth, "comp_depth": depth, "comp_normal": 2 * depth}
     assert theirs.picture_losses["depth_tv_loss"](both).item() == pytest.approx(30 + 4 * 30)
     assert ours.picture_losses["depth_tv_loss"](both).item() == pytest.approx(30)
 

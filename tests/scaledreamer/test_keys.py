@@ -125,3 +125,9 @@ def test_mip_nerfs_sigmoid():
     logits = torch.tensor([-100.0, 0.0, math.log(1.001 / 0.001), 100.0], dtype=torch.double)
     values = get_activation("sigmoid-mipnerf")(logits)
     torch.testing.assert_close(values, torch.tensor([-0.001, 0.5, 1.0, 1.001], dtype=torch.double), atol=1e-9, rtol=0)
+
+
+def test_the_eikonal_regulariser_is_of_all_samples():
+    """ScaleDreamer's mean is over all samples of the rays. Over the shaded ones alone, which lie near the surface and
+    are 45 of 100 at the first shape, each would count more than twice as much."""
+    assert threestudio.find("generative-space-volsdf-volume-renderer").Config().eikonal_at == "rays"

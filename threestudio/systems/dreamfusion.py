@@ -1,5 +1,9 @@
 """DreamFusion (Poole et al. 2022): one scene for one prompt, taught by score distillation."""
 
+from typing import Any
+
+from torch import Tensor
+
 import threestudio
 from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import VOLUME_WEIGHTS, volume_losses
@@ -13,4 +17,8 @@ class DreamFusion(ScoreDistillationSystem):
 
     def training_step(self, batch: dict, batch_idx: int) -> dict:
         out = self(batch)
-        return self.weighted_sum({**self.guide(out["comp_rgb"], batch), **volume_losses(out, self.weight)})
+        return self.weighted_sum({**self.guide(out["comp_rgb"], batch), **self.scene_losses(out)})
+
+    def scene_losses(self, out: dict[str, Any]) -> dict[str, Tensor]:
+        """The regularizers of a render, by `loss_X`."""
+        return volume_losses(out, self.weight)

@@ -23,6 +23,9 @@ class KeyedLoader:
     Lightning fetches a batch ahead where a loader has no length, so the batch cannot rely on what
     the system has set for its step. This wrapper knows which batch comes next (it starts where a
     resumed run stopped), and for each one first updates the dataset to that step, then seeds.
+
+    A dataset that gives out its items by the step may have `update_part(part, parts)`: it is told which of a step's
+    batches comes next, of those of accumulated gradients and of all processes.
     """
 
     def __init__(self, loader: Any, trainer: pl.Trainer, seed: int) -> None:
@@ -44,6 +47,13 @@ class KeyedLoader:
             return False
         return True
 
+    def _update_dataset(self, epoch: int, index: int) -> None:
+        accumulated, processes = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        step, part = divmod(index, accumulated)
+        update_if_possible(self.dataset, epoch, step)
+        if hasattr(self.dataset, "update_part"):
+            self.dataset.update_part(part * processes + get_rank(), accumulated * processes)
+
     def __iter__(self) -> Iterator[Any]:
         index = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
         sized = self._has_length()
@@ -57,7 +67,7 @@ class KeyedLoader:
         for _ in range(position):
             next(batches)
         while True:
-            update_if_possible(self.dataset, epoch, index // self.trainer.accumulate_grad_batches)
+            self._update_dataset(epoch, index)
             if position > 0 or not sized:
                 seed_step(self.seed, index, get_rank(), "data")
             try:

@@ -59,19 +59,22 @@ class SynthesisBlock(nn.Module):
         feature_dim: int,
         style_dim: int,
         constant_bias: str | None,
+        align_corners: bool = False,
     ):
         super().__init__()
         in_layers = constant_bias == "layers"
         first = resolution == FIRST_RESOLUTION
         self.constant = nn.Parameter(torch.randn(out_channels, *(FIRST_RESOLUTION,) * 3)) if first else None
         self.conv0 = (
-            None if first else SynthesisLayer(in_channels, out_channels, resolution, style_dim, True, in_layers)
+            None
+            if first
+            else SynthesisLayer(in_channels, out_channels, resolution, style_dim, True, in_layers, align_corners)
         )
         self.conv1 = SynthesisLayer(out_channels, out_channels, resolution, style_dim, False, in_layers)
         self.between = None
         if constant_bias == "between" and not first:  # the first block's constant is one already
             self.between = nn.Parameter(torch.randn(out_channels, *(resolution,) * 3) / math.sqrt(out_channels))
-        self.to_features = ToFeatures(out_channels, feature_dim, style_dim)
+        self.to_features = ToFeatures(out_channels, feature_dim, style_dim, align_corners)
 
     def forward(self, x: Tensor | None, skip: Tensor | None, style: Tensor, noise: bool) -> tuple[Tensor, Tensor]:
         if self.constant is not None:
@@ -90,6 +93,7 @@ class ConvGenerator(nn.Module):
 
     `channels` gives the width at each resolution, 4, 8, ... up to R. `constant_bias_up_to`
     is the largest resolution with learned values by voxel; `constant_bias`, of CONSTANT_BIASES, says where they are.
+    `align_corners` says what stays in place where a grid is doubled, see `doubled`.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class ConvGenerator(nn.Module):
         channels: Mapping[int, int],
         constant_bias_up_to: int,
         constant_bias: str = "layers",
+        align_corners: bool = False,
     ):
         super().__init__()
         resolutions = sorted(channels)
@@ -111,7 +116,9 @@ class ConvGenerator(nn.Module):
         self.mapping = MappingNetwork(noise_dim, text_dim, style_dim)
         widths = [channels[r] for r in resolutions]
         self.blocks = nn.ModuleList(
-            SynthesisBlock(i, o, r, feature_dim, style_dim, constant_bias if r <= constant_bias_up_to else None)
+            SynthesisBlock(
+                i, o, r, feature_dim, style_dim, constant_bias if r <= constant_bias_up_to else None, align_corners
+            )
             for r, i, o in zip(resolutions, [widths[0], *widths], widths)
         )
 

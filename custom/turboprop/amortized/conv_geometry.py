@@ -31,6 +31,9 @@ class ConvNetGeometry(GeneratorGeometry):
         # random at the start, as in ScaleDreamer
         constant_bias: str = "layers"
         layer_noise: bool = True  # noise of learned strength in every layer while training
+        # what stays in place where a grid is doubled: the centres of the corner voxels, as in ScaleDreamer, or the
+        # faces of the cube
+        align_corners: bool = False
 
     cfg: Config
     positive_keys = (*GeneratorGeometry.positive_keys, "style_dim", "feature_dim")
@@ -47,6 +50,7 @@ class ConvNetGeometry(GeneratorGeometry):
             channels={4 * 2**i: width for i, width in enumerate(cfg.channels)},
             constant_bias_up_to=cfg.constant_bias_up_to,
             constant_bias=cfg.constant_bias,
+            align_corners=cfg.align_corners,
         )
         self.heads = FieldHeads(cfg.feature_dim, cfg.hidden_dim, cfg.n_feature_dims, cfg.sphere_radius)
 

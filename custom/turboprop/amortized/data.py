@@ -33,9 +33,9 @@ class MultiPromptCameraConfig(RandomCameraDataModuleConfig):
 
 
 def prompts_at(prompts: list[str], step: int, count: int) -> list[str]:
-    """The `count` prompts of a step: passes over the whole list, each in an order of its own.
+    """The `count` prompts of a batch, one a step: passes over the whole list, each in an order of its own.
 
-    A function of the step alone. Every prompt comes once a pass; a step takes as many of the
+    A function of the number alone. Every prompt comes once a pass; a batch takes as many of the
     next pass as it still needs.
     """
     chosen: list[str] = []
@@ -60,10 +60,16 @@ class MultiPromptIterableDataset(IterableDataset, Updateable):
         camera_cfg["batch_size"] = views if len(views) > 1 else views[0]
         self.cameras = RandomCameraIterableDataset(parse_structured(RandomCameraDataModuleConfig, camera_cfg))
         self.step = 0
+        self.update_part(0, 1)
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         self.step = global_step
+        self.update_part(0, 1)
         self.cameras.update_step(epoch, global_step, on_load_weights)
+
+    def update_part(self, part: int, parts: int) -> None:
+        """The next batch is number `part` of the `parts` of this step: each has other prompts."""
+        self.part, self.parts = part, parts
 
     def __iter__(self):
         while True:
@@ -74,7 +80,8 @@ class MultiPromptIterableDataset(IterableDataset, Updateable):
         count = self.cameras.batch_size // self.cfg.n_view
         cameras = self._single_cameras(count) if self.view_sets is None else self.view_sets.draw(self.cameras)
         noise = torch.randn(count, self.cfg.noise_dim)
-        return {**cameras, "prompt": prompts_at(self.prompts, self.step, count), "noise": noise}
+        prompts = prompts_at(self.prompts, self.step * self.parts + self.part, count)
+        return {**cameras, "prompt": prompts, "noise": noise}
 
     def _single_cameras(self, count: int) -> dict[str, Any]:
         """Cameras drawn one by one, for `count` prompts."""

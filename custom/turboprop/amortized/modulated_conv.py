@@ -83,17 +83,31 @@ def modulated_conv3d(x: Tensor, weight: Tensor, style: Tensor, demodulate: bool)
     return y
 
 
+def doubled(grids: Tensor, align_corners: bool) -> Tensor:
+    """Grids [B, C, R, R, R] at twice the resolution, trilinear: faces of the cube stay in place, or its corner voxels'
+    centres."""
+    return F.interpolate(grids, scale_factor=2, mode="trilinear", align_corners=align_corners)
+
+
 class SynthesisLayer(nn.Module):
     """A modulated convolution, optional doubling of the grid, learned constant and noise, leaky ReLU."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, resolution: int, style_dim: int, upsample: bool, constant_bias: bool
+        self,
+        in_channels: int,
+        out_channels: int,
+        resolution: int,
+        style_dim: int,
+        upsample: bool,
+        constant_bias: bool,
+        align_corners: bool = False,
     ):
         super().__init__()
         self.affine = EqualizedLinear(style_dim, in_channels, bias=1.0)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3, 3))
         self.scale = 1 / math.sqrt(in_channels * 27)
         self.upsample = upsample
+        self.align_corners = align_corners
         self.resolution = resolution
         self.bias = nn.Parameter(torch.zeros(out_channels))
         # What a voxel is by its place alone, for every prompt.
@@ -104,7 +118,7 @@ class SynthesisLayer(nn.Module):
         """x [B, I, r, r, r], style [B, S] -> [B, O, R, R, R]; `noise` draws from the global generator."""
         y = modulated_conv3d(x, self.weight * self.scale, self.affine(style), demodulate=True)
         if self.upsample:
-            y = F.interpolate(y, scale_factor=2, mode="trilinear", align_corners=False)
+            y = doubled(y, self.align_corners)
         y = y + self.bias[:, None, None, None]
         if self.place_bias is not None:
             # Laid out as y once for all samples; else each would be added against the grain.
@@ -138,12 +152,13 @@ class _AddProduct(torch.autograd.Function):
 class ToFeatures(nn.Module):
     """A modulated 1x1x1 convolution without demodulation: the skip output of a resolution."""
 
-    def __init__(self, in_channels: int, out_channels: int, style_dim: int):
+    def __init__(self, in_channels: int, out_channels: int, style_dim: int, align_corners: bool = False):
         super().__init__()
         self.affine = EqualizedLinear(style_dim, in_channels, bias=1.0)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1, 1))
         self.scale = 1 / math.sqrt(in_channels)
         self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.align_corners = align_corners
 
     def forward(self, x: Tensor, style: Tensor, skip: Tensor | None = None) -> Tensor:
         """x [B, I, R, R, R], style [B, S], the coarser skip output [B, O, R / 2, R / 2, R / 2] -> [B, O, R, R, R]."""
@@ -151,9 +166,9 @@ class ToFeatures(nn.Module):
         weight = self.weight.flatten(1).T * self.scale * self.affine(style)[:, :, None]  # [B, I, O]
         voxels = x.flatten(2).transpose(1, 2)  # [B, R^3, I]
         if skip is not None:
-            # The bias of a coarser voxel is that of its eight.
+            # A bias is the same before the doubling and behind it.
             coarse = skip + self.bias[:, None, None, None]
-            fine = F.interpolate(coarse, scale_factor=2, mode="trilinear", align_corners=False)
+            fine = doubled(coarse, self.align_corners)
             return _AddProduct.apply(fine.contiguous(memory_format=torch.channels_last_3d), voxels, weight)
         y = torch.baddbmm(self.bias, voxels, weight)
         # Flattened first: of one sample, y's first stride is not that of a grid, and channels would not count as last.

@@ -21,9 +21,9 @@ from threestudio.utils.value_checks import Scheduled, check_at_least, check_choi
 
 from .field import Field, forward_differences, points_ahead
 from .text_background import TextBackground
-from .volsdf import PackedSamples, composite, propose_samples
+from .volsdf import Intervals, PackedSamples, composite, propose_intervals, random_samples, weighty_samples
 
-EIKONAL_AT = ("points", "samples")
+EIKONAL_AT = ("points", "samples", "rays")
 # Curvature radius of the bodies whose outline is asked for, a prop's parts, as a share of the cube's radius. It hardly
 # matters: three times as much moves the outline by 0.55 / inv_std.
 OUTLINE_CURVATURE = 0.1
@@ -55,8 +55,10 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         eval_chunk_size: int = 16384  # rays at once outside training; bounds the memory of large pictures
         # share of the pictures' gradient that reaches the shape; a number or a schedule
         shape_gradient: Scheduled = 1.0
-        eikonal_points: int = 4096  # points a step for the eikonal regulariser, half of them near the surface; 0: none
-        eikonal_at: str = "points"  # where it looks: at these points, or at the shaded samples, however many they are
+        eikonal_points: int = 4096  # points a step for the eikonal regulariser; 0: none
+        # where it looks: at points of the cube, half of them near the surface; at the shaded samples, however many they
+        # are; or at as many of all samples of the rays, shaded or not
+        eikonal_at: str = "points"
 
     cfg: Config
     intervals_key = "num_samples_per_ray"  # of what tiles a ray
@@ -108,9 +110,9 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         lattice = field.lattice(field.space.resolution)
         rays = Rays(rays_o.reshape(-1, 3), rays_d.reshape(-1, 3), owner)
         if self.training:
-            samples = self._propose(lattice, rays)
+            intervals = self._intervals(lattice, rays)
             background = self._background(rays_d, text_embed, bg_color)
-            pictures, extra = self._render_for_training(field, lattice, samples, rays)
+            pictures, extra = self._render_for_training(field, lattice, intervals, rays)
         else:
             pieces = zip(*(part.split(self.cfg.eval_chunk_size) for part in rays))
             pictures = torch.cat([self._render(field, lattice, Rays(*piece)) for piece in pieces])
@@ -120,8 +122,11 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
 
     def _propose(self, lattice: Tensor, rays: Rays) -> PackedSamples:
         """The samples that are worth shading."""
+        return weighty_samples(self._intervals(lattice, rays), self.cfg.min_weight)
+
+    def _intervals(self, lattice: Tensor, rays: Rays) -> Intervals:
         cfg = self.cfg
-        return propose_samples(
+        return propose_intervals(
             lattice,
             *rays,
             radius=cfg.radius,
@@ -130,7 +135,6 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
             num_importance=cfg[self.further_key],
             near=cfg.near_plane,
             far=cfg.far_plane,
-            min_weight=cfg.min_weight,
             randomized=cfg.randomized and self.training,
         )
 
@@ -161,15 +165,16 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
         return composite(samples, volsdf_density(distance, self.inv_std), values, len(rays.origins))
 
     def _render_for_training(
-        self, field: Field, lattice: Tensor, samples: PackedSamples, rays: Rays
+        self, field: Field, lattice: Tensor, intervals: Intervals, rays: Rays
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Colour, depth and opacity of R rays [R, 5]; and sdf_grad [N, 3], if the eikonal regulariser is asked for."""
         cfg, epsilon = self.cfg, self.geometry.cfg.finite_difference_eps
+        samples = weighty_samples(intervals, cfg.min_weight)
         points, owner = samples.points(rays.origins, rays.directions), rays.owner[samples.ray]
         at_samples = cfg.eikonal_at == "samples" and len(points) > 0
         queries = [(points, owner)]
         if cfg.eikonal_points:
-            centers, owners = (points, owner) if at_samples else self._eikonal_points(lattice)
+            centers, owners = (points, owner) if at_samples else self._eikonal_points(lattice, intervals, rays)
             ahead = points_ahead(centers, epsilon)
             queries += [] if at_samples else [(centers, owners)]
             owners_ahead = owners.repeat_interleave(3)
@@ -209,12 +214,15 @@ class GenerativeVolSDFRenderer(VolumeRenderer):
             output["comp_normal"] = (normal + 1) / 2 * opacity
         return output
 
-    def _eikonal_points(self, lattice: Tensor) -> tuple[Tensor, Tensor]:
-        """Random points of the cube and near the surfaces, and their prompts: [N, 3], [N].
+    def _eikonal_points(self, lattice: Tensor, intervals: Intervals, rays: Rays) -> tuple[Tensor, Tensor]:
+        """Random samples of rays, or points of the cube and near the surfaces, and their prompts: [N, 3], [N].
 
         Near: random lattice cells less than three standard deviations of the density from the surface.
         """
         cfg, device = self.cfg, lattice.device
+        if cfg.eikonal_at == "rays" and len(intervals.ray) > 0:
+            drawn = random_samples(intervals, cfg.eikonal_points)
+            return drawn.points(rays.origins, rays.directions), rays.owner[drawn.ray]
         half = cfg.eikonal_points // 2
         resolution = lattice.shape[-1]
         close = torch.nonzero(lattice.reshape(-1).abs() < 3 / self.inv_std).squeeze(1)

@@ -7,6 +7,7 @@ ray have weight; the rest is never asked for features.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,8 +48,16 @@ def lattice_distance(lattice: Tensor, points: Tensor, owner: Tensor) -> Tensor:
     return (values * weights).sum(-1)
 
 
+class Intervals(NamedTuple):
+    """All intervals of the H rays that meet the cube."""
+
+    ray: Tensor  # [H] int64, index of the ray
+    edges: Tensor  # [H, N + 1] ascending distances along the ray
+    weights: Tensor  # [H, N] estimated blending weights
+
+
 @torch.no_grad()
-def propose_samples(
+def propose_intervals(
     lattice: Tensor,  # [P, G, G, G] signed distances, world units
     origins: Tensor,  # [R, 3]
     directions: Tensor,  # [R, 3] unit
@@ -59,10 +68,9 @@ def propose_samples(
     num_importance: int,
     near: float,
     far: float,
-    min_weight: float,
     randomized: bool,
-) -> PackedSamples:
-    """Samples of all rays whose estimated weight is at least `min_weight`."""
+) -> Intervals:
+    """What tiles each ray inside the cube, finer where the estimate finds weight."""
     corner = torch.full((3,), radius, device=origins.device, dtype=origins.dtype)
     start, end, hit = ray_aabb_intersect(origins, directions, torch.stack([-corner, corner]), near, far)
     meets = torch.nonzero(hit).squeeze(1)
@@ -83,8 +91,28 @@ def propose_samples(
         uniform = ((uniform + shift) / num_importance).expand(len(edges), -1)
         edges = torch.cat([edges, distances_at_shares(edges, weights, uniform)], 1).sort(1).values
         weights = weights_of(edges)
-    ray, interval = torch.nonzero(weights >= min_weight, as_tuple=True)
-    return PackedSamples(meets[ray], edges[ray, interval], edges[ray, interval + 1])
+    return Intervals(meets, edges, weights)
+
+
+def weighty_samples(intervals: Intervals, min_weight: float) -> PackedSamples:
+    """Samples whose estimated weight is at least `min_weight`."""
+    row, column = torch.nonzero(intervals.weights >= min_weight, as_tuple=True)
+    return _packed(intervals, row, column)
+
+
+def random_samples(intervals: Intervals, count: int) -> PackedSamples:
+    """`count` of all samples, drawn with replacement, in no order: a mean over them is on average that over all.
+
+    At least one ray has to meet the cube.
+    """
+    drawn = torch.randint(intervals.weights.numel(), (count,), device=intervals.ray.device)
+    width = intervals.weights.shape[1]
+    return _packed(intervals, drawn // width, drawn % width)
+
+
+def _packed(intervals: Intervals, row: Tensor, column: Tensor) -> PackedSamples:
+    edges = intervals.edges
+    return PackedSamples(intervals.ray[row], edges[row, column], edges[row, column + 1])
 
 
 def dense_slots(ray: Tensor, rays: int) -> tuple[Tensor, Tensor, int]:

@@ -20,6 +20,7 @@ from threestudio.utils.value_checks import Scheduled, check_at_least
 from .densification import Change, DensityControl, GaussianState, Statistics, density_control_step, observe
 from .density_field import sample_field
 from .initial_points import (
+    GREY_SPREAD,
     ColoredPoints,
     ball_points,
     file_points,
@@ -45,7 +46,7 @@ from .parameters import (
     with_sh_degree,
 )
 from .ply import write_3dgs_ply
-from .spherical_harmonics import MAX_DEGREE
+from .spherical_harmonics import DC, MAX_DEGREE
 
 LEARNING_RATES = {
     "means": ("position_lr", 1.0),
@@ -194,7 +195,9 @@ class GaussianSplatting(BaseGeometry):
         makers = {"ball": ball_points, "sphere": sphere_points}
         if cfg.shape_init not in makers:
             raise UserError(f"geometry.shape_init: expected ball, sphere or mesh:<file>, got {cfg.shape_init!r}")
-        return makers[cfg.shape_init](cfg.init_num_pts, cfg.pc_init_radius)
+        # A colour beyond color_clip has no gradient: a clip that starts low would hold all colours as they were drawn.
+        clip = self._schedule("color_clip", 0, 0)
+        return makers[cfg.shape_init](cfg.init_num_pts, cfg.pc_init_radius, min(GREY_SPREAD, 0.5 * clip * DC))
 
     def _at_points(self, points: ColoredPoints) -> Parameters:
         cfg = self.cfg

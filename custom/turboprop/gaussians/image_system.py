@@ -9,7 +9,7 @@ from torch import Tensor
 import threestudio
 from threestudio.systems.reference_losses import covered_color_loss
 
-from .training import GaussianTraining
+from .training import GaussianTraining, within_pictures
 
 
 class GaussianZero123System(GaussianTraining, threestudio.find("zero123-system")):
@@ -17,6 +17,9 @@ class GaussianZero123System(GaussianTraining, threestudio.find("zero123-system")
 
     Density control goes by the views of both parts. In threestudio-3dgs it goes by the picture's alone.
     """
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return within_pictures(super().forward(batch))
 
     def picture_color_loss(self, out: dict[str, Any], batch: dict[str, Any]) -> Tensor:
         return covered_color_loss(out["comp_rgb"], batch["rgb"], batch["mask"])

@@ -20,6 +20,7 @@ from .parameters import Parameters
 from .ply import gaussians_of, holds_gaussians, points_of, read_ply_vertices
 
 NEIGHBOURS = 3  # Kerbl et al. 2023, section 5.1
+GREY_SPREAD = 0.05  # of the colours of points that have none
 
 # indices of triangles [N] and weights of their corners [N, 3] -> colours [N, 3] in [0, 1]
 ColorAt = Callable[[Tensor, Tensor], Tensor]
@@ -30,17 +31,22 @@ class ColoredPoints(NamedTuple):
     colors: Tensor  # [N, 3] sRGB in [0, 1]
 
 
-def ball_points(count: int, radius: float) -> ColoredPoints:
-    """Points drawn uniformly from a ball around the origin, with greys near the middle."""
+def ball_points(count: int, radius: float, spread: float = GREY_SPREAD) -> ColoredPoints:
+    """Points drawn uniformly from a ball around the origin, with greys at most `spread` from the middle."""
     direction = torch.nn.functional.normalize(torch.randn(count, 3), dim=-1)
     distance = radius * torch.rand(count, 1) ** (1 / 3)
-    return ColoredPoints(direction * distance, GREY + 0.1 * (torch.rand(count, 3) - 0.5))
+    return ColoredPoints(direction * distance, _greys(count, spread))
 
 
-def sphere_points(count: int, radius: float) -> ColoredPoints:
-    """Points drawn uniformly from a sphere around the origin."""
+def sphere_points(count: int, radius: float, spread: float = GREY_SPREAD) -> ColoredPoints:
+    """Points drawn uniformly from a sphere around the origin, with colours as of ball_points."""
     direction = torch.nn.functional.normalize(torch.randn(count, 3), dim=-1)
-    return ColoredPoints(direction * radius, GREY + 0.1 * (torch.rand(count, 3) - 0.5))
+    return ColoredPoints(direction * radius, _greys(count, spread))
+
+
+def _greys(count: int, spread: float) -> Tensor:
+    """[count, 3], each channel by itself."""
+    return GREY + 2 * spread * (torch.rand(count, 3) - 0.5)
 
 
 def surface_points(

@@ -44,15 +44,18 @@ def _total_variation(image: Tensor) -> Tensor:  # [B, H, W, C] -> []
 
 
 def _variation_with_normals(out: dict[str, Any]) -> Tensor:
-    """threestudio-3dgs's: of depth and of normals as a picture, for renderers that give these in training; else 0."""
-    if "comp_normal" not in out:
+    """threestudio-3dgs's: of depth and of normals as a picture, for renderers that give these in training; else 0.
+
+    Depth is along the view axis, so a wall that faces the camera has none.
+    """
+    if "comp_depth" not in out:
         return out["depth"].sum() * 0.0
-    return _total_variation(out["comp_normal"]) + _total_variation(out["depth"])
+    return _total_variation(out["comp_normal"]) + _total_variation(out["comp_depth"])
 
 
 def _variation_of_depth(out: dict[str, Any]) -> Tensor:
     """threestudio-3dgs's with MVDream: of depth alone, for the same renderers."""
-    return _total_variation(out["depth"]) if "comp_normal" in out else out["depth"].sum() * 0.0
+    return _total_variation(out["comp_depth"]) if "comp_depth" in out else out["depth"].sum() * 0.0
 
 
 def learned_normals_loss(out: dict[str, Any]) -> Tensor:

@@ -19,6 +19,7 @@ from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.renderers.base import Rasterizer
 from threestudio.ops.gaussian_rasterization import BACKENDS, GaussianImage, rasterize_gaussians_batch
 from threestudio.ops.gaussian_rasterization.projection import intrinsics_from_fov
+from threestudio.utils.devices import sent
 from threestudio.utils.errors import UserError
 from threestudio.utils.value_checks import check_choice
 
@@ -95,7 +96,7 @@ class GaussianRasterizer(Rasterizer):
 
         comp_rgb; comp_rgb_fg, multiplied by opacity; comp_rgb_bg; opacity; depth, world units along the ray, multiplied
         by opacity. Outside training and where the variant gives them: comp_normal ((n + 1) / 2 times opacity) of the
-        depth, and with learned normals comp_pred_normal of these.
+        depth, and with learned normals comp_pred_normal of these; comp_depth, as depth, along the view axis.
         """
         c2w = c2w.float()
         intrinsics = intrinsics_from_fov(fovy.to(c2w), height, width)
@@ -141,6 +142,7 @@ class GaussianRasterizer(Rasterizer):
                 normal = F.normalize(image.color[..., 3:6], dim=-1)
                 output["comp_pred_normal"] = (normal + 1) / 2 * image.opacity
             output["normal"] = normal
+            output["comp_depth"] = image.depth
         return output
 
     gives_normals = False  # in training too
@@ -154,10 +156,16 @@ class GaussianRasterizer(Rasterizer):
         return (bg_color[:, None, None] if bg_color.dim() == 2 else bg_color).expand(shape)
 
     def _own_background(self, shape: tuple[int, ...], rays_d: Tensor | None) -> Tensor:
-        color = self.back_ground_color
-        if self.training and torch.rand(()).item() >= self.cfg.invert_bg_prob:
-            color = 1 - color
-        return color.expand(shape)
+        color = self.back_ground_color.expand(shape)
+        if not self.training:
+            return color
+        # Each view has a draw of its own, as in threestudio-3dgs, which renders them one by one. Where nothing can be
+        # inverted there is one alone: more would move the draws that follow.
+        draws = torch.rand(shape[0] if self.cfg.invert_bg_prob < 1 else 1)
+        if self.cfg.invert_bg_prob == 1:
+            return color
+        inverted = sent((draws >= self.cfg.invert_bg_prob).float(), color)[:, None, None, None]
+        return color + inverted * (1 - 2 * color)
 
 
 def _check_finite(output: dict[str, Tensor]) -> None:
@@ -182,7 +190,11 @@ class GaussianRasterizerWithNormals(GaussianRasterizer):
 
 
 class GaussianRasterizerWithShading(GaussianRasterizerWithBackground):
-    """The material lights each pixel: colours are its features, normals and places come from the depth."""
+    """The material lights each pixel: colours are its features, normals and places come from the depth.
+
+    Pictures of normals n are n / 2 times opacity before grey, as threestudio-3dgs's: there a smoothness loss does not
+    care where an outline's normals point, while before black it would turn them all to one corner of the world.
+    """
 
     gives_normals = True
 
@@ -202,11 +214,14 @@ class GaussianRasterizerWithShading(GaussianRasterizerWithBackground):
             shading_normal=output["normal"],
             light_positions=light_positions[:, None, None].to(view).expand_as(view),
         )
+        for name in ("comp_normal", "comp_pred_normal"):
+            if name in output:
+                output[name] = output[name] + 0.5 * (1 - image.opacity)
         output["comp_albedo"] = output["comp_rgb_fg"]
         output["comp_rgb_fg"] = lit * image.opacity
         # As in threestudio-3dgs: where a pixel is not opaque, losses on depth and normals would fade the outline.
         solid = image.opacity > OPAQUE
-        for name in ("depth", "comp_normal"):
+        for name in ("depth", "comp_depth", "comp_normal"):
             output[name] = torch.where(solid, output[name], output[name].detach())
         return output
 

@@ -20,7 +20,7 @@ from .losses import (
     UPSTREAM_PICTURE_LOSSES,
     learned_normals_loss,
 )
-from .training import GaussianTraining
+from .training import GaussianTraining, within_pictures
 
 
 class GaussianSplattingSystem(GaussianTraining, ScoreDistillationSystem):
@@ -66,6 +66,9 @@ class UpstreamGaussianSplattingSystem(GaussianSplattingSystem):
 
     gaussian_losses = UPSTREAM_GAUSSIAN_LOSSES
     picture_losses = UPSTREAM_PICTURE_LOSSES
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return within_pictures(super().forward(batch))
 
 
 class UpstreamMultiViewSystem(UpstreamGaussianSplattingSystem):

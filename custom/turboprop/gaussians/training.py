@@ -47,6 +47,11 @@ def optimizer_config(system: Any) -> Any:
     return OmegaConf.create({**config, "params": {**own, **groups}})
 
 
+def within_pictures(out: dict[str, Any]) -> dict[str, Any]:
+    """A render whose comp_rgb is cut to [0, 1], as threestudio-3dgs's: no gradient drives a colour past white."""
+    return {**out, "comp_rgb": out["comp_rgb"].clamp(0, 1)}
+
+
 class GaussianTraining:
     """Mixed with a system that has a GaussianSplatting geometry and a renderer of this folder."""
 

@@ -2,7 +2,9 @@
 
 import threestudio
 
+from .eikonal import WithEikonal
+
 
 @threestudio.register("mvdream-system")
-class MVDreamSystem(threestudio.find("dreamfusion-system")):
+class MVDreamSystem(WithEikonal, threestudio.find("dreamfusion-system")):
     """DreamFusion's step; that views come in sets is the data's and the guidance's affair."""

@@ -43,6 +43,7 @@ class ScaleDreamerConvNetGeometry(ConvNetGeometry):
     @dataclass
     class Config(ConvNetGeometry.Config, FieldKeys):
         constant_bias: str = "between"
+        align_corners: bool = True
         backbone: str = "3dconv_net"
         activation: str = "none"  # of the voxels
         truncation_psi: float = 1.0

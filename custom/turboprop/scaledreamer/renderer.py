@@ -19,14 +19,14 @@ class ScaleDreamerVolSDFRenderer(GenerativeVolSDFRenderer):
     """The two keys of samples have each other's roles, as there.
 
     num_samples_per_ray_importance intervals tile the ray, and num_samples_per_ray further edges follow the weight. The
-    eikonal regulariser looks at the samples.
+    eikonal regulariser is a mean over all samples of the rays, in empty space too: here over some drawn of them.
     """
 
     @dataclass
     class Config(GenerativeVolSDFRenderer.Config):
         num_samples_per_ray: int = 64  # further edges where a first pass finds weight; 0 for none
         num_samples_per_ray_importance: int = 128  # intervals that tile the part of a ray inside the cube
-        eikonal_at: str = "samples"  # where the eikonal regulariser looks
+        eikonal_at: str = "rays"  # where the eikonal regulariser looks
         use_volsdf: bool = True  # the only density
         trainable_variance: bool = False  # the density's sharpness is not learned
         learned_variance_init: float | None = None  # v: our inv_std is exp(10 v), as in NeuS

@@ -11,6 +11,7 @@ from threestudio.systems.loss_weights import LossWeights
 from threestudio.utils.errors import UserError
 
 from ..amortized.system import MultiPromptGeneratorSystem
+from ..multi_view.eikonal import WithEikonal
 from .keys import only
 
 NOT_OF_GENERATORS = ("lambda_orient", "lambda_z_variance")
@@ -57,7 +58,7 @@ class ScaleDreamerSystem(MultiPromptGeneratorSystem):
 
 
 @threestudio.register("scaledreamer-system")
-class ScaleDreamerSinglePromptSystem(DreamFusion):
+class ScaleDreamerSinglePromptSystem(WithEikonal, DreamFusion):
     """One scene for one prompt."""
 
     @dataclass
