@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 import threestudio
-from threestudio.utils.base import update_if_possible
+from threestudio.utils.base import UpdateableInParts, update_if_possible
 from threestudio.utils.keyed_random import seed_step
 from threestudio.utils.misc import get_rank
 
@@ -24,8 +24,8 @@ class KeyedLoader:
     the system has set for its step. This wrapper knows which batch comes next (it starts where a
     resumed run stopped), and for each one first updates the dataset to that step, then seeds.
 
-    A dataset that gives out its items by the step may have `update_part(part, parts)`: it is told which of a step's
-    batches comes next, of those of accumulated gradients and of all processes.
+    A dataset that is UpdateableInParts is told which of a step's batches comes next, of those of accumulated gradients
+    and of all processes.
     """
 
     def __init__(self, loader: Any, trainer: pl.Trainer, seed: int) -> None:
@@ -51,7 +51,7 @@ class KeyedLoader:
         accumulated, processes = self.trainer.accumulate_grad_batches, self.trainer.world_size
         step, part = divmod(index, accumulated)
         update_if_possible(self.dataset, epoch, step)
-        if hasattr(self.dataset, "update_part"):
+        if isinstance(self.dataset, UpdateableInParts):
             self.dataset.update_part(part * processes + get_rank(), accumulated * processes)
 
     def __iter__(self) -> Iterator[Any]:

@@ -100,6 +100,14 @@ class Updateable:
         """Called after each step, the optimizer's update included."""
 
 
+class UpdateableInParts(Updateable):
+    """A dataset whose step may have several batches: accumulated gradients, several processes."""
+
+    def update_part(self, part: int, parts: int) -> None:
+        """The next batch is number `part`, from 0, of the `parts` of this step."""
+        raise TypeError(f"{type(self).__name__} does not define update_part")
+
+
 def update_if_possible(module: Any, epoch: int, global_step: int) -> None:
     if isinstance(module, Updateable):
         module.do_update_step(epoch, global_step)

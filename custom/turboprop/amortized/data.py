@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, IterableDataset
 import threestudio
 from threestudio.data.stepwise import StepwiseDataModule
 from threestudio.data.uncond import RandomCameraDataModuleConfig, RandomCameraDataset, RandomCameraIterableDataset
-from threestudio.utils.base import Updateable
+from threestudio.utils.base import UpdateableInParts
 from threestudio.utils.config import parse_structured
 
 from ..multi_view.view_sets import ViewSets
@@ -49,7 +49,7 @@ def prompts_at(prompts: list[str], step: int, count: int) -> list[str]:
     return chosen
 
 
-class MultiPromptIterableDataset(IterableDataset, Updateable):
+class MultiPromptIterableDataset(IterableDataset, UpdateableInParts):
     """Endless batches: P prompts, V cameras each, prompt by prompt."""
 
     def __init__(self, cfg: Any, prompts: list[str], views: list[int], view_sets: ViewSets | None) -> None:
