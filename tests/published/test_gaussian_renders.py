@@ -12,7 +12,7 @@ from turboprop.gaussians.system import GaussianSplattingSystem
 import threestudio
 from threestudio.systems.score_distillation import ScoreDistillationSystem
 
-from ..gaussians.test_renderer import batch_of, one_ball, renderer_of
+from ..gaussians.scenes import batch_of, one_ball, renderer_of
 
 MATERIAL = "gaussian-diffuse-with-point-light-material"
 
