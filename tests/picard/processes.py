@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from launch import main
 from tests.picard.runs import (
     COMMON,
     DATA,
@@ -59,8 +58,14 @@ def fit_in_processes(
 
 
 def launch_in_processes(arguments: list[str], processes: int = 2) -> None:
-    """launch.py with these arguments in so many processes; raises where one does not end with 0."""
-    mp.start_processes(_launch, (processes, free_port(), arguments), nprocs=processes, start_method="fork")
+    """launch.py with these arguments in so many processes; raises where one does not end with 0.
+
+    A fresh interpreter forks them: what this one has run may have left threads and locks that its forks would wait for.
+    """
+    command = [sys.executable, "-m", "tests.picard.forked_launch", str(processes), str(free_port()), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def fit_under_torchrun(
@@ -79,13 +84,3 @@ def fit_arguments(kind: str, folder: Path, *extra: str, picard: tuple[str, ...],
     given = [*COMMON, *DATA, *GEOMETRY[kind], f"exp_root_dir={folder}", f"trainer.max_steps={steps}"]
     mixin = [f"system_type={SYSTEMS[kind]}:picard", *(f"system.picard.{key}" for key in picard)]
     return ["--config", small_config(kind, folder), "--train", *given, *mixin, *extra]
-
-
-def _launch(rank: int, size: int, port: int, arguments: list[str]) -> None:
-    torch.set_num_threads(1)
-    own = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
-    common = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    run = {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": 0, "TORCHELASTIC_MAX_RESTARTS": 0}
-    os.environ.update({key: str(value) for key, value in {**own, **common, **run}.items()})
-    assert main(arguments) == 0
-    dist.destroy_process_group()

@@ -5,24 +5,14 @@ import torch
 from turboprop.picard.contract import ReadsParameters
 from turboprop.picard.processes.shards import reads_parameters
 
-import threestudio
 from tests.picard.nan_guidance import NAN_GUIDANCE
 from tests.picard.processes import fit_in_processes, fit_under_torchrun
+from tests.picard.pulled_background import PulledBackground
 from tests.picard.runs import fit, logged, state_of
 from tests.saved_states import assert_same
-from threestudio.models.background.solid_color_background import SolidColorBackground
 from threestudio.utils.base import BaseModule
 
 LAST = "fit/run/ckpts/last.ckpt"
-
-
-@threestudio.register("test-pulled-background")
-class PulledBackground(SolidColorBackground):
-    """Looks at its parameter after each step, and changes it."""
-
-    def update_step_end(self, epoch, global_step):
-        with torch.no_grad():
-            self.env_color.mul_(0.9)
 
 
 @pytest.mark.parametrize(
