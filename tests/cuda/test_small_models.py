@@ -1,5 +1,6 @@
 """The recipes of the small models on a CUDA device: a step, its checkpoint, and the held-out figures."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,32 @@ def test_it_trains_there(name, bank, on_cuda, tmp_path, monkeypatch):
     assert any(not torch.equal(a, b) for a, b in zip(before, after))
     assert all(value == value for value in state.history[-1].values())  # no figure is NaN
     assert on_cuda.was_used()
+
+
+class Curve:
+    """A small network fits a curve of noisy draws."""
+
+    name = "curve"
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Linear(1, 32), torch.nn.SiLU(), torch.nn.Linear(32, 1))
+        self.modules: dict[str, torch.nn.Module] = {"network": network.cuda()}
+
+    def loss(self, step: int, generator: torch.Generator):
+        x = torch.randn(64, 1, generator=generator).cuda()
+        return (self.modules["network"](x) - x.sin()).square().mean(), {}
+
+    def figures(self, averages, folder: Path, step: int):
+        return {}
+
+
+@pytest.mark.gpu
+def test_kernels_recorded_in_a_graph_train_to_the_same_weights(tmp_path):
+    plain = TrainingOptions(steps=12, learning_rate=1e-2, warmup=2)
+    weights = []
+    for options in (plain, replace(plain, compiled=True)):
+        averages, _ = train(Curve(), options, tmp_path / str(options.compiled), lambda line: None)
+        weights.append([p.detach().cpu() for p in averages["network"].parameters()])
+    for ours, theirs in zip(*weights):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)

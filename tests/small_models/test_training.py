@@ -54,6 +54,16 @@ def test_rates_rise_stay_and_fall():
     assert rates[15:] == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
 
 
+def test_compiled_modules_train_to_the_same_weights(tmp_path):
+    plain, _ = train(Line(), OPTIONS, tmp_path / "plain", quiet)
+    recipe = Line()
+    compiled, state = train(recipe, replace(OPTIONS, compiled=True), tmp_path / "compiled", quiet)
+    assert recipe.modules["line"]._compiled_call_impl is not None
+    assert state.step == 12 and list(compiled["line"].state_dict()) == list(plain["line"].state_dict())
+    for ours, theirs in zip(weights(compiled), weights(plain)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_stopped_and_resumed_ends_with_the_same_weights(tmp_path):
     whole, state = train(Line(), OPTIONS, tmp_path / "whole", quiet)
     assert state.step == 12 and [entry["step"] for entry in state.history] == [4, 8, 12]

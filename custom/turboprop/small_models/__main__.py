@@ -42,6 +42,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--views", type=Path, help="a saved view bank; default: one is traced into the work folder")
     parser.add_argument("--view-count", type=int, default=1024, help="views of each kind to trace")
     parser.add_argument("--workers", type=int, default=1, help="processes that trace")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the denoiser (mini-sd, mini-mv, mini-novelview): a minute at the start, quicker steps on a GPU",
+    )
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 
@@ -67,6 +72,7 @@ def main(arguments: Sequence[str]) -> int:
         views=options.views,
         view_count=options.view_count,
         workers=options.workers,
+        compiled=options.compile,
         command="python -m custom.turboprop.small_models " + " ".join(arguments),
         report=Clock(),
     )

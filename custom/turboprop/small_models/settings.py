@@ -33,6 +33,7 @@ class Settings:
     views: Path | None = None  # a saved view bank; None: one in the work folder
     view_count: int = 1024  # views of each kind to trace, if the bank is not there
     workers: int = 1  # processes that trace
+    compiled: bool = False  # the denoiser is compiled by torch.compile
     command: str = ""  # as it was given, for the card
     report: Callable[[str], None] = print
 
@@ -79,6 +80,7 @@ def denoiser_options(settings: Settings, steps: int, learning_rate: float) -> Tr
         warmup=200,
         average_decay=0.9993,
         bfloat16=settings.bfloat16,
+        compiled=settings.compiled,
         seed=settings.seed,
     )
 

@@ -24,7 +24,7 @@ from ...novelview.image_encoders import ImageEncoder, read_encoder
 from ...novelview.loading import save_novel_view_model
 from ...novelview.model import NovelViewModel, NovelViewSettings, widened_for_input_view
 from ...novelview.sampling import sample_latents
-from ...novelview.timestep_sampling import TimestepSampling
+from ...novelview.timestep_sampling import TimestepSampling, interpolated_noise_shift
 from ...novelview.training import TrainingRule, loss_by_bin, training_loss
 from ...world.dataset import ViewBank, object_colors
 from ...world.objects import KINDS
@@ -40,6 +40,7 @@ PREDICTION_TYPE = "v_prediction"
 RULE = TrainingRule(
     TimestepSampling("truncated_normal", 1000.0, 200.0, uniform_share=0.5), 0.05, PhotometricAugmentation(0.5)
 )
+NOISE_SHIFT = 1.0  # see interpolated_noise_shift
 POOL_OBJECTS, POOL_PERIOD = 4096, 2000
 DEFAULT_STEPS, DEFAULT_BATCH, DEFAULT_RATE = 8000, 32, 5e-4
 
@@ -229,7 +230,8 @@ def run(settings: Settings) -> bool:
     encoder = read_encoder(encoder_folder)
     bank = settings.view_bank(4)  # the one that mini-mv has
     batch = settings.batch or DEFAULT_BATCH
-    recipe = MiniNovelView(bank, base, encoder, batch, settings.seed, FIGURES)
+    alphas = interpolated_noise_shift(base.scheduler.alphas_cumprod, NOISE_SHIFT)
+    recipe = MiniNovelView(bank, base, encoder, batch, settings.seed, FIGURES, alphas_cumprod=alphas)
     options = denoiser_options(settings, DEFAULT_STEPS, DEFAULT_RATE)
     averages, state = train(recipe, options, settings.work, settings.report)
     if state.step < state.steps:
