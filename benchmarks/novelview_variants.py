@@ -174,7 +174,7 @@ class Workshop:
         settings = asdict(run.variant.model_settings())
         digests = {name: self.digests[name] for name in ("teacher", "views", run.variant.encoder)}
         optimisation = asdict(self.options(run))
-        for key in ("report_every", "checkpoint_every", "steps"):
+        for key in ("report_every", "checkpoint_every", "steps", "compiled"):
             optimisation.pop(key)
         return {
             "seed": run.seed, "device": self.device.type, "variant": variant, "size": plain, "model": settings,
