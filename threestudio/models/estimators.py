@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -18,6 +19,15 @@ from threestudio.utils.errors import UserError
 SigmaFn = Callable[[Tensor, Tensor, Tensor], Tensor]  # t_starts [S], t_ends [S], ray_indices [S] -> density [S]
 
 
+def _of_nerfacc(module: nn.Module, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+    """A hook before loading: nerfacc's grid has levels, of which threestudio has one, and keeps its resolution."""
+    state_dict.pop(prefix + "resolution", None)
+    for name, shape in (("aabbs", (1, 6)), ("binaries", (1, *module.binaries.shape))):
+        value = state_dict.get(prefix + name)
+        if value is not None and value.shape == shape:
+            state_dict[prefix + name] = value.reshape(module.get_buffer(name).shape)
+
+
 class OccupancyGridEstimator(nn.Module):
     """A grid of cells that remembers where the field has been seen to be dense (Mueller et al. 2022, appendix E.2).
 
@@ -31,6 +41,7 @@ class OccupancyGridEstimator(nn.Module):
         self.register_buffer("aabbs", bbox.detach().clone().float())  # [2, 3]
         self.register_buffer("occs", torch.zeros(resolution**3))
         self.register_buffer("binaries", torch.zeros(3 * (resolution,), dtype=torch.bool))
+        self.register_load_state_dict_pre_hook(_of_nerfacc)
 
     def fill(self) -> None:
         """Takes every cell for occupied."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from threestudio.ops.hash_grid import HashGridLayout, hash_grid
 from threestudio.ops.spherical_harmonics import real_spherical_harmonics
 from threestudio.utils.base import Updateable
 from threestudio.utils.errors import UserError, with_suggestion
+from threestudio.utils.weight_names import renaming_hook, with_activations_counted
 
 
 class Identity(nn.Module):
@@ -43,6 +44,7 @@ class Frequency(nn.Module):
         self.n_input_dims = n_input_dims
         self.n_frequencies = whole_number(config, "n_frequencies", 12, 0)
         self.n_output_dims = n_input_dims * self.n_frequencies * 2
+        self.register_load_state_dict_pre_hook(_without_empty_weights)
 
     def forward(self, x: Tensor) -> Tensor:
         angle = x[..., None] * (math.pi * 2.0 ** torch.arange(self.n_frequencies, device=x.device))
@@ -88,20 +90,17 @@ class SphericalHarmonics(nn.Module):
         _check_three_inputs("SphericalHarmonics", n_input_dims)
         self.degree = whole_number(config, "degree", 4, 1)
         self.n_input_dims, self.n_output_dims = n_input_dims, self.degree**2
+        self.register_load_state_dict_pre_hook(_without_empty_weights)
 
     def forward(self, x: Tensor) -> Tensor:
         return real_spherical_harmonics(x * 2.0 - 1.0, self.degree)
 
 
-def _renamed_weights(old: str, new: str) -> Callable[..., None]:
-    """A hook before loading that takes the weights of one name for those of another: a hash grid's and a banded one's
-    are the same, so each loads the other's, as in upstream."""
-
-    def rename(module: nn.Module, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
-        if prefix + old in state_dict and prefix + new not in state_dict:
-            state_dict[prefix + new] = state_dict.pop(prefix + old)
-
-    return rename
+def _without_empty_weights(module: nn.Module, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+    """A hook before loading: tinycudann keeps an empty tensor for an encoding that has no weights."""
+    weights = state_dict.get(prefix + "encoding.params")
+    if weights is not None and not weights.numel():
+        del state_dict[prefix + "encoding.params"]
 
 
 class HashGrid(nn.Module):
@@ -137,7 +136,16 @@ class HashGrid(nn.Module):
         self.n_output_dims = self.layout.n_levels * self.layout.n_features
         # Mueller et al. 2022, section 3: uniform in [-1e-4, 1e-4].
         self.params = nn.Parameter(torch.empty(self.layout.n_entries, self.layout.n_features).uniform_(-1e-4, 1e-4))
-        self.register_load_state_dict_pre_hook(_renamed_weights("encoding.params", "params"))
+        # Those of a banded grid, and of tinycudann as threestudio holds it, are the same weights.
+        self.register_load_state_dict_pre_hook(renaming_hook([(r"encoding\.params", "params")]))
+        self.register_load_state_dict_pre_hook(self._table_of_row)
+
+    @staticmethod
+    def _table_of_row(module: HashGrid, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """A hook before loading: tinycudann has all numbers of the table in one row, entry by entry."""
+        weights = state_dict.get(prefix + "params")
+        if weights is not None and weights.shape == (module.params.numel(),):
+            state_dict[prefix + "params"] = weights.view_as(module.params)
 
     def forward(self, x: Tensor, n_active_levels: int | None = None) -> Tensor:
         return hash_grid(x, self.params, self.layout, n_active_levels, backend=self.backend)
@@ -159,7 +167,7 @@ class ProgressiveBandHashGrid(nn.Module, Updateable):
         self.encoding = HashGrid(n_input_dims, {k: v for k, v in config.items() if k not in own})
         self.n_input_dims, self.n_output_dims = n_input_dims, self.encoding.n_output_dims
         self.n_level = self.encoding.layout.n_levels
-        self.register_load_state_dict_pre_hook(_renamed_weights("params", "encoding.params"))
+        self.register_load_state_dict_pre_hook(renaming_hook([("params", "encoding.params")]))
         self.current_level = self._level_at(0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -270,6 +278,7 @@ class VanillaMLP(nn.Module):
         self.output_activation = activation(config, "output_activation", None)
         sizes = [n_input_dims] + [width] * depth + [n_output_dims]
         self.layers = nn.ModuleList(nn.Linear(i, o, bias=False) for i, o in zip(sizes[:-1], sizes[1:]))
+        self.register_load_state_dict_pre_hook(with_activations_counted)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -311,6 +320,7 @@ class SphereInitVanillaMLP(nn.Module):
         if config.get("weight_norm", True):
             layers = [nn.utils.parametrizations.weight_norm(layer) for layer in layers]
         self.layers = nn.ModuleList(layers)
+        self.register_load_state_dict_pre_hook(with_activations_counted)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):

@@ -7,10 +7,12 @@ from typing import Any
 
 import threestudio
 from threestudio.utils.errors import UserError
+from threestudio.utils.weight_names import renaming_hook
 
 from ..amortized.text_background import TextBackground
 from .geometries import hypernet_keys
 from .keys import hidden_layers_of, nested, set_given
+from .weights import HYPER_NETWORK
 
 
 @threestudio.register("multiprompt-neural-hashgrid-environment-map-background")
@@ -33,3 +35,4 @@ class ScaleDreamerTextBackground(TextBackground):
             keys |= {"hidden_dim": width, "hidden_layers": layers}
         set_given(self.cfg, keys)
         super().configure()
+        self.register_load_state_dict_pre_hook(renaming_hook(HYPER_NETWORK))

@@ -7,10 +7,12 @@ from typing import Any
 
 import threestudio
 from threestudio.utils.errors import UserError
+from threestudio.utils.weight_names import renaming_hook
 
 from ..amortized.conv_geometry import ConvNetGeometry
 from ..amortized.hyper_geometry import HyperGeometry
 from ..amortized.triplane_geometry import TriplaneGeometry
+from . import weights
 from .keys import hidden_layers_of, nested, network_keys, only, set_given
 
 # Widths of the 3DConv-net at 4^3, 8^3, 16^3, and at 32^3, 64^3, ... times channel_multiplier
@@ -81,6 +83,8 @@ class ScaleDreamerConvNetGeometry(ConvNetGeometry):
         if keys["img_resolution"] is not None or keys["channel_multiplier"] is not None:
             cfg.channels = synthesis_widths(keys["img_resolution"] or 128, keys["channel_multiplier"] or 1)
         super().configure()
+        self.register_load_state_dict_pre_hook(renaming_hook(weights.CONV_NET))
+        self.register_load_state_dict_pre_hook(weights.noise_strengths_are_numbers)
 
 
 def synthesis_widths(resolution: int, multiplier: int) -> list[int]:
@@ -120,6 +124,7 @@ class ScaleDreamerHyperGeometry(HyperGeometry):
             keys |= {"hidden_dim": sdf[0], "hidden_layers": sdf[1], "n_feature_dims": channels}
         set_given(cfg, keys)
         super().configure()
+        self.register_load_state_dict_pre_hook(renaming_hook(weights.HYPER))
 
 
 def hypernet_keys(where: str, given: Any) -> tuple[dict[str, Any], Any]:
@@ -159,3 +164,5 @@ class ScaleDreamerTriplaneGeometry(TriplaneGeometry):
         set_given(cfg, {**ours, "text_dim": keys["condition_dim"], "hidden_dim": width, "hidden_layers": layers})
         only(f"{where}.triplane_high_res", keys["triplane_high_res"], None, 2 * cfg.triplane_low_res)
         super().configure()
+        self.register_load_state_dict_pre_hook(renaming_hook(weights.TRIPLANE))
+        self.register_load_state_dict_pre_hook(weights.planes_without_bias)

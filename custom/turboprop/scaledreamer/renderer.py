@@ -9,9 +9,11 @@ import threestudio
 from threestudio.models.background.base import BaseBackground
 from threestudio.models.geometry.base import BaseGeometry
 from threestudio.models.materials.base import BaseMaterial
+from threestudio.utils.weight_names import renaming_hook
 
 from ..amortized.renderer import GenerativeVolSDFRenderer
 from .keys import only
+from .weights import RENDERER
 
 
 @threestudio.register("generative-space-volsdf-volume-renderer")
@@ -48,3 +50,4 @@ class ScaleDreamerVolSDFRenderer(GenerativeVolSDFRenderer):
         if cfg.learned_variance_init is not None:
             cfg.inv_std = math.exp(10 * cfg.learned_variance_init)
         super().configure(geometry, material, background)
+        self.register_load_state_dict_pre_hook(renaming_hook(RENDERER))
