@@ -44,6 +44,19 @@ def test_settings_that_a_resumed_optimizer_keeps_are_said(launch_here, caplog):
     assert "field: decoupled_weight_decay stays True, the config has False" in caplog.text
 
 
+def test_an_optimizers_state_in_other_shapes_is_one_line(launch_here, capsys):
+    assert launch_here("--train", "trainer.max_steps=4") == 0
+    checkpoint = torch.load(LAST)
+    moments = next(iter(checkpoint["optimizer_states"][0]["state"].values()))
+    moments["exp_avg"] = moments["exp_avg"].reshape(1, -1)
+    torch.save(checkpoint, "rows.ckpt")
+    assert launch_here("--train", "resume=rows.ckpt", "exp_root_dir=other/outputs") == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert (
+        line.startswith("error: resume: the optimizer's state is of weights of shape [1,") and "system.weights" in line
+    )
+
+
 @pytest.mark.parametrize("stop", [5, 8, 11])
 def test_a_shuffled_set_goes_on_where_it_stopped(launch_here, tmp_path, stop):
     """Epochs of 8 batches: in the middle of one, at the end of one, and in the second."""

@@ -1,4 +1,4 @@
-"""What a resumed run keeps of its checkpoint, where the config says otherwise: the settings of its optimizer.
+"""What a resumed run has of its checkpoint: its optimizer's state, and settings where the config says otherwise.
 
 torch restores an optimizer's settings with its state, so a rate that was changed in the config has no effect.
 """
@@ -9,17 +9,36 @@ import pytorch_lightning as pl
 import torch
 
 import threestudio
+from threestudio.utils.errors import UserError
 
 
 class TellsKeptSettings(pl.Callback):
-    """Says where a resumed run's optimizer has other settings than the config gives it."""
+    """Says where a resumed run's optimizer has other settings than the config gives it.
+
+    Raises UserError where its state is of weights in other shapes.
+    """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if pl_module.resumed:
+            check_state(trainer.optimizers[0])
         if not (pl_module.resumed and pl_module.given_settings and trainer.is_global_zero):
             return
         kept = kept_settings(pl_module.given_settings, settings_of(trainer.optimizers[0]))
         if kept:
             threestudio.warn(f"resume: the optimizer keeps the checkpoint's settings: {'; '.join(kept)}")
+
+
+def check_state(optimizer: torch.optim.Optimizer) -> None:
+    """Raises UserError where a weight has a state of as many numbers in another shape, as tiny-cuda-nn's rows are."""
+    for parameter, state in optimizer.state.items():
+        for value in state.values():
+            if not isinstance(value, torch.Tensor) or value.ndim == 0 or value.numel() != parameter.numel():
+                continue
+            if value.shape != parameter.shape:
+                raise UserError(
+                    f"resume: the optimizer's state is of weights of shape {list(value.shape)}, here they have "
+                    f"{list(parameter.shape)}; another program's weights are taken by system.weights"
+                )
 
 
 def settings_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
