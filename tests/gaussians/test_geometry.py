@@ -112,6 +112,32 @@ def test_a_checkpoint_of_another_number_is_taken_over():
     assert target.gradient_sum.sum() > 0 and all(p.requires_grad for p in target.parameters())
 
 
+def upstream_weights(source: GaussianSplatting) -> dict[str, torch.Tensor]:
+    """The Gaussians as threestudio-3dgs's checkpoints have them."""
+    raw = {name: value.detach().clone() for name, value in source.raw().items()}
+    return {
+        "_xyz": raw["means"], "_scaling": raw["log_scales"], "_rotation": raw["quaternions"],
+        "_opacity": raw["opacity_logits"][:, None], "_features_dc": raw["sh_dc"],
+        "_features_rest": raw.get("sh_rest", torch.zeros(source.count, 0, 3)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("degree", [0, 2])
+def test_a_checkpoint_of_threestudio_3dgs_is_taken_over(degree, tmp_path):
+    torch.manual_seed(0)
+    source, target = geometry_of(init_num_pts=31, sh_degree=degree), geometry_of(sh_degree=degree)
+    torch.nn.init.normal_(source.quaternions)
+    target.load_state_dict(upstream_weights(source))
+    state = {f"geometry.{name}": value for name, value in upstream_weights(source).items()}
+    torch.save({"state_dict": state, "epoch": 0, "global_step": 9}, tmp_path / "last.ckpt")
+    converted = geometry_of(sh_degree=degree, geometry_convert_from=str(tmp_path / "last.ckpt"))
+    loaded = geometry_of(sh_degree=degree, weights=f"{tmp_path / 'last.ckpt'}:geometry")
+    for geometry in (target, converted, loaded):
+        assert geometry.count == 31 and torch.equal(geometry.statistics.view_count, torch.zeros(31))
+        for name, value in source.raw().items():
+            assert torch.equal(value, geometry.raw()[name]), name
+
+
 def test_density_steps_keep_optimizer_and_parameters_together():
     torch.manual_seed(0)
     geometry = geometry_of(

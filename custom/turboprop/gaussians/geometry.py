@@ -47,6 +47,7 @@ from .parameters import (
 )
 from .ply import write_3dgs_ply
 from .spherical_harmonics import DC, MAX_DEGREE
+from .upstream_weights import take_upstream_names
 
 LEARNING_RATES = {
     "means": ("position_lr", 1.0),
@@ -178,6 +179,7 @@ class GaussianSplatting(BaseGeometry):
             return self._at_points(self._shape_init())
         if source.endswith(".ckpt"):
             state, _, _ = load_module_weights(source, module_name="geometry", map_location="cpu")
+            take_upstream_names(state)
             missing = [name for name in parameter_names(0, False) if name not in state]
             if missing:
                 raise UserError(f"geometry.geometry_convert_from: {source} has no Gaussians (no geometry.{missing[0]})")
@@ -256,6 +258,7 @@ class GaussianSplatting(BaseGeometry):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Takes over the number of Gaussians that are loaded; torch calls this for every way of loading. Gaussians
         that were saved without names get new ones."""
+        take_upstream_names(state_dict, prefix)
         loaded = state_dict.get(f"{prefix}means")
         if loaded is not None and loaded.shape[0] != self.count:
             n = loaded.shape[0]
