@@ -173,6 +173,7 @@ BAD = [
     (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val: expected at least 0, got -1", ""),
     (["checkpoint.every_n_train_steps=all"], "checkpoint.every_n_train_steps: expected int or null, got 'all'", ""),
     (["checkpoint.every_n_train_steps=-4"], "checkpoint.every_n_train_steps: ", "got -4 (int)"),
+    (["checkpoint.filename=a/../../b"], "checkpoint.filename: expected a name inside the trial's ckpts", "a/../../b"),
     (["checkpoint.save_top_k=3"], "checkpoint.save_top_k: ", "got 3 (int)"),
     (["system.loss.lambda_distance=null"], "system.loss.lambda_distance: expected a number", "got null"),
     (["system.loss.lambda_distance='1'"], "system.loss.lambda_distance: expected a number", "got '1' (str)"),

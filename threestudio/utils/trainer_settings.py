@@ -85,4 +85,7 @@ def checkpoint_arguments(cfg: DictConfig) -> dict[str, Any]:
     arguments.setdefault("enable_version_counter", False)
     check_arguments(ModelCheckpoint, arguments, "checkpoint", ("dirpath",))
     tried(lambda given: ModelCheckpoint(dirpath=".", **given), arguments, "checkpoint")
+    filename = arguments.get("filename")
+    if filename is not None and (os.path.isabs(filename) or ".." in filename.replace("\\", "/").split("/")):
+        raise UserError(f"checkpoint.filename: expected a name inside the trial's ckpts, got '{filename}'")
     return arguments

@@ -235,7 +235,7 @@ def test_a_ply_cut_short_or_broken_is_one_line(tmp_path, form):
     "header, color",
     [
         ("COFF", (51, 102, 204, 255)), ("COFF", (51, 102, 204)), ("COFF", (0.2, 0.4, 0.8, 1.0)),
-        ("COFF", (51.0, 102.0, 204.0)), ("OFF", (51, 102, 204)),
+        ("COFF", (51.0, 102.0, 204.0)), ("OFF", (51, 102, 204)), ("coff", (51, 102, 204)),
     ],
 )  # fmt: skip
 def test_vertex_colours_of_an_off(tmp_path, header, color):

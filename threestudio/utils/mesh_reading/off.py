@@ -12,7 +12,7 @@ from threestudio.utils.mesh_reading.part import MeshPart, unit_colors
 from threestudio.utils.mesh_reading.polygons import check_corners, triangulate
 
 # The Geomview manual, "OFF Files", has the letters in the order ST C N; MeshLab writes N C ST.
-_HEADER = re.compile(r"((?:ST|C|N)*)(4)?(n)?OFF|()()()off")
+_HEADER = re.compile(r"((?:ST|C|N)*)(4)?(n)?OFF")
 
 
 def read_off(path: str, colors: bool) -> list[MeshPart]:
@@ -43,7 +43,8 @@ def read_off(path: str, colors: bool) -> list[MeshPart]:
 
 def _header(path: str, rows: list[list[str]]) -> tuple[str, list[list[str]]]:
     """The letters before OFF, and the rows behind the header; the header may be missing, or share the first row."""
-    match = _HEADER.fullmatch(rows[0][0]) if rows else None
+    word = rows[0][0] if rows else ""
+    match = _HEADER.fullmatch(word.upper() if word.islower() else word)
     if match is None:
         return "", rows
     if match.group(2) or match.group(3):
