@@ -45,7 +45,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="compile the denoiser (mini-sd, mini-mv, mini-novelview): a minute at the start, quicker steps on a GPU",
+        help="compile the denoiser (mini-sd, mini-mv, mini-novelview), meant for GPUs; minutes at the start",
     )
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
