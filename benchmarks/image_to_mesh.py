@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from reporting import ROOT, machine, table, write_report
 from representations import TITLES, run
 
@@ -159,28 +159,35 @@ def truth_row(spec: ObjectSpec, size: int) -> list[Image.Image]:
 
 
 def sheet(specs: list[ObjectSpec], pictures: list[Path], runs: list[dict], target: Path) -> None:
-    """For each object its picture, then a row of six views of each kind's result, and of the truth."""
-    side = 64
+    """A block for each object, two beside each other: its picture, a row of six views of each result, and the truth."""
+    side, label, line, gap = 64, 204, 14, 12
     kinds = by_kind(runs)
-    rows = len(kinds) + 1
-    image = Image.new("RGB", ((1 + len(SHOWN_VIEWS)) * side, len(specs) * (rows * side + 8)), "white")
+    names = [*(title(kind) for kind in kinds), "the truth"]
+    width, height = label + len(SHOWN_VIEWS) * side + gap, line + len(names) * side + gap
+    image = Image.new("RGB", (2 * width, math.ceil(len(specs) / 2) * height), "white")
+    draw = ImageDraw.Draw(image)
     for number, (spec, picture) in enumerate(zip(specs, pictures)):
-        top = number * (rows * side + 8)
+        left, top = number % 2 * width, number // 2 * height
+        draw.text((left, top), caption(spec), "black")
+        top += line
         with Image.open(picture) as given:
             small = given.resize((side, side))
-            image.paste(small, (0, top), small)
-        for row, found in enumerate(kinds.values()):
-            for run_ in found:
-                if run_["object"] != caption(spec):
-                    continue
-                with Image.open(run_["views"]) as views:
-                    for place, view in enumerate(SHOWN_VIEWS, 1):
-                        cell = views.crop((view * side, 0, (view + 1) * side, side))
-                        image.paste(cell, (place * side, top + row * side))
-        for place, cell in enumerate(truth_row(spec, side), 1):
-            image.paste(cell, (place * side, top + (rows - 1) * side))
+            image.paste(small, (left, top), small)
+        strips = [[found_run["views"] for found_run in found if found_run["object"] == caption(spec)][:1]
+                  for found in kinds.values()]  # fmt: skip
+        rows = [view_cells(strip[0], side) if strip else [] for strip in strips] + [truth_row(spec, side)]
+        for row, (name, cells) in enumerate(zip(names, rows)):
+            draw.text((left + side + 6, top + row * side + (side - line) // 2), name, "black")
+            for place, cell in enumerate(cells):
+                image.paste(cell, (left + label + place * side, top + row * side))
     target.parent.mkdir(parents=True, exist_ok=True)
     image.save(target)
+
+
+def view_cells(strip: str, side: int) -> list[Image.Image]:
+    """The shown ones of the eight views that a run's strip of pictures has."""
+    with Image.open(strip) as views:
+        return [views.crop((view * side, 0, (view + 1) * side, side)) for view in SHOWN_VIEWS]
 
 
 def page_text(runs: list[dict], window: int, commands: list[str], pictures: list[str]) -> str:
@@ -204,7 +211,7 @@ def page_text(runs: list[dict], window: int, commands: list[str], pictures: list
         *words_on_captions(runs),
     ]
     for name in pictures:
-        lines += [f"![the picture; rows of six views of each result, the last row the truth](../images/{name})", ""]
+        lines += [f"![each object's picture; rows of six views of each result, and of the truth](../images/{name})", ""]
     return "\n".join(lines)
 
 
