@@ -289,6 +289,25 @@ def test_a_torn_checkpoint_of_a_real_run(launch_here, capsys):
     assert "is corrupt" in capsys.readouterr().err
 
 
+def test_weights_that_do_not_fit(launch_here, capsys, caplog):
+    assert launch_here("--train", "trainer.max_steps=4") == 0
+    last = TRIAL / "ckpts/last.ckpt"
+    again = ["--train", f"system.weights={last}", "exp_root_dir=other/outputs"]
+    assert launch_here(*again, "system.field.n_neurons=9") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: system.weights: {last} does not fit this config: size mismatch for field.")
+    checkpoint = torch.load(last)
+    names = list(checkpoint["state_dict"])
+    checkpoint["state_dict"]["more.weight"] = checkpoint["state_dict"].pop(names[0])
+    torch.save(checkpoint, "some.ckpt")
+    assert launch_here("--train", "system.weights=some.ckpt", "exp_root_dir=third/outputs", "trainer.max_steps=1") == 0
+    assert f"1 missing weights, first {names[0]}" in caplog.text and "1 unknown weights, first more.we" in caplog.text
+    checkpoint["state_dict"] = {f"more.{name}": value for name, value in checkpoint["state_dict"].items()}
+    torch.save(checkpoint, "none.ckpt")
+    assert launch_here("--train", "system.weights=none.ckpt", "exp_root_dir=fourth/outputs") == 2
+    assert f"none.ckpt: none of its {len(names)} weights is known here, the first is more." in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_another_system(launch_here, capsys):
     assert launch_here("--train", "trainer.max_steps=4") == 0
     last = f"resume={TRIAL}/ckpts/last.ckpt"

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import pytorch_lightning as pl
 import torch
 
-import threestudio
 from threestudio.systems.kept_settings import TellsKeptSettings, settings_of
 from threestudio.systems.keyed_steps import KeyedLoader, KeyedSteps, SkipNonFiniteSteps
 from threestudio.systems.utils import (
@@ -27,6 +26,7 @@ from threestudio.utils.errors import errors_begin_with
 from threestudio.utils.misc import C, cleanup, load_module_weights
 from threestudio.utils.saving import SaverMixin
 from threestudio.utils.value_checks import check_schedule
+from threestudio.utils.weight_loading import load_weights_into
 
 
 class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
@@ -85,10 +85,7 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
 
     def load_weights(self, weights: str, ignore_modules: list[str] | None = None) -> None:
         state_dict, epoch, global_step = load_module_weights(weights, ignore_modules=ignore_modules, map_location="cpu")
-        result = self.load_state_dict(state_dict, strict=False)
-        for kind, keys in (("missing", result.missing_keys), ("unknown", result.unexpected_keys)):
-            if keys:
-                threestudio.warn(f"{weights}: {len(keys)} {kind} weights, first {keys[0]}")
+        load_weights_into(self, state_dict, weights)
         self.do_update_step(epoch, global_step, on_load_weights=True)
 
     def configure_optimizers(self) -> dict:

@@ -16,6 +16,7 @@ from torch import nn
 from threestudio.utils.config import parse_structured
 from threestudio.utils.errors import UserError
 from threestudio.utils.misc import get_device, load_module_weights
+from threestudio.utils.weight_loading import loaded
 
 _visited: ContextVar[set[int] | None] = ContextVar("visited", default=None)
 
@@ -161,7 +162,7 @@ class BaseModule(nn.Module, Updateable):
         if not separator:
             raise UserError(f"weights: expected 'path.ckpt:module_name', got '{source}'")
         state_dict, epoch, global_step = load_module_weights(path, module_name=module_name, map_location="cpu")
-        self.load_state_dict(state_dict)
+        loaded(self, state_dict, f"weights: {path}", strict=True)
         self.do_update_step(epoch, global_step, on_load_weights=True)
 
     def configure(self, *args: Any, **kwargs: Any) -> None:
