@@ -109,6 +109,13 @@ def _optimizer(parameters: Sequence[nn.Parameter], options: TrainingOptions) -> 
     )
 
 
+def _clear_gradients(parameters: Sequence[nn.Parameter], kept: bool) -> None:
+    """Takes the gradients away. With `kept` they are tensors of zeros: what a recorded graph gives is added to them,
+    for its own memory is written anew by the next batch."""
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter) if kept else None
+
+
 def _one_step(
     recipe: Recipe,
     optimizer: torch.optim.Optimizer,
@@ -121,13 +128,14 @@ def _one_step(
     rate = warmup_stable_decay(step, options.steps, options.learning_rate, options.warmup, cooldown)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
     device = parameters[0].device
+    recorded = options.compiled and device.type == "cuda"
+    _clear_gradients(parameters, kept=recorded)
     for part in range(options.accumulate):
         key = step_key(options.seed, step * options.accumulate + part, stream=recipe.name)
         generator = torch.Generator().manual_seed(key % 2**63)
-        if options.compiled and device.type == "cuda":
-            torch.compiler.cudagraph_mark_step_begin()  # what the graphs gave the step before is free
+        if recorded:
+            torch.compiler.cudagraph_mark_step_begin()  # what the graphs gave for the batch before is free
         with torch.autocast(device.type, torch.bfloat16, enabled=options.bfloat16):
             loss, figures = recipe.loss(step, generator)
         (loss / options.accumulate).backward()
