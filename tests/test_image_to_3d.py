@@ -45,6 +45,12 @@ LOSSES = {  # by whether there is a caption
     True: ("loss_rgb", "loss_mask", "loss_asd", "loss_3d_sds", "grad_norm", "grad_norm_3d"),
     False: ("loss_ref_rgb", "loss_ref_mask", "loss_zero123_sds", "grad_norm"),
 }
+JUDGED = [
+    f"system.evaluation.judge={ROOT / 'assets/judges/mini-clip'}",
+    f"system.evaluation.gallery={ROOT / 'custom/turboprop/world/libraries/world_16.json'}",
+    "system.evaluation.views=2",
+    "system.evaluation.size=16",
+]
 GRID = [f"system.geometry.pos_encoding_config.{key}" for key in ("n_levels=2", "log2_hashmap_size=8")]
 
 
@@ -53,7 +59,7 @@ def launch(tmp_path, monkeypatch, tiny_zero123_folder, ball_picture, capsys):
     """Runs a dino config at tiny size; gives the exit code and the trial's folder."""
     monkeypatch.chdir(tmp_path)
 
-    def run(kind="nerf", *more, mode="--train", out="outputs", processes=1):
+    def run(kind="nerf", *more, mode="--train", out="outputs", processes=1, judged=True):
         cameras = [
             f"data.random_camera.{key}"
             for key in (
@@ -78,10 +84,7 @@ def launch(tmp_path, monkeypatch, tiny_zero123_folder, ball_picture, capsys):
             "use_timestamp=false",
             "tag=t",
             f"exp_root_dir={out}",
-            f"system.evaluation.judge={ROOT / 'assets/judges/mini-clip'}",
-            f"system.evaluation.gallery={ROOT / 'custom/turboprop/world/libraries/world_16.json'}",
-            "system.evaluation.views=2",
-            "system.evaluation.size=16",
+            *(JUDGED if judged else []),
             *cameras,
             *SMALL[kind],
             *(GRID if not kind.startswith("gaussians") else []),
@@ -306,6 +309,23 @@ def test_alternate_looks_at_one_part_a_step(launch):
         values = ["", *(row[header.index(f"train/{name}")] for row in rows)]
         changed[name] = [after != before for before, after in zip(values, values[1:])]
     assert changed == {"loss_ref_rgb": [True, False, True, False], "loss_zero123_sds": [False, True, False, True]}
+
+
+def test_the_simple_system_asks_its_guidance_alone(launch, tmp_path, monkeypatch, capsys):
+    config = OmegaConf.load(ROOT / "configs" / "zero123-dino.yaml")
+    config.system_type = "zero123-simple-system"
+    del config.system.evaluation, config.system.freq
+    config.system.geometry.normal_type = "analytic"
+    config.system.material.requires_normal = config.system.renderer.return_comp_normal = True
+    weights = ("sds", "orient", "normal_smoothness_2d", "sparsity", "opaque")
+    config.system.loss = {f"lambda_{name}": 1.0 for name in weights}
+    OmegaConf.save(config, tmp_path / "simple.yaml")
+    monkeypatch.setitem(CONFIGS, "nerf", str(tmp_path / "simple"))
+    code, _ = launch("nerf", judged=False)
+    assert code == 0, capsys.readouterr().err
+    header = (tmp_path / "outputs/zero123-dino/t/csv_logs/version_0/metrics.csv").read_text().splitlines()[0].split(",")
+    losses = {name.removeprefix("train/") for name in header if name.startswith("train/loss_")}
+    assert losses >= {f"loss_{name}" for name in weights} and not any("rgb" in name for name in losses)
 
 
 def test_a_loss_that_the_render_cannot_have_says_what_to_set(launch, capsys):

@@ -3,7 +3,11 @@
 from torch import Tensor
 
 import threestudio
-from threestudio.systems.image_reference import ImageReferenceSystem
+from threestudio.systems.image_reference import ImageReferenceSystem, needed, random_cameras_of
+from threestudio.systems.loss_weights import LossWeights
+from threestudio.systems.losses import VOLUME_WEIGHTS, volume_losses
+from threestudio.systems.reference_losses import normal_smoothness
+from threestudio.systems.score_distillation import ScoreDistillationSystem
 from threestudio.utils.errors import UserError
 from threestudio.utils.value_checks import check_choice
 
@@ -42,3 +46,26 @@ class Zero123(ImageReferenceSystem):
         if step < freq.get("ref_only_steps", 0) or step % freq.n_ref == 0:
             return self.weighted_sum(self.reference_losses(batch))
         return self.weighted_sum(self.guided_losses(batch))
+
+
+@threestudio.register("zero123-simple-system")
+class Zero123Simple(ScoreDistillationSystem):
+    """Its guidance alone, at random cameras: the picture is seen by the guidance, not by a loss."""
+
+    def own_weights(self) -> LossWeights:
+        return VOLUME_WEIGHTS.with_(optional=("lambda_normal_smoothness_2d",))
+
+    def build_prompts(self) -> None:
+        """Nothing: the guidance knows the picture."""
+
+    def ask_guidance(self, images: Tensor, batch: dict, **options: bool) -> dict:
+        return self.guidance(images, **batch, **options)
+
+    def training_step(self, batch: dict, batch_idx: int) -> dict:
+        cameras = random_cameras_of(batch)
+        out = self(cameras)
+        losses = {**self.guide(out["comp_rgb"], cameras), **volume_losses(out, self.weight)}
+        if self.weight("normal_smoothness_2d") > 0:
+            normal = needed(out, "comp_normal", "normal_smoothness_2d")
+            losses["loss_normal_smoothness_2d"] = normal_smoothness(normal)
+        return self.weighted_sum(losses)
