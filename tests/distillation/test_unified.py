@@ -80,12 +80,16 @@ def test_vsd_trains_adapters_by_loss_train_phi(tiny_sd_folder, utils):
     assert any(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in guidance.parameters())
 
 
+def test_keys_of_vsd_are_not_read_with_sds(tiny_sd_folder):
+    build("stable-diffusion-unified-guidance", tiny_sd_folder, guidance_type="sds", vsd_use_camera_condition=False)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
         ({"guidance_type": "asd"}, "guidance_type: expected one of sds, vsd, got 'asd'"),
         ({"controlnet_model_name_or_path": "x"}, "controlnet_model_name_or_path: not supported, got x"),
-        ({"vsd_use_lora": False}, "vsd_use_lora: not supported; expected true, got false"),
+        ({"guidance_type": "vsd", "vsd_use_lora": False}, "vsd_use_lora: not supported; expected true, got false"),
         ({"return_rgb_multistep_orig": True}, "return_rgb_multistep_orig: not supported"),
         (
             {"guidance_type": "vsd", "vsd_camera_condition_type": "spherical"},

@@ -66,7 +66,8 @@ def check_unified(cfg: UnifiedConfig) -> None:
         ("vsd_use_camera_condition", True),
     ):
         value = getattr(cfg, key)
-        if value is not supported:
+        read = cfg.guidance_type == "vsd" or not key.startswith("vsd_")
+        if read and value is not supported:
             raise UserError(f"{key}: not supported; expected {str(supported).lower()}, got {str(value).lower()}")
 
 
