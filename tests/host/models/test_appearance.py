@@ -47,6 +47,33 @@ def test_no_material_errors_name_the_key():
         make("no-material", input_feature_dims=3)
 
 
+def test_neural_radiance_changes_with_the_view():
+    material = make("neural-radiance-material", input_feature_dims=3)
+    features, directions = torch.randn(2, 7, 3), F.normalize(torch.randn(2, 7, 3), dim=-1)
+    colors = material(features=features, viewdirs=directions, unused=1)
+    assert colors.shape == (2, 7, 3) and not torch.allclose(colors, material(features=features, viewdirs=-directions))
+    encoded = material.encoding((directions.view(-1, 3) + 1) / 2)
+    expected = material.network(torch.cat([features.view(-1, 3), encoded], -1)).sigmoid()
+    torch.testing.assert_close(colors, expected.view(2, 7, 3))
+    # A network that looks at features alone has in a texture the colour that it has from everywhere.
+    with torch.no_grad():
+        material.network.layers[0].weight[:, 3:] = 0
+    torch.testing.assert_close(
+        material.export(features=features)["albedo"], material(features=features, viewdirs=directions)
+    )
+    with pytest.raises(UserError, match=r"expected 3 feature channels \(input_feature_dims\), got 4"):
+        material(features=torch.randn(7, 4), viewdirs=directions[0])
+
+
+def test_hybrid_colours_and_latents():
+    material, features = make("hybrid-rgb-latent-material", n_output_dims=7), torch.randn(5, 7)
+    out = material(features=features, unused=1)
+    torch.testing.assert_close(out, torch.cat([features[:, :3].sigmoid(), features[:, 3:]], 1))
+    assert material.requires_normal and material.export(features=features)["albedo"].shape == (5, 3)
+    with pytest.raises(UserError, match=r"expected 7 feature channels \(n_output_dims\), got 3"):
+        material(features=features[:, :3])
+
+
 def test_diffuse_shading_is_lambert():
     material, s = make("diffuse-with-point-light-material"), surface()
     to_light = F.normalize(s["light_positions"] - s["positions"], dim=-1)

@@ -1,1 +1,8 @@
-from . import base, diffuse_with_point_light_material, no_material, sd_latent_adapter_material
+from . import (
+    base,
+    diffuse_with_point_light_material,
+    hybrid_rgb_latent_material,
+    neural_radiance_material,
+    no_material,
+    sd_latent_adapter_material,
+)
