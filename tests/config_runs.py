@@ -31,9 +31,12 @@ SMALL = {
     "system.evaluation.judge": "''",
 }
 # What is set by the registered name under a key; the default is large.
+SMALL_CAMERAS = ("data.eval_height=8", "data.eval_width=8", "data.n_test_views=2")
 SMALL_OF_TYPE = {
-    ("system.geometry_type", "gaussian-splatting"): "system.geometry.isosurface_resolution=32",
-    ("system.exporter_type", "mesh-exporter"): "system.exporter.texture_size=32",
+    ("system.geometry_type", "gaussian-splatting"): ("system.geometry.isosurface_resolution=32",),
+    ("system.exporter_type", "mesh-exporter"): ("system.exporter.texture_size=32",),
+    ("data_type", "random-camera-datamodule"): SMALL_CAMERAS,
+    ("data_type", "mvdream-random-multiview-camera-datamodule"): SMALL_CAMERAS,
 }
 REQUIRED = {"system.prompt_processor.prompt": "a red car"}
 
@@ -121,7 +124,9 @@ def small_overrides(config: OmegaConf) -> list[str]:
         present = OmegaConf.select(config, key, throw_on_missing=False)
         if present is not None and not (isinstance(value, int) and OmegaConf.is_config(present)):
             given.append(f"{key}={value}")
-    given += [override for (key, name), override in SMALL_OF_TYPE.items() if OmegaConf.select(config, key) == name]
+    for (key, name), overrides in SMALL_OF_TYPE.items():
+        if OmegaConf.select(config, key) == name:
+            given += overrides
     for key, value in REQUIRED.items():
         part, name = key.rsplit(".", 1)
         node = OmegaConf.select(config, part)
