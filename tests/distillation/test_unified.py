@@ -81,7 +81,9 @@ def test_vsd_trains_adapters_by_loss_train_phi(tiny_sd_folder, utils):
 
 
 def test_keys_of_vsd_are_not_read_with_sds(tiny_sd_folder):
-    build("stable-diffusion-unified-guidance", tiny_sd_folder, guidance_type="sds", vsd_use_camera_condition=False)
+    keys = {"guidance_type": "sds", "vsd_use_camera_condition": False}
+    guidance = build("stable-diffusion-unified-guidance", tiny_sd_folder, **keys)
+    assert not any(parameter.requires_grad for parameter in guidance.parameters())
 
 
 @pytest.mark.parametrize(
