@@ -127,7 +127,7 @@ def conv_field(weights: Weights, points: Tensor, noise: Tensor, text: Tensor) ->
 # -------------------------------------------------------------------------------------------- Hyper-iNGP
 
 
-def hyper_weights(spectral_norm: bool) -> Weights:
+def hyper_weights(spectral_norm: bool, deep: bool = False) -> Weights:
     features = 2 * GRID["n_levels"]
     made = features * 64 + 64 + features * 64 + 64 * 3
     weights = {
@@ -136,6 +136,11 @@ def hyper_weights(spectral_norm: bool) -> Weights:
         "hypernet.layers.1.bias": randn(64), "hypernet.layers.3.weight": randn(made, 64),
         "hypernet.layers.3.bias": randn(made),
     }  # fmt: skip
+    if deep:  # a second hidden layer, which has a bias
+        for part in ("weight", "bias"):
+            weights[f"hypernet.layers.6.{part}"] = weights.pop(f"hypernet.layers.3.{part}")
+            weights[f"hypernet.layers.4.{part}"] = randn(64)
+        weights |= {"hypernet.layers.3.weight": randn(64, 64), "hypernet.layers.3.bias": randn(64)}
     if spectral_norm:
         for name in ("hypernet.layers.0", "hypernet.layers.3"):
             weight = weights.pop(f"{name}.weight")
@@ -155,9 +160,13 @@ def hyper_matrix(weights: Weights, name: str) -> Tensor:
 
 
 def hyper_network(weights: Weights, text: Tensor) -> Tensor:
-    x = text @ hyper_matrix(weights, "hypernet.layers.0").T
-    x = F.layer_norm(x, x.shape[1:], weights["hypernet.layers.1.weight"], weights["hypernet.layers.1.bias"])
-    return F.silu(x) @ hyper_matrix(weights, "hypernet.layers.3").T + weights["hypernet.layers.3.bias"]
+    x, last = text @ hyper_matrix(weights, "hypernet.layers.0").T, 3
+    x = F.silu(F.layer_norm(x, (64,), weights["hypernet.layers.1.weight"], weights["hypernet.layers.1.bias"]))
+    if "hypernet.layers.6.bias" in weights:
+        x = x @ hyper_matrix(weights, "hypernet.layers.3").T + weights["hypernet.layers.3.bias"]
+        x = F.silu(F.layer_norm(x, (64,), weights["hypernet.layers.4.weight"], weights["hypernet.layers.4.bias"]))
+        last = 6
+    return x @ hyper_matrix(weights, f"hypernet.layers.{last}").T + weights[f"hypernet.layers.{last}.bias"]
 
 
 def hyper_field(weights: Weights, points: Tensor, noise: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,11 +240,11 @@ def triplane_field(weights: Weights, points: Tensor, noise: Tensor, text: Tensor
     return read(weights, torch.cat(found, -1))
 
 
-def hyper_config(spectral_norm: bool) -> dict:
+def hyper_config(spectral_norm: bool, layers: int = 1) -> dict:
     return {
         "pos_encoding_config": {"otype": "HashGrid", "n_features_per_level": 2, **GRID},
         "hypernet_config": {"c_dim": TEXT, "out_dims": {"sdf_weights": [64, 1], "feature_weights": [64, 3]},
-                            "spectral_norm": spectral_norm, "n_neurons": 64, "n_hidden_layers": 1},
+                            "spectral_norm": spectral_norm, "n_neurons": 64, "n_hidden_layers": layers},
     }  # fmt: skip
 
 
@@ -248,6 +257,7 @@ NETWORKS = {
     ),
     "Hyper-iNGP": (lambda: hyper_weights(False), hyper_field, hyper_config(False)),
     "Hyper-iNGP, spectral norm": (lambda: hyper_weights(True), hyper_field, hyper_config(True)),
+    "Hyper-iNGP, two hidden layers": (lambda: hyper_weights(False, True), hyper_field, hyper_config(False, 2)),
     "Triplane-transformer-sdf": (
         triplane_weights,
         triplane_field,

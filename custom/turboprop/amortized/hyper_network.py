@@ -15,7 +15,8 @@ from torch import Tensor, nn
 class HyperNetwork(nn.Module):
     """Text [P, T] to the weights of bias-free networks, a list of [P, I, O] for each.
 
-    A linear layer without bias, LayerNorm and SiLU, `hidden_layers` times, then one linear layer to all weights.
+    A linear layer (the first without bias), LayerNorm and SiLU, `hidden_layers` times, then one linear layer to all
+    weights.
     """
 
     def __init__(
@@ -26,8 +27,9 @@ class HyperNetwork(nn.Module):
         self.shapes = [list(zip(widths, widths[1:])) for widths in networks]
         count = sum(i * o for shapes in self.shapes for i, o in shapes)
         layers: list[nn.Module] = []
-        for inputs in [text_dim, *[hidden] * (hidden_layers - 1)]:
-            layers += [_linear(inputs, hidden, False, spectral_norm), nn.LayerNorm(hidden), nn.SiLU()]
+        for index in range(hidden_layers):
+            linear = _linear(hidden if index else text_dim, hidden, index > 0, spectral_norm)
+            layers += [linear, nn.LayerNorm(hidden), nn.SiLU()]
         self.layers = nn.Sequential(*layers, _linear(hidden, count, True, spectral_norm))
 
     def forward(self, text: Tensor) -> list[list[Tensor]]:
