@@ -173,9 +173,8 @@ def sheet(specs: list[ObjectSpec], pictures: list[Path], runs: list[dict], targe
         with Image.open(picture) as given:
             small = given.resize((side, side))
             image.paste(small, (left, top), small)
-        strips = [[found_run["views"] for found_run in found if found_run["object"] == caption(spec)][:1]
-                  for found in kinds.values()]  # fmt: skip
-        rows = [view_cells(strip[0], side) if strip else [] for strip in strips] + [truth_row(spec, side)]
+        strips = [{run_["object"]: run_["views"] for run_ in found}.get(caption(spec)) for found in kinds.values()]
+        rows = [view_cells(strip, side) if strip else [] for strip in strips] + [truth_row(spec, side)]
         for row, (name, cells) in enumerate(zip(names, rows)):
             draw.text((left + side + 6, top + row * side + (side - line) // 2), name, "black")
             for place, cell in enumerate(cells):

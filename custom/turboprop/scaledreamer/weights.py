@@ -1,7 +1,7 @@
 """Names of weights in ScaleDreamer's checkpoints, and ours for them.
 
-Its modules take its checkpoints by these rules: `system.weights=DF415_3dconv_net.pth` with its own config evaluates a
-published generator. Left out is what has no part in a generator's answer: the box of the scene, which is the config's,
+Its modules take its checkpoints by these rules: `system.weights=DF415_3dconv_net.pth` with its own config takes such a
+file. Left out is what has no part in a generator's answer: the box of the scene, which is the config's,
 noise that is the same for every object, and a mean style that no truncation asks for.
 """
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from threestudio.utils.weight_names import Rule
 
-NOT_OF_GENERATORS: tuple[Rule, ...] = (("bbox", None), ("_dummy", None))
+NOT_OF_GENERATORS: tuple[Rule, ...] = (("bbox", None),)
 HEADS: tuple[Rule, ...] = (
     (r"sdf_network\.layers\.(.+)", r"heads.sdf.\1"),
     (r"feature_network\.layers\.(.+)", r"heads.color.\1"),
