@@ -30,9 +30,10 @@ from turboprop.evaluation.cameras import evaluation_cameras, exact_layers, exact
 from turboprop.fitting.posed_views import world_views  # noqa: E402
 from turboprop.novelview.render_world import chosen_specs  # noqa: E402
 from turboprop.world.cameras import orbit_c2w  # noqa: E402
-from turboprop.world.captions import ObjectSpec, caption  # noqa: E402
+from turboprop.world.captions import ObjectSpec, caption, parse_caption  # noqa: E402
 
 CAPTIONED = "-caption"  # ends the kinds that have a second teacher, of the caption that the judge reads
+ALONE = "-alone"  # ends the kinds that have a second teacher and are given nothing but the picture
 CONFIGS = {
     "nerf": "zero123-dino",
     "gaussians": "zero123-dino-gaussians",
@@ -40,6 +41,9 @@ CONFIGS = {
     f"nerf{CAPTIONED}": "magic123-mini",
     f"gaussians{CAPTIONED}": "magic123-mini-gaussians",
     f"dmtet{CAPTIONED}": "magic123-mini-dmtet",
+    f"nerf{ALONE}": "magic123-mini",
+    f"gaussians{ALONE}": "magic123-mini-gaussians",
+    f"dmtet{ALONE}": "magic123-mini-dmtet",
 }
 PLACE = {"elevation": 15.0, "azimuth": 30.0, "distance": 2.7, "fovy": 40.0}  # of all pictures: degrees, world units
 PICTURE_SIZE = 128  # pixels
@@ -60,20 +64,23 @@ def write_picture(spec: ObjectSpec, path: Path) -> None:
     Image.fromarray((pixels * 255).round().to(torch.uint8).numpy()).save(path)
 
 
+def has_two_teachers(kind: str) -> bool:
+    return kind.endswith((CAPTIONED, ALONE))
+
+
 def overrides_of(spec: ObjectSpec, picture: Path, kind: str, seed: int, window: int, model: str) -> list[str]:
-    captioned = kind.endswith(CAPTIONED)
-    part = "guidance_3d" if captioned else "guidance"
+    two = has_two_teachers(kind)
+    part = "guidance_3d" if two else "guidance"
+    place = [f"data.default_{angle}_deg={PLACE[angle]}" for angle in ("elevation", "azimuth")]
     given = [
         f"data.image_path={picture}",
-        f"data.default_elevation_deg={PLACE['elevation']}",
-        f"data.default_azimuth_deg={PLACE['azimuth']}",
-        f"system.evaluation.caption={caption(spec)}",
+        *([] if kind.endswith(ALONE) else place),
+        f"system.evaluation.caption={caption(spec)}",  # training does not see it
         f"seed={seed}",
         *([f"system.{part}.pretrained_model_name_or_path={model}"] if model else []),
-        *(["system.prompt_processor.prompt=auto"] if captioned else []),
     ]
     if window:
-        base = "magic123-system" if captioned else "zero123-system"
+        base = "magic123-system" if two else "zero123-system"
         mixins = "turboprop-gaussian-training,turboprop-evaluated" if "gaussians" in kind else "turboprop-evaluated"
         given += [f"system_type={base}:picard,{mixins}", f"system.picard.window={window}"]
     return given
@@ -94,8 +101,9 @@ def shown_means(runs: list[dict]) -> list[str]:
 
 
 def title(kind: str) -> str:
-    base = TITLES[kind.removesuffix(CAPTIONED)]
-    return f"{base}, with the caption" if kind.endswith(CAPTIONED) else base
+    base = TITLES[kind.split("-")[0]]
+    more = {CAPTIONED: ", with the caption", ALONE: ", with the caption, the place found"}
+    return base + next((words for ending, words in more.items() if kind.endswith(ending)), "")
 
 
 def by_kind(runs: list[dict]) -> dict[str, list[dict]]:
@@ -136,18 +144,43 @@ def caption_read(folder: Path) -> str | None:
     return json.loads(files[0].read_text())["captions"][0] if files else None
 
 
+def place_found(folder: Path) -> list[float] | None:
+    """The elevation and azimuth that a run found for its picture, in degrees; None where they were given."""
+    files = list(folder.glob("*/*/save/place.json"))
+    return [json.loads(files[0].read_text())[f"{angle}_deg"] for angle in ("elevation", "azimuth")] if files else None
+
+
 def words_on_captions(runs: list[dict]) -> list[str]:
     """What rows with a caption are, where there are some."""
-    read = [run_ for run_ in runs if run_["kind"].endswith(CAPTIONED)]
+    read = [run_ for run_ in runs if has_two_teachers(run_["kind"])]
     if not read:
         return []
     right = sum(run_["caption_read"] == run_["object"] for run_ in read)
-    return [
+    words = (
         "Rows with the caption have a second teacher, mini-mv, which is told the caption and the camera; the caption "
         f"was read from the picture (`system.prompt_processor.prompt=auto`), in {right} of {len(read)} runs the right "
-        "one. All runs are told from where the picture was taken.",
-        "",
+        "one. "
+    )
+    found = [run_ for run_ in read if run_.get("place_found")]
+    if not found:
+        return [words + "All runs are told from where the picture was taken.", ""]
+    raised = [abs(run_["place_found"][0] - PLACE["elevation"]) for run_ in found]
+    turned = [
+        abs((run_["place_found"][1] - PLACE["azimuth"] + 180) % 360 - 180)
+        for run_ in found
+        if parse_caption(run_["object"]).shape.has_front
     ]
+    words += (
+        f"Rows with the place found are given the picture and nothing else: over {len(found)} runs the elevation was "
+        f"off by {statistics.mean(raised):.1f} degrees on average and by {max(raised):.1f} at most. "
+    )
+    if turned:
+        words += (
+            f"Of the {len(turned)} whose object has a front the azimuth was off by {statistics.mean(turned):.1f} "
+            f"and {max(turned):.1f}. "
+        )
+    words += "All other runs are told from where the picture was taken."
+    return [words, ""]
 
 
 def truth_row(spec: ObjectSpec, size: int) -> list[Image.Image]:
@@ -228,8 +261,8 @@ def finished_runs(
                 ended = f"{record['seconds']:.0f} s, exit {record['returncode']}"
                 print(f"{kind} {caption(spec)}, seed {seed}: {ended}", flush=True)
                 if record["returncode"] == 0:
-                    about = {"kind": kind, "object": caption(spec), "seed": seed, "caption_read": caption_read(folder)}
-                    yield {**about, **record}
+                    found = {"caption_read": caption_read(folder), "place_found": place_found(folder)}
+                    yield {"kind": kind, "object": caption(spec), "seed": seed, **found, **record}
 
 
 def parse() -> argparse.Namespace:

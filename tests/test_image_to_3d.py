@@ -15,7 +15,7 @@ from turboprop.novelview import automatic_caption, place_estimate
 import threestudio
 from launch import main
 from tests.picard.processes import launch_in_processes
-from tests.tiny_pictures import ball_pixels
+from tests.tiny_pictures import ball_pixels, save_posed
 from threestudio.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +39,10 @@ SMALL = {
 CAPTION = [
     f"system.prompt_processor.pretrained_model_name_or_path={ROOT / 'assets/teachers/mini-mv'}",
     "system.prompt_processor.prompt='a yellow car with black wheels'",
+    "data.default_elevation_deg=15",
+    "data.default_azimuth_deg=0",
 ]
+AUTO = ["system.prompt_processor.prompt=auto", "data.default_elevation_deg=auto", "data.default_azimuth_deg=auto"]
 SMALL |= {f"{kind}-caption": [*given, *CAPTION] for kind, given in SMALL.items()}
 LOSSES = {  # by whether there is a caption
     True: ("loss_rgb", "loss_mask", "loss_asd", "loss_3d_sds", "grad_norm", "grad_norm_3d"),
@@ -102,9 +105,9 @@ def test_a_picture_becomes_a_glb_with_the_judges_figures(kind, launch, capsys, m
     monkeypatch.setattr(place_estimate, "ELEVATIONS", (0.0,))
     caption = "system.evaluation.caption='a yellow car with black wheels'"
     captioned = kind.endswith("-caption")
-    code, trial = launch(kind, caption, *(["system.prompt_processor.prompt=auto"] if captioned else []))
+    code, trial = launch(kind, caption, *(AUTO if captioned else []))
     assert code == 0, capsys.readouterr().err
-    assert (trial / "save/caption.json").is_file() == captioned
+    assert all((trial / "save" / f"{name}.json").is_file() == captioned for name in ("caption", "place"))
     mesh = trimesh.load(trial / "save/it2-export/model.glb", force="mesh")
     assert len(mesh.faces) > 0
     figures = json.loads((trial / "save/it2-evaluation/input.json").read_text())
@@ -179,12 +182,7 @@ def test_in_picard_windows_at_threshold_zero_it_is_the_run_step_by_step(kind, la
 
 
 def test_several_pictures_with_their_cameras(launch, tmp_path):
-    from threestudio.data.reference_views import orbit_camera
-
-    for index in range(3):
-        c2w = orbit_camera(10.0, 120.0 * index, 2.7)[0].double().numpy()
-        np.save(tmp_path / f"{index:03d}.npy", np.concatenate([c2w[:3, :3].T, -c2w[:3, :3].T @ c2w[:3, 3:]], axis=1))
-        Image.fromarray(ball_pixels()).save(tmp_path / f"{index:03d}.png")
+    save_posed(tmp_path, [ball_pixels()] * 3, [10.0] * 3, [0.0, 120.0, 240.0])
     code, trial = launch("nerf", f"data.image_path={tmp_path}", "data.batch_size=2")
     assert code == 0
     assert json.loads((trial / "save/it2-evaluation/input.json").read_text())["views"] == 3
@@ -199,10 +197,17 @@ def test_auto_estimates_the_elevation_and_the_run_keeps_it(launch):
     assert (trial / "save/elevation.png").is_file()
 
 
-def test_auto_with_several_pictures_is_one_line(launch, tmp_path, capsys):
-    code, trial = launch("nerf", f"data.image_path={tmp_path}", "data.default_elevation_deg=auto")
-    assert code == 2 and not trial.exists()
-    assert "error: data.default_elevation_deg: auto is for a single picture" in capsys.readouterr().err
+def test_auto_with_several_pictures_is_the_first_ones_place(launch, tmp_path, monkeypatch):
+    """Also the caption is read from it."""
+    monkeypatch.setattr(automatic_caption, "PROPOSED", 1)
+    save_posed(tmp_path, [ball_pixels()] * 2, [20.0, -5.0], [30.0, 120.0])
+    code, trial = launch("nerf-caption", f"data.image_path={tmp_path}", *AUTO, *NO_EVALUATION)
+    assert code == 0
+    kept = OmegaConf.load(trial / "configs/parsed.yaml")
+    assert kept.data.default_elevation_deg == pytest.approx(20.0) == kept.system.guidance_3d.cond_elevation_deg
+    assert kept.data.default_azimuth_deg == pytest.approx(30.0) == kept.system.guidance_3d.cond_azimuth_deg
+    captions = json.loads((trial / "save/caption.json").read_text())["captions"]
+    assert captions == [kept.system.prompt_processor.prompt]
 
 
 # ---------------------------------------------------------------------------------- bad input

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from threestudio.data.reference_views import orbit_camera
+
 BALL_COLOR = (200, 60, 30)
 
 
@@ -16,6 +18,18 @@ def ball_pixels(side: int = 40, radius: float = 14.0, middle: tuple[float, float
     pixels = np.zeros((side, side, 4), np.uint8)
     pixels[inside] = (*BALL_COLOR, 255)
     return pixels
+
+
+def save_posed(folder: Path, pictures: list[np.ndarray], elevations: list[float], azimuths: list[float]) -> None:
+    """Pictures [side, side, 4], uint8, with their cameras in zero-1-to-3's layout: 000.png, 000.npy and so on.
+
+    The cameras look at the origin from a distance of 2.7; degrees.
+    """
+    for index, (pixels, elevation, azimuth) in enumerate(zip(pictures, elevations, azimuths)):
+        c2w = orbit_camera(elevation, azimuth, 2.7)[0].double().numpy()
+        turned = c2w[:3, :3].T
+        np.save(folder / f"{index:03d}.npy", np.concatenate([turned, -turned @ c2w[:3, 3:]], axis=1))
+        Image.fromarray(pixels).save(folder / f"{index:03d}.png")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +19,7 @@ from turboprop.teachers.text import encode_prompts
 from turboprop.world.cameras import orbit_c2w
 from turboprop.world.captions import ObjectSpec, caption
 
+from tests.tiny_pictures import ball_pixels
 from threestudio.utils.config import load_config
 from threestudio.utils.errors import UserError
 from threestudio.utils.saving import SaverMixin
@@ -71,10 +73,12 @@ def test_a_teacher_that_is_told_the_camera_chooses_the_right_one(known):
     assert reading.errors[0] < 0.7 * reading.errors[1]
 
 
-def test_the_config_gets_the_caption_and_the_trial_a_record(read, tmp_path, monkeypatch):
+def test_the_config_gets_the_caption_and_the_trial_a_record(read, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(automatic_caption, "PROPOSED", 2)
     cfg = read()
-    record = complete_caption(cfg)
+    with caplog.at_level("WARNING"):
+        record = complete_caption(cfg)
+    assert not caplog.text
     assert cfg.system.prompt_processor.prompt == caption(SPECS[0])
     saver = SaverMixin()
     saver.set_save_dir(str(tmp_path))
@@ -82,6 +86,17 @@ def test_the_config_gets_the_caption_and_the_trial_a_record(read, tmp_path, monk
     saved = json.loads((tmp_path / "caption.json").read_text())
     assert saved["captions"][0] == caption(SPECS[0])
     assert [len(saved[key]) for key in ("captions", "cosines", "errors")] == [2, 2, 2]
+
+
+def test_a_picture_of_nothing_that_the_models_know_is_told(read, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(automatic_caption, "PROPOSED", 1)
+    stripes = (np.mgrid[:96, :96].sum(0) // 6 % 2)[..., None] * np.array([160, 90, 250])
+    alpha = ball_pixels(96, 40.0, (48.0, 48.0))[..., 3:]
+    path = tmp_path / "stripes.png"
+    Image.fromarray(np.concatenate([stripes.astype(np.uint8), alpha], -1)).save(path)
+    with caplog.at_level("WARNING"):
+        complete_caption(read(f"data.image_path={path}"))
+    assert "no caption that the judge knows explains the picture" in caplog.text
 
 
 def test_a_given_caption_stays(read):
@@ -97,7 +112,6 @@ def test_a_given_caption_stays(read):
             "system.guidance_3d_type=turboprop-sds-guidance",
             "needs a guidance with a novel-view model",
         ),
-        ("data.image_path=.", "is for a single picture"),
     ],
 )
 def test_who_is_refused(read, override, message):

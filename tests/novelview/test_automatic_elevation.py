@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from turboprop.novelview.automatic_elevation import complete_elevation
 
+from tests.tiny_pictures import ball_pixels, save_posed
 from threestudio.utils.config import load_config
 from threestudio.utils.errors import UserError
 from threestudio.utils.saving import SaverMixin
@@ -70,9 +71,15 @@ def test_the_guidance_alone_may_say_auto(read):
     assert cfg.data.default_elevation_deg == 12 and isinstance(cfg.system.guidance.cond_elevation_deg, float)
 
 
+def test_of_several_pictures_the_first_ones_elevation_is_taken(read, tmp_path):
+    save_posed(tmp_path, [ball_pixels()] * 2, [-5.0, 20.0], [30.0, 120.0])
+    cfg = read("zero123-dino", f"data.image_path={tmp_path}")
+    assert complete_elevation(cfg) is None  # nothing was estimated, so there is nothing to keep
+    assert cfg.data.default_elevation_deg == pytest.approx(-5.0) == cfg.system.guidance.cond_elevation_deg
+
+
 REFUSED = {
-    "several pictures": (["data.image_path={folder}"], "auto is for a single picture; those of .* have their cameras"),
-    "a camera file": (["data.image_path={folder}/transforms.json"], "auto is for a single picture"),
+    "no picture in a folder": (["data.image_path={folder}"], "has no picture with its camera"),
     "no novel-view model": (
         ["system.guidance_type=stable-diffusion-guidance"],
         "auto needs a guidance with a novel-view model",

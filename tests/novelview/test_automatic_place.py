@@ -116,8 +116,22 @@ def test_every_key_gets_the_estimate_and_the_trial_a_record(read, tmp_path):
     assert len(saved["errors"]) == len(saved["elevations_deg"]) and len(saved["errors"][0]) == 24
 
 
-def test_a_given_azimuth_stays(read):
-    assert complete_place(read("data.default_azimuth_deg=12", "system.prompt_processor.prompt=x")) is None
+def test_a_given_place_stays(read):
+    given = ["data.default_azimuth_deg=12", "data.default_elevation_deg=3", "system.prompt_processor.prompt=x"]
+    assert complete_place(read(*given)) is None
+
+
+def test_a_given_azimuth_stays_where_the_elevation_is_found(read):
+    """Whole degrees are integers in a config."""
+    cfg = read("data.default_azimuth_deg=40", f"system.prompt_processor.prompt='{caption(CAR)}'")
+    complete_place(cfg)
+    assert cfg.data.default_azimuth_deg == 40 and cfg.data.default_elevation_deg == pytest.approx(15.0, abs=5.0)
+
+
+def test_a_word_is_no_place(read):
+    cfg = read("data.default_azimuth_deg=north", "system.prompt_processor.prompt=x")
+    with pytest.raises(UserError, match="data.default_azimuth_deg: expected degrees or auto, got 'north'"):
+        complete_place(cfg)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from threestudio.utils.devices import get_device
 from threestudio.utils.errors import UserError
 from threestudio.utils.saving import SaverMixin
 
-from .config_picture import automatic_keys, camera_teacher_of, novel_view_guidance, single_picture
+from .config_picture import automatic_keys, camera_teacher_of, first_picture, novel_view_guidance
 from .elevation_estimate import ElevationEstimate, RelativeViews, estimate_elevation, overlaps
 from .guidance import NovelViewGuidance, load_novel_view_teacher
 from .relative_views import drawn_relative_views
@@ -36,7 +36,12 @@ def complete_elevation(cfg: DictConfig) -> Record | None:
     if not places or camera_teacher_of(cfg) is not None:
         return None
     kind, guidance = novel_view_guidance(cfg, KEY, "give the elevation in degrees")
-    rgba = single_picture(guidance, KEY)
+    rgba, camera = first_picture(guidance)
+    if camera is not None:
+        for node, name in places:
+            node[name] = camera.elevation
+        threestudio.info(f"{KEY}: {camera.elevation:.1f}, the first picture's")
+        return None
     fourth_number = kind.fourth_number if issubclass(kind, NovelViewGuidance) else None
     teacher = load_novel_view_teacher(guidance, get_device(), fourth_number)
     if teacher.model.settings.fourth_number != "distance_difference":

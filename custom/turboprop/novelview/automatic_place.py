@@ -1,4 +1,4 @@
-"""`data.default_azimuth_deg=auto`, and `default_elevation_deg=auto` beside a caption: where a single picture was taken.
+"""`data.default_azimuth_deg=auto`, and `default_elevation_deg=auto` beside a caption: where a picture was taken from.
 
 It takes a teacher that is told the caption and the camera, which Magic123's configs have beside the novel-view model.
 Every key of `data` and `system` whose name ends in azimuth_deg or elevation_deg and whose value is auto gets the
@@ -19,7 +19,15 @@ from threestudio.utils.saving import SaverMixin
 from ..teachers import load_teacher
 from ..teachers.text import encode_prompts
 from . import automatic_caption, automatic_elevation  # noqa: F401 (they are registered first: it needs what they find)
-from .config_picture import automatic_keys, camera_teacher_of, known_place, novel_view_guidance, single_picture
+from .config_picture import (
+    Angles,
+    automatic_keys,
+    camera_teacher_of,
+    first_picture,
+    known_place,
+    novel_view_guidance,
+    put_angles,
+)
 from .place_estimate import PlaceEstimate, captioned_picture, estimate_place, picture_for
 
 KEY = "data.default_azimuth_deg"
@@ -29,8 +37,7 @@ ENDINGS = ("elevation_deg", "azimuth_deg")
 @register_config_completion
 def complete_place(cfg: DictConfig) -> Record | None:
     """Puts the estimates in the place of auto; does nothing where no key says so."""
-    places = {ending: [*automatic_keys(cfg.data, ending), *automatic_keys(cfg.system, ending)] for ending in ENDINGS}
-    if not any(places.values()):
+    if not any(list(automatic_keys(node, ending)) for node in (cfg.data, cfg.system) for ending in ENDINGS):
         return None
     _, guidance = novel_view_guidance(cfg, KEY, "give the azimuth in degrees")
     folder = camera_teacher_of(cfg)
@@ -39,16 +46,17 @@ def complete_place(cfg: DictConfig) -> Record | None:
             f"{KEY}: auto needs a text teacher that is told the camera in system.guidance, as magic123-mini.yaml has; "
             "give the azimuth in degrees"
         )
-    estimate = _estimated(cfg, folder, single_picture(guidance, KEY))
-    found = {"elevation_deg": estimate.elevation, "azimuth_deg": estimate.azimuth}
-    told = " and ".join(f"data.default_{ending}: {found[ending]:.1f}" for ending in ENDINGS if places[ending])
+    rgba, camera = first_picture(guidance)
+    if camera is not None:
+        threestudio.info(f"of the first picture's camera: {' and '.join(put_angles(cfg, camera))}")
+        return None
+    estimate = _estimated(cfg, folder, rgba)
+    told = " and ".join(put_angles(cfg, Angles(estimate.elevation, estimate.azimuth)))
     threestudio.info(
         f"estimated for '{cfg.system.prompt_processor.prompt}': {told} (error of the noise that the teacher predicts: "
         f"{estimate.least_error:.4f} near there, {estimate.mean_error:.4f} on average)"
     )
-    for ending, keys in places.items():
-        for node, name in keys:
-            node[name] = found[ending]
+    found = {"elevation_deg": estimate.elevation, "azimuth_deg": estimate.azimuth}
 
     def record(saver: SaverMixin) -> None:
         candidates = {"elevations_deg": list(estimate.elevations), "azimuths_deg": list(estimate.azimuths)}

@@ -1,10 +1,11 @@
-"""The single picture that a config makes an object of, for what is found out about it before a run is built."""
+"""The picture that a config makes an object of, for what is found out about it before a run is built."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -22,6 +23,13 @@ from .unified_guidance import Zero123UnifiedGuidance
 AUTO = "auto"
 
 
+class Angles(NamedTuple):
+    """Where a camera stands that looks at the origin, in degrees."""
+
+    elevation: float
+    azimuth: float
+
+
 def automatic_keys(node: Any, ending: str) -> Iterator[tuple[DictConfig, str]]:
     """Where a config says auto for a key whose name ends so: the node and the name."""
     for name in list(node) if isinstance(node, DictConfig) else ():
@@ -30,6 +38,18 @@ def automatic_keys(node: Any, ending: str) -> Iterator[tuple[DictConfig, str]]:
             yield node, name
         else:
             yield from automatic_keys(value, ending)
+
+
+def put_angles(cfg: DictConfig, angles: Angles) -> list[str]:
+    """Puts a camera's angles wherever data or system say auto for one. Returns what was put, by the names of `data`."""
+    put = []
+    for name, value in zip(("elevation_deg", "azimuth_deg"), angles):
+        keys = [*automatic_keys(cfg.data, name), *automatic_keys(cfg.system, name)]
+        for node, key in keys:
+            node[key] = value
+        if keys:
+            put.append(f"data.default_{name}: {value:.1f}")
+    return put
 
 
 def novel_view_guidance(cfg: DictConfig, key: str, instead: str) -> tuple[type, Any]:
@@ -45,15 +65,18 @@ def novel_view_guidance(cfg: DictConfig, key: str, instead: str) -> tuple[type, 
     raise UserError(f"{key}: auto needs a guidance with a novel-view model, such as zero123-dino-guidance; {instead}")
 
 
-def single_picture(guidance: Any, key: str) -> Tensor:
-    """The framed picture [S, S, 4], straight alpha, that a guidance goes by. Raises UserError for several pictures,
-    which have cameras of their own."""
-    source = local_path(guidance.cond_image_path)
-    if source.is_dir() or source.suffix.lower() == ".json":
-        raise UserError(f"{key}: auto is for a single picture; those of {source} have their cameras, leave the key out")
+def first_picture(guidance: Any) -> tuple[Tensor, Angles | None]:
+    """The first picture [S, S, 4], straight alpha, that a guidance goes by; framed, where it is the only one.
+
+    Several pictures have cameras of their own: beside the first one, where its camera stands.
+    """
     with key_of_errors("guidance"):
-        (picture,) = input_pictures(guidance).pictures
-    return picture
+        views = input_pictures(guidance)
+    source = local_path(guidance.cond_image_path)
+    if not source.is_dir() and source.suffix.lower() != ".json":
+        return views.pictures[0], None
+    x, y, z = views.c2w[0, :3, 3].tolist()
+    return views.pictures[0], Angles(math.degrees(math.atan2(z, math.hypot(x, y))), math.degrees(math.atan2(y, x)))
 
 
 def camera_teacher_of(cfg: DictConfig) -> str | None:
@@ -71,7 +94,15 @@ def camera_teacher_of(cfg: DictConfig) -> str | None:
 
 
 def known_place(cfg: DictConfig) -> PicturePlace:
-    """The place of the picture, as far as the config says it: auto is not known."""
-    elevation, azimuth = (cfg.data[f"default_{name}_deg"] for name in ("elevation", "azimuth"))
-    known = (None if value == AUTO else value for value in (elevation, azimuth))
-    return PicturePlace(*known, cfg.data.default_camera_distance, cfg.data.default_fovy_deg)
+    """The place of the picture, as far as the config says it: auto is not known. Raises UserError for other words."""
+
+    def degrees(key: str) -> float | None:
+        value = cfg.data[key]
+        if value == AUTO:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise UserError(f"data.{key}: expected degrees or {AUTO}, got {value!r}")
+        return float(value)
+
+    angles = degrees("default_elevation_deg"), degrees("default_azimuth_deg")
+    return PicturePlace(*angles, float(cfg.data.default_camera_distance), float(cfg.data.default_fovy_deg))
