@@ -38,7 +38,11 @@ SMALL_OF_TYPE = {
     ("data_type", "random-camera-datamodule"): SMALL_CAMERAS,
     ("data_type", "mvdream-random-multiview-camera-datamodule"): SMALL_CAMERAS,
 }
-REQUIRED = {"system.prompt_processor.prompt": "a red car"}
+REQUIRED = {  # where it is missing, or auto: tiny models find nothing out
+    "system.prompt_processor.prompt": "a red car",
+    "data.default_elevation_deg": "15",
+    "data.default_azimuth_deg": "0",
+}
 
 # threestudio's methods, and the config whose run each of them goes on from.
 METHODS = {
@@ -130,7 +134,7 @@ def small_overrides(config: OmegaConf) -> list[str]:
     for key, value in REQUIRED.items():
         part, name = key.rsplit(".", 1)
         node = OmegaConf.select(config, part)
-        if node is not None and OmegaConf.is_missing(node, name):
+        if node is not None and (OmegaConf.is_missing(node, name) or node.get(name) == "auto"):
             given.append(f"{key}={value}")
     return given
 

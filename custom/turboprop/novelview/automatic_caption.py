@@ -32,8 +32,8 @@ from .place_estimate import PicturePlace, caption_errors, picture_for
 KEY = "system.prompt_processor.prompt"
 BACKGROUNDS = (0.0, 0.5, 1.0)  # greys, in [0, 1]: parts that vanish on one of them stand out on another
 PROPOSED = 6  # captions that the judge names
-# A teacher's error above which its caption explains nothing. Over 20 pictures of the world mini-mv had 0.018 to 0.084
-# with the right caption; over photos cut to a disc 0.09 to 0.43.
+# A teacher's error above which its caption explains nothing. Over 18 pictures of the world mini-mv had 0.018 to 0.084
+# with the right caption; of 8 photos, flat shapes and noise 6 had more than 0.17.
 UNLIKELY = 0.15
 
 
