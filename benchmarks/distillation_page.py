@@ -125,9 +125,13 @@ def _overlap(one: Cell, other: Cell, figure: str) -> bool:
 
 def words(cells: Sequence[Cell]) -> list[str]:
     """What a table says and what it does not: for each figure the best, and what is within its spread of seeds."""
-    if min(len(cell.records) for cell in cells) < 2:
-        return ["A method here has one seed, so nothing is known of the spread, and differences are not to be read."]
+    single = [cell.title for cell in cells if len(cell.records) < 2]
     lines = []
+    if single:
+        lines.append(
+            f"- One seed says nothing of the spread, so differences to these are not to be read: {', '.join(single)}."
+        )
+    cells = [cell for cell in cells if len(cell.records) >= 2]
     for name, figure in FIGURES.items():
         known = [cell for cell in cells if cell.by_seed(name)]
         if len(known) < 2:
@@ -204,7 +208,8 @@ def page(cells: Sequence[Cell], commands: Sequence[str], scales: Sequence[float]
             f"{found}. A search takes seed 0 and IoU less colour error on two objects that no table has ({sought}); a "
             "generator learns the two with one prompt a step. A result of a caption without colours is measured "
             "against the object nearest in colour of those that the caption allows, and a view counts for R@1 if its "
-            "nearest text among the world's 1,530 full captions is one of an object that the caption allows.",
+            "nearest text among the world's 1,530 full captions is one of an object that the caption allows. Minutes "
+            "are the clock's, of a machine that had other work; they say little.",
             "",
             "The paper's figures (ScaleDreamer, Ma et al. 2024, arXiv 2407.02040) are of Stable Diffusion 2.1, its own "
             "prompts and another CLIP, at scales of its own, as quoted in notes on the paper: their order may be "

@@ -176,7 +176,14 @@ def test_the_page_keeps_the_tables_that_a_command_has_no_run_of():
 
 def test_one_seed_says_nothing_of_the_spread():
     (line,) = distillation_page.words([cell("sds", [0.8]), cell("csd", [0.7])])
-    assert "one seed" in line
+    assert "One seed" in line and line.endswith("SDS, CSD.")
+
+
+def test_methods_of_several_seeds_are_compared_beside_one_of_a_single_seed():
+    lines = distillation_page.words([cell("sds", [0.8, 0.82]), cell("csd", [0.7, 0.71]), cell("vsd", [0.9])])
+    assert lines[0].endswith("not to be read: VSD.")
+    assert any("IoU: best is SDS, 0.810" in line and "behind: CSD." in line for line in lines)
+    assert not any("VSD" in line for line in lines[1:])
 
 
 def test_a_search_of_another_system_that_the_page_has_is_not_made_again(tmp_path, monkeypatch):
