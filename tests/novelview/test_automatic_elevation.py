@@ -88,6 +88,7 @@ REFUSED = {
         ["system.guidance_type=stable-zero123-guidance"],
         "is told the picture's elevation; give it in degrees",
     ),
+    "an azimuth that nobody can find": (["data.default_azimuth_deg=auto"], "default_azimuth_deg: auto needs a text"),
     "an unknown key": (["system.guidance.cond_elevation=1"], "unknown key 'system.guidance.cond_elevation'"),
 }
 

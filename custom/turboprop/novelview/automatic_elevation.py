@@ -19,7 +19,13 @@ from threestudio.utils.devices import get_device
 from threestudio.utils.errors import UserError
 from threestudio.utils.saving import SaverMixin
 
-from .config_picture import automatic_keys, camera_teacher_of, first_picture, novel_view_guidance
+from .config_picture import (
+    automatic_keys,
+    camera_teacher_of,
+    first_picture,
+    novel_view_guidance,
+    refuse_azimuth_without_teacher,
+)
 from .elevation_estimate import ElevationEstimate, RelativeViews, estimate_elevation, overlaps
 from .guidance import NovelViewGuidance, load_novel_view_teacher
 from .relative_views import drawn_relative_views
@@ -42,6 +48,7 @@ def complete_elevation(cfg: DictConfig) -> Record | None:
             node[name] = camera.elevation
         threestudio.info(f"{KEY}: {camera.elevation:.1f}, the first picture's")
         return None
+    refuse_azimuth_without_teacher(cfg)  # before anything is drawn
     fourth_number = kind.fourth_number if issubclass(kind, NovelViewGuidance) else None
     teacher = load_novel_view_teacher(guidance, get_device(), fourth_number)
     if teacher.model.settings.fourth_number != "distance_difference":

@@ -13,7 +13,6 @@ from torch import Tensor
 import threestudio
 from threestudio.utils.config_completion import Record, register_config_completion
 from threestudio.utils.devices import get_device
-from threestudio.utils.errors import UserError
 from threestudio.utils.saving import SaverMixin
 
 from ..teachers import load_teacher
@@ -22,11 +21,11 @@ from . import automatic_caption, automatic_elevation  # noqa: F401 (they are reg
 from .config_picture import (
     Angles,
     automatic_keys,
-    camera_teacher_of,
     first_picture,
     known_place,
     novel_view_guidance,
     put_angles,
+    refuse_azimuth_without_teacher,
 )
 from .place_estimate import PlaceEstimate, captioned_picture, estimate_place, picture_for
 
@@ -40,17 +39,12 @@ def complete_place(cfg: DictConfig) -> Record | None:
     if not any(list(automatic_keys(node, ending)) for node in (cfg.data, cfg.system) for ending in ENDINGS):
         return None
     _, guidance = novel_view_guidance(cfg, KEY, "give the azimuth in degrees")
-    folder = camera_teacher_of(cfg)
-    if folder is None:
-        raise UserError(
-            f"{KEY}: auto needs a text teacher that is told the camera in system.guidance, as magic123-mini.yaml has; "
-            "give the azimuth in degrees"
-        )
     rgba, camera = first_picture(guidance)
     if camera is not None:
         threestudio.info(f"of the first picture's camera: {' and '.join(put_angles(cfg, camera))}")
         return None
-    estimate = _estimated(cfg, folder, rgba)
+    refuse_azimuth_without_teacher(cfg)
+    estimate = _estimated(cfg, rgba)
     told = " and ".join(put_angles(cfg, Angles(estimate.elevation, estimate.azimuth)))
     threestudio.info(
         f"estimated for '{cfg.system.prompt_processor.prompt}': {told} (error of the noise that the teacher predicts: "
@@ -65,8 +59,9 @@ def complete_place(cfg: DictConfig) -> Record | None:
     return record
 
 
-def _estimated(cfg: DictConfig, folder: str, rgba: Tensor) -> PlaceEstimate:  # [S, S, 4], straight alpha
-    processor, teacher = cfg.system.prompt_processor, load_teacher(folder, get_device())
+def _estimated(cfg: DictConfig, rgba: Tensor) -> PlaceEstimate:  # [S, S, 4], straight alpha
+    processor = cfg.system.prompt_processor
+    teacher = load_teacher(cfg.system.guidance.pretrained_model_name_or_path, get_device())
     text = encode_prompts(processor.pretrained_model_name_or_path, [processor.prompt], get_device())
     seen = captioned_picture(teacher, picture_for(teacher, rgba), text.local_embeddings)
     return estimate_place(teacher, seen, known_place(cfg))

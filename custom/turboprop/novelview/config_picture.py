@@ -93,6 +93,16 @@ def camera_teacher_of(cfg: DictConfig) -> str | None:
         return None
 
 
+def refuse_azimuth_without_teacher(cfg: DictConfig) -> None:
+    """Raises UserError where an azimuth is to be found and no teacher is told captions and cameras."""
+    automatic = any(list(automatic_keys(node, "azimuth_deg")) for node in (cfg.data, cfg.system))
+    if automatic and camera_teacher_of(cfg) is None:
+        raise UserError(
+            "data.default_azimuth_deg: auto needs a text teacher that is told the camera in system.guidance, as "
+            "magic123-mini.yaml has; give the azimuth in degrees"
+        )
+
+
 def known_place(cfg: DictConfig) -> PicturePlace:
     """The place of the picture, as far as the config says it: auto is not known. Raises UserError for other words."""
 
