@@ -4,6 +4,8 @@ import ast
 import importlib
 import json
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -186,6 +188,16 @@ def test_documented_python_parses_and_its_imports_are_there(page):
             exec(line, scope)  # of our own pages
         called = set(re.findall(r"(?<![.\w])([A-Za-z_]\w*)\(", source)) & set(scope)
         assert all(callable(scope[name]) for name in called), page
+
+
+def test_documented_imports_work_in_a_checkout():
+    """There nobody has loaded the plugin under its other name, as this process has."""
+    lines = list(
+        dict.fromkeys(line for page in PAGES for source in documented_python(page) for line in imports_of(source))
+    )
+    assert any("custom.turboprop" in line for line in lines)
+    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_the_functions_of_the_guidance_page_run():
