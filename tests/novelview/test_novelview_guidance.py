@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -13,8 +14,9 @@ from turboprop.novelview.teacher import NovelViewTeacher
 
 import threestudio
 from tests.novelview.guidance_calls import CAMERAS, FIXED, call, expected_gradient, picture_on_white
-from tests.tiny_pictures import ball_pixels
+from tests.tiny_pictures import ball_pixels, save_posed
 from threestudio.data.reference_views import ReferenceViews, orbit_camera
+from threestudio.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -131,6 +133,17 @@ def test_unified_takes_the_schedules_of_upstreams_configs(built):
 
 
 # ---------------------------------------------------------------------------- several pictures
+
+
+def test_a_folder_has_the_field_of_view_that_is_given(built, tmp_path):
+    """A camera that looks 30 degrees beside the object sees it in a field of view of 70 degrees, not of 49."""
+    save_posed(tmp_path, [ball_pixels()], [10.0], [0.0])
+    cosine, sine = math.cos(math.radians(30)), math.sin(math.radians(30))
+    turned = np.array([[cosine, 0, sine], [0, 1, 0], [-sine, 0, cosine]]) @ np.load(tmp_path / "000.npy")
+    np.save(tmp_path / "000.npy", turned)
+    with pytest.raises(UserError, match="does not see the world's origin"):
+        built(cond_image_path=str(tmp_path))
+    assert len(built(cond_image_path=str(tmp_path), cond_fovy_deg=70.0).input_views.views) == 1
 
 
 def test_each_camera_goes_by_the_nearest_picture(built, tiny_zero123_folder):

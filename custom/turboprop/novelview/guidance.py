@@ -57,6 +57,7 @@ class InputViewConfig:
     cond_elevation_deg: float = 0.0  # where a single picture was taken from, degrees
     cond_azimuth_deg: float = 0.0  # degrees
     cond_camera_distance: float = 1.2  # in the unit that cameras of the scene have
+    cond_fovy_deg: float = 49.134  # of a folder of pictures, degrees; by it each has to see the world's origin
     # how a single picture is centred and scaled, see framing; as the data has it, or both see different pictures
     framing: dict = field(default_factory=lambda: {"mode": "keep"})
 
@@ -76,7 +77,7 @@ def input_pictures(cfg: Any) -> ReferenceViews:
     """The pictures that a guidance's keys of InputViewConfig name. Raises UserError with the key, without its part."""
     framing = parse_structured(FramingConfig, cfg.framing)
     check_framing(framing, "framing")
-    place = CameraPlace(cfg.cond_elevation_deg, cfg.cond_azimuth_deg, cfg.cond_camera_distance)
+    place = CameraPlace(cfg.cond_elevation_deg, cfg.cond_azimuth_deg, cfg.cond_camera_distance, cfg.cond_fovy_deg)
     return load_pictures(cfg.cond_image_path, place, framing, "cond_image_path")
 
 
