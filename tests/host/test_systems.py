@@ -176,6 +176,12 @@ def test_adan_minimizes_and_leaves_out_what_has_no_gradient():
         Adan([x], betas=(0.9, 0.9))
 
 
+def test_adan_clips_nothing_in_a_step_that_was_left_out():
+    x = nn.Parameter(torch.ones(2))
+    Adan([x], max_grad_norm=1.0).step()
+    assert x.tolist() == [1.0, 1.0]
+
+
 def test_non_finite_gradients_are_found():
     params = [nn.Parameter(torch.zeros(3)) for _ in range(4)]
     optimizer = torch.optim.SGD([{"params": params[:2]}, {"params": params[2:]}], lr=0.1)
