@@ -276,13 +276,11 @@ class SaverMixin:
         return self.save_written(filename, lambda path: torch.save(data, path))[0]
 
     def save_file(self, filename: str, src_path: str) -> str:
-        path = self.get_save_path(filename)
-        shutil.copyfile(src_path, path)
-        return path
+        return self.save_written(filename, lambda path: shutil.copyfile(src_path, path))[0]
 
     def save_json(self, filename: str, payload: Any) -> str:
         text = json.dumps(payload, indent=2, ensure_ascii=False)
-        return mesh_files.write_text(self.get_save_path(filename), text + "\n")
+        return self.save_written(filename, lambda path: mesh_files.write_text(path, text + "\n"))[0]
 
 
 def describe_files(written: Any, summary: str) -> list[str]:
