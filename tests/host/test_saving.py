@@ -154,6 +154,15 @@ def test_what_is_still_being_written_is_no_frame(saver):
     assert len(video.frames_in(saver.get_save_path("frames"), r"(\d+)\.png")) == 1
 
 
+def test_frames_of_an_earlier_video_are_removed_and_nothing_else(saver):
+    for name in ("frames/0.png", "frames/11.png", "frames/views.png", "other/0.png"):
+        saver.save_rgb_image(name, torch.zeros(4, 4, 3))
+    saver.remove_frames("frames", r"(\d+)\.png")
+    saver.remove_frames("nowhere", r"(\d+)\.png")
+    root = Path(saver.get_save_dir())
+    assert sorted(str(p.relative_to(root)) for p in root.rglob("*.png")) == ["frames/views.png", "other/0.png"]
+
+
 def test_a_gif_where_mp4_cannot_be_written(saver, monkeypatch):
     import imageio_ffmpeg
 

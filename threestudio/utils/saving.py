@@ -176,6 +176,12 @@ class SaverMixin:
             self._wandb_logger.log_video(key=name, videos=[path], step=step)
         return path
 
+    def remove_frames(self, img_dir: str, matcher: str) -> None:
+        """Removes what `save_img_sequence` would take for frames, of which an earlier run may have left more."""
+        folder = os.path.join(self.get_save_dir(), img_dir)
+        for path in video.frame_files(folder, matcher) if os.path.isdir(folder) else []:
+            os.remove(path)
+
     # -------------------------------------------------------------------------------- meshes
 
     def save_mesh(
