@@ -44,6 +44,11 @@ def test_recall_depends_on_the_gallery():
     assert score_features(["a"], views, ["a", "b"], unit(0.0, 0.4)).r_at_1 == [0.0]
 
 
+def test_a_view_that_is_not_finite_retrieves_nothing():
+    views = torch.stack([torch.full((2,), math.nan), torch.tensor([1.0, 0.0])])[None]
+    assert score_features(["a"], views, ["a", "b"], unit(0.0, math.pi / 2)).r_at_1 == [0.5]
+
+
 def test_one_prompt_given_twice_does_not_rival_itself(untrained):
     judge = load_judge(untrained)
     images = torch.rand(2, 2, 3, 48, 48, generator=torch.Generator().manual_seed(0))

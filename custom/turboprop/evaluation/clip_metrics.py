@@ -149,6 +149,11 @@ def embed_texts(judge: ClipJudge, texts: Sequence[str], batch_size: int = 256) -
     return torch.cat(features)
 
 
+def nearest_texts(cosines: Tensor) -> Tensor:
+    """Which of G texts each view is nearest to: [..., G] -> [...]; -1, none, where a cosine is not finite."""
+    return torch.where(cosines.isfinite().all(-1), cosines.argmax(-1), -1)  # argmax takes a nan for the largest
+
+
 def score_features(
     prompts: Sequence[str], image_features: Tensor, gallery: Sequence[str], text_features: Tensor
 ) -> ClipScores:
@@ -156,7 +161,7 @@ def score_features(
     own = torch.tensor([gallery.index(prompt) for prompt in prompts], device=image_features.device)
     cosines = image_features @ text_features.T  # [P, V, G]
     sim = cosines.gather(-1, own[:, None, None].expand(-1, cosines.shape[1], 1)).squeeze(-1).mean(1)
-    recall = (cosines.argmax(-1) == own[:, None]).float().mean(1)
+    recall = (nearest_texts(cosines) == own[:, None]).float().mean(1)
     return ClipScores(sim.tolist(), recall.tolist(), list(gallery))
 
 
