@@ -140,6 +140,8 @@ WRONG = [
     ("fantasia3d", "system.loss.lambda_laplacian=1", "nearest: lambda_laplacian_smoothness"),
     ("latentnerf", "system.guide_shape=shape.obj", "system.guide_shape: guide meshes are not supported"),
     ("sjc", "system.loss.emptines_scale=1", "nearest: emptiness_scale"),
+    ("sjc", "system.loss.center_ratio=1", "center_ratio: expected a number above 0 and below 1, got 1 (int)"),
+    ("sjc", "system.loss.emptiness_scale=[0,1,9,100]", "emptiness_scale: expected a number from 0, got [0,"),
     ("sdi", "system.convexity_res=1", "system.convexity_res: expected >= 2, got 1"),
     ("sdi", "system.loss.lambda_convexe=1", "nearest: lambda_convex"),
     ("asd-3dconv", "system.loss.lambda_coverege=1", "nearest: lambda_coverage"),

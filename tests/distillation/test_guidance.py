@@ -334,6 +334,24 @@ def test_the_final_picture_is_the_teachers_mode():
             {"min_step_percent": 0.9, "max_step_percent": 0.2},
             "expected 0 <= min <= max <= 1",
         ),
+        # met at the first step, not where the two have crossed
+        (
+            "turboprop-guidance",
+            {"min_step_percent": [0, 0.02, 0.5, 1000], "max_step_percent": [0, 0.98, 0.3, 1000]},
+            r"expected 0 <= min <= max <= 1 at every step, got 0.5 and 0.3 \(step 1000\)",
+        ),
+        (
+            "turboprop-guidance",
+            {"min_step_percent": 0.4, "max_step_percent": [500, 0.3, 0.98, 500]},
+            r"got 0.4 and 0.3 \(step 0\)",
+        ),
+        (
+            "stable-diffusion-sdi-guidance",
+            {"min_step_percent": 0.9, "max_step_percent": 0.2},
+            r"got 0.9 and 0.2 \(step 0\)",
+        ),
+        ("turboprop-guidance", {"plus_min_step_percent": 1.5}, "plus_min_step_percent: expected a fraction in"),
+        ("turboprop-guidance", {"grad_clip": [0, 1.0, -1.0, 9]}, "grad_clip: expected at least 0 at every step"),
         ("turboprop-guidance", {"teacher_type": "turboprop-asd-guidanc"}, "turboprop-asd-guidance"),
         ("turboprop-asd-guidance", {"plus_rato": 0.1}, "plus_rato.*plus_ratio"),
         (

@@ -66,6 +66,16 @@ def test_prolificdreamer_trains_and_shows_samples(launch_here, tiny_sd_folder, t
     assert (trial / "save/it2-0-sample.png").is_file()
 
 
+def test_samples_of_a_guidance_that_draws_none_are_refused_before_any_work(
+    launch_here, tiny_sd_folder, capsys, tmp_path
+):
+    options = [*arguments(tiny_sd_folder, "prolificdreamer"), "system.guidance_type=stable-diffusion-guidance"]
+    assert launch_here("--train", *options, config=str(ROOT / "configs/prolificdreamer.yaml")) == 2
+    message = "system.visualize_samples: stable-diffusion-guidance draws no samples; expected false, got true"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_a_run_of_another_method_takes_it_and_resumes(launch_here, tiny_sd_folder, text_cache, tmp_path):
     config = str(ROOT / "configs/dreamfusion-sd.yaml")
     options = [*arguments(tiny_sd_folder, "dreamfusion-sd"), "system.optimizer.params.guidance.lr=0.001"]

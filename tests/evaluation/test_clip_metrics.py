@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from turboprop.evaluation.clip_metrics import clip_scores, embed_images, embed_texts, load_judge, score_features
 from turboprop.evaluation.judge import make_judge, save_judge
 from turboprop.world.tokenizer import build_tokenizer
+
+from threestudio.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,11 @@ def test_recall_depends_on_the_gallery():
     assert score_features(["a"], views, ["a", "b"], unit(0.0, 0.4)).r_at_1 == [0.0]
 
 
+def test_a_view_that_is_not_finite_retrieves_nothing():
+    views = torch.stack([torch.full((2,), math.nan), torch.tensor([1.0, 0.0])])[None]
+    assert score_features(["a"], views, ["a", "b"], unit(0.0, math.pi / 2)).r_at_1 == [0.5]
+
+
 def test_one_prompt_given_twice_does_not_rival_itself(untrained):
     judge = load_judge(untrained)
     images = torch.rand(2, 2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
@@ -68,6 +76,28 @@ def test_features_equal_those_of_clip_model_itself(untrained):
 
 def test_a_long_prompt_is_cut_and_not_refused(untrained):
     assert torch.isfinite(embed_texts(load_judge(untrained), ["a very long prompt " * 60])).all()
+
+
+BROKEN = {
+    "weights that are missing": ({"model.safetensors": None}, "its weights"),
+    "weights that are no weights": ({"model.safetensors": "version https://git-lfs"}, "its weights"),
+    "a config that is no JSON": ({"config.json": "{"}, "config.json"),
+    "a config of another form": ({"config.json": "[]"}, "config.json"),
+    "settings of pictures that lack the mean": ({"preprocessor_config.json": "{}"}, "preprocessor_config.json"),
+    "a tokenizer that is missing": ({"tokenizer.json": None, "vocab.json": None}, "its tokenizer"),
+}
+
+
+@pytest.mark.parametrize("changes, part", BROKEN.values(), ids=BROKEN)
+def test_a_folder_with_a_broken_part_is_one_line(untrained, tmp_path, changes, part):
+    folder = shutil.copytree(untrained, tmp_path / "judge")
+    for name, content in changes.items():
+        (folder / name).unlink(missing_ok=True)
+        if content is not None:
+            (folder / name).write_text(content)
+    with pytest.raises(UserError, match=f'^the judge ".*judge": cannot load {part}: .') as caught:
+        load_judge(folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_bad_input_is_named(untrained, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from turboprop.evaluation.cameras import evaluation_cameras, exact_layers, exact_pictures, exact_surface, turned_surface
-from turboprop.evaluation.picture_metrics import color_error, front_back_score, silhouette_iou
+from turboprop.evaluation.picture_metrics import color_error, front_back_score, psnr, psnr_of_each, silhouette_iou
 from turboprop.evaluation.wrong_objects import janus
 from turboprop.world.captions import ObjectSpec
 from turboprop.world.objects import KINDS
@@ -132,3 +132,10 @@ def test_a_turned_surface_is_that_of_the_turned_object():
         found = exact_layers(turned_surface(kind, cameras, exact_surface(kind, cameras, 16)))
         direct = exact_layers(exact_surface(turned, cameras, 16))
         assert (found - direct).abs().mean() < 2e-3
+
+
+def test_a_picture_that_is_not_finite_is_not_a_perfect_one():
+    broken, truth = torch.full((1, 3, 4, 4), math.nan), torch.zeros(1, 3, 4, 4)
+    assert math.isnan(psnr(broken, truth))
+    assert psnr_of_each(broken, truth).isnan().all()
+    assert psnr(truth, truth) == math.inf

@@ -62,6 +62,10 @@ def test_trains_resumes_and_writes_what_it_promises(launch_here, arguments, tmp_
         assert f"train/{name}" in logged
     assert "train_params/lambda_orient" in logged
 
+    fewer = ["data.n_test_views=2", f"resume=whole/{TRIAL}/ckpts/last.ckpt"]
+    assert launch_here("--test", *arguments, "exp_root_dir=whole", *fewer, config=CONFIG) == 0
+    assert {p.name for p in (whole / "save/it4-test").iterdir()} == {"0.png", "1.png"}  # as many as the video has
+
     part = [*arguments, "exp_root_dir=part"]
     assert launch_here("--train", *part, "trainer.max_steps=2", config=CONFIG) == 0
     last = f"resume=part/{TRIAL}/ckpts/last.ckpt"

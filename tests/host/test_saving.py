@@ -1,5 +1,6 @@
 """What is written can be read again and is what was given."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from threestudio.utils import images, video
+from threestudio.utils import images, mesh_files, video
 from threestudio.utils.errors import UserError
 from threestudio.utils.glb_files import world_to_gltf
 from threestudio.utils.loss import tv_loss
@@ -118,7 +119,7 @@ def test_videos(saver, tmp_path):
         saver.save_img_sequence("none", "frames", r"nothing(\d+)", save_format="gif")
 
 
-@pytest.mark.parametrize("ending", ["png", "npy", "npz", "pt", "mp4"])
+@pytest.mark.parametrize("ending", ["png", "npy", "npz", "pt", "mp4", "json", "copy"])
 def test_what_is_written_in_part_leaves_what_stood_there(ending, saver, monkeypatch):
     """A reader beside it, or one that comes after a full disk, finds a whole file: the old one."""
     writers = {
@@ -126,6 +127,8 @@ def test_what_is_written_in_part_leaves_what_stood_there(ending, saver, monkeypa
         "npy": (lambda: saver.save_data("a", torch.zeros(4)), np, "save"),
         "npz": (lambda: saver.save_data("a", {"x": torch.zeros(4)}), np, "savez"),
         "pt": (lambda: saver.save_state_dict("a.pt", {"x": torch.zeros(4)}), torch, "save"),
+        "json": (lambda: saver.save_json("a.json", {}), mesh_files, "write_text"),
+        "copy": (lambda: saver.save_file("a.png", Path(saver.get_save_path("0.png"))), shutil, "copyfile"),
         "mp4": (lambda: saver.save_img_sequence("a", ".", r"(\d+)\.png", "mp4"), video, "write_mp4"),
     }
     write, owner, name = writers[ending]
@@ -149,6 +152,15 @@ def test_what_is_still_being_written_is_no_frame(saver):
     saver.save_rgb_image("frames/0.png", torch.zeros(4, 4, 3))
     Path(saver.get_save_path("frames/.1.png.x/1.png")).write_bytes(b"half")
     assert len(video.frames_in(saver.get_save_path("frames"), r"(\d+)\.png")) == 1
+
+
+def test_frames_of_an_earlier_video_are_removed_and_nothing_else(saver):
+    for name in ("frames/0.png", "frames/11.png", "frames/views.png", "other/0.png"):
+        saver.save_rgb_image(name, torch.zeros(4, 4, 3))
+    saver.remove_frames("frames", r"(\d+)\.png")
+    saver.remove_frames("nowhere", r"(\d+)\.png")
+    root = Path(saver.get_save_dir())
+    assert sorted(str(p.relative_to(root)) for p in root.rglob("*.png")) == ["frames/views.png", "other/0.png"]
 
 
 def test_a_gif_where_mp4_cannot_be_written(saver, monkeypatch):

@@ -37,6 +37,16 @@ def test_pieces(step, expected):
     assert C([0, 0.0, 10.0, 10, 0.0, 20, 20.0, 30], 0, step) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("step, expected", [(0, 0.0), (99, 0.0), (100, 5.0), (200, 5.0)])
+def test_a_piece_of_no_length_is_a_jump_at_its_step(step, expected):
+    assert C([100, 0.0, 5.0, 100], 0, step) == expected
+
+
+@pytest.mark.parametrize("step, expected", [(0, 1.0), (99, 1.0), (100, 0.5), (150, 0.3), (200, 0.1)])
+def test_a_jump_before_other_pieces(step, expected):
+    assert C([100, 1.0, 0.5, 100, 0.1, 200], 0, step) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("bad", ["1", None, [1, 2], [1, 2, 3, 4, 5], {"a": 1}, True])
 def test_what_is_no_schedule(bad):
     with pytest.raises(TypeError):

@@ -14,7 +14,7 @@ from threestudio.systems.image_reference import ImageReferenceSystem
 from threestudio.systems.keyed_steps import non_finite_gradients
 from threestudio.systems.magic3d import Magic3D
 from threestudio.systems.score_distillation import ScoreDistillationSystem
-from threestudio.systems.utils import check_scheduler_lasts, parse_optimizer, parse_scheduler
+from threestudio.systems.utils import check_scheduler_lasts, parse_optimizer, parse_scheduler, with_guidance_groups
 from threestudio.utils.errors import UserError
 
 
@@ -52,6 +52,14 @@ def test_weights_of_two_groups_are_one_line():
     groups = {"geometry": {"lr": 0.1}, "geometry.0": {"lr": 0.2}}
     with pytest.raises(UserError, match="optimizer.params.geometry.0: has weights that the group geometry has too"):
         parse_optimizer(config(name="Adam", params=groups), Scene())
+
+
+def test_a_missing_optimizer_is_one_line_where_a_guidance_trains_too():
+    scene = Scene()
+    scene.guidance = nn.Linear(1, 1)
+    scene.guidance.optimizer_group = {"lr": 1e-4}
+    with pytest.raises(UserError, match="system.optimizer.name: expected the name of a class, got null"):
+        parse_optimizer(with_guidance_groups(config(), scene), scene)
 
 
 def test_bad_optimizers():
@@ -174,6 +182,12 @@ def test_adan_minimizes_and_leaves_out_what_has_no_gradient():
     assert float(idle.detach()) == 1.0 and idle not in optimizer.state
     with pytest.raises(ValueError, match="three betas"):
         Adan([x], betas=(0.9, 0.9))
+
+
+def test_adan_clips_nothing_in_a_step_that_was_left_out():
+    x = nn.Parameter(torch.ones(2))
+    Adan([x], max_grad_norm=1.0).step()
+    assert x.tolist() == [1.0, 1.0]
 
 
 def test_non_finite_gradients_are_found():

@@ -1,8 +1,12 @@
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+from turboprop.teachers.pretrained import load_teacher
 from turboprop.teachers.weights import MIRRORS, candidates, check_folder, model_folder
+
+from threestudio.utils.errors import UserError
 
 
 @pytest.fixture()
@@ -60,6 +64,20 @@ def test_a_garbled_config_is_broken(folder):
     (folder / "vae/config.json").write_text("{")
     with pytest.raises(ValueError, match=r"vae/config.json is not valid JSON"):
         model_folder(str(folder))
+
+
+def test_a_config_that_is_no_mapping_is_broken(folder):
+    (folder / "model_index.json").write_text("[]")
+    with pytest.raises(UserError, match=r"model_index.json: expected a mapping of names to values, got a list"):
+        load_teacher(str(folder))
+
+
+@pytest.mark.parametrize("side", [None, [8, 8]])
+def test_a_unet_that_does_not_say_its_side_is_refused(folder, side):
+    path = folder / "unet/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "sample_size": side}))
+    with pytest.raises(UserError, match="sample_size of the unet: expected a number, got"):
+        load_teacher(str(folder))
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere", "a/b/c", "nowhere", "~/nowhere-at-all"])

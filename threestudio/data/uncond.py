@@ -87,6 +87,8 @@ def stages_of(values: dict[str, Any], milestones: Any) -> list[list[int]]:
     if n_stages > 1 and len(milestones) != n_stages - 1:
         expected = f"expected {n_stages - 1} steps for {n_stages} stages"
         raise UserError(f"data.resolution_milestones: {expected}, got {milestones}")
+    if any(later <= earlier for earlier, later in zip(milestones, milestones[1:])):
+        raise UserError(f"data.resolution_milestones: expected steps that rise, got {milestones}")
     # Without stages, milestones have nothing to switch.
     return [*stages.values(), [-1, *milestones] if n_stages > 1 else [-1]]
 
@@ -99,6 +101,13 @@ def _check_config(cfg: RandomCameraDataModuleConfig) -> None:
     for key in ("eval_height", "eval_width", "n_val_views", "n_test_views"):
         if getattr(cfg, key) < 1:
             raise UserError(f"data.{key}: expected >= 1, got {getattr(cfg, key)}")
+    # Beyond a pole a camera stands on the other side, where azimuth, and the prompt's view with it, are not its own.
+    if not (-90 <= cfg.elevation_range[0] and cfg.elevation_range[1] <= 90):
+        raise UserError(
+            f"data.elevation_range: expected angles between -90 and 90 degrees, got {list(cfg.elevation_range)}"
+        )
+    if not -90 <= cfg.eval_elevation_deg <= 90:
+        raise UserError(f"data.eval_elevation_deg: expected between -90 and 90, got {cfg.eval_elevation_deg:g}")
     if not (0 < cfg.fovy_range[0] and cfg.fovy_range[1] < 180):
         raise UserError(f"data.fovy_range: expected angles between 0 and 180 degrees, got {list(cfg.fovy_range)}")
     if not cfg.camera_distance_range[0] > 0:

@@ -146,7 +146,7 @@ class Mesh:
         xatlas_chart_options: dict[str, Any] | None = None,
         xatlas_pack_options: dict[str, Any] | None = None,
     ) -> None:
-        """Makes a texture atlas with xatlas. Options are attributes of xatlas.ChartOptions and PackOptions."""
+        """Makes one texture atlas with xatlas. Raises UserError as `atlas_options`, and where charts need several."""
         import numpy as np
         import xatlas
 
@@ -155,11 +155,13 @@ class Mesh:
             self.v_pos.detach().float().cpu().numpy(),
             self.t_pos_idx.cpu().numpy().astype(np.uint32),
         )
-        chart, pack = xatlas.ChartOptions(), xatlas.PackOptions()
-        chart.max_iterations = 4  # xatlas' own default of 1 gives many small charts on organic shapes
-        _set_options(chart, xatlas_chart_options or {}, "xatlas_chart_options")
-        _set_options(pack, xatlas_pack_options or {}, "xatlas_pack_options")
+        chart, pack = atlas_options(xatlas_chart_options or {}, xatlas_pack_options or {})
         atlas.generate(chart, pack)
+        if atlas.atlas_count > 1:  # coordinates do not say in which: charts would lie over one another
+            raise UserError(
+                f"xatlas_pack_options: the charts fill {atlas.atlas_count} textures of {pack.resolution} texels, "
+                "expected one; lower texels_per_unit, or leave it out"
+            )
         _, indices, uvs = atlas.get_mesh(0)
         device = self.v_pos.device
         self._v_tex = torch.from_numpy(uvs.astype(np.float32)).to(device)
@@ -231,9 +233,24 @@ def face_components(t_pos_idx: Tensor, n_vertices: int) -> Tensor:
     return torch.from_numpy(label.astype(np.int64)).to(t_pos_idx.device)
 
 
+def atlas_options(chart_options: dict[str, Any], pack_options: dict[str, Any]) -> tuple[Any, Any]:
+    """xatlas' ChartOptions and PackOptions with these attributes. Raises UserError, naming the key, for others."""
+    import xatlas
+
+    chart, pack = xatlas.ChartOptions(), xatlas.PackOptions()
+    chart.max_iterations = 4  # xatlas' own default of 1 gives many small charts on organic shapes
+    _set_options(chart, chart_options, "xatlas_chart_options")
+    _set_options(pack, pack_options, "xatlas_pack_options")
+    return chart, pack
+
+
 def _set_options(target: Any, options: dict[str, Any], key: str) -> None:
     known = [name for name in dir(target) if not name.startswith("_")]
     for name, value in options.items():
         if name not in known:
             raise UserError(f"{key}: unknown option {name!r}, expected one of {', '.join(known)}")
-        setattr(target, name, value)
+        try:
+            setattr(target, name, value)
+        except TypeError as error:
+            kind = type(getattr(target, name)).__name__
+            raise UserError(f"{key}.{name}: expected {kind}, got {value!r}") from error

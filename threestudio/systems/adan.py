@@ -38,6 +38,8 @@ class Adan(torch.optim.Optimizer):
         if max_grad_norm <= 0:
             return 1.0
         grads = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
+        if not grads:  # of a step that was left out, as its gradient was not finite
+            return 1.0
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
         return torch.clamp(max_grad_norm / (norm + 1e-12), max=1.0)
 

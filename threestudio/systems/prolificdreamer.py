@@ -14,6 +14,7 @@ from threestudio.systems.losses import (
     volume_losses,
 )
 from threestudio.systems.score_distillation import ScoreDistillationSystem
+from threestudio.utils.errors import UserError, key_of_errors
 from threestudio.utils.value_checks import check_choice
 
 STAGES = ("coarse", "geometry", "texture")
@@ -39,9 +40,18 @@ class ProlificDreamer(ScoreDistillationSystem):
 
     def configure(self) -> None:
         check_choice("system.stage", self.cfg.stage, STAGES)
+        if self.cfg.visualize_samples:
+            self._check_samples(self.cfg.guidance_type)
         super().configure()
         if not self._guidance_trains():
             self.build_prompts_and_guidance()
+
+    def _check_samples(self, name: str) -> None:
+        """Raises UserError where the guidance of that name has no samples to show: a validation would find it out."""
+        with key_of_errors("guidance_type"):
+            guidance = threestudio.find(name)
+        if getattr(guidance, "sample_lora", None) is None:
+            raise UserError(f"system.visualize_samples: {name} draws no samples; expected false, got true")
 
     def open_teacher(self) -> None:
         """Has been opened by `configure`."""

@@ -9,6 +9,8 @@ from threestudio.systems.base import BaseLift3DSystem
 from threestudio.systems.views import DEFAULT_VIEWS, view_cells
 from threestudio.utils.errors import UserError
 
+FRAMES = r"(\d+)\.png"  # names of a video's pictures
+
 
 class ScoreDistillationSystem(BaseLift3DSystem):
     """A system whose training step is `self.weighted_sum({**self.guide(images, batch), **its own losses})`."""
@@ -111,6 +113,19 @@ class ScoreDistillationSystem(BaseLift3DSystem):
     def test_step(self, batch: dict, batch_idx: int) -> None:
         self._save_views(batch, "-test/", "test_step")
 
+    def _forget_orbit(self, stage: str) -> None:
+        """Removes the pictures that an earlier run of this stage has left: they would be in this one's video."""
+        if self._save_dir is not None and self.trainer.is_global_zero:
+            self.remove_frames(f"it{self.true_global_step}-{stage}", FRAMES)
+        self.trainer.strategy.barrier()
+
+    def on_test_epoch_start(self) -> None:
+        self._forget_orbit("test")
+
+    def on_predict_epoch_start(self) -> None:
+        if self.exporter.cfg.save_video:
+            self._forget_orbit("test")
+
     def _save_orbit(self, stage: str) -> None:
         """A video of the pictures that a stage has written, those of all processes."""
         self.trainer.strategy.barrier()
@@ -118,7 +133,7 @@ class ScoreDistillationSystem(BaseLift3DSystem):
             return
         step = self.true_global_step
         frames = f"it{step}-{stage}"
-        self.save_img_sequence(frames, frames, r"(\d+)\.png", save_format="mp4", fps=30, name=stage, step=step)
+        self.save_img_sequence(frames, frames, FRAMES, save_format="mp4", fps=30, name=stage, step=step)
 
     def on_test_epoch_end(self) -> None:
         self._save_orbit("test")

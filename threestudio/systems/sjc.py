@@ -10,6 +10,8 @@ from threestudio.systems.latent_scene import LatentSceneSystem
 from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import center_depth_loss, emptiness_loss
 from threestudio.systems.views import view_cells
+from threestudio.utils.errors import UserError
+from threestudio.utils.value_checks import is_number, shown
 
 BACKGROUND_DEPTH = 10.0  # world units, of rays that hit nothing
 
@@ -25,6 +27,15 @@ class ScoreJacobianChaining(LatentSceneSystem):
     def own_weights(self) -> LossWeights:
         # emptiness_scale: factor of the weights in the emptiness loss; center_ratio: share of an image's sides
         return LossWeights(required=("lambda_emptiness", "emptiness_scale", "lambda_depth", "center_ratio"))
+
+    def configure(self) -> None:
+        """Raises UserError for a middle that is no part of the image, or all of it: its mean depth would be nan."""
+        ratio, scale = (self.cfg.loss.get(key) for key in ("center_ratio", "emptiness_scale"))
+        if ratio is not None and not (is_number(ratio) and 0 < ratio < 1):
+            raise UserError(f"system.loss.center_ratio: expected a number above 0 and below 1, got {shown(ratio)}")
+        if scale is not None and not (is_number(scale) and scale >= 0):
+            raise UserError(f"system.loss.emptiness_scale: expected a number from 0, got {shown(scale)}")
+        super().configure()
 
     def training_step(self, batch: dict, batch_idx: int) -> dict:
         out = self(batch)

@@ -166,9 +166,10 @@ def with_guidance_groups(config: Any, system: nn.Module) -> Any:
         groups = dict(config.get("params") or {})
         if settings is None or any(path.split(".")[0] == part for path in groups):
             continue
+        factory = _optimizer_class(_section(config, OPTIMIZER, ("name", "args", "params"))["name"])
         if not groups:
             groups = {name: {} for name, child in children.items() if next(child.parameters(), None) is not None}
-        taken = inspect.signature(_optimizer_class(config.name)).parameters
+        taken = inspect.signature(factory).parameters
         own = {name: value for name, value in settings.items() if name in taken}
         config = OmegaConf.merge(config, {"params": {**groups, part: own}})
     return config

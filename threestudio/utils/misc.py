@@ -70,7 +70,9 @@ def C(value: Any, epoch: int, global_step: int, interpolation: str = "linear") -
             piece = index
     start, end = positions[piece], positions[piece + 1]
     now = global_step if isinstance(end, int) else epoch
-    fraction = 1.0 if end <= start else max(min((now - start) / (end - start), 1.0), 0.0)
+    if end <= start:  # a jump, at its step
+        return values[piece + 1] if now >= end else values[piece]
+    fraction = max(min((now - start) / (end - start), 1.0), 0.0)
     return _interpolate(values[piece], values[piece + 1], fraction, interpolation)
 
 

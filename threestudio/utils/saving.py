@@ -176,6 +176,12 @@ class SaverMixin:
             self._wandb_logger.log_video(key=name, videos=[path], step=step)
         return path
 
+    def remove_frames(self, img_dir: str, matcher: str) -> None:
+        """Removes what `save_img_sequence` would take for frames, of which an earlier run may have left more."""
+        folder = os.path.join(self.get_save_dir(), img_dir)
+        for path in video.frame_files(folder, matcher) if os.path.isdir(folder) else []:
+            os.remove(path)
+
     # -------------------------------------------------------------------------------- meshes
 
     def save_mesh(
@@ -276,13 +282,11 @@ class SaverMixin:
         return self.save_written(filename, lambda path: torch.save(data, path))[0]
 
     def save_file(self, filename: str, src_path: str) -> str:
-        path = self.get_save_path(filename)
-        shutil.copyfile(src_path, path)
-        return path
+        return self.save_written(filename, lambda path: shutil.copyfile(src_path, path))[0]
 
     def save_json(self, filename: str, payload: Any) -> str:
         text = json.dumps(payload, indent=2, ensure_ascii=False)
-        return mesh_files.write_text(self.get_save_path(filename), text + "\n")
+        return self.save_written(filename, lambda path: mesh_files.write_text(path, text + "\n"))[0]
 
 
 def describe_files(written: Any, summary: str) -> list[str]:

@@ -116,6 +116,11 @@ def schedule_values(value: Any) -> list:
     return [value] if is_number(value) else schedule_knots(list(value))[1]
 
 
+def schedule_positions(value: Any) -> list:
+    """Where a checked schedule's pieces begin and end, ints of steps and floats of epochs: of a number, nowhere."""
+    return [] if is_number(value) else schedule_knots(list(value))[0]
+
+
 # ---------------------------------------------------------------------------------- values by type
 
 

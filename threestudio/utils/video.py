@@ -57,12 +57,17 @@ def write_video(path: str, frames: Iterable[np.ndarray], save_format: str, fps: 
     raise ValueError(f"save_format is 'mp4' or 'gif'; got '{save_format}'")
 
 
-def frames_in(folder: str, matcher: str) -> list[np.ndarray]:
-    """The pictures whose name the expression `matcher` finds, in the order of its number group.
+def frame_files(folder: str, matcher: str) -> list[str]:
+    """The files whose name the expression `matcher` finds, in the order of its number group.
 
     Names that begin with a dot are of what is still being written.
     """
     expression = re.compile(matcher)
     matches = [(expression.search(name), name) for name in os.listdir(folder) if not name.startswith(".")]
     numbered = sorted((int(match.group(1)), name) for match, name in matches if match)
-    return [np.asarray(Image.open(os.path.join(folder, name)).convert("RGB")) for _, name in numbered]
+    return [os.path.join(folder, name) for _, name in numbered]
+
+
+def frames_in(folder: str, matcher: str) -> list[np.ndarray]:
+    """The pictures of `frame_files`."""
+    return [np.asarray(Image.open(path).convert("RGB")) for path in frame_files(folder, matcher)]

@@ -13,7 +13,7 @@ from torch import Tensor
 import threestudio
 from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import eikonal_loss, opaque_loss, sparsity_loss
-from threestudio.systems.score_distillation import ScoreDistillationSystem
+from threestudio.systems.score_distillation import FRAMES, ScoreDistillationSystem
 from threestudio.utils.devices import Reading
 from threestudio.utils.errors import UserError, errors_begin_with
 from threestudio.utils.value_checks import check_at_least
@@ -158,10 +158,11 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
         mesh = self.export_prompt(prompt, cache)
         pictures, normals = self._turntable(batch, cache, mesh)
         self._remember_views(prompt, pictures)
+        self.remove_frames(folder, FRAMES)
         for index, (rgb, normal) in enumerate(zip(pictures, normals)):
             cells = [{"type": "rgb", "img": img, "kwargs": {"data_format": "HWC"}} for img in (rgb, normal)]
             self.save_image_grid(f"{folder}/{index}.png", cells)
-        self.save_img_sequence(folder, folder, r"(\d+)\.png", save_format="mp4", fps=self.cfg.turntable_fps)
+        self.save_img_sequence(folder, folder, FRAMES, save_format="mp4", fps=self.cfg.turntable_fps)
         result = {"prompt": prompt, "mesh": mesh}
         if self.cfg.judge:
             result["views"] = self._judge_views(cache)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from threestudio.utils.base import Updateable
 from threestudio.utils.errors import UserError
 from threestudio.utils.misc import C
-from threestudio.utils.value_checks import Scheduled, check_at_least, schedule_values
+from threestudio.utils.value_checks import Scheduled, check_at_least, schedule_positions, schedule_values
 
 from .timesteps import (
     sample_timesteps,
@@ -52,6 +53,11 @@ def check_schedule_config(cfg: ScheduleConfig) -> None:
             raise UserError(f"{key}: expected fractions in [0, 1] at every step, got {percents}")
     for key, least in (("n_view", 1), ("plus_ratio", 0), ("trainer_max_steps", 1)):
         check_at_least(key, getattr(cfg, key), least)
+    first = cfg.plus_min_step_percent
+    if first is not None and not 0 <= first <= 1:
+        raise UserError(f"plus_min_step_percent: expected a fraction in [0, 1], got {first:g}")
+    if cfg.grad_clip is not None and min(schedule_values(cfg.grad_clip)) < 0:
+        raise UserError(f"grad_clip: expected at least 0 at every step, got {cfg.grad_clip}")
 
 
 class Schedule(Updateable):
@@ -74,15 +80,37 @@ class Schedule(Updateable):
         self.cfg, self.num_timesteps, self.device = cfg, num_timesteps, device
         self.course = course or (square_root_annealed_percent if cfg.sqrt_anneal else None)
         self.inversion_steps = inversion_steps
+        self._check_range()
         self.update_step(0, 0)
+
+    def _bounds(self, epoch: int, global_step: int) -> tuple[float, float]:
+        """The least and the largest fraction of the diffusion schedule; of a single timestep, where its course ends and
+        begins."""
+        low, high = (C(percent, epoch, global_step) for percent in self._percents())
+        return low, high
+
+    def _percents(self) -> tuple[Any, Any]:
+        largest = self.cfg.max_step_percent
+        return self.cfg.min_step_percent, largest if self.course is None else schedule_start(largest)
+
+    def _check_range(self) -> None:
+        """Raises UserError for a range that is empty at some step, which else ends a run in its midst."""
+        positions = [position for percent in self._percents() for position in schedule_positions(percent)]
+        if any(isinstance(position, float) for position in positions):
+            positions = []  # of epochs, of which nobody knows the steps
+        # Between these both are linear; a jump has another value right before it.
+        for step in (0, *positions, *(position - 1 for position in positions if position > 0)):
+            try:
+                timestep_range(*self._bounds(0, step), self.num_timesteps)
+            except UserError as error:
+                raise UserError(f"{error} (step {step})") from None
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         """Sets what the schedules say at this step."""
         cfg = self.cfg
-        low, high = C(cfg.min_step_percent, epoch, global_step), C(cfg.max_step_percent, epoch, global_step)
+        low, high = self._bounds(epoch, global_step)
         if self.course is not None:
-            start = schedule_start(cfg.max_step_percent)
-            low = high = self.course(low, start, global_step / cfg.trainer_max_steps)
+            low = high = self.course(low, high, global_step / cfg.trainer_max_steps)
         self.min_step, self.max_step = timestep_range(low, high, self.num_timesteps)
         self.guidance_scale = float(C(cfg.guidance_scale, epoch, global_step))
         self.grad_clip = None if cfg.grad_clip is None else float(C(cfg.grad_clip, epoch, global_step))

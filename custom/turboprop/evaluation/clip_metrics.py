@@ -9,7 +9,8 @@ gallery, so every result states it. Texts are the prompts themselves.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from threestudio.utils.errors import MissingFileError, UserError
+from threestudio.utils.errors import MissingFileError, UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class ClipScores:
 def load_judge(name: str | Path, device: str | torch.device = "cpu") -> ClipJudge:
     """Open a CLIPModel folder (the small judge) or hub id (openai/clip-vit-large-patch14).
 
-    Raises FileNotFoundError if there is no such folder or hub id, ValueError if it holds another model.
+    Raises FileNotFoundError if there is no such folder or hub id, ValueError if it holds another model, or a part that
+    does not load.
     """
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
     from transformers.utils import cached_file
@@ -66,21 +68,41 @@ def load_judge(name: str | Path, device: str | torch.device = "cpu") -> ClipJudg
     except OSError as error:
         raise MissingFileError(
             f'no CLIP model at "{name}": neither a complete local folder nor a hub id that can be fetched '
-            f"({str(error).splitlines()[0]})"
+            f"({first_line(error)})"
         ) from error
-    model_type = json.loads(Path(config_file).read_text()).get("model_type")
+    with _part_named(name, "config.json"):
+        model_type = json.loads(Path(config_file).read_text()).get("model_type")
     if model_type != "clip":
         raise UserError(f'the judge "{name}" must be a CLIP model, but its config.json says model_type "{model_type}"')
-    pixels = json.loads(Path(pixels_file).read_text())
-    model = CLIPModel.from_pretrained(name, config=CLIPConfig.from_pretrained(name), dtype=torch.float32)
+    with _part_named(name, "preprocessor_config.json"):
+        pixels = json.loads(Path(pixels_file).read_text())
+        mean, std = tuple(pixels["image_mean"]), tuple(pixels["image_std"])
+    with _part_named(name, "its weights"):
+        model = CLIPModel.from_pretrained(name, config=CLIPConfig.from_pretrained(name), dtype=torch.float32)
+    with _part_named(name, "its tokenizer"):
+        tokenizer = CLIPTokenizer.from_pretrained(name)
+        known = model.config.text_config.vocab_size
+        if 2 * len(tokenizer) < known:  # transformers makes an empty one of no files; a model's table may be padded
+            raise ValueError(f"it has {len(tokenizer)} tokens, the model knows {known}")
     return ClipJudge(
         name=name,
         model=model.eval().requires_grad_(False).to(device),
-        tokenizer=CLIPTokenizer.from_pretrained(name),
+        tokenizer=tokenizer,
         image_size=model.config.vision_config.image_size,
-        pixel_mean=tuple(pixels["image_mean"]),
-        pixel_std=tuple(pixels["image_std"]),
+        pixel_mean=mean,
+        pixel_std=std,
     )
+
+
+@contextmanager
+def _part_named(name: str, part: str) -> Iterator[None]:
+    """Turns what libraries raise for a broken part of a judge into a UserError of one line."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        raise UserError(f'the judge "{name}": cannot load {part}: {first_line(error)}') from error
 
 
 def normalized_pixels(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -127,6 +149,11 @@ def embed_texts(judge: ClipJudge, texts: Sequence[str], batch_size: int = 256) -
     return torch.cat(features)
 
 
+def nearest_texts(cosines: Tensor) -> Tensor:
+    """Which of G texts each view is nearest to: [..., G] -> [...]; -1, none, where a cosine is not finite."""
+    return torch.where(cosines.isfinite().all(-1), cosines.argmax(-1), -1)  # argmax takes a nan for the largest
+
+
 def score_features(
     prompts: Sequence[str], image_features: Tensor, gallery: Sequence[str], text_features: Tensor
 ) -> ClipScores:
@@ -134,7 +161,7 @@ def score_features(
     own = torch.tensor([gallery.index(prompt) for prompt in prompts], device=image_features.device)
     cosines = image_features @ text_features.T  # [P, V, G]
     sim = cosines.gather(-1, own[:, None, None].expand(-1, cosines.shape[1], 1)).squeeze(-1).mean(1)
-    recall = (cosines.argmax(-1) == own[:, None]).float().mean(1)
+    recall = (nearest_texts(cosines) == own[:, None]).float().mean(1)
     return ClipScores(sim.tolist(), recall.tolist(), list(gallery))
 
 

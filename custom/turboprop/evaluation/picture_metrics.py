@@ -61,9 +61,10 @@ def front_back_score(rgb: Tensor, alpha: Tensor, right: tuple[Tensor, Tensor], t
 
 
 def psnr(first: Tensor, second: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pictures of one shape, in [0, 1]; infinite where they are equal."""
+    """Peak signal-to-noise ratio in dB of pictures of one shape, in [0, 1]; infinite where they are equal, nan where
+    one has a nan."""
     error = float(((first.clamp(0, 1) - second.clamp(0, 1)) ** 2).mean())
-    return -10.0 * math.log10(error) if error > 0 else math.inf
+    return math.inf if error == 0 else -10.0 * math.log10(error)
 
 
 def psnr_of_each(pictures: Tensor, truth: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from threestudio.utils.markdown import table
 from ..world.captions import ObjectSpec, all_specs, allowed_specs, caption
 from ..world.render import SurfaceView
 from .cameras import EvaluationCameras, exact_layers, exact_pictures, exact_surface, turned_surface
-from .clip_metrics import ClipJudge, clip_scores, embed_images, embed_texts, load_judge
+from .clip_metrics import ClipJudge, clip_scores, embed_images, embed_texts, load_judge, nearest_texts
 from .picture_metrics import color_error, front_back_score, silhouette_iou
 from .surface_metrics import mesh_chamfer
 
@@ -177,9 +177,9 @@ def _world_recall(judge: ClipJudge, prompts: Sequence[str], pictures: Tensor) ->
     if not known:
         return {}
     features, texts = embed_images(judge, pictures[known].flatten(0, 1)), embed_texts(judge, gallery)
-    nearest = (features @ texts.T).argmax(-1).unflatten(0, (len(known), -1))  # [K, V]
+    nearest = nearest_texts(features @ texts.T).unflatten(0, (len(known), -1))  # [K, V]
     return {
-        prompts[index]: sum(gallery[text] in allowed[prompts[index]] for text in row.tolist()) / len(row)
+        prompts[index]: sum(t >= 0 and gallery[t] in allowed[prompts[index]] for t in row.tolist()) / len(row)
         for index, row in zip(known, nearest)
     }
 

@@ -9,7 +9,7 @@ from threestudio.utils.errors import UserError
 
 from .autoencoder import TextToImageTeacher, downsampling
 from .contract import TextCondition
-from .loading import DEFAULT_OPTIONS, LoadingOptions, load_denoiser, load_part
+from .loading import DEFAULT_OPTIONS, LoadingOptions, load_denoiser, load_part, sample_side
 from .noise_schedule import to_epsilon
 from .weights import DENOISER_PARTS, model_folder, weight_variant
 
@@ -30,7 +30,7 @@ class LatentDiffusionTeacher(TextToImageTeacher[TextCondition]):
         if unet.config.addition_embed_type is not None or unet.config.class_embed_type is not None:
             raise UserError("the unet needs conditions besides the prompt (as SDXL's does): not a model of this family")
         self.unet = unet.eval().requires_grad_(False)
-        self.latent_size = unet.config.sample_size
+        self.latent_size = sample_side(unet.config)
         self.image_size = self.latent_size * downsampling(vae)
 
     @classmethod

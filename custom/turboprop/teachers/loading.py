@@ -80,6 +80,17 @@ def load_denoiser(
     return Denoiser(unet, scheduler.alphas_cumprod.to(device), scheduler.config.prediction_type)
 
 
+def sample_side(unet_config: Any) -> int:
+    """The side of a UNet's samples. Raises UserError where its config does not say it, or says two."""
+    side = unet_config.sample_size
+    if not isinstance(side, int):
+        raise UserError(
+            f"pretrained_model_name_or_path: sample_size of the unet: expected a number, got {side!r}; set it in "
+            "unet/config.json"
+        )
+    return side
+
+
 def load_part(part_class: Any, folder: Path, part: str, **options: Any) -> Any:
     """`part_class.from_pretrained` of a part of a model folder, with a failure in one line that names the part."""
     from safetensors import SafetensorError

@@ -8,7 +8,7 @@ from torch import Tensor
 from threestudio.utils.errors import UserError
 
 from .contract import Teacher, TextCondition
-from .loading import DEFAULT_OPTIONS, LoadingOptions, load_denoiser
+from .loading import DEFAULT_OPTIONS, LoadingOptions, load_denoiser, sample_side
 from .noise_schedule import check_prediction_type, to_epsilon
 
 
@@ -37,7 +37,7 @@ class PixelDiffusionTeacher(Teacher[TextCondition]):
         self.alphas_cumprod = alphas_cumprod.to(dtype=torch.float32)
         self.prediction_type = prediction_type
         self.latent_channels = 3
-        self.latent_size = self.image_size = config.sample_size
+        self.latent_size = self.image_size = sample_side(config)
 
     @classmethod
     def from_pretrained(

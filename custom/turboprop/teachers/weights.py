@@ -229,11 +229,17 @@ def _first_line(error: BaseException) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A model's JSON file. Raises ValueError, which names the file, where it is not valid JSON."""
+    """A model's JSON file. Raises ValueError, which names the file, where it is not valid JSON, or no mapping."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"pretrained_model_name_or_path: {path} is not valid JSON: {_first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(
+            f"pretrained_model_name_or_path: {path}: expected a mapping of names to values, "
+            f"got a {type(content).__name__}"
+        )
+    return content
 
 
 def _check_header(path: Path) -> None:

@@ -127,3 +127,24 @@ def test_dummy_exporter_writes_nothing():
 def test_wrong_configs_are_refused(tmp_path, config, message):
     with pytest.raises(UserError, match=message):
         export(tmp_path, **config)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"texture_format": "jpgg"}, "exporter.texture_format: expected one of jpg, .*, got 'jpgg'.*jpg"),
+        ({"xatlas_chart_options": {"max_iteration": 2}}, "xatlas_chart_options: unknown option 'max_iteration'"),
+        ({"xatlas_pack_options": {"padding": "wide"}}, "xatlas_pack_options.padding: .*'wide'"),
+    ],
+)
+def test_what_only_writing_would_find_is_refused_when_the_exporter_is_built(config, message):
+    with pytest.raises(UserError, match=message):
+        threestudio.find("mesh-exporter")(config, geometry=None, material=None, background=None)
+
+
+def test_charts_that_fill_several_textures_are_refused(tmp_path):
+    """They would lie over one another in the one texture that is written."""
+    with pytest.raises(UserError, match="xatlas_pack_options: .* charts fill [0-9]+ textures of 128"):
+        export(tmp_path, fmt="glb", xatlas_pack_options={"texels_per_unit": 300.0})
+    assert not list(tmp_path.iterdir())
+    export(tmp_path, fmt="glb", xatlas_pack_options={"texels_per_unit": 20.0})

@@ -167,6 +167,12 @@ def test_look_at_from_known_places():
         ({"batch_size": 0}, "batch_size"),
         ({"height": 64.5}, "height"),
         ({"elevation_range": [90, -10]}, "elevation_range"),
+        ({"elevation_range": [-10, 120]}, "data.elevation_range: expected angles between -90 and 90 degrees, got"),
+        ({"eval_elevation_deg": -100}, "data.eval_elevation_deg: expected between -90 and 90, got -100"),
+        (
+            {"height": [8, 16, 32], "resolution_milestones": [200, 100]},
+            r"data.resolution_milestones: expected steps that rise, got \[200, 100\]",
+        ),
         ({"light_sample_strategy": "magic"}, "light_sample_strategy"),
         ({"n_val_views": 0}, "n_val_views"),
         ({"heigth": 3}, "heigth.*height"),

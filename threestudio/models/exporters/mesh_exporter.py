@@ -24,7 +24,7 @@ from threestudio.models.exporters.texture_baking import (
 from threestudio.models.geometry.base import BaseGeometry, BaseImplicitGeometry
 from threestudio.models.isosurface import EmptyFieldError
 from threestudio.models.materials.base import BaseMaterial
-from threestudio.models.mesh import Mesh, face_components
+from threestudio.models.mesh import Mesh, atlas_options, face_components
 from threestudio.utils.errors import UserError, with_suggestion
 from threestudio.utils.glb_files import world_to_gltf
 from threestudio.utils.memory import check_memory
@@ -34,6 +34,7 @@ POINTS_AT_ONCE = 2**18
 MESH_FORMATS = ("obj-mtl", "obj", "glb", "ply", "stl")
 TEXTURED = ("obj-mtl", "glb")
 UP_AXES = ("auto", "y", "z")
+PICTURE_FORMATS = ("jpg", "jpeg", "png", "webp", "bmp", "tga", "tif", "tiff")
 # What a material may export, and the key of the map that the saving functions take.
 TEXTURES = {"albedo": "map_Kd", "metallic": "map_Pm", "roughness": "map_Pr", "bump": "map_Bump"}
 # Graphics cards take no larger texture.
@@ -71,9 +72,14 @@ class MeshExporter(Exporter):
         cfg = self.cfg
         self._format = None if cfg.fmt in MESH_FORMATS else find_export_format(cfg.fmt)
         formats = (*MESH_FORMATS, *export_format_names())
-        for key, allowed in (("fmt", formats), ("up_axis", UP_AXES), ("context_type", ("gl", "cuda"))):
+        for key, allowed in (
+            ("fmt", formats),
+            ("up_axis", UP_AXES),
+            ("texture_format", PICTURE_FORMATS),
+            ("context_type", ("gl", "cuda")),
+        ):
             value = getattr(cfg, key)
-            if value not in allowed:
+            if (value.lower() if key == "texture_format" else value) not in allowed:
                 message = f"exporter.{key}: expected one of {', '.join(allowed)}, got {value!r}"
                 raise UserError(with_suggestion(message, str(value), allowed))
         if cfg.fmt == "glb" and cfg.up_axis == "z":
@@ -82,6 +88,8 @@ class MeshExporter(Exporter):
             raise UserError(f"exporter.texture_size: expected 1 to {LARGEST_TEXTURE}, got {cfg.texture_size}")
         if cfg.simplify_to != 0 and cfg.simplify_to < 4:
             raise UserError(f"exporter.simplify_to: expected 0 (off) or at least 4 faces, got {cfg.simplify_to}")
+        if cfg.xatlas_chart_options or cfg.xatlas_pack_options:
+            atlas_options(dict(cfg.xatlas_chart_options), dict(cfg.xatlas_pack_options))
         if self._format is not None:
             self._format.check(geometry)
 

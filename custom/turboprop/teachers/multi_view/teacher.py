@@ -12,7 +12,7 @@ from threestudio.utils.errors import MissingFileError, UserError
 
 from ..autoencoder import TextToImageTeacher, downsampling
 from ..contract import Cameras
-from ..loading import LoadingOptions, load_part
+from ..loading import LoadingOptions, load_part, sample_side
 from ..noise_schedule import to_epsilon
 from ..weights import DENOISER_PARTS, is_weight_file, model_folder, part_classes, weight_variant
 from .cameras import camera_numbers
@@ -75,7 +75,7 @@ class MultiViewTeacher(TextToImageTeacher[MultiViewCondition]):
         super().__init__(config, vae, alphas_cumprod, prediction_type)
         self.network = network.eval().requires_grad_(False)
         factor = downsampling(vae)
-        self.image_size = config.sample_size * factor if image_size is None else image_size
+        self.image_size = sample_side(config) * factor if image_size is None else image_size
         if self.image_size < factor or self.image_size % factor:
             raise UserError(f"image_size: expected a multiple of {factor}, got {image_size}")
         self.latent_size = self.image_size // factor
