@@ -8,6 +8,7 @@ import torch
 from turboprop.distillation import METHODS, Conditions, Query, sdi_gradient, vsd_gradient
 from turboprop.teachers import load_teacher
 from turboprop.teachers.contract import Cameras
+from turboprop.teachers.loading import LoadingOptions
 from turboprop.teachers.multi_view.attention import CrossViewAttentionProcessor
 from turboprop.teachers.multi_view.cameras import camera_numbers
 from turboprop.teachers.multi_view.network import MultiViewUNet, from_text_to_image
@@ -323,3 +324,9 @@ def test_every_method_takes_it_and_sets_stay_apart(teacher, name):
     assert both.shape == latents.shape and both.isfinite().all() and both.abs().max() > 0
     torch.testing.assert_close(both[:4], gradient(slice(0, 1)), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(both[4:], gradient(slice(1, 2)), rtol=1e-3, atol=1e-4)
+
+
+def test_options_that_a_multi_view_teacher_goes_without_are_told(tiny_mv_folder, caplog):
+    with caplog.at_level("WARNING"):
+        load_teacher(str(tiny_mv_folder), options=LoadingOptions(enable_attention_slicing=True))
+    assert "enable_attention_slicing: multi-view teachers go without it" in caplog.text

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import threestudio
 from threestudio.utils.errors import MissingFileError, UserError
 
 from ..autoencoder import TextToImageTeacher, downsampling
@@ -138,6 +139,9 @@ class MultiViewTeacher(TextToImageTeacher[MultiViewCondition]):
     ) -> "MultiViewTeacher":
         """Loads a teacher from a folder in diffusers' layout, a hub id, or MVDream's own file. Raises as
         `weights.model_folder`, and ValueError for a part that does not load."""
+        for name in ("enable_attention_slicing", "enable_sequential_cpu_offload"):
+            if getattr(options, name):
+                threestudio.warn(f"{name}: multi-view teachers go without it; their attention is fused")
         if is_weight_file(pretrained_model_name_or_path):
             return cls.from_original(Path(pretrained_model_name_or_path).expanduser(), device, options)
         return cls.from_folder(model_folder(pretrained_model_name_or_path, DENOISER_PARTS), device, options)
