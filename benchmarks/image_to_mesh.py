@@ -102,7 +102,7 @@ def shown_means(runs: list[dict]) -> list[str]:
 
 def title(kind: str) -> str:
     base = TITLES[kind.split("-")[0]]
-    more = {CAPTIONED: ", with the caption", ALONE: ", with the caption, the place found"}
+    more = {CAPTIONED: ", with the caption", ALONE: ", picture alone"}
     return base + next((words for ending, words in more.items() if kind.endswith(ending)), "")
 
 
@@ -157,7 +157,8 @@ def words_on_captions(runs: list[dict]) -> list[str]:
         return []
     right = sum(run_["caption_read"] == run_["object"] for run_ in read)
     words = (
-        "Rows with the caption have a second teacher, mini-mv, which is told the caption and the camera; the caption "
+        "Rows with the caption, and of the picture alone, have a second teacher, mini-mv, which is told the caption "
+        "and the camera; the caption "
         f"was read from the picture (`system.prompt_processor.prompt=auto`), in {right} of {len(read)} runs the right "
         "one. "
     )
@@ -171,7 +172,7 @@ def words_on_captions(runs: list[dict]) -> list[str]:
         if parse_caption(run_["object"]).shape.has_front
     ]
     words += (
-        f"Rows with the place found are given the picture and nothing else: over {len(found)} runs the elevation was "
+        f"Rows of the picture alone are given nothing else, no place either: over {len(found)} runs the elevation was "
         f"off by {statistics.mean(raised):.1f} degrees on average and by {max(raised):.1f} at most. "
     )
     if turned:
