@@ -16,6 +16,7 @@ nearest object that it allows.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shlex
@@ -218,19 +219,26 @@ def command_without_places(given: list[str]) -> str:
     return shlex.join(["python", "benchmarks/distillation.py", *kept])
 
 
-def write(cells: list[Cell], command: str, args: argparse.Namespace) -> None:
+def has_tables_beside(command: str, cells: list[Cell]) -> bool:
+    """Whether an earlier command has tables that none of these cells takes the place of."""
+    args = parse(shlex.split(command)[2:])
+    new = {(cell.system, cell.teacher, cell.captions) for cell in cells}
+    teachers = [given.partition("=")[0] for given in args.teachers]
+    return any(table not in new for table in itertools.product(args.systems, teachers, args.captions))
+
+
+def write(cells: list[Cell], command: str) -> None:
     """The page of these cells, and of the tables of the page before that have none of them."""
     file = written("distillation")
     before = json.loads(file.read_text()) if file.is_file() else {"commands": [], "runs": []}
     kept = recorded_cells(before["runs"], cells)
-    commands = [*(before["commands"] if kept else []), command]
+    commands = [*(made for made in before["commands"] if has_tables_beside(made, cells)), command]
     cells = [*kept, *cells]
     records = [
         {key: value for key, value in record.items() if key != "fingerprint"}  # its hash stays
         for cell in cells for runs in cell.records.values() for record in runs
     ]  # fmt: skip
-    content = {"commands": commands, "scales": args.scales, "search_on": args.search_on, "runs": records}
-    write_report("distillation", page(cells, commands, args.scales, args.search_on), content)
+    write_report("distillation", page(cells, commands), {"commands": commands, "runs": records})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -253,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
         print("error: --write: no run of a table is finished, so there is nothing to write", file=sys.stderr)
         return 2
     if args.write:
-        write(cells, command_without_places(sys.argv[1:] if argv is None else argv), args)
+        write(cells, command_without_places(sys.argv[1:] if argv is None else argv))
     return 1 if bench.failed else 0
 
 

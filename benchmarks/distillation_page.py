@@ -169,7 +169,11 @@ def tables(cells: Sequence[Cell]) -> list[str]:
     """All tables with their words, as lines of markdown."""
     systems = {"3dconv": "3DConv-net, one generator for all prompts", "nerf": "NeRF, one a prompt"}
     lines = []
-    for (system, teacher, captions), group in _groups(cells).items():
+    forms = list(FORMS)
+    groups = sorted(
+        _groups(cells).items(), key=lambda item: (item[0][0] == "3dconv", item[0][1], forms.index(item[0][2]))
+    )
+    for (system, teacher, captions), group in groups:
         lines += [
             f"## {systems[system]}; {teacher}; {FORMS[captions]}",
             "",
@@ -181,15 +185,11 @@ def tables(cells: Sequence[Cell]) -> list[str]:
     return lines or ["No run of a table is finished."]
 
 
-def page(cells: Sequence[Cell], commands: Sequence[str], scales: Sequence[float], search_on: str) -> str:
+def page(cells: Sequence[Cell], commands: Sequence[str]) -> str:
     """The page of results of these commands."""
     records = [record for cell in cells for runs in cell.records.values() for record in runs]
     machines = sorted({f"{record['machine']}, {record['threads']} threads a run" for record in records})
     sought = " and ".join(CAPTIONS["full"](spec) for spec in SEARCHED)
-    where = "each system" if search_on == "own" else f"{search_on} alone"
-    found = f"Scales were sought among {', '.join(f'{scale:g}' for scale in scales)} on {where}"
-    if len(scales) == 1:
-        found = f"The scale of all methods that have none of their own is {scales[0]:g}; it was not sought"
     given = ", ".join(f"`{command}`" for command in commands)
     prompts = {
         system: len({entry["prompt"] for cell in cells if cell.system == system for runs in cell.records.values()
@@ -205,7 +205,9 @@ def page(cells: Sequence[Cell], commands: Sequence[str], scales: Sequence[float]
             f"{', '.join(f'{n} on {system}' for system, n in prompts.items())} (NeRF has {', '.join(NERF_KINDS)}, as "
             "far as they were run).",
             "",
-            f"{found}. A search takes seed 0 and IoU less colour error on two objects that no table has ({sought}); a "
+            "Where a command names several scales, each method's was sought among them, on the system of --search-on "
+            "or on each of its own. Where it names one, no scale was sought. A search takes seed 0 and IoU less colour "
+            f"error on two objects that no table has ({sought}); a "
             "generator learns the two with one prompt a step. A result of a caption without colours is measured "
             "against the object nearest in colour of those that the caption allows, and a view counts for R@1 if its "
             "nearest text among the world's 1,530 full captions is one of an object that the caption allows. Minutes "

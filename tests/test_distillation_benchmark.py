@@ -174,6 +174,15 @@ def test_the_page_keeps_the_tables_that_a_command_has_no_run_of():
     assert {seed: len(runs) for seed, runs in kept.records.items()} == {0: 2, 1: 1}
 
 
+def test_a_command_whose_tables_are_all_replaced_is_gone():
+    cells = [distillation_page.Cell("nerf", "mini-mv", "full", "sds", 2.0, {0: []})]
+    command = "python benchmarks/distillation.py --teachers mini-mv --systems nerf --captions {} --seeds 0 --write"
+    assert not benchmark.has_tables_beside(command.format("full"), cells)
+    assert benchmark.has_tables_beside(command.format("full kind"), cells)
+    other = [distillation_page.Cell("nerf", "mini-sd", "full", "sds", 2.0, {0: []})]
+    assert benchmark.has_tables_beside(command.format("full"), other)
+
+
 def test_one_seed_says_nothing_of_the_spread():
     (line,) = distillation_page.words([cell("sds", [0.8]), cell("csd", [0.7])])
     assert "One seed" in line and line.endswith("SDS, CSD.")
