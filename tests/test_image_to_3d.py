@@ -201,7 +201,7 @@ def test_auto_with_several_pictures_is_the_first_ones_place(launch, tmp_path, mo
     """Also the caption is read from it."""
     monkeypatch.setattr(automatic_caption, "PROPOSED", 1)
     save_posed(tmp_path, [ball_pixels()] * 2, [20.0, -5.0], [30.0, 120.0])
-    code, trial = launch("nerf-caption", f"data.image_path={tmp_path}", *AUTO, *NO_EVALUATION)
+    code, trial = launch("nerf-caption", f"data.image_path={tmp_path}", *AUTO)
     assert code == 0
     kept = OmegaConf.load(trial / "configs/parsed.yaml")
     assert kept.data.default_elevation_deg == pytest.approx(20.0) == kept.system.guidance_3d.cond_elevation_deg
