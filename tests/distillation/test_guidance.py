@@ -244,6 +244,8 @@ def test_upstreams_score_jacobian_chaining(guidance, prompt_utils):
         utils,
     )
     assert torch.equal(plain["loss_sds"], jacobian["loss_sjc"])
+    with pytest.raises(ValueError, match="use_sjc: takes the place of method sds; expected false with csd, got true"):
+        guidance("stable-diffusion-guidance", use_sjc=True, method="csd")
 
 
 def test_hifas_image_loss_is_the_latent_loss_where_latents_are_images():

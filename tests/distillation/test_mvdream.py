@@ -158,6 +158,19 @@ def test_untrained_adapters_answer_as_the_multi_view_teacher(tiny_mv_folder, pro
         guidance.render_conditions(utils, dataclasses.replace(cameras_of(data), fovy=None), data["mvp_mtx"])
 
 
+def test_samples_of_a_set_and_of_a_single_view(tiny_mv_folder, prompt_utils):
+    """A validation batch is one view: it is drawn as a single view, and not refused."""
+    guidance, utils, data = vsd(tiny_mv_folder), prompt_utils(), batch()
+    rest = {name: value for name, value in data.items() if name != "rgb"}
+    whole = guidance.sample(utils, **rest, num_steps=2)
+    assert whole.shape[0] == guidance.sample_lora(utils, **rest, num_steps=2).shape[0] == 8
+    one = prompt_utils(["a red chair"])
+    first = {name: value[:1] if isinstance(value, torch.Tensor) else value for name, value in rest.items()}
+    for sample in (guidance.sample, guidance.sample_lora):
+        picture = sample(one, **first, num_steps=2)
+        assert picture.shape == (1, *whole.shape[1:]) and picture.isfinite().all()
+
+
 def test_a_set_trains_at_one_noise_level_with_all_or_none_of_its_cameras(tiny_mv_folder, prompt_utils, monkeypatch):
     guidance, utils, data = vsd(tiny_mv_folder, lora_n_timestamp_samples=20), prompt_utils(), batch()
     asked = guidance.render_conditions(utils, cameras_of(data), data["mvp_mtx"]).positive

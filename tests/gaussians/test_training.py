@@ -202,3 +202,9 @@ def test_what_is_wrong_is_one_line_before_any_work(launch, tmp_path, capsys, ove
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1 and message in lines[0]
     assert not (tmp_path / "outputs/tiny/run").exists()
+
+
+def test_rounded_weights_are_refused(launch, capsys):
+    assert launch("--train", "trainer.precision=bf16-true") == 2
+    message = "trainer.precision: Gaussians train in 32 or bf16-mixed, got bf16-true"
+    assert message in capsys.readouterr().err

@@ -173,7 +173,11 @@ def test_of_several_pictures_a_step_has_as_many_as_it_asks_for():
         ({"random_camera": {"batch_sizes": 2}}, "unknown key 'random_camera.batch_sizes'.*nearest: batch_size"),
         (
             {"random_camera": {"fovy_range": [40, 20]}},
-            "data.random_camera.fovy_range: expected two numbers, the lower first",
+            "data.random_camera.fovy_range: expected two finite numbers, the lower first",
+        ),
+        (
+            {"random_camera": {"camera_distance_range": [1.0, float("inf")]}},
+            "data.random_camera.camera_distance_range: expected two finite numbers, the lower first",
         ),
         (
             {"random_camera": {"height": [4, 8]}},

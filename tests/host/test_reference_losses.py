@@ -55,6 +55,19 @@ def test_depth_losses_do_not_see_scale_and_origin(mask):
     assert losses.depth_correlation_loss(depth, -reference, mask).item() == pytest.approx(2.0, abs=1e-6)
 
 
+def test_each_picture_of_a_batch_has_a_depth_of_its_own_unit(mask):
+    torch.manual_seed(0)
+    depth, both = torch.rand(2, 4, 4, 1, dtype=torch.float64), mask.expand(2, 4, 4, 1)
+    reference = torch.stack([3.0 * depth[0] - 0.7, 0.1 * depth[1] + 5.0])
+    assert losses.depth_loss(depth, reference, both).item() == pytest.approx(0.0, abs=1e-10)
+    assert losses.depth_correlation_loss(depth, reference, both).item() == pytest.approx(0.0, abs=1e-6)
+    # a batch's loss is the mean of its pictures', of equal masks
+    reference = torch.rand(2, 4, 4, 1)
+    for loss in (losses.depth_loss, losses.depth_correlation_loss):
+        each = [loss(depth[i : i + 1], reference[i : i + 1], mask).item() for i in range(2)]
+        assert loss(depth, reference, both).item() == pytest.approx(sum(each) / 2)
+
+
 def test_depth_loss_is_the_residual_of_a_line(mask):
     """Depths 0, 1, 0, 1 over references 0, 1, 2, 3: the best line leaves 0.8 of 1 in sum."""
     depth, reference = torch.zeros(1, 4, 4, 1), torch.zeros(1, 4, 4, 1)

@@ -126,7 +126,10 @@ def test_impossible_settings_are_refused(given, message):
 CLIPPING = "system.optimizer={name: Adan, args: {betas: [0.98, 0.92, 0.99], max_grad_norm: 1.0}}"
 
 
-@pytest.mark.parametrize("given", ["trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1.0", CLIPPING])
+NOT_FOLLOWED = ["trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1.0", "trainer.precision=bf16-true"]
+
+
+@pytest.mark.parametrize("given", [*NOT_FOLLOWED, CLIPPING])
 def test_what_a_trainer_must_not_do_is_named(given, tmp_path, capsys):
     config = small_config("nerf", tmp_path)
     arguments = ["--config", config, "--train", *COMMON, *GEOMETRY["nerf"], "system_type=dreamfusion-system:picard"]

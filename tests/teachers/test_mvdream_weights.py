@@ -1,10 +1,12 @@
 """MVDream's published files: what loading makes of them computes what the original code computes."""
 
+import errno
 import json
 import shutil
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from turboprop.teachers import load_teacher
 from turboprop.teachers.ldm_configs import text_config, unet_config, vae_config
 from turboprop.teachers.multi_view.convert import convert, main
@@ -182,6 +184,21 @@ def test_a_converted_folder_takes_a_tokenizer_and_half_precision(mvdream_file, t
     whole = load_teacher(str(converted)).network.state_dict()
     for key, value in network.state_dict().items():
         assert torch.equal(value, whole[key].half().float())
+
+
+def test_a_conversion_that_fails_halfway_leaves_nothing(mvdream_file, tmp_path, monkeypatch):
+    def full_disk(self, folder, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(DDIMScheduler, "save_pretrained", full_disk)  # the last part
+    (tmp_path / "mvdream").mkdir()  # an empty folder may be there already
+    for folder in (tmp_path / "mvdream", tmp_path / "new"):
+        with pytest.raises(OSError, match="No space left"):
+            convert(mvdream_file, folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["mvdream"] and not any((tmp_path / "mvdream").iterdir())
+    monkeypatch.undo()
+    convert(mvdream_file, tmp_path / "mvdream")
+    assert [path.name for path in tmp_path.iterdir()] == ["mvdream"]
 
 
 BROKEN = {

@@ -96,8 +96,8 @@ def stages_of(values: dict[str, Any], milestones: Any) -> list[list[int]]:
 def _check_config(cfg: RandomCameraDataModuleConfig) -> None:
     for key in ("elevation_range", "azimuth_range", "camera_distance_range", "fovy_range", "light_distance_range"):
         value = list(getattr(cfg, key))
-        if len(value) != 2 or not value[0] <= value[1]:
-            raise UserError(f"data.{key}: expected two numbers, the lower first, got {value}")
+        if len(value) != 2 or not value[0] <= value[1] or not all(map(math.isfinite, value)):
+            raise UserError(f"data.{key}: expected two finite numbers, the lower first, got {value}")
     for key in ("eval_height", "eval_width", "n_val_views", "n_test_views"):
         if getattr(cfg, key) < 1:
             raise UserError(f"data.{key}: expected >= 1, got {getattr(cfg, key)}")

@@ -39,22 +39,28 @@ def depth_loss(
     reference: Tensor,  # [B, H, W, 1], in any unit, from any origin
     mask: Tensor,  # [B, H, W, 1], bool
 ) -> Tensor:
-    """Mean squared difference inside the mask, the reference scaled and shifted to fit best in the least squares.
+    """Mean squared difference inside the mask, each reference scaled and shifted to fit best in the least squares.
 
-    As of MiDaS (Ranftl et al. 2020, equations 5 and 6). A render that depends on the fit gets no gradient through it.
+    As of MiDaS (Ranftl et al. 2020, equations 5 and 6): each picture's depth has a unit and an origin of its own. A
+    render that depends on the fit gets no gradient through it.
     """
-    rendered, known = depth[mask].float(), reference[mask].float()  # [N]
-    with torch.no_grad():
-        design = torch.stack([known, torch.ones_like(known)], dim=-1)
-        fitted = design @ torch.linalg.lstsq(design, rendered[:, None]).solution
-    return F.mse_loss(rendered, fitted[:, 0])
+    differences = []
+    for inside, rendered, known in zip(mask, depth.float(), reference.float()):
+        rendered, known = rendered[inside], known[inside]  # [N]
+        with torch.no_grad():
+            design = torch.stack([known, torch.ones_like(known)], dim=-1)
+            fitted = design @ torch.linalg.lstsq(design, rendered[:, None]).solution
+        differences.append(rendered - fitted[:, 0])
+    return torch.cat(differences).square().mean()
 
 
 def depth_correlation_loss(depth: Tensor, reference: Tensor, mask: Tensor) -> Tensor:  # as of depth_loss
-    """One less the correlation (Pearson's) of both depths inside the mask."""
-    rendered, known = depth[mask].float(), reference[mask].float()
-    rendered, known = rendered - rendered.mean(), known - known.mean()
-    return 1 - F.cosine_similarity(rendered, known, dim=0)
+    """One less the correlation (Pearson's) of both depths inside the mask, the mean over the pictures."""
+    losses = []
+    for inside, rendered, known in zip(mask, depth.float(), reference.float()):
+        rendered, known = rendered[inside], known[inside]  # [N]
+        losses.append(1 - F.cosine_similarity(rendered - rendered.mean(), known - known.mean(), dim=0))
+    return torch.stack(losses).mean()
 
 
 def normal_loss(

@@ -25,3 +25,18 @@ def staged(path: str) -> Iterator[str]:
             os.replace(file, target.parent / file.name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path` to write to, which takes the place of `path`, an empty folder or none, when the block
+    ends; where it raises, nothing is left of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        scratch = holder / path.name
+        scratch.mkdir()
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)

@@ -15,6 +15,8 @@ from threestudio.utils.value_checks import check_choice, shown
 _ACCELERATORS = ("cpu", "gpu", "cuda", "auto")
 _LAUNCHER_SETS = ("callbacks", "logger", "plugins", "default_root_dir", "enable_checkpointing")
 MIXED_PRECISIONS = ("16", "16-mixed", "bf16", "bf16-mixed")
+# A Trainer's names of those in which weights are not rounded and losses not scaled.
+UNSCALED_PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 # What Lightning looks at only while it trains, or not at all.
 _TRAINER_LIMITS = {
     "check_val_every_n_epoch": 1,

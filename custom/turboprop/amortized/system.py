@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -255,9 +254,8 @@ class MultiPromptGeneratorSystem(ScoreDistillationSystem):
 
     def on_predict_epoch_end(self) -> None:
         empty = [prompt for prompt, done in self._exported.items() if not done]
-        path = self.get_save_path(f"it{self.true_global_step}-export/prompts.json")
         listing = {p: prompt_slug(p) if done else None for p, done in self._exported.items()}
-        Path(path).write_text(json.dumps(listing, indent=2) + "\n")
+        path = self.save_json(f"it{self.true_global_step}-export/prompts.json", listing)
         threestudio.info(
             f"exported {len(self._exported) - len(empty)} of {len(self._exported)} prompts to {Path(path).parent}"
         )

@@ -50,13 +50,15 @@ def losses_named(name: str, image_loss: bool) -> tuple[str, ...]:
     return (name, f"{name}_img") if image_loss else (name,)
 
 
-def conditions_of(cfg: GuidanceConfig, teacher: Teacher, prompt_utils: Any, cameras: Cameras) -> Conditions:
-    """What a teacher is asked about B cameras, by a guidance's config."""
+def conditions_of(
+    cfg: GuidanceConfig, teacher: Teacher, prompt_utils: Any, cameras: Cameras, n_view: int | None = None
+) -> Conditions:
+    """What a teacher is asked about B cameras, by a guidance's config; in sets of `n_view` where that is given."""
     return text_conditions(
         teacher,
         prompt_utils,
         cameras,
-        n_view=cfg.n_view,
+        n_view=n_view or cfg.n_view,
         view_dependent=cfg.view_dependent_prompting,
         perp_neg=cfg.guidance_perp_neg,
     )

@@ -39,13 +39,15 @@ class StableDiffusionGuidance(DistillationGuidance):
 
     @dataclass
     class Config(TokenMergingConfig, DistillationGuidance.Config):
-        use_sjc: bool = False  # Score Jacobian Chaining in place of SDS; unweighted
+        use_sjc: bool = False  # Score Jacobian Chaining in place of SDS; unweighted; only with method sds
         var_red: bool = True  # its variance reduction
 
     cfg: Config
 
     def configure(self, teacher: Teacher | None = None) -> None:
         check_token_merging(self.cfg)
+        if self.cfg.use_sjc and self.cfg.method != "sds":
+            raise UserError(f"use_sjc: takes the place of method sds; expected false with {self.cfg.method}, got true")
         super().configure(teacher)
         if self.cfg.use_sjc:
             # sjc_gradient says why SJC with variance reduction is SDS with w = 1

@@ -155,9 +155,9 @@ class VariationalScoreDistillationGuidance(BaseModule):
             output["eval"] = step_pictures(distilled, cameras, self.cfg.max_items_eval, self.cfg.n_view)
         return output
 
-    def conditions(self, prompt_utils: Any, cameras: Cameras) -> Conditions:
-        """What the teacher is asked about B cameras."""
-        return conditions_of(self.cfg, self.teacher, prompt_utils, cameras)
+    def conditions(self, prompt_utils: Any, cameras: Cameras, n_view: int | None = None) -> Conditions:
+        """What the teacher is asked about B cameras, in sets of `n_view`; null: of the config's."""
+        return conditions_of(self.cfg, self.teacher, prompt_utils, cameras, n_view)
 
     def asked_of_renders(self, prompt_utils: Any, cameras: Cameras) -> Condition:
         """What the teacher of the renders is asked beside B cameras: the prompt, without a view."""
@@ -169,6 +169,7 @@ class VariationalScoreDistillationGuidance(BaseModule):
         prompt_utils: Any,
         cameras: Cameras,  # of B samples, with their c2w
         mvp_mtx: Tensor,  # [B, 4, 4]
+        n_view: int | None = None,  # views of a set; None: the config's
     ) -> Conditions[CameraCondition]:
         """What the teacher of the renders is asked, with the camera and without it.
 
@@ -177,18 +178,19 @@ class VariationalScoreDistillationGuidance(BaseModule):
         asked = self.asked_of_renders(prompt_utils, cameras)
         matrices = cameras.c2w if self.cfg.camera_condition_type == "extrinsics" else mvp_mtx
         if isinstance(asked, TextCondition) and self.lora.multi_view:
-            positive = CameraCondition(asked, self._trained_numbers(asked, cameras), self.cfg.n_view)
+            sets = n_view or self.cfg.n_view
+            positive = CameraCondition(asked, self._trained_numbers(asked, cameras, sets), sets)
         elif matrices is not None:
             positive = CameraCondition(asked, matrices.reshape(-1, CAMERA_NUMBERS).float())
         else:
             raise UserError("camera_condition_type: extrinsics needs c2w in the batch")
         return Conditions(positive, positive.without_cameras())
 
-    def _trained_numbers(self, text: TextCondition, cameras: Cameras) -> Tensor:  # -> [B, 16]
+    def _trained_numbers(self, text: TextCondition, cameras: Cameras, n_view: int) -> Tensor:  # -> [B, 16]
         """The cameras' numbers as a multi-view network was trained with them."""
         from ..teachers.multi_view.teacher import MultiViewCondition
 
-        asked = self.teacher.condition(text.embeddings, cameras, self.cfg.n_view)
+        asked = self.teacher.condition(text.embeddings, cameras, n_view)
         if not isinstance(asked, MultiViewCondition) or asked.cameras is None:
             raise TypeError(f"expected a multi-view teacher, that is told cameras, got {type(self.teacher).__name__}")
         return asked.cameras
@@ -221,7 +223,8 @@ class VariationalScoreDistillationGuidance(BaseModule):
         **kwargs: Any,  # the rest of the batch
     ) -> Tensor:
         """Pictures of the teacher, from noise. Returns [B, H, W, 3] in [0, 1]. Global generators stay as they are."""
-        conditions = self.conditions(prompt_utils, Cameras(elevation, azimuth, camera_distances, c2w, fovy))
+        cameras = Cameras(elevation, azimuth, camera_distances, c2w, fovy)
+        conditions = self.conditions(prompt_utils, cameras, self._sets_of(len(elevation)))
         return _sampled(self.teacher, conditions, self.schedule.guidance_scale, seed, num_steps)
 
     def sample_lora(
@@ -239,8 +242,12 @@ class VariationalScoreDistillationGuidance(BaseModule):
     ) -> Tensor:
         """Pictures by the teacher of the renders: what it has learned of the scene from these cameras."""
         cameras = Cameras(elevation, azimuth, camera_distances, c2w, fovy)
-        conditions = self.render_conditions(prompt_utils, cameras, mvp_mtx)
+        conditions = self.render_conditions(prompt_utils, cameras, mvp_mtx, self._sets_of(len(elevation)))
         return _sampled(self.lora, conditions, self.cfg.guidance_scale_lora, seed, num_steps)
+
+    def _sets_of(self, count: int) -> int:
+        """Views of a set among `count` samples: as trained, or single views, as a validation batch has them."""
+        return self.cfg.n_view if count % self.cfg.n_view == 0 else 1
 
 
 _NO_OFFLOAD = (

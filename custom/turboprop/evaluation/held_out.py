@@ -11,6 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from threestudio.utils.mesh_files import write_text
+from threestudio.utils.staged_files import staged
+
 from .picture_metrics import psnr, silhouette_iou
 from .surface_metrics import Chamfer
 
@@ -46,9 +49,9 @@ class HeldOutScores:
         if chamfer is not None:
             figures |= {"chamfer": chamfer.distance, "chamfer_share": chamfer.share}
             line += f", Chamfer {chamfer.share:.4f} of the size"
-        folder.mkdir(parents=True, exist_ok=True)
         shown = {k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in figures.items()}
-        (folder / f"{kind.replace('-', '_')}.json").write_text(json.dumps(shown, indent=2, allow_nan=False) + "\n")
+        with staged(str(folder / f"{kind.replace('-', '_')}.json")) as scratch:
+            write_text(scratch, json.dumps(shown, indent=2, allow_nan=False) + "\n")
         return line
 
 

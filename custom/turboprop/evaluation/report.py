@@ -13,6 +13,8 @@ from torch import Tensor
 
 from threestudio.utils.errors import UserError
 from threestudio.utils.markdown import table
+from threestudio.utils.mesh_files import write_text
+from threestudio.utils.staged_files import staged
 
 from ..world.captions import ObjectSpec, all_specs, allowed_specs, caption
 from ..world.render import SurfaceView
@@ -88,7 +90,6 @@ class EvaluationReport:
     def save(self, folder: Path | str) -> None:
         """Write evaluation.json and evaluation.md into `folder`."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         content = {
             "judge": self.judge,
             "views": self.views,
@@ -97,8 +98,9 @@ class EvaluationReport:
             "prompts": [{name: _json_number(value) for name, value in asdict(s).items()} for s in self.prompts],
             "gallery": self.gallery,
         }
-        (folder / "evaluation.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-        (folder / "evaluation.md").write_text(self._table())
+        with staged(str(folder / "evaluation.json")) as scratch:
+            write_text(scratch, json.dumps(content, indent=2, allow_nan=False) + "\n")
+            write_text(str(Path(scratch).with_suffix(".md")), self._table())
 
     def _table(self) -> str:
         rows = [

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 import threestudio
 from threestudio.systems.utils import parse_optimizer, with_guidance_groups
 from threestudio.utils.errors import UserError
+from threestudio.utils.trainer_settings import UNSCALED_PRECISIONS
 
 from ..picard.contract import StepsTogether
 from .densification import Statistics, observe
@@ -64,15 +65,15 @@ class GaussianTraining:
             )
         return {"optimizer": parse_optimizer(with_guidance_groups(optimizer_config(self), self), self)}
 
-    def on_train_start(self) -> None:
-        super().on_train_start()
+    def on_fit_start(self) -> None:
         if self.trainer.world_size > 1 and not isinstance(self, StepsTogether):
             raise UserError(
                 "Gaussians change in number while training, which takes a single device (--gpu 0), or Picard "
                 "iterations on several (system_type=...:picard)"
             )
-        if str(self.trainer.precision).startswith("16"):
-            raise UserError(f"trainer.precision: Gaussians train in 32 or bf16, got {self.trainer.precision}")
+        if str(self.trainer.precision) not in UNSCALED_PRECISIONS:
+            raise UserError(f"trainer.precision: Gaussians train in 32 or bf16-mixed, got {self.trainer.precision}")
+        super().on_fit_start()
 
     def on_after_backward(self) -> None:
         super().on_after_backward()

@@ -71,7 +71,9 @@ class NovelViewVariationalGuidance(VariationalScoreDistillationGuidance):
         )
         return LowRankTeacher(denoiser, teacher, cfg.lora_rank)
 
-    def conditions(self, prompt_utils: Any, cameras: Cameras) -> Conditions[NovelViewCondition]:
+    def conditions(
+        self, prompt_utils: Any, cameras: Cameras, n_view: int | None = None
+    ) -> Conditions[NovelViewCondition]:
         return self.input_views.conditions(cameras)
 
     def asked_of_renders(self, prompt_utils: Any, cameras: Cameras) -> NovelViewCondition:

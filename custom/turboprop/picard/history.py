@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from threestudio.utils.staged_files import staged
+
 from .engine.window import Round
 from .processes.pace import RoundSeconds
 
@@ -83,13 +85,14 @@ class History:
 
     def save(self, path: str) -> None:
         """The table as CSV, and beside it the picture as PNG."""
-        with Path(path).open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow([*RoundFigures._fields, *(f"{name}_s" for name in RoundSeconds._fields)])
-            writer.writerows(
-                [*row, *(round(value, 6) for value in seconds)] for row, seconds in zip(self.rows, self.seconds)
-            )
-        draw(self.rows, Path(path).with_suffix(".png"))
+        with staged(path) as scratch:
+            with Path(scratch).open("w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow([*RoundFigures._fields, *(f"{name}_s" for name in RoundSeconds._fields)])
+                writer.writerows(
+                    [*row, *(round(value, 6) for value in seconds)] for row, seconds in zip(self.rows, self.seconds)
+                )
+            draw(self.rows, Path(scratch).with_suffix(".png"))
 
 
 def draw(rows: Sequence[RoundFigures], path: Path) -> None:

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 import threestudio
 from threestudio.utils.errors import UserError
 from threestudio.utils.keyed_random import seed_step
+from threestudio.utils.trainer_settings import UNSCALED_PRECISIONS
 
 from .coming_steps import ComingBatches, batches_left, coming_settings, finished_batches
 from .components import reachable_components
@@ -66,7 +67,7 @@ class PicardRounds(pl.Callback):
             raise UserError(f"trainer.accumulate_grad_batches: picard takes 1, got {trainer.accumulate_grad_batches}")
         if trainer.gradient_clip_val:
             raise UserError("trainer.gradient_clip_val: picard takes none")
-        if str(trainer.precision).startswith("16"):
+        if str(trainer.precision) not in UNSCALED_PRECISIONS:
             raise UserError(f"trainer.precision: picard takes 32 or bf16-mixed, got {trainer.precision}")
         if any(optimizer.defaults.get("max_grad_norm") for optimizer in trainer.optimizers):  # Adan's
             raise UserError("system.optimizer.args.max_grad_norm: picard takes 0, as an update has to be elementwise")

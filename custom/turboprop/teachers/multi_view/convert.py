@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from threestudio.utils.commands import exit_code_of
+from threestudio.utils.staged_files import staged_folder
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -49,16 +50,16 @@ def convert(file: Path, output: Path, half: bool = False, tokenizer: str | None 
         part.to(torch.float16 if half else torch.float32)
     parts["scheduler"] = schedule_of(source.schedule)
     tokens = part_folder(model_folder(tokenizer, ("tokenizer",)), "tokenizer") if tokenizer else None
-    output.mkdir(parents=True, exist_ok=True)
-    for name, part in parts.items():
-        part.save_pretrained(output / name)
     index = {name: [type(part).__module__.split(".")[0], type(part).__name__] for name, part in parts.items()}
     index["unet"] = ["turboprop", "MultiViewUNet"]
-    if tokens is not None:
-        shutil.copytree(tokens, output / "tokenizer")
-        index["tokenizer"] = ["transformers", "CLIPTokenizer"]
-    content = {"_class_name": "MultiViewPipeline", **index}
-    (output / "model_index.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with staged_folder(output) as folder:
+        for name, part in parts.items():
+            part.save_pretrained(folder / name)
+        if tokens is not None:
+            shutil.copytree(tokens, folder / "tokenizer")
+            index["tokenizer"] = ["transformers", "CLIPTokenizer"]
+        content = {"_class_name": "MultiViewPipeline", **index}
+        (folder / "model_index.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return list(index)
 
 
