@@ -80,6 +80,20 @@ def test_vsd_trains_adapters_by_loss_train_phi(tiny_sd_folder, utils):
     assert any(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in guidance.parameters())
 
 
+@pytest.mark.parametrize("kind", ["sds", "vsd"])
+def test_sets_of_views_by_a_multi_view_model(tiny_mv_folder, text_cache, kind):
+    config = {"prompt": "a red chair", "pretrained_model_name_or_path": str(tiny_mv_folder)}
+    utils = threestudio.find("stable-diffusion-prompt-processor")(config)()
+    keys = {"guidance_type": kind, "guidance_scale": 7.5}
+    both, single = (
+        call(build("stable-diffusion-unified-guidance", tiny_mv_folder, **keys, n_view=views), utils)[0]
+        for views in (2, 1)
+    )
+    assert both["loss_sd"].isfinite() and not torch.equal(both["loss_sd"], single["loss_sd"])  # views see each other
+    with pytest.raises(ValueError, match="n_view: expected a number of views that is a multiple of 3, got 2"):
+        call(build("stable-diffusion-unified-guidance", tiny_mv_folder, **keys, n_view=3), utils)
+
+
 def test_keys_of_vsd_are_not_read_with_sds(tiny_sd_folder):
     keys = {"guidance_type": "sds", "vsd_use_camera_condition": False}
     guidance = build("stable-diffusion-unified-guidance", tiny_sd_folder, **keys)

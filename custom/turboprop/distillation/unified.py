@@ -115,6 +115,7 @@ class StableDiffusionUnifiedGuidance(BaseModule):
     class Config(UnifiedConfig):
         pretrained_model_name_or_path: str = "runwayml/stable-diffusion-v1-5"
         view_dependent_prompting: bool = True  # ", front view" and the like, by the camera
+        n_view: int = 1  # views of a set, for a multi-view model; threestudio's has no such key
         controlnet_model_name_or_path: str | None = None  # only null is supported
         preprocessor: str | None = None  # accepted
         control_scale: float = 1.0  # accepted
@@ -147,7 +148,7 @@ class StableDiffusionUnifiedGuidance(BaseModule):
             if value:
                 raise UserError(f"{key}: not supported, got {value}")
         own = (
-            "view_dependent_prompting", "enable_sequential_cpu_offload", "enable_attention_slicing",
+            "view_dependent_prompting", "n_view", "enable_sequential_cpu_offload", "enable_attention_slicing",
             "enable_channels_last_format", "sqrt_anneal", "trainer_max_steps", "use_img_loss",
         )  # fmt: skip
         keys = {**unified_keys(cfg), **{key: getattr(cfg, key) for key in own}, "guidance_perp_neg": -1.0}
