@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trimesh
 from omegaconf import OmegaConf
 
 from launch import main
@@ -57,6 +58,7 @@ METHODS = {
     "prolificdreamer-texture": "prolificdreamer-geometry",
     "hifa": None,
     "fantasia3d": None,
+    "fantasia3d-texture": "fantasia3d",
     "latentnerf": None,
     "sjc": None,
     "sdi": None,
@@ -92,10 +94,10 @@ TINY_GEOMETRY = {
 @pytest.fixture(scope="session")
 def models(
     tiny_sd_folder: Path, tiny_sd_v_folder: Path, tiny_if_folder: Path, tiny_mv_folder: Path, tiny_renders: Path,
-    tiny_zero123_folder: Path, ball_picture: Path,
+    tiny_zero123_folder: Path, ball_picture: Path, tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[OmegaConf], list[str]]:  # fmt: skip
-    """The overrides that put tiny models in the place of those that a config names, and renders and a picture where it
-    wants some."""
+    """The overrides that put tiny models in the place of those that a config names, and renders, a picture and a mesh
+    where it wants some."""
 
     def folder(kind: str) -> Path:
         if "zero123" in kind:
@@ -107,6 +109,10 @@ def models(
         overrides = [f"data.image_path={ball_picture}"] if "image_path" in list(data) else []
         if OmegaConf.is_missing(data, "root"):
             overrides.append(f"data.root={tiny_renders}")
+        if OmegaConf.is_missing(config.system.get("geometry") or OmegaConf.create(), "shape_init"):
+            mesh = tmp_path_factory.mktemp("mesh") / "box.obj"
+            trimesh.creation.box((0.8, 0.6, 1.0)).export(mesh)
+            overrides.append(f"system.geometry.shape_init=mesh:{mesh}")
         for part in ("prompt_processor", "guidance", "guidance_3d"):
             node = config.system.get(part) or {}
             kind = config.system.get(f"{part}_type", "")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import trimesh
 from omegaconf import OmegaConf
 from PIL import Image
 from turboprop.distillation.renders import Renders
@@ -55,6 +56,7 @@ def project(tmp_path, monkeypatch, text_cache) -> Path:
     photo = Image.new("RGBA", (32, 32))
     photo.paste((200, 30, 30, 255), (8, 8, 24, 24))
     photo.save(tmp_path / "photo.png")
+    trimesh.creation.box((0.8, 0.6, 1.0)).export(tmp_path / "chair.glb")
     (tmp_path / "scene").mkdir()
     Image.new("RGBA", (8, 8)).save(tmp_path / "scene" / "0.png")
     frame = {"file_path": "0.png", "transform_matrix": torch.eye(4).tolist()}

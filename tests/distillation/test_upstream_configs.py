@@ -22,6 +22,7 @@ LOSSES = {
     "prolificdreamer-texture": {"loss_vsd", "loss_lora"},
     "hifa": {"loss_sds", "loss_sds_img"},
     "fantasia3d": {"loss_sds"},
+    "fantasia3d-texture": {"loss_sds"},
     "latentnerf": {"loss_sds"},
     "sjc": {"loss_sds"},
     "sdi": {"loss_sdi"},

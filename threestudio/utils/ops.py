@@ -59,6 +59,12 @@ def linear_to_srgb(x: Tensor) -> Tensor:
     return torch.where(x > 0.0031308, curve, 12.92 * x).clamp(0.0, 1.0)
 
 
+def srgb_to_linear(x: Tensor) -> Tensor:
+    """The inverse of `linear_to_srgb`; values in [0, 1]."""
+    curve = ((torch.clamp(x, min=0.04045) + 0.055) / 1.055) ** 2.4
+    return torch.where(x > 0.04045, curve, x / 12.92)
+
+
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
     "lin2srgb": linear_to_srgb,

@@ -1,5 +1,6 @@
 """Pictures of mesh files by a path of its own: trimesh reads, numpy casts rays and looks colours up."""
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,3 +85,41 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 def intersection_over_union(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / (a | b).sum())
+
+
+def shaded_points(path, count: int = 4000):
+    """Drawn points of a textured GLB's one mesh, in its own axes.
+
+    Returns points [N, 3], the mesh's normals [N, 3], those that its normal map makes of them by glTF's rule [N, 3], of
+    any length, and texture coordinates [N, 2], v down.
+    """
+    (mesh,) = trimesh.load_scene(path, process=False).geometry.values()
+    image = np.asarray(mesh.visual.material.normalTexture.convert("RGB")) / 127.5 - 1
+    tangents = read_attribute(path, "TANGENT", 4)
+    rng = np.random.default_rng(0)
+    face = rng.integers(len(mesh.faces), size=count)
+    weights = rng.dirichlet([1, 1, 1], size=count)[..., None]
+    corners = mesh.faces[face]
+    point, normal, tangent, uv = (
+        (values[corners] * weights).sum(1) for values in (mesh.vertices, mesh.vertex_normals, tangents, mesh.visual.uv)
+    )
+    bitangent = np.cross(normal, tangent[:, :3]) * np.sign(tangent[:, 3:])
+    uv = np.stack([uv[:, 0], 1 - uv[:, 1]], -1)
+    texel = texels_at(image, uv)
+    return point, normal, texel[:, :1] * tangent[:, :3] + texel[:, 1:2] * bitangent + texel[:, 2:] * normal, uv
+
+
+def texels_at(image: np.ndarray, uv: np.ndarray) -> np.ndarray:  # [H, W, C], [N, 2] v down -> [N, C]
+    height, width = image.shape[:2]
+    return image[(uv[:, 1] * height).astype(int).clip(0, height - 1), (uv[:, 0] * width).astype(int).clip(0, width - 1)]
+
+
+def read_attribute(path, name, columns):
+    """An attribute of floats of a GLB's one mesh, [N, columns], straight from its bytes."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[12:16], "little")
+    tree = json.loads(content[20 : 20 + length])
+    accessor = tree["accessors"][tree["meshes"][0]["primitives"][0]["attributes"][name]]
+    view = tree["bufferViews"][accessor["bufferView"]]
+    start = 28 + length + view.get("byteOffset", 0)
+    return np.frombuffer(content, "<f4", accessor["count"] * columns, start).reshape(-1, columns)

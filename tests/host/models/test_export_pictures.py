@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.measure import marching_cubes
 
 import threestudio
-from tests.host.models.mesh_pictures import Solid, first_hits, intersection_over_union, picture, psnr
+from tests.host.models.mesh_pictures import Solid, first_hits, intersection_over_union, picture, psnr, shaded_points
 from threestudio.models.exporters.simplification import is_watertight, simplify
 from threestudio.models.geometry.base import BaseImplicitGeometry
 from threestudio.models.mesh import Mesh
@@ -139,22 +139,7 @@ def test_the_pictures_tell_a_wrong_axis(tmp_path, rendered):
 def test_the_normal_map_gives_back_what_simplification_took(tmp_path):
     """Normals of the file by glTF's rule, against those of the shape: nearer with the map than without."""
     _, path = export(tmp_path, fmt="glb", simplify_to=120, texture_size=512)
-    (mesh,) = trimesh.load_scene(path, process=False).geometry.values()
-    image = np.asarray(mesh.visual.material.normalTexture.convert("RGB")) / 127.5 - 1
-    tangents = read_attribute(path, "TANGENT", 4)
-    rng = np.random.default_rng(0)
-    face = rng.integers(len(mesh.faces), size=4000)
-    weights = rng.dirichlet([1, 1, 1], size=4000)[..., None]
-    corners = mesh.faces[face]
-    point, normal, tangent, uv = (
-        (values[corners] * weights).sum(1) for values in (mesh.vertices, mesh.vertex_normals, tangents, mesh.visual.uv)
-    )
-    bitangent = np.cross(normal, tangent[:, :3]) * np.sign(tangent[:, 3:])
-    size = image.shape[0]
-    texel = image[
-        ((1 - uv[:, 1]) * size).astype(int).clip(0, size - 1), (uv[:, 0] * size).astype(int).clip(0, size - 1)
-    ]
-    bent = texel[:, :1] * tangent[:, :3] + texel[:, 1:2] * bitangent + texel[:, 2:] * normal
+    point, normal, bent, _ = shaded_points(path)
     world = torch.from_numpy(point[:, [2, 0, 1]]).float()
     # By the nearest part of the shape, away from the crease between them.
     to_ball, to_nose = (world.norm(dim=-1) - 0.5).abs(), ((world - NOSE).norm(dim=-1) - 0.16).abs()
@@ -165,17 +150,6 @@ def test_the_normal_map_gives_back_what_simplification_took(tmp_path):
         for n in (normal, bent)
     ]
     assert angle[1] < 0.4 * angle[0] and angle[1] < 2
-
-
-def read_attribute(path, name, columns):
-    """An attribute of floats of a GLB's one mesh, [N, columns], straight from its bytes."""
-    content = path.read_bytes()
-    length = int.from_bytes(content[12:16], "little")
-    tree = json.loads(content[20 : 20 + length])
-    accessor = tree["accessors"][tree["meshes"][0]["primitives"][0]["attributes"][name]]
-    view = tree["bufferViews"][accessor["bufferView"]]
-    start = 28 + length + view.get("byteOffset", 0)
-    return np.frombuffer(content, "<f4", accessor["count"] * columns, start).reshape(-1, columns)
 
 
 # ------------------------------------------------------------------------------------- validity

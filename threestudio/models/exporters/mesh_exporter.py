@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import threestudio
@@ -55,7 +56,7 @@ class MeshExporter(Exporter):
         save_uv: bool = True  # unwrap the mesh (obj-mtl, glb)
         save_texture: bool = True  # bake textures; without, or without save_uv, the mesh has vertex colours
         # bake what the mesh's own normals miss as a tangent-space normal map (obj-mtl, glb);
-        # null: in a glb whose mesh is simplified
+        # null: in a glb whose mesh is simplified, and where the material bends the normals
         save_normal_map: bool | None = None
         simplify_to: int = 0  # faces to simplify to, colours are baked after; 0: all that there are
         up_axis: str = "auto"  # y: front +z, as glTF has it; z: front +x, as the world has it; auto: y in glb, else z
@@ -146,21 +147,23 @@ class MeshExporter(Exporter):
         texels = texels_of(mesh, size)
         points = texels.interpolate(mesh.v_pos, mesh.t_pos_idx)
         maps: dict[str, Any] = {"save_uv": True}
-        exported = surface.material_at(points)
+        exported = surface.material_at(points, F.normalize(texels.interpolate(mesh.v_nrm, mesh.t_pos_idx), dim=-1))
         if "albedo" not in exported:
             threestudio.warn("the material exports no albedo: the mesh has no base colour texture")
         for channel, key in TEXTURES.items():
             # A material's bump map is laid out in another way than glTF's normal map.
             if channel in exported and not (channel == "bump" and self.cfg.fmt == "glb"):
                 maps[key] = texels.image(exported[channel])
-        if self._wants_normal_map(surface):
-            maps.update(_normal_map(mesh, texels, points, surface))
+        if self._wants_normal_map(surface, "shading_normal" in exported):
+            normal = exported.get("shading_normal")
+            maps.update(_normal_map(mesh, texels, surface.normals_at(points) if normal is None else normal))
             maps["save_normal"] = True  # a normal map bends the mesh's own normals
         return maps
 
-    def _wants_normal_map(self, surface: _Surface) -> bool:
+    def _wants_normal_map(self, surface: _Surface, bent: bool) -> bool:
+        """`bent`: whether the material bends the normals."""
         if self.cfg.save_normal_map is None:
-            return self.cfg.fmt == "glb" and surface.dense is not None
+            return bent or (self.cfg.fmt == "glb" and surface.dense is not None)
         return self.cfg.save_normal_map
 
     def _turned(self, mesh: Mesh) -> Mesh:
@@ -181,15 +184,18 @@ class _Surface:
     def __init__(self, geometry: BaseGeometry, material: BaseMaterial, dense: DenseSurface | None, full: Mesh) -> None:
         self.geometry, self.material, self.dense, self._full = geometry, material, dense, full
 
-    def material_at(self, points: Tensor) -> dict[str, Tensor]:
-        """points [N, 3] -> the channels [N, C] that the material exports."""
+    def material_at(self, points: Tensor, normal: Tensor) -> dict[str, Tensor]:
+        """points and the mesh's unit normals there, [N, 3] each -> the channels [N, C] that the material exports."""
+        if self.material.requires_normal and self.dense is not None:
+            normal = self.normals_at(points)
         if self.dense is not None:
             points, _ = self.dense.project(points)
 
-        def query(points: Tensor) -> dict[str, Tensor]:
-            return self.material.export(points=points, **self.geometry.export(points=points))
+        def query(points: Tensor, normal: Tensor) -> dict[str, Tensor]:
+            shaded = {"shading_normal": normal} if self.material.requires_normal else {}
+            return self.material.export(points=points, **shaded, **self.geometry.export(points=points))
 
-        return chunk_batch(query, POINTS_AT_ONCE, points)
+        return chunk_batch(query, POINTS_AT_ONCE, points, normal)
 
     def normals_at(self, points: Tensor) -> Tensor:
         """points [N, 3] -> unit normals [N, 3]: the field's, where there is a field that has some."""
@@ -221,7 +227,7 @@ def _checked(mesh: Mesh) -> Mesh:
 
 def _color_vertices(mesh: Mesh, surface: _Surface) -> bool:
     """Sets vertex colours; False where the material exports no albedo."""
-    exported = surface.material_at(mesh.v_pos)
+    exported = surface.material_at(mesh.v_pos, mesh.v_nrm)
     if "albedo" not in exported:
         threestudio.warn("the material exports no albedo: the mesh has no colours")
         return False
@@ -229,10 +235,13 @@ def _color_vertices(mesh: Mesh, surface: _Surface) -> bool:
     return True
 
 
-def _normal_map(mesh: Mesh, texels: Texels, points: Tensor, surface: _Surface) -> dict[str, Tensor]:
+def _normal_map(mesh: Mesh, texels: Texels, normal: Tensor) -> dict[str, Tensor]:
+    """normal [M, 3]: unit, of the world, at the texels."""
     tangents = atlas_tangents(mesh)
-    normals = tangent_space_normals(texels, mesh, tangents, surface.normals_at(points))
-    return {"map_Bump": texels.image(normals), "v_tng": tangents}
+    return {
+        "map_Bump": texels.image(tangent_space_normals(texels, mesh, tangents, normal)),
+        "v_tng": tangents,
+    }
 
 
 def mesh_summary(mesh: Mesh) -> str:

@@ -4,5 +4,6 @@ from . import (
     hybrid_rgb_latent_material,
     neural_radiance_material,
     no_material,
+    pbr_material,
     sd_latent_adapter_material,
 )

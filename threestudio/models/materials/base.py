@@ -24,5 +24,9 @@ class BaseMaterial(BaseModule):
         raise TypeError(f"{type(self).__name__} does not define forward")
 
     def export(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """features [..., F] -> texture channels: albedo [..., 3] and, if it has them, metallic, roughness, bump."""
+        """features [..., F] -> texture channels: albedo [..., 3] and, if it has them, metallic, roughness, bump.
+
+        One that says `requires_normal` also gets the surface's unit normals, shading_normal [..., 3]. It may return
+        those that it shades with in their place, of the world; the exporter bakes them into a normal map.
+        """
         return {}
