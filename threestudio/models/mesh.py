@@ -34,6 +34,7 @@ class Mesh:
         self._v_tng: Tensor | None = None
         self._v_tex: Tensor | None = None
         self._t_tex_idx: Tensor | None = None
+        self._uv_given = False
         self._v_rgb: Tensor | None = None
         self._edge_faces: Edges | None = None
 
@@ -57,6 +58,11 @@ class Mesh:
         if self._v_tng is None:
             self._v_tng = vertex_tangents(self.v_pos, self.t_pos_idx, self.v_tex, self.t_tex_idx, self.v_nrm)
         return self._v_tng
+
+    @property
+    def has_own_uv(self) -> bool:
+        """Whether it was given texture coordinates, and not unwrapped here."""
+        return self._uv_given
 
     @property
     def v_tex(self) -> Tensor:
@@ -83,7 +89,10 @@ class Mesh:
         self._v_rgb = v_rgb
 
     def set_uv(self, v_tex: Tensor, t_tex_idx: Tensor) -> None:
-        self._v_tex, self._t_tex_idx = v_tex, t_tex_idx
+        """Texture coordinates [Nt, 2], each of one vertex, v growing downwards, and their triangles [Nf, 3]."""
+        if t_tex_idx.shape != self.t_pos_idx.shape:
+            raise UserError(f"t_tex_idx: expected {list(self.t_pos_idx.shape)}, got {list(t_tex_idx.shape)}")
+        self._v_tex, self._t_tex_idx, self._uv_given = v_tex, t_tex_idx, True
 
     @property
     def edges(self) -> Tensor:
@@ -166,6 +175,7 @@ class Mesh:
         device = self.v_pos.device
         self._v_tex = torch.from_numpy(uvs.astype(np.float32)).to(device)
         self._t_tex_idx = torch.from_numpy(indices.astype(np.int64)).to(device)
+        self._uv_given = False
 
     def normal_consistency(self) -> Tensor:
         """Mean of 1 - cos between the normals at the two ends of each edge, by the edges' lengths, a scalar.

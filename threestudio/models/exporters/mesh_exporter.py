@@ -19,6 +19,7 @@ from threestudio.models.exporters.texture_baking import (
     DenseSurface,
     Texels,
     atlas_tangents,
+    fits_texture,
     tangent_space_normals,
     texels_of,
 )
@@ -54,6 +55,9 @@ class MeshExporter(Exporter):
         save_name: str = "model"  # file name without ending
         save_normal: bool = False  # write vertex normals (not in stl)
         save_uv: bool = True  # unwrap the mesh (obj-mtl, glb)
+        # a mesh with texture coordinates of its own (custom-mesh, of a file that has some) keeps them, so that its
+        # textures fit that file; not where it is simplified
+        keep_uv: bool = True
         save_texture: bool = True  # bake textures; without, or without save_uv, the mesh has vertex colours
         # bake what the mesh's own normals miss as a tangent-space normal map (obj-mtl, glb);
         # null: in a glb whose mesh is simplified, and where the material bends the normals
@@ -141,9 +145,10 @@ class MeshExporter(Exporter):
         if not self.textured:
             return {"save_vertex_color": _color_vertices(mesh, surface)}
         size = self.cfg.texture_size
-        # Charts need a gap, or filtering mixes them; the gap counts texels of this size.
-        pack = {"padding": 2, "resolution": size, **self.cfg.xatlas_pack_options}
-        mesh.unwrap_uv(dict(self.cfg.xatlas_chart_options), pack)
+        if not (self.cfg.keep_uv and mesh.has_own_uv and fits_texture(mesh)):
+            # Charts need a gap, or filtering mixes them; the gap counts texels of this size.
+            pack = {"padding": 2, "resolution": size, **self.cfg.xatlas_pack_options}
+            mesh.unwrap_uv(dict(self.cfg.xatlas_chart_options), pack)
         texels = texels_of(mesh, size)
         points = texels.interpolate(mesh.v_pos, mesh.t_pos_idx)
         maps: dict[str, Any] = {"save_uv": True}
@@ -222,7 +227,10 @@ def _checked(mesh: Mesh) -> Mesh:
     broken = int((~torch.isfinite(mesh.v_pos)).any(-1).sum())
     if broken:
         raise UserError(f"export: {broken} of the surface's {mesh.v_pos.shape[0]} vertices are not finite")
-    return Mesh(mesh.v_pos.detach().float(), mesh.t_pos_idx.detach().long())
+    copy = Mesh(mesh.v_pos.detach().float(), mesh.t_pos_idx.detach().long())
+    if mesh.has_own_uv:
+        copy.set_uv(mesh.v_tex.detach().float(), mesh.t_tex_idx.detach().long())
+    return copy
 
 
 def _color_vertices(mesh: Mesh, surface: _Surface) -> bool:

@@ -8,8 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import threestudio
 from threestudio.models.mesh import Mesh, vertex_tangents
 from threestudio.ops.uv_rasterize import fill_nearest, rasterize_uv
+
+BEYOND = 1.0e-3  # of texture coordinates beyond [0, 1], as rounding leaves them
+OVERLAP_SIZE = 1024  # texels along a side of the picture that tells whether charts overlap
+OVERLAP = 0.02  # share of their area from which on that is said
 
 
 @dataclass
@@ -36,6 +41,28 @@ def texels_of(mesh: Mesh, size: int) -> Texels:
     face, barycentric = rasterize_uv(mesh.v_tex, mesh.t_tex_idx, size, size)
     covered = face >= 0
     return Texels(covered, face[covered], barycentric[covered])
+
+
+def fits_texture(mesh: Mesh) -> bool:
+    """Whether a mesh's own texture coordinates can hold a picture of it; says why not, or what is lost."""
+    v_tex = mesh.v_tex
+    if bool((v_tex < -BEYOND).any()) or bool((v_tex > 1.0 + BEYOND).any()):
+        threestudio.warn("the mesh's own texture coordinates leave the picture (tiles): it gets others")
+        return False
+    a, b, c = v_tex[mesh.t_tex_idx].double().unbind(1)
+    edges = torch.stack([b - a, c - a], -1)
+    charts = float(torch.linalg.det(edges).abs().sum()) / 2  # share of the picture, counted as often as it is used
+    covered = float(texels_of(mesh, OVERLAP_SIZE).covered.double().mean())
+    if covered == 0.0:
+        threestudio.warn("the mesh's own texture coordinates have no area: it gets others")
+        return False
+    shared = 1.0 - covered / charts
+    if shared > OVERLAP:
+        threestudio.warn(
+            f"the mesh's own texture coordinates lie over one another ({shared:.0%} of their area): places that share "
+            "a texel get the colour of one of them; exporter.keep_uv=false makes others"
+        )
+    return True
 
 
 class DenseSurface:

@@ -42,7 +42,8 @@ def _parts(file: GltfFile, colors: bool) -> list[MeshPart]:
             faces = _faces(file, primitive, len(positions))
             if placed.joints is None and placed.is_mirror:  # section 3.7.4
                 faces = faces[:, ::-1]
-            part = MeshPart(positions[faces])
+            layout = _vertex_data(file, primitive, "TEXCOORD_0")
+            part = MeshPart(positions[faces], layout=None if layout is None else layout.astype(np.float64)[faces])
             if colors:
                 _add_colors(file, materials, primitive, faces, part)
             parts.append(part)

@@ -30,6 +30,7 @@ def load_mesh_file(
             the vertices) and ``extras["colors"]``, a SurfaceColors. Both are grey, and ``extras["has_colors"]`` is
             False, where the file has none.
         key: what an error message begins with, e.g. the config's key.
+    Texture coordinates that the file has for all of its triangles are the mesh's (`Mesh.has_own_uv`).
     Raises UserError, in one line, for a file that is missing, cut short, of another kind, without triangles, with
     coordinates that are not finite, that needs an extension which is not read, or (where colours are read) without a
     texture that it names.
@@ -75,11 +76,24 @@ def _joined(path: str, parts: list[MeshPart], rotation: np.ndarray, colors: bool
     order = [2, 1, 0] if _inside_out(unique, t_pos_idx) else [0, 1, 2]
     faces = torch.from_numpy(t_pos_idx[:, order].astype(np.int64))
     mesh = Mesh(torch.from_numpy(unique), faces, has_colors=colors and any(part.colored for part in parts))
+    if all(part.layout is not None for part in parts):
+        _set_layout(mesh, np.concatenate([part.layout for part in parts])[kept][:, order])
     if colors:
         surface = _surface_colors(path, parts, kept, order)
         mesh.add_extra("colors", surface)
         mesh.set_vertex_color(surface.at_vertices(mesh.t_pos_idx, mesh.v_pos.shape[0]))
     return mesh
+
+
+def _set_layout(mesh: Mesh, corner_uv: np.ndarray) -> None:  # [F, 3, 2], v down
+    """Gives the mesh texture coordinates, each of one vertex; not where some are missing."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        corner_uv = corner_uv.astype(np.float32)
+    if not np.isfinite(corner_uv).all():
+        return
+    rows = np.concatenate([mesh.t_pos_idx.numpy().reshape(-1, 1).astype(np.float64), corner_uv.reshape(-1, 2)], 1)
+    unique, index = np.unique(rows, axis=0, return_inverse=True)
+    mesh.set_uv(torch.from_numpy(unique[:, 1:]).float(), torch.from_numpy(index.reshape(-1, 3).astype(np.int64)))
 
 
 def _surface_colors(path: str, parts: list[MeshPart], kept: np.ndarray, order: list[int]) -> SurfaceColors:

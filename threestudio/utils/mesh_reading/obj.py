@@ -41,9 +41,10 @@ def read_obj(path: str, colors: bool) -> list[MeshPart]:
     check_corners(path, corner_v, len(vertices))
     triangles = triangulate(np.array(lines.counts, np.int64), vertices[corner_v])
     faces = corner_v[triangles.corners]
-    if not colors:
-        return [MeshPart(vertices[faces])] if len(faces) else []
     uv, has_uv = _texture_coordinates(path, lines, triangles.corners)
+    layout = np.where(has_uv[:, None, None], uv * [1.0, -1.0] + [0.0, 1.0], np.nan) if has_uv.any() else None
+    if not colors:
+        return [MeshPart(vertices[faces], layout=layout)] if len(faces) else []
     materials = _materials_of(path, lines)
     textures: dict[str, Texture] = {}
     parts = []
@@ -56,12 +57,14 @@ def read_obj(path: str, colors: bool) -> list[MeshPart]:
         if material is not None and material.map_line and has_uv[chosen].any():
             textured = has_uv[chosen]
             parts.append(_textured_part(vertices[faces[chosen[textured]]], uv[chosen[textured]], material, textures))
+            parts[-1].layout = layout[chosen[textured]]
         if material is not None and material.map_line and not textured.all():
             count = int((~textured).sum())
             threestudio.warn(f"{path}: {count} triangles under a texture have no texture coordinates, it is left out")
         if not textured.all():
             plain = chosen[~textured]
             parts.append(MeshPart(vertices[faces[plain]], None if rgb is None else rgb[~textured]))
+            parts[-1].layout = None if layout is None else layout[plain]
     return parts
 
 

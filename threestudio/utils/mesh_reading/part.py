@@ -20,6 +20,8 @@ class MeshPart:
     rgb: np.ndarray | None = None  # [F, 3, 3] sRGB in [0, 1], multiplies the texture; None: the file says none
     uv: np.ndarray | None = None  # [F, 3, 2], v down as in images; with a texture
     texture: Texture | None = None
+    # [F, 3, 2], v down: the file's own first set, without a texture's transform; None or NaN where it has none
+    layout: np.ndarray | None = None
 
     @property
     def colored(self) -> bool:

@@ -41,15 +41,15 @@ def read_ply(path: str, colors: bool) -> list[MeshPart]:
         raise UserError(f"{path} is broken: its vertices have no {', '.join(missing)}")
     vertices = np.stack([vertex[name] for name in "xyz"], 1).astype(np.float64)
     faces, face = _faces(path, tables, vertices)
+    uv = _texture_coordinates(path, vertex, face, faces) if len(faces.corners) else None
     if not colors or len(faces.corners) == 0:
-        return [MeshPart(vertices[faces.corners])]
+        return [MeshPart(vertices[faces.corners], layout=uv)]
     rgb = _colors(vertex, face, faces)
     pictures = [comment.split(None, 1)[1] for comment in header.comments if _names_picture(comment)]
-    uv = _texture_coordinates(path, vertex, face, faces) if pictures else None
-    if uv is None:
+    if uv is None or not pictures:
         if pictures:
             threestudio.warn(f"{path}: the texture {pictures[0]} is left out, the mesh has no texture coordinates")
-        return [MeshPart(vertices[faces.corners], rgb)]
+        return [MeshPart(vertices[faces.corners], rgb, layout=uv)]
     return _textured_parts(path, vertices[faces.corners], uv, pictures, _texture_numbers(face, faces), rgb)
 
 
@@ -162,7 +162,7 @@ def _textured_parts(
         if 0 <= number < len(pictures):
             picture = named_file(path, pictures[number], "the texture")
             texture = Texture(read_picture(picture, picture))
-            parts.append(MeshPart(corners[chosen], None, uv[chosen], texture))
+            parts.append(MeshPart(corners[chosen], None, uv[chosen], texture, uv[chosen]))
         else:
-            parts.append(MeshPart(corners[chosen], None if rgb is None else rgb[chosen]))
+            parts.append(MeshPart(corners[chosen], None if rgb is None else rgb[chosen], layout=uv[chosen]))
     return parts
