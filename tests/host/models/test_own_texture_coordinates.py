@@ -9,7 +9,7 @@ import trimesh
 from PIL import Image
 
 import threestudio
-from threestudio.models.exporters.texture_baking import fits_texture
+from threestudio.models.exporters.texture_baking import keeps_own_uv
 from threestudio.models.mesh import Mesh
 from threestudio.utils.errors import UserError
 from threestudio.utils.mesh_reading import load_mesh_file
@@ -161,7 +161,7 @@ def test_without_keep_uv_and_when_simplified_it_is_unwrapped(tmp_path):
     )
     flat.export(tmp_path / "ball.obj")
     simple = load_mesh_file(exported(tmp_path / "out", custom_mesh(tmp_path / "ball.obj"), simplify_to=200))
-    assert len(simple.t_pos_idx) <= 200 and fits_texture(simple)
+    assert len(simple.t_pos_idx) <= 200 and keeps_own_uv(simple, None)
 
 
 def test_a_checkpoint_has_them_and_one_from_before_has_none(tmp_path):
@@ -203,13 +203,23 @@ RIGHT = [[0.5, 0.0], [1.0, 0.0], [1.0, 1.0], [0.5, 1.0]]
 
 def test_what_no_picture_can_hold_is_said(caplog):
     caplog.set_level(logging.WARNING)
-    assert fits_texture(unit_square(LEFT, RIGHT)) and not caplog.text
-    assert fits_texture(unit_square(LEFT, LEFT))
-    assert "lie over one another (50% of their area)" in caplog.text
-    assert not fits_texture(unit_square([[u + 1, v] for u, v in LEFT]))
-    assert "leave the picture (tiles)" in caplog.text
-    assert not fits_texture(unit_square([[0.3, 0.3]] * 4))
-    assert "have no area" in caplog.text
+
+    def said(mesh: Mesh, asked: bool | None, kept: bool) -> str:
+        caplog.clear()
+        assert keeps_own_uv(mesh, asked) is kept
+        return caplog.text
+
+    assert said(unit_square(LEFT, RIGHT), None, True) == ""
+    assert said(unit_square(LEFT, RIGHT), False, False) == ""
+    text = said(unit_square(LEFT, LEFT), None, True)  # mirrored halves
+    assert "lie over one another (50% of their area): places that share a texel" in text
+    assert "lie over one another (67% of their area): it gets others" in said(unit_square(*[LEFT] * 3), None, False)
+    assert "(67% of their area): places that share" in said(unit_square(*[LEFT] * 3), True, True)
+    palette = unit_square([[0.1 * u + 0.3, 0.1 * v + 0.3] for u, v in LEFT])
+    assert "cover 0.50% of the picture: it gets others" in said(palette, None, False)
+    assert "cover 0.50% of the picture: few texels" in said(palette, True, True)
+    assert "leave the picture (tiles)" in said(unit_square([[u + 1, v] for u, v in LEFT]), True, False)
+    assert "cover 0.00% of the picture" in said(unit_square([[0.3, 0.3]] * 4), True, False)
 
 
 def test_coordinates_of_other_triangles_are_refused():

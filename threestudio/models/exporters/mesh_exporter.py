@@ -19,7 +19,7 @@ from threestudio.models.exporters.texture_baking import (
     DenseSurface,
     Texels,
     atlas_tangents,
-    fits_texture,
+    keeps_own_uv,
     tangent_space_normals,
     texels_of,
 )
@@ -55,9 +55,10 @@ class MeshExporter(Exporter):
         save_name: str = "model"  # file name without ending
         save_normal: bool = False  # write vertex normals (not in stl)
         save_uv: bool = True  # unwrap the mesh (obj-mtl, glb)
-        # a mesh with texture coordinates of its own (custom-mesh, of a file that has some) keeps them, so that its
-        # textures fit that file; not where it is simplified
-        keep_uv: bool = True
+        # whether a mesh with texture coordinates of its own (custom-mesh, of a file that has some) keeps them, so that
+        # its textures fit that file: null where they can hold a picture of it, true also where that is poor; never
+        # where it is simplified
+        keep_uv: bool | None = None
         save_texture: bool = True  # bake textures; without, or without save_uv, the mesh has vertex colours
         # bake what the mesh's own normals miss as a tangent-space normal map (obj-mtl, glb);
         # null: in a glb whose mesh is simplified, and where the material bends the normals
@@ -145,7 +146,7 @@ class MeshExporter(Exporter):
         if not self.textured:
             return {"save_vertex_color": _color_vertices(mesh, surface)}
         size = self.cfg.texture_size
-        if not (self.cfg.keep_uv and mesh.has_own_uv and fits_texture(mesh)):
+        if not keeps_own_uv(mesh, self.cfg.keep_uv):
             # Charts need a gap, or filtering mixes them; the gap counts texels of this size.
             pack = {"padding": 2, "resolution": size, **self.cfg.xatlas_pack_options}
             mesh.unwrap_uv(dict(self.cfg.xatlas_chart_options), pack)

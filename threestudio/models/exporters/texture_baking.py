@@ -15,6 +15,8 @@ from threestudio.ops.uv_rasterize import fill_nearest, rasterize_uv
 BEYOND = 1.0e-3  # of texture coordinates beyond [0, 1], as rounding leaves them
 OVERLAP_SIZE = 1024  # texels along a side of the picture that tells whether charts overlap
 OVERLAP = 0.02  # share of their area from which on that is said
+MOST_OVERLAP = 0.6  # share up to which they are kept: halves that mirror one another share one half
+LEAST_COVERED = 0.02  # share of the picture: coordinates that point into a palette have next to no area
 
 
 @dataclass
@@ -43,26 +45,31 @@ def texels_of(mesh: Mesh, size: int) -> Texels:
     return Texels(covered, face[covered], barycentric[covered])
 
 
-def fits_texture(mesh: Mesh) -> bool:
-    """Whether a mesh's own texture coordinates can hold a picture of it; says why not, or what is lost."""
-    v_tex = mesh.v_tex
+def keeps_own_uv(mesh: Mesh, asked: bool | None) -> bool:
+    """Whether a mesh's own texture coordinates are kept for its textures; says why not, or what is lost.
+
+    `asked`: None where they can hold a picture of it, True where that is poor too, False never. Such that leave the
+    picture, or have no area, cannot be kept.
+    """
+    if asked is False or not mesh.has_own_uv:
+        return False
+    v_tex, own = mesh.v_tex, "the mesh's own texture coordinates"
     if bool((v_tex < -BEYOND).any()) or bool((v_tex > 1.0 + BEYOND).any()):
-        threestudio.warn("the mesh's own texture coordinates leave the picture (tiles): it gets others")
+        threestudio.warn(f"{own} leave the picture (tiles): it gets others")
         return False
     a, b, c = v_tex[mesh.t_tex_idx].double().unbind(1)
-    edges = torch.stack([b - a, c - a], -1)
-    charts = float(torch.linalg.det(edges).abs().sum()) / 2  # share of the picture, counted as often as it is used
+    # share of the picture, counted as often as it is used, and once
+    charts = float(torch.linalg.det(torch.stack([b - a, c - a], -1)).abs().sum()) / 2
     covered = float(texels_of(mesh, OVERLAP_SIZE).covered.double().mean())
-    if covered == 0.0:
-        threestudio.warn("the mesh's own texture coordinates have no area: it gets others")
-        return False
-    shared = 1.0 - covered / charts
+    shared = 1.0 - covered / charts if charts > 0.0 else 0.0
+    poor = shared > MOST_OVERLAP or covered < LEAST_COVERED
+    kept = covered > 0.0 and (bool(asked) or not poor)
     if shared > OVERLAP:
-        threestudio.warn(
-            f"the mesh's own texture coordinates lie over one another ({shared:.0%} of their area): places that share "
-            "a texel get the colour of one of them; exporter.keep_uv=false makes others"
-        )
-    return True
+        lost = "places that share a texel get the colour of one of them" if kept else "it gets others"
+        threestudio.warn(f"{own} lie over one another ({shared:.0%} of their area): {lost}")
+    elif poor:
+        threestudio.warn(f"{own} cover {covered:.2%} of the picture: {'few texels' if kept else 'it gets others'}")
+    return kept
 
 
 class DenseSurface:
