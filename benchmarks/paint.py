@@ -132,9 +132,9 @@ def main() -> None:
         "# Exact shapes, painted",
         "",
         f"`{command} --write` on {machine(torch.device('cpu'))}, {args.threads} threads a run. Meshes of the world's "
-        "exact shapes without colours, painted by `configs/asd-paint.yaml` with mini-mv and each object's caption. Means "
-        "over the objects; of several seeds, in brackets, the extremes. The shapes are given, so the silhouettes only "
-        "say that they stand where they should; colours are what is learned.",
+        "exact shapes without colours, painted by `configs/asd-paint.yaml` with mini-mv and each object's caption. "
+        "Means over the objects; of several seeds, in brackets, the extremes. The shapes are given, so the silhouettes "
+        "only say that they stand where they should; colours are what is learned.",
         "",
         *paint_table(runs),
         "",
