@@ -1,10 +1,12 @@
 """DreamFusion (Poole et al. 2022): one scene for one prompt, taught by score distillation."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 import threestudio
+from threestudio.systems.guide_shape import GuideShapeConfig, configured_guide_shape, guide_shape_losses
 from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import VOLUME_WEIGHTS, volume_losses
 from threestudio.systems.score_distillation import ScoreDistillationSystem
@@ -12,8 +14,18 @@ from threestudio.systems.score_distillation import ScoreDistillationSystem
 
 @threestudio.register("dreamfusion-system")
 class DreamFusion(ScoreDistillationSystem):
+    @dataclass
+    class Config(GuideShapeConfig, ScoreDistillationSystem.Config):
+        pass
+
+    cfg: Config
+
     def own_weights(self) -> LossWeights:
-        return VOLUME_WEIGHTS
+        return VOLUME_WEIGHTS.with_(optional=("lambda_shape",))
+
+    def configure(self) -> None:
+        self.guide_shape = configured_guide_shape(self.cfg)
+        super().configure()
 
     def training_step(self, batch: dict, batch_idx: int) -> dict:
         out = self(batch)
@@ -21,4 +33,4 @@ class DreamFusion(ScoreDistillationSystem):
 
     def scene_losses(self, out: dict[str, Any]) -> dict[str, Tensor]:
         """The regularizers of a render, by `loss_X`."""
-        return volume_losses(out, self.weight)
+        return {**volume_losses(out, self.weight), **guide_shape_losses(self.guide_shape, out, self.weight)}

@@ -3,34 +3,32 @@
 from dataclasses import dataclass
 
 import threestudio
+from threestudio.systems.guide_shape import GuideShapeConfig, configured_guide_shape, guide_shape_losses
 from threestudio.systems.latent_scene import LatentSceneSystem
 from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import VOLUME_WEIGHTS, volume_losses
-from threestudio.utils.errors import UserError
 
 
 @threestudio.register("latentnerf-system")
 class LatentNeRF(LatentSceneSystem):
     @dataclass
-    class Config(LatentSceneSystem.Config):
-        guide_shape: str | None = None  # Sketch-Shape's guide mesh; only null is supported
+    class Config(GuideShapeConfig, LatentSceneSystem.Config):
         refinement: bool = False  # the second stage: the material turns latents to colours before rendering
 
     cfg: Config
 
     def own_weights(self) -> LossWeights:
-        # lambda_shape, which upstream's configs have, weighs guide_shape
         return VOLUME_WEIGHTS.with_(optional=("lambda_shape",))
 
     def configure(self) -> None:
-        if self.cfg.guide_shape is not None:
-            raise UserError("system.guide_shape: guide meshes are not supported; expected null")
+        self.guide_shape = configured_guide_shape(self.cfg)
         super().configure()
 
     def training_step(self, batch: dict, batch_idx: int) -> dict:
         out = self(batch)
         losses = self.guide(out["comp_rgb"], batch, as_latents=not self.cfg.refinement)
-        return self.weighted_sum({**losses, **volume_losses(out, self.weight)})
+        guided = guide_shape_losses(self.guide_shape, out, self.weight)
+        return self.weighted_sum({**losses, **volume_losses(out, self.weight), **guided})
 
     def decode(self, out: dict) -> dict:
         if self.cfg.refinement:
