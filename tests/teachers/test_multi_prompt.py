@@ -111,6 +111,10 @@ def test_libraries_are_found_by_name(tmp_path, monkeypatch):
     (tmp_path / "load/mine_prompt_library.json").write_text(json.dumps({"train": ["a", "a"], "val": ["b"]}))
     library = load_prompt_library("mine")
     assert library.split("train") == ["a", "a"] and library.distinct() == ["a", "b"]
+    shipped = load_prompt_library("world_512")
+    assert len(shipped.split("train")) == 512 and not set(shipped.split("train")) & set(shipped.split("test"))
+    (tmp_path / "load/world_512.json").write_text(json.dumps({"train": ["mine"]}))
+    assert load_prompt_library("world_512").distinct() == ["mine"]  # the user's own goes before ours
 
 
 def test_an_unknown_prompt_names_the_nearest(make):
@@ -156,7 +160,8 @@ def test_bad_configs(make, cfg, message):
 
 def test_a_missing_library(make):
     with pytest.raises(
-        FileNotFoundError, match="prompt_library: no file 'nowhere'; looked at nowhere, load/nowhere.json"
+        FileNotFoundError,
+        match="prompt_library: no file 'nowhere'; looked at nowhere, load/nowhere.json, .*ship: world_16, world_512",
     ):
         make(prompt_library="nowhere")
 

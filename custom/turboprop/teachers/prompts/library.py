@@ -9,6 +9,7 @@ from typing import Any
 from threestudio.utils.errors import MissingFileError, UserError, with_suggestion
 
 SPLITS = ("train", "val", "test")
+SHIPPED = Path(__file__).resolve().parents[2] / "world" / "libraries"
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ def load_prompt_library(name_or_path: str, folder: str = "load") -> PromptLibrar
     """Reads a prompt library.
 
     Args:
-        name_or_path: a JSON file, or the name of one in `folder` ("name" or "name_prompt_library"). A split that the
-            file lacks, but for "train", is the train split.
+        name_or_path: a JSON file, the name of one in `folder` ("name" or "name_prompt_library"), or of one that ships
+            (world_16, world_512). A split that the file lacks, but for "train", is the train split.
     Raises FileNotFoundError where there is no such file, and ValueError where it is not JSON of the form above, or has
     an unknown split, no train prompts, or an empty prompt.
     """
@@ -99,9 +100,11 @@ def _library_path(name_or_path: str, folder: str) -> Path:
         Path(folder).expanduser() / f"{name_or_path}.json",
         Path(folder).expanduser() / f"{name_or_path}_prompt_library.json",
     ]
-    for path in tried:
+    shipped = {path.stem: path for path in sorted(SHIPPED.glob("*.json"))}
+    for path in [*tried, *([shipped[name_or_path]] if name_or_path in shipped else [])]:
         if path.is_file():
             return path
     raise MissingFileError(
-        f"prompt_library: no file {name_or_path!r}; looked at {', '.join(str(path) for path in tried)}"
+        f"prompt_library: no file {name_or_path!r}; looked at {', '.join(str(path) for path in tried)}, "
+        f"and among those that ship: {', '.join(shipped)}"
     )

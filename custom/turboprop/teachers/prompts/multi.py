@@ -107,7 +107,7 @@ class MultiPromptProcessor(BaseObject):
     class Config(ViewKeys):
         # a local folder or a hub id
         pretrained_model_name_or_path: str = "stabilityai/stable-diffusion-2-1-base"
-        prompt_library: str = ""  # a JSON file, or the name of one in load/
+        prompt_library: str = ""  # a JSON file, or the name of one in load/ or that ships
         prompts: list[str] | None = None  # a list of prompts, in place of a library
         eval_prompt: str | None = None  # one more prompt to encode, that need not be in the library
         target_prompt: str | None = None  # and another, to interpolate to
