@@ -22,9 +22,8 @@ from ..teachers.prompts.library import PromptLibrary, chosen_library
 class MultiPromptCameraConfig(RandomCameraDataModuleConfig):
     """Cameras as random-camera-datamodule's; `batch_size` counts prompts."""
 
-    prompt_library: str = (
-        ""  # a JSON file {"train": [...], "val": [...], "test": [...]}, or the name of one in load/ or that ships
-    )
+    # a JSON file {"train": [...], "val": [...], "test": [...]}, or the name of one in load/ or that ships
+    prompt_library: str = ""
     prompts: list[str] | None = None  # a list of prompts, in place of a library
     n_view: int = 1  # cameras for each prompt of a step
     # The cameras of a prompt are one set: at equal steps of azimuth, with one elevation, distance and field of view,
