@@ -17,6 +17,7 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 from threestudio.utils.config_blocks import apply_blocks
 from threestudio.utils.errors import UserError, with_suggestion
 from threestudio.utils.project_files import find_project_files
+from threestudio.utils.swapped_types import leave_out_keys_of_old_types
 from threestudio.utils.value_checks import (
     alternatives,
     check_elements,
@@ -345,6 +346,7 @@ def _merged(parts: Iterable[DictConfig]) -> DictConfig:
     whole = OmegaConf.create()
     for part in parts:
         _check_same_containers(whole, part)
+        leave_out_keys_of_old_types(whole, part)
         whole = OmegaConf.merge(whole, part)
     return whole
 
