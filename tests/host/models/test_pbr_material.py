@@ -149,6 +149,21 @@ def test_gradients_are_finite_and_weights_are_none_of_a_checkpoint():
     assert not lit.state_dict() and not list(lit.parameters())
 
 
+def test_under_autocast_it_computes_as_without():
+    """threestudio's texture stage trains in 16-mixed, and what looks straight up is seen by every camera from above."""
+    lit = material()
+    normal, view = seen_sphere()
+    normal = torch.cat([normal, torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0], [1e-5, 0.0, 1.0]])])
+    view = torch.cat([view, -normal[-3:]])
+    asked = torch.zeros(403, 8, requires_grad=True)
+    plain = lit(features=asked, viewdirs=view, shading_normal=normal)
+    with torch.autocast("cpu", torch.float16):
+        color = lit(features=asked, viewdirs=view, shading_normal=normal)
+    assert torch.equal(color, plain)
+    color.sum().backward()
+    assert asked.grad.isfinite().all()
+
+
 @pytest.mark.parametrize(
     "config, message",
     [

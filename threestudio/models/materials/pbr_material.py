@@ -86,9 +86,14 @@ class PBRMaterial(BaseMaterial):
             viewdirs: [..., 3], of length 1, from the camera.
             shading_normal: [..., 3], of length 1, outwards.
         """
-        shape = features.shape[:-1]
-        albedo, metallic, roughness, bend = self._values(features.reshape(-1, features.shape[-1]))
-        normal, view = self._bent(shading_normal.reshape(-1, 3), bend), -viewdirs.reshape(-1, 3)
+        rows = (values.reshape(-1, values.shape[-1]).float() for values in (features, viewdirs, shading_normal))
+        # Half precision blurs what is mirrored, and directions beside the poles have gradients that are not finite.
+        with torch.autocast(features.device.type, enabled=False):
+            return self._shaded(*rows).view(*features.shape[:-1], 3)
+
+    def _shaded(self, features: Tensor, viewdirs: Tensor, shading_normal: Tensor) -> Tensor:  # [N, ...] -> [N, 3]
+        albedo, metallic, roughness, bend = self._values(features)
+        normal, view = self._bent(shading_normal, bend), -viewdirs
         cosine = (normal * view).sum(-1)
         mirrored = 2.0 * cosine[:, None] * normal - view
         if self.cfg.srgb:
@@ -101,7 +106,7 @@ class PBRMaterial(BaseMaterial):
         color = diffuse + (at_right_angle * scale[:, None] + bias[:, None]) * light
         if self.cfg.srgb:
             color = linear_to_srgb(color)
-        return color.clamp(0.0, 1.0).view(*shape, 3)
+        return color.clamp(0.0, 1.0)
 
     def _values(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Features [N, F] as albedo [N, 3], metallic and roughness [N, 1], and the bend [N, 3]."""
