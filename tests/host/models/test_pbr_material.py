@@ -118,6 +118,15 @@ def test_the_bend_leans_the_normal_and_never_over_the_edge():
     assert "shading_normal" not in material(use_bump=False).export(features=features(), shading_normal=normal)
 
 
+def test_an_export_may_have_any_shape():
+    lit = material(**PLAIN)
+    normal, asked = seen_sphere(20)[0], torch.rand(20, 9, generator=torch.Generator().manual_seed(0))
+    flat = lit.export(features=asked, shading_normal=normal)
+    image = lit.export(features=asked.view(4, 5, 9), shading_normal=normal.view(4, 5, 3))
+    for name, values in image.items():
+        torch.testing.assert_close(values, flat[name].view(4, 5, -1))
+
+
 def test_the_light_turns_while_it_trains_and_stands_otherwise():
     lit = material(**PLAIN, random_rotation=True)
     normal, view = seen_sphere()

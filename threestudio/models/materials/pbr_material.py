@@ -109,17 +109,17 @@ class PBRMaterial(BaseMaterial):
         return color.clamp(0.0, 1.0)
 
     def _values(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Features [N, F] as albedo [N, 3], metallic and roughness [N, 1], and the bend [N, 3]."""
+        """Features [..., F] as albedo [..., 3], metallic and roughness [..., 1], and the bend [..., 3]."""
         needed = 8 if self.cfg.use_bump else 5
         if features.shape[-1] < needed:
             bump = "with use_bump" if self.cfg.use_bump else "without use_bump"
             raise UserError(f"geometry.n_feature_dims: pbr-material {bump} takes {needed}, got {features.shape[-1]}")
-        values, cfg = self.activation(features[:, :needed]), self.cfg
-        metallic = cfg.min_metallic + (cfg.max_metallic - cfg.min_metallic) * values[:, 3:4]
-        roughness = cfg.min_roughness + (cfg.max_roughness - cfg.min_roughness) * values[:, 4:5]
-        return values[:, :3], metallic, roughness, values[:, 5:8] * 2.0 - 1.0 if cfg.use_bump else None
+        values, cfg = self.activation(features[..., :needed]), self.cfg
+        metallic = cfg.min_metallic + (cfg.max_metallic - cfg.min_metallic) * values[..., 3:4]
+        roughness = cfg.min_roughness + (cfg.max_roughness - cfg.min_roughness) * values[..., 4:5]
+        return values[..., :3], metallic, roughness, values[..., 5:8] * 2.0 - 1.0 if cfg.use_bump else None
 
-    def _bent(self, normal: Tensor, bend: Tensor | None) -> Tensor:  # [N, 3], [N, 3] -> [N, 3]
+    def _bent(self, normal: Tensor, bend: Tensor | None) -> Tensor:  # [..., 3] each -> [..., 3]
         """The normal plus the part of the bend that lies along the surface: at most a right angle away."""
         if bend is None:
             return normal
