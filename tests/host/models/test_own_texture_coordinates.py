@@ -1,5 +1,6 @@
 """Texture coordinates of a mesh file: read from every format that has some, kept by custom-mesh and on export."""
 
+import json
 import logging
 
 import numpy as np
@@ -96,6 +97,22 @@ def assert_the_box_has_its_coordinates(mesh: Mesh) -> None:
 def test_every_format_with_coordinates_gives_them(tmp_path, ending, picture, colors):
     WRITERS[ending](tmp_path / f"box.{ending}", picture)
     assert_the_box_has_its_coordinates(load_mesh_file(str(tmp_path / f"box.{ending}"), colors=colors))
+
+
+@pytest.mark.parametrize("numbers, kind", [(3, "VEC3"), (1, "SCALAR")])
+def test_a_glb_whose_coordinates_are_no_pairs_is_broken(tmp_path, numbers, kind):
+    write_glb(tmp_path / "box.glb", picture=False)
+    content = (tmp_path / "box.glb").read_bytes()
+    length = int.from_bytes(content[12:16], "little")
+    tree = json.loads(content[20 : 20 + length])
+    (primitive,) = tree["meshes"][0]["primitives"]
+    tree["accessors"][primitive["attributes"]["TEXCOORD_0"]].update(type=kind, count=48 // numbers)
+    text = json.dumps(tree, separators=(",", ":")).encode()
+    assert len(text) <= length
+    (tmp_path / "box.glb").write_bytes(content[:20] + text.ljust(length) + content[20 + length :])
+    for colors in (True, False):
+        with pytest.raises(UserError, match=f"is broken.*TEXCOORD_0 has {numbers} numbers, expected 2"):
+            load_mesh_file(str(tmp_path / "box.glb"), colors=colors)
 
 
 def test_a_mesh_of_which_some_faces_have_none_has_none(tmp_path):
