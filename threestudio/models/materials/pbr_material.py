@@ -33,8 +33,8 @@ class PBRMaterial(BaseMaterial):
     @dataclass
     class Config(BaseMaterial.Config):
         material_activation: str = "sigmoid"  # from features to values in [0, 1], see utils.ops.get_activation
-        # the light: a panorama as a Radiance file (.hdr), whose top row is +z and whose middle column is +x, or studio,
-        # which is built in
+        # the light: a panorama as a Radiance file (.hdr), whose top row is +z and whose middle column is +x, with -y to
+        # the right of it; or studio, which is built in
         environment_texture: str = STUDIO
         environment_scale: float = 2.0  # factor on the light
         min_metallic: float = 0.0  # of values in [0, 1]
