@@ -76,6 +76,7 @@ def test_what_is_wrong_names_its_key(box):
     for changes, message in (
         ({"guide_shape": "none.obj"}, "system.guide_shape: no file none.obj"),
         ({"guide_shape_size": 0.0}, "system.guide_shape_size: expected more than 0, got 0"),
+        ({"guide_shape_size": math.inf}, "system.guide_shape_size: expected more than 0, got inf"),
         ({"guide_shape_up": "up"}, "system.guide_shape_up"),
         ({"guide_shape_up": "+z"}, "expected up and front along different axes"),
     ):

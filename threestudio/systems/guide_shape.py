@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,7 @@ def configured_guide_shape(cfg: Any) -> GuideShape | None:
         return None
     if "lambda_shape" not in cfg.loss:
         raise UserError(f"{KEY}: system.loss.lambda_shape weighs it; expected a number there, found none")
-    if not cfg.guide_shape_size > 0:
+    if not 0 < cfg.guide_shape_size < math.inf:
         raise UserError(f"{KEY}_size: expected more than 0, got {cfg.guide_shape_size:g}")
     for name in ("up", "front"):
         check_choice(f"{KEY}_{name}", getattr(cfg, f"guide_shape_{name}"), AXES)
