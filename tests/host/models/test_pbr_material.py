@@ -199,6 +199,12 @@ def test_too_few_features_name_the_geometrys_key():
             material(use_bump=use_bump)(features=torch.zeros(5, 3), viewdirs=view, shading_normal=normal)
 
 
+def test_a_field_without_normals_names_its_key():
+    _, view = seen_sphere(5)
+    with pytest.raises(UserError, match="system.geometry.normal_type: pbr-material needs normals; expected one"):
+        material()(features=torch.zeros(5, 8), viewdirs=view)
+
+
 # ------------------------------------------------------------------------------------- export
 
 BEND = torch.tensor([0.5, -0.4, 0.3])

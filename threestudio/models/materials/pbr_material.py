@@ -78,14 +78,21 @@ class PBRMaterial(BaseMaterial):
             )
         return read_hdr(path, "material.environment_texture")
 
-    def forward(self, features: Tensor, viewdirs: Tensor, shading_normal: Tensor, **kwargs: Any) -> Tensor:
+    def forward(
+        self, features: Tensor, viewdirs: Tensor, shading_normal: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
         """Colours [..., 3] in [0, 1].
 
         Args:
             features: [..., 5], or [..., 8] with `use_bump`; more are not looked at.
             viewdirs: [..., 3], of length 1, from the camera.
-            shading_normal: [..., 3], of length 1, outwards.
+            shading_normal: [..., 3], of length 1, outwards. UserError without: a field may be set to have none.
         """
+        if shading_normal is None:
+            raise UserError(
+                "system.geometry.normal_type: pbr-material needs normals; expected one that gives some, such as "
+                "analytic, got none"
+            )
         rows = (values.reshape(-1, values.shape[-1]).float() for values in (features, viewdirs, shading_normal))
         # Half precision blurs what is mirrored, and directions beside the poles have gradients that are not finite.
         with torch.autocast(features.device.type, enabled=False):
