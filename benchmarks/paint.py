@@ -82,7 +82,9 @@ def paint_table(runs: list[dict]) -> list[str]:
                 [r["evaluation"][name] for r in own if r["seed"] == seed and r["evaluation"][name] is not None]
                 for seed in sorted({r["seed"] for r in own})
             ]
-            means.append(spread([sum(values) / len(values) for values in of_seeds]))
+            # A figure that no object has is of none, as of a mushroom, which has no front.
+            present = [sum(values) / len(values) for values in of_seeds if values]
+            means.append(spread(present) if present else "-")
         worst = max(own, key=lambda r: r["evaluation"]["color_error"])
         seconds = sum(r["cpu_seconds"] for r in own) / len(own)
         largest = f"{worst['evaluation']['color_error']:.3f} ({worst['text']})"

@@ -48,3 +48,15 @@ def test_a_mesh_that_is_not_there_is_one_line(box, text_cache, tmp_path, capsys)
     assert paint() == 2
     assert "system.geometry.shape_init" in capsys.readouterr().err
     assert not (tmp_path / "outputs").exists()
+
+
+def test_the_benchmarks_table_has_a_dash_for_what_no_object_has(monkeypatch):
+    """A mushroom has no front; of --objects 1 it is the only one."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # as `python benchmarks/paint.py` has it
+    from benchmarks import paint as benchmark
+
+    figures = {"r_at_1_world": 1.0, "iou": 0.9, "color_error": 0.02, "front_back": None, "sim": 0.3}
+    runs = [{"material": "plain", "seed": seed, "text": "a red mushroom", "cpu_seconds": 60.0, "evaluation": figures}
+            for seed in (0, 1)]  # fmt: skip
+    (row,) = [line for line in benchmark.paint_table(runs) if "mushroom" in line]
+    assert [cell.strip() for cell in row.split("|")][6:8] == ["-", "0.300 (0.300 to 0.300)"]

@@ -59,28 +59,29 @@ def test_it_pulls_matter_in_and_pushes_it_out():
 
 def test_the_guide_is_centred_sized_and_turned(box):
     shape = guide(box)
-    assert shape.mesh.v_pos.norm(dim=-1).max().item() == pytest.approx(0.7, abs=1e-5)
+    assert shape.read().v_pos.norm(dim=-1).max().item() == pytest.approx(0.7, abs=1e-5)
     scale = 0.7 / (0.2**2 + 0.5**2 + 0.3**2) ** 0.5
     # the file's x (width) is the world's y, its y (height) the world's z, its z (depth) the world's x
     expected = torch.tensor([0.3, 0.2, 0.5]) * scale
-    torch.testing.assert_close(shape.mesh.v_pos.abs().amax(0), expected)
+    torch.testing.assert_close(shape.read().v_pos.abs().amax(0), expected)
     torch.testing.assert_close(
         shape.distance(torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]))[:, 0],
         torch.tensor([-0.2 * scale, 1.0 - 0.3 * scale]),
     )
     straight = guide(box, guide_shape_up="+z", guide_shape_front="+x", guide_shape_size=1.0)
-    torch.testing.assert_close(straight.mesh.v_pos.abs().amax(0), torch.tensor([0.2, 0.5, 0.3]) * scale / 0.7)
+    torch.testing.assert_close(straight.read().v_pos.abs().amax(0), torch.tensor([0.2, 0.5, 0.3]) * scale / 0.7)
 
 
 def test_what_is_wrong_names_its_key(box):
     for changes, message in (
         ({"guide_shape": "none.obj"}, "system.guide_shape: no file none.obj"),
         ({"guide_shape_size": 0.0}, "system.guide_shape_size: expected more than 0, got 0"),
+        ({"guide_shape_size": math.inf}, "system.guide_shape_size: expected more than 0, got inf"),
         ({"guide_shape_up": "up"}, "system.guide_shape_up"),
         ({"guide_shape_up": "+z"}, "expected up and front along different axes"),
     ):
         with pytest.raises(UserError, match=message):
-            guide(box, **changes)
+            guide(box, **changes).read()
     with pytest.raises(UserError, match="system.guide_shape: it guides fields of density"):
         guide_shape_losses(guide(box), {"sdf": torch.zeros(1, 1)}, lambda name: 1.0)
     assert guide_shape_losses(guide(box), {}, lambda name: 0.0) == {}
@@ -125,3 +126,16 @@ def test_runs_have_the_loss(name, box, tiny_sd_folder, text_cache, tmp_path, mon
     header, *rows = [line.split(",") for line in logged.splitlines()]
     values = [float(row[header.index("train/loss_shape")]) for row in rows if row[header.index("train/loss_shape")]]
     assert values and all(value > 0 for value in values)
+    if name == "asd-nerf":  # an export needs no guide
+        box.unlink()
+        trial = tmp_path / "outputs/asd-nerf/t"
+        resumed = ["--config", str(trial / "configs/parsed.yaml"), f"resume={trial}/ckpts/last.ckpt"]
+        assert main([*resumed, "--export"]) == 0, capsys.readouterr().err
+        assert main([*resumed, "--train", "trainer.max_steps=3"]) == 2
+        assert "system.guide_shape: no file" in capsys.readouterr().err
+
+
+def test_a_weight_without_a_guide_is_said(caplog):
+    cfg = OmegaConf.create({**asdict(GuideShapeConfig()), "loss": {"lambda_shape": 1.0}})
+    assert configured_guide_shape(cfg) is None
+    assert "system.loss.lambda_shape: system.guide_shape names no mesh, so it weighs nothing" in caplog.text

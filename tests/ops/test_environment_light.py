@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from threestudio.ops import environment_light as environment
+from threestudio.utils.ops import get_ray_directions, get_rays
 
 
 def sphere(count: int, seed: int = 0) -> torch.Tensor:
@@ -25,7 +26,20 @@ def test_a_panorama_covers_the_sphere_once_with_the_axes_where_they_are_said_to_
     assert directions[0, :, 2].min() > 0.999 and directions[-1, :, 2].max() < -0.999
     middle = directions[31:33, 63:65].mean((0, 1))
     torch.testing.assert_close(F.normalize(middle, dim=0), torch.tensor([1.0, 0.0, 0.0]), atol=1e-5, rtol=0)
-    assert directions[32, 96, 1] > 0.99  # a quarter to the right is +y
+    assert directions[32, 96, 1] < -0.99  # a quarter to the right is -y
+
+
+def test_a_camera_in_the_middle_sees_the_panorama_as_it_is_and_not_mirrored():
+    """What stands to the right in a panorama, as writing does, is to the right in a picture from where it was taken."""
+    panorama = torch.zeros(64, 128, 3)
+    panorama[16:24, 64:72] = 1.0  # above and right of the middle
+    levels = environment.resized_panorama(panorama, *environment.BLURRED)[None]
+    # a camera at the origin that looks along +x with z up: its right is -y
+    c2w = torch.tensor([[0.0, 0, -1, 0], [-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+    _, rays = get_rays(get_ray_directions(33, 33, focal=16.5), c2w, keepdim=True)
+    picture = environment.light_towards(levels, F.normalize(rays.reshape(-1, 3), dim=-1)).view(33, 33, 3)[..., 0]
+    rows, columns = (picture > 0.5).nonzero().float().mean(0)
+    assert rows < 14 and columns > 18
 
 
 def test_diffuse_light_of_the_first_two_harmonics():

@@ -89,7 +89,11 @@ class Mesh:
         self._v_rgb = v_rgb
 
     def set_uv(self, v_tex: Tensor, t_tex_idx: Tensor) -> None:
-        """Texture coordinates [Nt, 2], each of one vertex, v growing downwards, and their triangles [Nf, 3]."""
+        """Texture coordinates [Nt, 2], v growing downwards, and their triangles [Nf, 3].
+
+        Each belongs to one vertex, and to triangles that all are mirrored in the picture, or none: a normal map has
+        one tangent there.
+        """
         if t_tex_idx.shape != self.t_pos_idx.shape:
             raise UserError(f"t_tex_idx: expected {list(self.t_pos_idx.shape)}, got {list(t_tex_idx.shape)}")
         self._v_tex, self._t_tex_idx, self._uv_given = v_tex, t_tex_idx, True

@@ -1,7 +1,8 @@
 """Light that comes from all around: panoramas, blurred by what a surface reflects of them, and looked up.
 
-A panorama [H, W, 3] shows the sphere of directions, +z at its top row. Its middle column is +x, and azimuth grows to
-the right, towards +y. Values are radiance, without a unit. Everything is a pure function of tensors on any device.
+A panorama [H, W, 3] shows the sphere of directions as seen from its middle, +z at its top row. Its middle column is +x,
+and azimuth falls to the right, towards -y. Values are radiance, without a unit. Everything is a pure function of
+tensors on any device.
 
 What a rough surface mirrors is the split-sum approximation of Karis (Real Shading in Unreal Engine 4, SIGGRAPH 2013
 course): the light is blurred for a view along the normal, and multiplied by the reflectance under a light of 1.
@@ -25,7 +26,7 @@ _POLE = 1.0e-2
 def panorama_directions(height: int, width: int, device: torch.device | None = None) -> Tensor:
     """Unit directions of a panorama's pixels [H, W, 3]."""
     polar = (torch.arange(height, device=device, dtype=torch.float64) + 0.5) / height * math.pi
-    azimuth = ((torch.arange(width, device=device, dtype=torch.float64) + 0.5) / width - 0.5) * 2 * math.pi
+    azimuth = (0.5 - (torch.arange(width, device=device, dtype=torch.float64) + 0.5) / width) * 2 * math.pi
     polar, azimuth = torch.meshgrid(polar, azimuth, indexing="ij")
     flat = polar.sin()
     return torch.stack([flat * azimuth.cos(), flat * azimuth.sin(), polar.cos()], -1).float()
@@ -120,7 +121,7 @@ def light_towards(levels: Tensor, directions: Tensor, roughness: Tensor | None =
     flat = (x * x + y * y + 1.0e-12).sqrt()
     away = flat > _POLE
     azimuth = torch.atan2(torch.where(away, y, y.detach()), torch.where(away, x, x.detach() + 1.0e-12))
-    u, v = azimuth / (2 * math.pi) + 0.5, torch.atan2(flat, z) / math.pi
+    u, v = 0.5 - azimuth / (2 * math.pi), torch.atan2(flat, z) / math.pi
     volume = torch.cat([levels[:, :, -1:], levels, levels[:, :, :1]], 2).permute(3, 0, 1, 2)[
         None
     ]  # [1, 3, K, H, W + 2]

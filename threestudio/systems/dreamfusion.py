@@ -27,6 +27,11 @@ class DreamFusion(ScoreDistillationSystem):
         self.guide_shape = configured_guide_shape(self.cfg)
         super().configure()
 
+    def open_teacher(self) -> None:
+        if self.guide_shape is not None:
+            self.guide_shape.read()  # what is wrong with its file is found before the teacher is opened
+        super().open_teacher()
+
     def training_step(self, batch: dict, batch_idx: int) -> dict:
         out = self(batch)
         return self.weighted_sum({**self.guide(out["comp_rgb"], batch), **self.scene_losses(out)})

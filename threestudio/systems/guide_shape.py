@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import threestudio
 from threestudio.models.mesh import Mesh
 from threestudio.ops.mesh_distance import MeshDistance
 from threestudio.systems.losses import Weight
@@ -30,32 +32,53 @@ class GuideShapeConfig:
 
 
 def configured_guide_shape(cfg: Any) -> GuideShape | None:
-    """The guide of a system's config, None where it names none. Raises UserError, naming the key."""
+    """The guide of a system's config, None where it names none; its file is not read yet.
+
+    Raises UserError, naming the key, for a value that is impossible.
+    """
     if not cfg.guide_shape:
+        if cfg.loss.get("lambda_shape"):
+            threestudio.warn(f"system.loss.lambda_shape: {KEY} names no mesh, so it weighs nothing")
         return None
     if "lambda_shape" not in cfg.loss:
         raise UserError(f"{KEY}: system.loss.lambda_shape weighs it; expected a number there, found none")
-    if not cfg.guide_shape_size > 0:
+    if not 0 < cfg.guide_shape_size < math.inf:
         raise UserError(f"{KEY}_size: expected more than 0, got {cfg.guide_shape_size:g}")
     for name in ("up", "front"):
         check_choice(f"{KEY}_{name}", getattr(cfg, f"guide_shape_{name}"), AXES)
-    mesh = load_mesh_file(cfg.guide_shape, cfg.guide_shape_up, cfg.guide_shape_front, colors=False, key=KEY)
-    centred = mesh.v_pos - mesh.v_pos.mean(0)
-    return GuideShape(Mesh(centred * (cfg.guide_shape_size / centred.norm(dim=-1).max()), mesh.t_pos_idx))
+    return GuideShape(cfg)
 
 
 class GuideShape:
-    """Distances to one guide, looked up in a tree of its triangles on the device that asks."""
+    """Distances to one guide, looked up in a tree of its triangles on the device that asks.
 
-    def __init__(self, mesh: Mesh) -> None:
-        self.mesh = mesh
+    Its file is read when training begins: tests and exports of a run do not need it.
+    """
+
+    def __init__(self, cfg: GuideShapeConfig) -> None:
+        self._cfg = cfg
+        self._mesh: Mesh | None = None
         self._distances: dict[torch.device, MeshDistance] = {}
+
+    def read(self) -> Mesh:
+        """The guide in its place; the file is read once. Raises UserError where it cannot be."""
+        if self._mesh is None:
+            self._mesh = self._placed()
+        return self._mesh
+
+    def _placed(self) -> Mesh:
+        cfg = self._cfg
+        assert cfg.guide_shape
+        mesh = load_mesh_file(cfg.guide_shape, cfg.guide_shape_up, cfg.guide_shape_front, colors=False, key=KEY)
+        centred = mesh.v_pos - mesh.v_pos.mean(0)
+        return Mesh(centred * (cfg.guide_shape_size / centred.norm(dim=-1).max()), mesh.t_pos_idx)
 
     def distance(self, points: Tensor) -> Tensor:
         """points [N, 3] in world units -> signed distance [N, 1], negative inside."""
         device = points.device
         if device not in self._distances:
-            self._distances[device] = MeshDistance(self.mesh.v_pos.to(device), self.mesh.t_pos_idx.to(device))
+            mesh = self.read()
+            self._distances[device] = MeshDistance(mesh.v_pos.to(device), mesh.t_pos_idx.to(device))
         return self._distances[device](points)
 
 

@@ -24,6 +24,11 @@ class LatentNeRF(LatentSceneSystem):
         self.guide_shape = configured_guide_shape(self.cfg)
         super().configure()
 
+    def open_teacher(self) -> None:
+        if self.guide_shape is not None:
+            self.guide_shape.read()  # what is wrong with its file is found before the teacher is opened
+        super().open_teacher()
+
     def training_step(self, batch: dict, batch_idx: int) -> dict:
         out = self(batch)
         losses = self.guide(out["comp_rgb"], batch, as_latents=not self.cfg.refinement)

@@ -1,14 +1,18 @@
 """Texture coordinates of a mesh file: read from every format that has some, kept by custom-mesh and on export."""
 
+import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import trimesh
 from PIL import Image
 
 import threestudio
+from tests.host.models.mesh_pictures import shaded_points
 from threestudio.models.exporters.texture_baking import keeps_own_uv
 from threestudio.models.mesh import Mesh
 from threestudio.utils.errors import UserError
@@ -98,6 +102,22 @@ def test_every_format_with_coordinates_gives_them(tmp_path, ending, picture, col
     assert_the_box_has_its_coordinates(load_mesh_file(str(tmp_path / f"box.{ending}"), colors=colors))
 
 
+@pytest.mark.parametrize("numbers, kind", [(3, "VEC3"), (1, "SCALAR")])
+def test_a_glb_whose_coordinates_are_no_pairs_is_broken(tmp_path, numbers, kind):
+    write_glb(tmp_path / "box.glb", picture=False)
+    content = (tmp_path / "box.glb").read_bytes()
+    length = int.from_bytes(content[12:16], "little")
+    tree = json.loads(content[20 : 20 + length])
+    (primitive,) = tree["meshes"][0]["primitives"]
+    tree["accessors"][primitive["attributes"]["TEXCOORD_0"]].update(type=kind, count=48 // numbers)
+    text = json.dumps(tree, separators=(",", ":")).encode()
+    assert len(text) <= length
+    (tmp_path / "box.glb").write_bytes(content[:20] + text.ljust(length) + content[20 + length :])
+    for colors in (True, False):
+        with pytest.raises(UserError, match=f"is broken.*TEXCOORD_0 has {numbers} numbers, expected 2"):
+            load_mesh_file(str(tmp_path / "box.glb"), colors=colors)
+
+
 def test_a_mesh_of_which_some_faces_have_none_has_none(tmp_path):
     write_obj(tmp_path / "box.obj", picture=False, half=True)
     assert not load_mesh_file(str(tmp_path / "box.obj")).has_own_uv
@@ -119,10 +139,10 @@ def custom_mesh(path, **config):
     )
 
 
-def exported(folder, geometry, **config):
+def exported(folder, geometry, material=None, **config):
     parts = {
         "geometry": geometry,
-        "material": threestudio.find("no-material")({}),
+        "material": material or threestudio.find("no-material")({}),
         "background": threestudio.find("solid-color-background")({}),
     }
     given = {"fmt": "obj-mtl", "texture_size": 96, "texture_format": "png", **config}
@@ -184,6 +204,31 @@ def test_a_mesh_that_is_started_from_brings_its_own(tmp_path):
     material = threestudio.find("no-material")({})
     geometry.init_from_mesh(load_mesh_file(str(tmp_path / "box.obj")), material, steps=1)
     assert_the_box_has_its_coordinates(geometry.isosurface())
+
+
+def write_mirrored_sheet(path, count: int = 6) -> None:
+    """An arched sheet whose halves, left and right of y = 0, lie on one another in the picture and share their seam."""
+    x, y = (axis.ravel() for axis in np.meshgrid(*[np.linspace(-0.5, 0.5, 2 * count + 1)] * 2, indexing="ij"))
+    side = 2 * count + 1
+    first = np.array([i * side + j for i in range(side - 1) for j in range(side - 1)])
+    faces = [np.stack(f, 1) for f in ((first, first + side, first + side + 1), (first, first + side + 1, first + 1))]
+    lines = [f"v {a} {b} {0.3 - 0.4 * b * b}\nvt {0.05 + 1.8 * abs(b)} {0.5 + 0.9 * a}" for a, b in zip(x, y)]
+    lines += ["f " + " ".join(f"{i + 1}/{i + 1}" for i in face) for face in np.concatenate(faces)]
+    path.write_text("\n".join(lines))
+
+
+def test_halves_that_mirror_one_another_have_the_shaded_normals_at_their_seam_too(tmp_path):
+    write_mirrored_sheet(tmp_path / "sheet.obj")
+    geometry = custom_mesh(tmp_path / "sheet.obj", n_feature_dims=8)
+    bend = torch.tensor([0.4, 0.0, 0.3])  # the same on both sides
+    shares = torch.cat([torch.full((5,), 0.5), 0.5 + 0.5 * bend])
+    geometry.export = lambda points: {"features": shares.expand(len(points), 8)}
+    material = threestudio.find("pbr-material")({"material_activation": "none"})
+    path = exported(tmp_path / "out", geometry, material, fmt="glb", texture_size=256)
+    _, normal, bent, _ = shaded_points(Path(path))
+    normal, shown = (F.normalize(torch.from_numpy(each[:, [2, 0, 1]]).float(), dim=-1) for each in (normal, bent))
+    expected = F.normalize(normal + bend - (normal @ bend)[:, None] * normal, dim=-1)
+    assert torch.rad2deg(torch.acos((expected * shown).sum(-1).clamp(-1, 1))).max() < 2
 
 
 def unit_square(*charts) -> Mesh:

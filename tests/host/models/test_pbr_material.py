@@ -118,6 +118,15 @@ def test_the_bend_leans_the_normal_and_never_over_the_edge():
     assert "shading_normal" not in material(use_bump=False).export(features=features(), shading_normal=normal)
 
 
+def test_an_export_may_have_any_shape():
+    lit = material(**PLAIN)
+    normal, asked = seen_sphere(20)[0], torch.rand(20, 9, generator=torch.Generator().manual_seed(0))
+    flat = lit.export(features=asked, shading_normal=normal)
+    image = lit.export(features=asked.view(4, 5, 9), shading_normal=normal.view(4, 5, 3))
+    for name, values in image.items():
+        torch.testing.assert_close(values, flat[name].view(4, 5, -1))
+
+
 def test_the_light_turns_while_it_trains_and_stands_otherwise():
     lit = material(**PLAIN, random_rotation=True)
     normal, view = seen_sphere()
@@ -149,6 +158,21 @@ def test_gradients_are_finite_and_weights_are_none_of_a_checkpoint():
     assert not lit.state_dict() and not list(lit.parameters())
 
 
+def test_under_autocast_it_computes_as_without():
+    """threestudio's texture stage trains in 16-mixed, and what looks straight up is seen by every camera from above."""
+    lit = material()
+    normal, view = seen_sphere()
+    normal = torch.cat([normal, torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0], [1e-5, 0.0, 1.0]])])
+    view = torch.cat([view, -normal[-3:]])
+    asked = torch.zeros(403, 8, requires_grad=True)
+    plain = lit(features=asked, viewdirs=view, shading_normal=normal)
+    with torch.autocast("cpu", torch.float16):
+        color = lit(features=asked, viewdirs=view, shading_normal=normal)
+    assert torch.equal(color, plain)
+    color.sum().backward()
+    assert asked.grad.isfinite().all()
+
+
 @pytest.mark.parametrize(
     "config, message",
     [
@@ -173,6 +197,12 @@ def test_too_few_features_name_the_geometrys_key():
     for use_bump, needed in ((True, 8), (False, 5)):
         with pytest.raises(UserError, match=f"geometry.n_feature_dims: pbr-material .* takes {needed}, got 3"):
             material(use_bump=use_bump)(features=torch.zeros(5, 3), viewdirs=view, shading_normal=normal)
+
+
+def test_a_field_without_normals_names_its_key():
+    _, view = seen_sphere(5)
+    with pytest.raises(UserError, match="system.geometry.normal_type: pbr-material needs normals; expected one"):
+        material()(features=torch.zeros(5, 8), viewdirs=view)
 
 
 # ------------------------------------------------------------------------------------- export

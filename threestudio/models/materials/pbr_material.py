@@ -33,8 +33,8 @@ class PBRMaterial(BaseMaterial):
     @dataclass
     class Config(BaseMaterial.Config):
         material_activation: str = "sigmoid"  # from features to values in [0, 1], see utils.ops.get_activation
-        # the light: a panorama as a Radiance file (.hdr), whose top row is +z and whose middle column is +x, or studio,
-        # which is built in
+        # the light: a panorama as a Radiance file (.hdr), whose top row is +z and whose middle column is +x, with -y to
+        # the right of it; or studio, which is built in
         environment_texture: str = STUDIO
         environment_scale: float = 2.0  # factor on the light
         min_metallic: float = 0.0  # of values in [0, 1]
@@ -78,17 +78,29 @@ class PBRMaterial(BaseMaterial):
             )
         return read_hdr(path, "material.environment_texture")
 
-    def forward(self, features: Tensor, viewdirs: Tensor, shading_normal: Tensor, **kwargs: Any) -> Tensor:
+    def forward(
+        self, features: Tensor, viewdirs: Tensor, shading_normal: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
         """Colours [..., 3] in [0, 1].
 
         Args:
             features: [..., 5], or [..., 8] with `use_bump`; more are not looked at.
             viewdirs: [..., 3], of length 1, from the camera.
-            shading_normal: [..., 3], of length 1, outwards.
+            shading_normal: [..., 3], of length 1, outwards. UserError without: a field may be set to have none.
         """
-        shape = features.shape[:-1]
-        albedo, metallic, roughness, bend = self._values(features.reshape(-1, features.shape[-1]))
-        normal, view = self._bent(shading_normal.reshape(-1, 3), bend), -viewdirs.reshape(-1, 3)
+        if shading_normal is None:
+            raise UserError(
+                "system.geometry.normal_type: pbr-material needs normals; expected one that gives some, such as "
+                "analytic, got none"
+            )
+        rows = (values.reshape(-1, values.shape[-1]).float() for values in (features, viewdirs, shading_normal))
+        # Half precision blurs what is mirrored, and directions beside the poles have gradients that are not finite.
+        with torch.autocast(features.device.type, enabled=False):
+            return self._shaded(*rows).view(*features.shape[:-1], 3)
+
+    def _shaded(self, features: Tensor, viewdirs: Tensor, shading_normal: Tensor) -> Tensor:  # [N, ...] -> [N, 3]
+        albedo, metallic, roughness, bend = self._values(features)
+        normal, view = self._bent(shading_normal, bend), -viewdirs
         cosine = (normal * view).sum(-1)
         mirrored = 2.0 * cosine[:, None] * normal - view
         if self.cfg.srgb:
@@ -101,20 +113,20 @@ class PBRMaterial(BaseMaterial):
         color = diffuse + (at_right_angle * scale[:, None] + bias[:, None]) * light
         if self.cfg.srgb:
             color = linear_to_srgb(color)
-        return color.clamp(0.0, 1.0).view(*shape, 3)
+        return color.clamp(0.0, 1.0)
 
     def _values(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Features [N, F] as albedo [N, 3], metallic and roughness [N, 1], and the bend [N, 3]."""
+        """Features [..., F] as albedo [..., 3], metallic and roughness [..., 1], and the bend [..., 3]."""
         needed = 8 if self.cfg.use_bump else 5
         if features.shape[-1] < needed:
             bump = "with use_bump" if self.cfg.use_bump else "without use_bump"
             raise UserError(f"geometry.n_feature_dims: pbr-material {bump} takes {needed}, got {features.shape[-1]}")
-        values, cfg = self.activation(features[:, :needed]), self.cfg
-        metallic = cfg.min_metallic + (cfg.max_metallic - cfg.min_metallic) * values[:, 3:4]
-        roughness = cfg.min_roughness + (cfg.max_roughness - cfg.min_roughness) * values[:, 4:5]
-        return values[:, :3], metallic, roughness, values[:, 5:8] * 2.0 - 1.0 if cfg.use_bump else None
+        values, cfg = self.activation(features[..., :needed]), self.cfg
+        metallic = cfg.min_metallic + (cfg.max_metallic - cfg.min_metallic) * values[..., 3:4]
+        roughness = cfg.min_roughness + (cfg.max_roughness - cfg.min_roughness) * values[..., 4:5]
+        return values[..., :3], metallic, roughness, values[..., 5:8] * 2.0 - 1.0 if cfg.use_bump else None
 
-    def _bent(self, normal: Tensor, bend: Tensor | None) -> Tensor:  # [N, 3], [N, 3] -> [N, 3]
+    def _bent(self, normal: Tensor, bend: Tensor | None) -> Tensor:  # [..., 3] each -> [..., 3]
         """The normal plus the part of the bend that lies along the surface: at most a right angle away."""
         if bend is None:
             return normal

@@ -42,8 +42,8 @@ def _parts(file: GltfFile, colors: bool) -> list[MeshPart]:
             faces = _faces(file, primitive, len(positions))
             if placed.joints is None and placed.is_mirror:  # section 3.7.4
                 faces = faces[:, ::-1]
-            layout = _vertex_data(file, primitive, "TEXCOORD_0")
-            part = MeshPart(positions[faces], layout=None if layout is None else layout.astype(np.float64)[faces])
+            layout = _texture_coordinates(file, primitive, 0)
+            part = MeshPart(positions[faces], layout=None if layout is None else layout[faces])
             if colors:
                 _add_colors(file, materials, primitive, faces, part)
             parts.append(part)
@@ -57,6 +57,16 @@ def _vertex_data(file: GltfFile, primitive: dict[str, Any], name: str) -> np.nda
     if "bufferView" not in file.item("accessors", index) and DRACO in primitive.get("extensions", {}):
         raise unread_extension(file.path, DRACO)
     return file.accessor(index)
+
+
+def _texture_coordinates(file: GltfFile, primitive: dict[str, Any], number: int) -> np.ndarray | None:
+    """[V, 2], v down; None where the primitive has no set of this number."""
+    uv = _vertex_data(file, primitive, f"TEXCOORD_{number}")
+    if uv is None:
+        return None
+    if uv.shape[1] != 2:
+        raise UserError(f"{file.path} is broken: its TEXCOORD_{number} has {uv.shape[1]} numbers, expected 2")
+    return uv.astype(np.float64)
 
 
 def _positions(file: GltfFile, mesh: dict[str, Any], primitive: dict[str, Any], placed: PlacedMesh) -> np.ndarray:
@@ -118,9 +128,8 @@ def _add_colors(
     if "material" in primitive:
         base = materials.base_color(primitive["material"])
         linear = linear * base.factor
-        uv = None if base.texture is None else _vertex_data(file, primitive, f"TEXCOORD_{base.uv_set}")
+        uv = None if base.texture is None else _texture_coordinates(file, primitive, base.uv_set)
         if uv is not None:
-            uv = uv.astype(np.float64)
             part.uv = (uv if base.uv_matrix is None else uv @ base.uv_matrix[:, :2].T + base.uv_matrix[:, 2])[faces]
             part.texture = base.texture
         elif base.texture is not None:

@@ -86,14 +86,19 @@ def _joined(path: str, parts: list[MeshPart], rotation: np.ndarray, colors: bool
 
 
 def _set_layout(mesh: Mesh, corner_uv: np.ndarray) -> None:  # [F, 3, 2], v down
-    """Gives the mesh texture coordinates, each of one vertex; not where some are missing."""
+    """Gives the mesh texture coordinates, each of one vertex and one handedness; not where some are missing.
+
+    Halves that mirror one another in the picture may share the coordinates of their seam, but no tangents there.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         corner_uv = corner_uv.astype(np.float32)
     if not np.isfinite(corner_uv).all():
         return
-    rows = np.concatenate([mesh.t_pos_idx.numpy().reshape(-1, 1).astype(np.float64), corner_uv.reshape(-1, 2)], 1)
+    first, second = (corner_uv[:, i].astype(np.float64) - corner_uv[:, 0] for i in (1, 2))  # [F, 2]
+    mirrored = np.repeat(first[:, 0] * second[:, 1] > first[:, 1] * second[:, 0], 3)  # v grows downwards
+    rows = np.concatenate([mesh.t_pos_idx.numpy().reshape(-1, 1), mirrored[:, None], corner_uv.reshape(-1, 2)], 1)
     unique, index = np.unique(rows, axis=0, return_inverse=True)
-    mesh.set_uv(torch.from_numpy(unique[:, 1:]).float(), torch.from_numpy(index.reshape(-1, 3).astype(np.int64)))
+    mesh.set_uv(torch.from_numpy(unique[:, 2:]).float(), torch.from_numpy(index.reshape(-1, 3).astype(np.int64)))
 
 
 def _surface_colors(path: str, parts: list[MeshPart], kept: np.ndarray, order: list[int]) -> SurfaceColors:
