@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import threestudio
 from threestudio.models.estimators import ImportanceEstimator, OccupancyGridEstimator
 from threestudio.models.geometry.base import BaseImplicitGeometry
+from threestudio.models.renderers.volume_parts import shade_samples
 from threestudio.utils.errors import UserError
 
 BOX = torch.tensor([[-1.0, -1, -1], [1, 1, 1]])
@@ -330,3 +331,14 @@ def test_importance_estimator_puts_samples_where_the_matter_is():
         estimator.sampling([], [], 4, 2, 0.0, 1.0, sampling_type="log")
     with pytest.raises(ValueError, match="prop_samples"):
         estimator.sampling([], [3], 4, 2, 0.0, 1.0)
+
+
+def test_a_material_that_needs_normals_of_a_field_that_has_none_names_the_key():
+    encoding = {"otype": "HashGrid", "n_levels": 2, "n_features_per_level": 2, "log2_hashmap_size": 8,
+                "base_resolution": 4, "per_level_scale": 1.5}  # fmt: skip
+    field = threestudio.find("implicit-volume")({"pos_encoding_config": encoding, "normal_type": None})
+    points, directions = torch.zeros(3, 3), F.normalize(torch.ones(3, 3), dim=-1)
+    for name in ("diffuse-with-point-light-material", "pbr-material"):
+        material = threestudio.find(name)({})
+        with pytest.raises(UserError, match="system.geometry.normal_type: the material needs normals"):
+            shade_samples(field, material, points, directions, points, {}, True, 0)

@@ -167,10 +167,16 @@ def shade_samples(
     output_normal: bool,
     chunk_size: int,  # points at once; 0: all
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """What the geometry says at points, and the material's colours [S, C]."""
+    """What the geometry says at points, and the material's colours [S, C]. Raises UserError where the material needs
+    normals, which the field is set not to have."""
 
     def query(points: Tensor, t_dirs: Tensor, light_positions: Tensor) -> tuple:
         geo_out = geometry(points, output_normal=output_normal)
+        if material.requires_normal and "shading_normal" not in geo_out:
+            raise UserError(
+                "system.geometry.normal_type: the material needs normals; expected one that gives some, such as "
+                "analytic, got none"
+            )
         rgb = material(viewdirs=t_dirs, positions=points, light_positions=light_positions, **geo_out, **options)
         return geo_out, rgb
 
