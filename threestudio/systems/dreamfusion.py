@@ -6,31 +6,18 @@ from typing import Any
 from torch import Tensor
 
 import threestudio
-from threestudio.systems.guide_shape import GuideShapeConfig, configured_guide_shape, guide_shape_losses
-from threestudio.systems.loss_weights import LossWeights
-from threestudio.systems.losses import VOLUME_WEIGHTS, volume_losses
+from threestudio.systems.guide_shape import GuideShapeConfig, WithGuideShape, guide_shape_losses
+from threestudio.systems.losses import volume_losses
 from threestudio.systems.score_distillation import ScoreDistillationSystem
 
 
 @threestudio.register("dreamfusion-system")
-class DreamFusion(ScoreDistillationSystem):
+class DreamFusion(WithGuideShape, ScoreDistillationSystem):
     @dataclass
     class Config(GuideShapeConfig, ScoreDistillationSystem.Config):
         pass
 
     cfg: Config
-
-    def own_weights(self) -> LossWeights:
-        return VOLUME_WEIGHTS.with_(optional=("lambda_shape",))
-
-    def configure(self) -> None:
-        self.guide_shape = configured_guide_shape(self.cfg)
-        super().configure()
-
-    def open_teacher(self) -> None:
-        if self.guide_shape is not None:
-            self.guide_shape.read()  # what is wrong with its file is found before the teacher is opened
-        super().open_teacher()
 
     def training_step(self, batch: dict, batch_idx: int) -> dict:
         out = self(batch)

@@ -12,7 +12,8 @@ from torch import Tensor
 import threestudio
 from threestudio.models.mesh import Mesh
 from threestudio.ops.mesh_distance import MeshDistance
-from threestudio.systems.losses import Weight
+from threestudio.systems.loss_weights import LossWeights
+from threestudio.systems.losses import VOLUME_WEIGHTS, Weight
 from threestudio.utils.errors import UserError
 from threestudio.utils.mesh_reading import AXES, load_mesh_file
 from threestudio.utils.value_checks import check_choice
@@ -80,6 +81,22 @@ class GuideShape:
             mesh = self.read()
             self._distances[device] = MeshDistance(mesh.v_pos.to(device), mesh.t_pos_idx.to(device))
         return self._distances[device](points)
+
+
+class WithGuideShape:
+    """Goes before the base class of a system of density fields, whose config has the keys above."""
+
+    def own_weights(self) -> LossWeights:
+        return VOLUME_WEIGHTS.with_(optional=("lambda_shape",))
+
+    def configure(self) -> None:
+        self.guide_shape = configured_guide_shape(self.cfg)
+        super().configure()
+
+    def open_teacher(self) -> None:
+        if self.guide_shape is not None:
+            self.guide_shape.read()  # what is wrong with its file is found before the teacher is opened
+        super().open_teacher()
 
 
 def guide_shape_losses(guide: GuideShape | None, out: dict[str, Any], weight: Weight) -> dict[str, Tensor]:

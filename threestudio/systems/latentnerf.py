@@ -3,31 +3,18 @@
 from dataclasses import dataclass
 
 import threestudio
-from threestudio.systems.guide_shape import GuideShapeConfig, configured_guide_shape, guide_shape_losses
+from threestudio.systems.guide_shape import GuideShapeConfig, WithGuideShape, guide_shape_losses
 from threestudio.systems.latent_scene import LatentSceneSystem
-from threestudio.systems.loss_weights import LossWeights
-from threestudio.systems.losses import VOLUME_WEIGHTS, volume_losses
+from threestudio.systems.losses import volume_losses
 
 
 @threestudio.register("latentnerf-system")
-class LatentNeRF(LatentSceneSystem):
+class LatentNeRF(WithGuideShape, LatentSceneSystem):
     @dataclass
     class Config(GuideShapeConfig, LatentSceneSystem.Config):
         refinement: bool = False  # the second stage: the material turns latents to colours before rendering
 
     cfg: Config
-
-    def own_weights(self) -> LossWeights:
-        return VOLUME_WEIGHTS.with_(optional=("lambda_shape",))
-
-    def configure(self) -> None:
-        self.guide_shape = configured_guide_shape(self.cfg)
-        super().configure()
-
-    def open_teacher(self) -> None:
-        if self.guide_shape is not None:
-            self.guide_shape.read()  # what is wrong with its file is found before the teacher is opened
-        super().open_teacher()
 
     def training_step(self, batch: dict, batch_idx: int) -> dict:
         out = self(batch)
