@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 import threestudio
 from threestudio.models.mesh import Mesh
-from threestudio.ops.mesh_distance import MeshDistance
 from threestudio.systems.loss_weights import LossWeights
 from threestudio.systems.losses import VOLUME_WEIGHTS, Weight
 from threestudio.utils.errors import UserError
 from threestudio.utils.mesh_reading import AXES, load_mesh_file
 from threestudio.utils.value_checks import check_choice
+
+if TYPE_CHECKING:
+    from threestudio.ops.mesh_distance import MeshDistance
 
 KEY = "system.guide_shape"
 STEP = 0.2  # world units; a sample's occupancy is the opacity of so long a way through its density
@@ -76,6 +78,8 @@ class GuideShape:
 
     def distance(self, points: Tensor) -> Tensor:
         """points [N, 3] in world units -> signed distance [N, 1], negative inside."""
+        from threestudio.ops.mesh_distance import MeshDistance  # brings Warp
+
         device = points.device
         if device not in self._distances:
             mesh = self.read()
@@ -85,6 +89,8 @@ class GuideShape:
 
 class WithGuideShape:
     """Goes before the base class of a system of density fields, whose config has the keys above."""
+
+    guide_shape: GuideShape | None = None  # as `configure` finds it
 
     def own_weights(self) -> LossWeights:
         return VOLUME_WEIGHTS.with_(optional=("lambda_shape",))
